@@ -1,0 +1,1 @@
+//! entrepot-data-plane

@@ -1,0 +1,96 @@
+//! Rules map namespace prefixes to upstreams.
+
+use uuid::Uuid;
+
+use crate::name::{NameError, NamespacePrefix, RepositoryName, ResourceId};
+use crate::upstream::UpstreamKind;
+
+/// Maps a namespace prefix to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Identifies it for ever, also when another rule takes its id or prefix.
+    pub uid: Uuid,
+    /// What operators call it.
+    pub id: ResourceId,
+    /// Which repositories it covers.
+    pub prefix: NamespacePrefix,
+    /// Where they are filled from.
+    pub upstream_uid: Uuid,
+    /// Goes in front of the rest of the name there.
+    pub upstream_prefix: NamespacePrefix,
+}
+
+/// The two names of a repository that a rule covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// Its name here, in the one spelling under which it is kept.
+    pub repository: RepositoryName,
+    /// Its name at the upstream.
+    pub upstream_repository: RepositoryName,
+}
+
+impl Rule {
+    /// The names that a client's `name` means under this rule, whose upstream is of `kind`.
+    ///
+    /// # Errors
+    /// If the name at the upstream, or the canonical one here, is too long.
+    ///
+    /// # Panics
+    /// Never: a name that the rule does not cover is taken as below it.
+    pub fn map(&self, name: &RepositoryName, kind: UpstreamKind) -> Result<Mapped, NameError> {
+        let rest = self.prefix.strip(name).unwrap_or(name.as_str());
+        // The upstream's quirk applies to the whole name that the upstream sees.
+        if !self.upstream_prefix.is_root() {
+            return Ok(Mapped { repository: name.clone(), upstream_repository: self.upstream_prefix.join(rest)? });
+        }
+        let canonical = kind.canonical(rest)?;
+        Ok(Mapped { repository: self.prefix.join(canonical.as_str())?, upstream_repository: canonical })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(prefix: &str, upstream_prefix: &str) -> Rule {
+        Rule {
+            uid: Uuid::nil(),
+            id: "r".parse().unwrap(),
+            prefix: prefix.parse().unwrap(),
+            upstream_uid: Uuid::nil(),
+            upstream_prefix: upstream_prefix.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn names_are_mapped_as_ecr_maps_them() {
+        for (prefix, upstream_prefix, name, upstream_name) in [
+            ("ecr-public", "ROOT", "ecr-public/my-app/image1", "my-app/image1"),
+            ("ROOT", "ROOT", "my-app/image1", "my-app/image1"),
+            ("team-a", "team-a", "team-a/myapp/image1", "team-a/myapp/image1"),
+            ("my-app", "upstream-app", "my-app/image1", "upstream-app/image1"),
+            ("a/b", "c/d", "a/b/x", "c/d/x"),
+        ] {
+            let name: RepositoryName = name.parse().unwrap();
+            let mapped = rule(prefix, upstream_prefix).map(&name, UpstreamKind::Oci).unwrap();
+            assert_eq!((mapped.repository, mapped.upstream_repository.as_str()), (name, upstream_name));
+        }
+    }
+
+    #[test]
+    fn docker_hubs_two_spellings_are_one_repository() {
+        for name in ["hub/nginx", "hub/library/nginx"] {
+            let mapped = rule("hub", "ROOT").map(&name.parse().unwrap(), UpstreamKind::DockerHub).unwrap();
+            assert_eq!(mapped.repository.as_str(), "hub/library/nginx");
+            assert_eq!(mapped.upstream_repository.as_str(), "library/nginx");
+        }
+        let mapped = rule("nginx", "grafana").map(&"nginx/loki".parse().unwrap(), UpstreamKind::DockerHub).unwrap();
+        assert_eq!((mapped.repository.as_str(), mapped.upstream_repository.as_str()), ("nginx/loki", "grafana/loki"));
+    }
+
+    #[test]
+    fn a_name_that_grows_too_long_is_an_error() {
+        let name = format!("h/{}", "a".repeat(250)).parse().unwrap();
+        assert!(rule("h", "ROOT").map(&name, UpstreamKind::DockerHub).is_err());
+    }
+}
