@@ -1,1 +1,21 @@
-//! entrepot-data-plane
+//! The data plane: stateless nodes that serve pulls and fill what they lack.
+//!
+//! Read it in this order: [`control`] is the line to the control plane; [`http`] is the edge; `pull.rs` is the walk of
+//! a pull, which calls `auth`, `resolve`, the store and `fill` in this order.
+
+mod app;
+mod auth;
+pub mod config;
+mod control;
+mod error;
+mod fill;
+mod flight;
+pub mod http;
+mod metrics;
+mod pull;
+mod repository;
+mod resolve;
+
+pub use app::{DataPlane, Deps, StartError};
+pub use config::Config;
+pub use error::{LoginFault, PullError};

@@ -1,5 +1,6 @@
 //! Rules map namespace prefixes to upstreams.
 
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use crate::name::{NameError, NamespacePrefix, RepositoryName, ResourceId};
@@ -30,6 +31,21 @@ pub struct Mapped {
 }
 
 impl Rule {
+    /// Identifies where this rule's content comes from: it changes when the rule is pointed elsewhere.
+    ///
+    /// Content that landed under one origin is no evidence for what another one may show, and a tag that one origin
+    /// confirmed was never confirmed by the other; so records carry the origin rather than the rule.
+    pub fn origin(&self) -> Uuid {
+        let mut hasher = Sha256::new();
+        hasher.update(self.uid);
+        hasher.update(self.upstream_uid);
+        hasher.update(self.upstream_prefix.path());
+        let hash: [u8; 32] = hasher.finalize().into();
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash[..16]);
+        uuid::Builder::from_custom_bytes(bytes).into_uuid()
+    }
+
     /// The names that a client's `name` means under this rule, whose upstream is of `kind`.
     ///
     /// # Errors
@@ -75,6 +91,15 @@ mod tests {
             let mapped = rule(prefix, upstream_prefix).map(&name, UpstreamKind::Oci).unwrap();
             assert_eq!((mapped.repository, mapped.upstream_repository.as_str()), (name, upstream_name));
         }
+    }
+
+    #[test]
+    fn a_rule_that_is_pointed_elsewhere_has_another_origin() {
+        let (a, b) = (rule("a", "ROOT"), rule("a", "x"));
+        assert_ne!(a.origin(), b.origin());
+        let mut renamed = a.clone();
+        renamed.prefix = "c".parse().unwrap();
+        assert_eq!(a.origin(), renamed.origin());
     }
 
     #[test]

@@ -1,0 +1,219 @@
+//! What this node learns, on its way to the control plane.
+//!
+//! Events about repositories, images and tags are durable, as objects of the store, before the record is written that
+//! they tell of: so whatever can be pulled will be listed. They are deleted when the control plane has taken them.
+//! Last pulls are counted in memory and may lose a second.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, RepositoryName, ResourceId};
+use entrepot_proto::node::v1 as pb;
+use entrepot_proto::node::v1::event::Kind;
+use entrepot_proto::node::v1::nodes_client::NodesClient;
+use entrepot_runtime::{Clock, Tasks, chain};
+use entrepot_store::{Key, Store, layout};
+use prost::Message as _;
+use tokio::sync::Notify;
+use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Channel;
+use tracing::{debug, error, warn};
+use uuid::Uuid;
+
+use super::NodeToken;
+use crate::config::limits;
+
+/// How many events go into one report.
+const BATCH: usize = 200;
+/// How many different manifests' pulls are remembered between two reports; more than that are forgotten.
+const PULLS: usize = 100_000;
+
+/// Takes events and sees to it that they arrive.
+#[derive(Clone)]
+pub(crate) struct Outbox {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    node: ResourceId,
+    clock: Clock,
+    pulls: Mutex<HashMap<Pulled, DateTime<Utc>>>,
+    wake: Notify,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Pulled {
+    repository: RepositoryName,
+    incarnation: Uuid,
+    digest: Digest,
+}
+
+impl Outbox {
+    pub(crate) fn new(store: Store, node: ResourceId, clock: Clock) -> Self {
+        let inner = Inner { store, node, clock, pulls: Mutex::default(), wake: Notify::new() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Makes events durable. Returns before they have been delivered.
+    pub(crate) async fn record(
+        &self,
+        repository: &RepositoryName,
+        incarnation: Uuid,
+        kinds: Vec<Kind>,
+    ) -> Result<(), entrepot_store::Error> {
+        let events = kinds.into_iter().map(|kind| self.event(repository, incarnation, self.inner.clock.now(), kind));
+        let report = pb::ReportEventsRequest { node_id: self.inner.node.to_string(), events: events.collect() };
+        let key = layout::event(&self.inner.node, Uuid::now_v7());
+        self.inner.store.put_once(&key, Bytes::from(report.encode_to_vec())).await?;
+        self.inner.wake.notify_one();
+        Ok(())
+    }
+
+    /// Notes that a manifest was pulled.
+    pub(crate) fn pulled(&self, repository: &RepositoryName, incarnation: Uuid, digest: &Digest) {
+        let pulled = Pulled { repository: repository.clone(), incarnation, digest: digest.clone() };
+        let mut pulls = self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        if pulls.len() < PULLS {
+            pulls.insert(pulled, self.inner.clock.now());
+        }
+    }
+
+    /// Delivers until the node stops, and what can be delivered at once then.
+    pub(crate) async fn deliver(self, channel: Channel, token: NodeToken, tasks: Tasks) {
+        let stopping = tasks.stopping();
+        let mut client = NodesClient::new(InterceptedService::new(channel, token));
+        let backoff = ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_delay(Duration::from_secs(5))
+            .without_max_times();
+        let mut delays = backoff.build();
+        loop {
+            let wait = match self.pass(&mut client).await {
+                Ok(()) => {
+                    delays = backoff.build();
+                    // Pulls are reported once a second; events wake at once.
+                    Duration::from_secs(1)
+                }
+                Err(problem) => {
+                    debug!("events wait for the control plane: {problem}");
+                    delays.next().unwrap_or(Duration::from_secs(5))
+                }
+            };
+            if stopping.is_cancelled() {
+                return;
+            }
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = self.inner.wake.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Delivers everything that waits, oldest first.
+    async fn pass(&self, client: &mut NodesClient<InterceptedService<Channel, NodeToken>>) -> Result<(), String> {
+        loop {
+            let prefix = layout::events_prefix(&self.inner.node);
+            let keys = self.inner.store.list(&prefix, None, BATCH).await.map_err(|error| chain(&error).to_string())?;
+            for key in &keys {
+                let object = self.inner.store.get(key).await.map_err(|error| chain(&error).to_string())?;
+                if let Some(object) = object {
+                    self.deliver_one(client, key, &object.bytes).await?;
+                }
+            }
+            if keys.len() < BATCH {
+                break;
+            }
+        }
+        self.deliver_pulls(client).await
+    }
+
+    async fn deliver_one(
+        &self,
+        client: &mut NodesClient<InterceptedService<Channel, NodeToken>>,
+        key: &Key,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        match pb::ReportEventsRequest::decode(bytes) {
+            Ok(report) => match report_within_limit(client, report).await {
+                Ok(()) => {}
+                // It will never be taken; the reconciling pass finds what it told of.
+                Err(status) if status.code() == Code::InvalidArgument => {
+                    error!("the control plane refuses the events of `{key}`, which are dropped: {status}");
+                }
+                Err(status) => return Err(status.to_string()),
+            },
+            Err(problem) => error!("the events of `{key}` cannot be read and are dropped: {problem}"),
+        }
+        self.inner.store.delete(key).await.map_err(|error| chain(&error).to_string())
+    }
+
+    async fn deliver_pulls(
+        &self,
+        client: &mut NodesClient<InterceptedService<Channel, NodeToken>>,
+    ) -> Result<(), String> {
+        let pulls = std::mem::take(&mut *self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner));
+        let pulls: Vec<_> = pulls.into_iter().collect();
+        for (done, batch) in pulls.chunks(BATCH).enumerate() {
+            let events = batch.iter().map(|(pulled, at)| {
+                let kind = Kind::Pulled(pb::Pulled { digest: pulled.digest.to_string(), pull_time: Some(wire(*at)) });
+                self.event(&pulled.repository, pulled.incarnation, *at, kind)
+            });
+            let report = pb::ReportEventsRequest { node_id: self.inner.node.to_string(), events: events.collect() };
+            if let Err(status) = report_within_limit(client, report).await {
+                if status.code() == Code::InvalidArgument {
+                    warn!("the control plane refuses a report of pulls, which is dropped: {status}");
+                    continue;
+                }
+                self.take_back(&pulls[done * BATCH..]);
+                return Err(status.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers pulls that could not be reported, unless newer ones are known already.
+    fn take_back(&self, undelivered: &[(Pulled, DateTime<Utc>)]) {
+        let mut pulls = self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        for (pulled, at) in undelivered {
+            if pulls.len() < PULLS {
+                pulls.entry(pulled.clone()).or_insert(*at);
+            }
+        }
+    }
+
+    fn event(&self, repository: &RepositoryName, incarnation: Uuid, at: DateTime<Utc>, kind: Kind) -> pb::Event {
+        pb::Event {
+            event_id: Uuid::now_v7().to_string(),
+            event_time: Some(wire(at)),
+            repository: repository.to_string(),
+            incarnation: incarnation.to_string(),
+            kind: Some(kind),
+        }
+    }
+}
+
+async fn report_within_limit(
+    client: &mut NodesClient<InterceptedService<Channel, NodeToken>>,
+    report: pb::ReportEventsRequest,
+) -> Result<(), tonic::Status> {
+    let mut request = tonic::Request::new(report);
+    request.set_timeout(limits::REPORT);
+    match tokio::time::timeout(limits::REPORT, client.report_events(request)).await {
+        Ok(answer) => answer.map(drop),
+        Err(_) => Err(tonic::Status::deadline_exceeded("the control plane took too long")),
+    }
+}
+
+/// An instant on the wire.
+pub(crate) fn wire(at: DateTime<Utc>) -> prost_types::Timestamp {
+    let nanos = i32::try_from(at.timestamp_subsec_nanos()).unwrap_or_default();
+    prost_types::Timestamp { seconds: at.timestamp(), nanos }
+}

@@ -1,0 +1,217 @@
+//! All that a node needs to know, as one value: rules, upstreams with their clients, principals with their keys.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
+use entrepot_domain::{NamespacePrefix, RepositoryName, Rule, RuleSet, Secret, Upstream, UpstreamKind};
+use entrepot_proto::node::v1 as pb;
+use entrepot_trust::ClusterKey;
+use entrepot_trust::access_key::AccessKeyHash;
+use prost::Message as _;
+use uuid::Uuid;
+
+/// What a node needs to know to serve. Immutable; the next one takes its place as a whole.
+pub(crate) struct Snapshot {
+    pub(crate) version: Version,
+    pub(crate) registry_id: Uuid,
+    rules: RuleSet,
+    upstreams: HashMap<Uuid, Source>,
+    principals: HashSet<Uuid>,
+    access_keys: HashMap<String, AccessKey>,
+}
+
+/// Which snapshot; a later epoch beats any revision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    pub(crate) epoch: i64,
+    pub(crate) revision: i64,
+}
+
+impl From<Version> for pb::SnapshotVersion {
+    fn from(version: Version) -> Self {
+        Self { epoch: version.epoch, revision: version.revision }
+    }
+}
+
+/// An upstream with the client that talks to it.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) client: entrepot_upstream::Client,
+}
+
+/// A key that can be used.
+#[derive(Clone)]
+pub(crate) struct AccessKey {
+    pub(crate) principal_uid: Uuid,
+    pub(crate) hash: AccessKeyHash,
+}
+
+/// Where a repository is and what fills it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// The repository's name, in the one spelling under which it is kept.
+    pub(crate) repository: RepositoryName,
+    /// What fills it; `None` if no rule covers the name.
+    pub(crate) fill: Option<FillFrom>,
+}
+
+/// What fills a repository.
+#[derive(Clone)]
+pub(crate) struct FillFrom {
+    pub(crate) rule: Arc<Rule>,
+    pub(crate) origin: Uuid,
+    pub(crate) source: Source,
+    /// The repository's name at the upstream.
+    pub(crate) repository: RepositoryName,
+}
+
+/// Why a snapshot cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    /// Not the bytes of a snapshot.
+    #[error("the snapshot cannot be decoded")]
+    Decode(#[from] prost::DecodeError),
+    /// Something in it breaks a rule that the control plane should have kept.
+    #[error("the snapshot's {field} `{value}` is malformed")]
+    Malformed {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// A secret in it does not open with this node's cluster key.
+    #[error("a secret of the snapshot does not open with this node's cluster key: {what}")]
+    Sealed {
+        /// Which secret.
+        what: String,
+    },
+    /// A client cannot be made for one of its upstreams.
+    #[error("no client can be made for upstream `{upstream}`")]
+    Client {
+        /// Which upstream.
+        upstream: String,
+        /// Why.
+        source: entrepot_upstream::BuildError,
+    },
+}
+
+impl Snapshot {
+    /// Reads a snapshot whose signature was checked. Clients of upstreams that have not changed are taken over from
+    /// `previous`, with their connections and tokens.
+    pub(crate) fn decode(bytes: &[u8], key: &ClusterKey, previous: Option<&Self>) -> Result<Self, SnapshotError> {
+        let wire = pb::Snapshot::decode(bytes)?;
+        let version = wire.version.unwrap_or_default();
+        let version = Version { epoch: version.epoch, revision: version.revision };
+        let mut upstreams = HashMap::new();
+        for upstream in wire.upstreams {
+            let source = source(upstream, key, previous)?;
+            upstreams.insert(source.upstream.uid, source);
+        }
+        let (mut principals, mut access_keys) = (HashSet::new(), HashMap::new());
+        for principal in wire.principals {
+            let principal_uid = parse("principal.uid", &principal.uid)?;
+            principals.insert(principal_uid);
+            for access_key in principal.access_keys {
+                let purpose = format!("access-key/{}", access_key.key_id);
+                let hash = key.unseal(&purpose, &access_key.sealed_hash).ok();
+                let hash = hash.and_then(|bytes| AccessKeyHash::decode(bytes.expose()).ok());
+                let hash = hash.ok_or_else(|| SnapshotError::Sealed { what: purpose })?;
+                access_keys.insert(access_key.key_id, AccessKey { principal_uid, hash });
+            }
+        }
+        Ok(Self {
+            version,
+            registry_id: parse("registry_id", &wire.registry_id)?,
+            rules: wire.rules.into_iter().map(rule).collect::<Result<_, _>>()?,
+            upstreams,
+            principals,
+            access_keys,
+        })
+    }
+
+    /// Where a repository of a client's spelling is, and what fills it.
+    pub(crate) fn place(&self, name: &RepositoryName) -> Place {
+        let unfilled = || Place { repository: name.clone(), fill: None };
+        let Some(rule) = self.rules.covering(name) else { return unfilled() };
+        let Some(source) = self.upstreams.get(&rule.upstream_uid) else { return unfilled() };
+        // A name that the upstream cannot have, being too long, is one that nothing fills.
+        let Ok(mapped) = rule.map(name, source.upstream.kind) else { return unfilled() };
+        let fill = FillFrom {
+            rule: rule.clone(),
+            origin: rule.origin(),
+            source: source.clone(),
+            repository: mapped.upstream_repository,
+        };
+        Place { repository: mapped.repository, fill: Some(fill) }
+    }
+
+    /// Whether a principal exists.
+    pub(crate) fn knows(&self, principal_uid: Uuid) -> bool {
+        self.principals.contains(&principal_uid)
+    }
+
+    /// The key with this id, if it can be used.
+    pub(crate) fn access_key(&self, key_id: &str) -> Option<&AccessKey> {
+        self.access_keys.get(key_id)
+    }
+}
+
+fn source(wire: pb::SnapshotUpstream, key: &ClusterKey, previous: Option<&Snapshot>) -> Result<Source, SnapshotError> {
+    let uid = parse("upstream.uid", &wire.uid)?;
+    let same = previous.and_then(|snapshot| snapshot.upstreams.get(&uid));
+    if let Some(same) = same.filter(|source| source.upstream.revision == wire.revision) {
+        return Ok(same.clone());
+    }
+    let plain_http = if wire.allow_plain_http { PlainHttp::Allowed } else { PlainHttp::Refused };
+    let credential = if wire.username.is_empty() {
+        None
+    } else {
+        let what = format!("upstream-password/{uid}");
+        let password = key.unseal(&what, &wire.sealed_password).ok();
+        let password = password.and_then(|bytes| String::from_utf8(bytes.expose().clone()).ok());
+        let password = Secret::new(password.ok_or(SnapshotError::Sealed { what })?);
+        Some(Credential { username: wire.username, password })
+    };
+    let upstream = Upstream {
+        uid,
+        id: parse("upstream.upstream_id", &wire.upstream_id)?,
+        kind: UpstreamKind::from_name(&wire.kind).ok_or_else(|| malformed("upstream.kind", &wire.kind))?,
+        endpoint: Endpoint::parse(&wire.endpoint, plain_http)
+            .map_err(|_| malformed("upstream.endpoint", &wire.endpoint))?,
+        allow_private_addresses: wire.allow_private_addresses,
+        allow_hosts: wire
+            .allow_hosts
+            .iter()
+            .map(|host| parse("upstream.allow_hosts", host))
+            .collect::<Result<_, _>>()?,
+        ca_certificates: wire.ca_certificates,
+        credential,
+        revision: wire.revision,
+    };
+    let client = entrepot_upstream::Client::new(&upstream, entrepot_upstream::Limits::default())
+        .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
+    Ok(Source { upstream: Arc::new(upstream), client })
+}
+
+fn rule(wire: pb::SnapshotRule) -> Result<Rule, SnapshotError> {
+    Ok(Rule {
+        uid: parse("rule.uid", &wire.uid)?,
+        id: parse("rule.rule_id", &wire.rule_id)?,
+        prefix: parse("rule.prefix", &wire.prefix)?,
+        upstream_uid: parse("rule.upstream_uid", &wire.upstream_uid)?,
+        upstream_prefix: match wire.upstream_prefix.as_str() {
+            "" => NamespacePrefix::root(),
+            prefix => parse("rule.upstream_prefix", prefix)?,
+        },
+    })
+}
+
+fn parse<T: std::str::FromStr>(field: &'static str, value: &str) -> Result<T, SnapshotError> {
+    value.parse().map_err(|_| malformed(field, value))
+}
+
+fn malformed(field: &'static str, value: &str) -> SnapshotError {
+    SnapshotError::Malformed { field, value: value.to_owned() }
+}

@@ -1,0 +1,118 @@
+//! Why a pull fails. `http/error.rs` maps this to the wire, once.
+
+use std::time::Duration;
+
+use entrepot_domain::ResourceId;
+
+use crate::http::route::{Asked, RouteError};
+
+/// Why a pull fails. Cheap to clone, since all readers of a fill get the same one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PullError {
+    /// The path or method is not one of ours, or a name in it is malformed.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// Nobody, or nobody known, is asking.
+    #[error("{0}")]
+    Unauthenticated(LoginFault),
+    /// The token does not cover the repository; another one could.
+    #[error("the token does not allow pulling from this repository; ask the token endpoint for its scope")]
+    InsufficientScope,
+    /// Too many failed logins with this key.
+    #[error("too many failed logins with this key")]
+    TooManyLogins {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// No rule covers the name, and no repository has it.
+    #[error("no rule covers this name; `entrepot rule list` shows the prefixes that rules cover")]
+    NoRule,
+    /// The repository is there or could be, the content is not.
+    #[error("{} is unknown{}", asked_name(*.asked), .rule.as_ref().map_or(String::new(), |rule| format!(": the upstream of rule `{rule}` does not have it")))]
+    NotFound {
+        /// What was asked for.
+        asked: Asked,
+        /// The rule whose upstream was asked.
+        rule: Option<ResourceId>,
+    },
+    /// The upstream refuses us.
+    #[error(
+        "the upstream `{upstream}` of rule `{rule}` denies access: it may not have this image, or want other credentials"
+    )]
+    UpstreamDenied {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+    },
+    /// The upstream has had enough requests from us.
+    #[error("the upstream `{upstream}` of rule `{rule}` limits our requests; what is cached goes on being served")]
+    UpstreamThrottled {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+        /// When the upstream wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// The upstream does not answer, or answers that it is broken.
+    #[error("the upstream `{upstream}` of rule `{rule}` is away{}", status.map_or(String::new(), |status| format!(" (status {status})")))]
+    UpstreamAway {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+        /// What it answered, if it did.
+        status: Option<u16>,
+    },
+    /// The upstream leads to an address or token realm that it has no leave for.
+    #[error("the upstream `{upstream}` of rule `{rule}` is refused: {what}")]
+    UpstreamRefused {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+        /// What was refused, and the remedy.
+        what: String,
+    },
+    /// The upstream delivered something that is not what was asked for.
+    #[error("the upstream `{upstream}` of rule `{rule}` delivered bad content: {what}")]
+    BadContent {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The store does not answer.
+    #[error("the registry's storage is away")]
+    StoreAway,
+    /// The node does not know its configuration yet.
+    #[error("this node has no configuration yet")]
+    NoSnapshot,
+    /// This node is doing as much as it may.
+    #[error("this node is busy")]
+    Busy,
+}
+
+/// Why nobody known is asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginFault {
+    /// No credentials.
+    #[error("log in first: `entrepot login-password | docker login --username AWS --password-stdin <registry>`")]
+    Missing,
+    /// Credentials that are not ours, or wrong.
+    #[error("the credentials are wrong or revoked; get a new token with `entrepot login-password`")]
+    Wrong,
+    /// A token that was right once.
+    #[error("the token has expired; get a new one with `entrepot login-password`")]
+    Expired,
+}
+
+fn asked_name(asked: Asked) -> &'static str {
+    match asked {
+        Asked::Manifest => "the manifest",
+        Asked::Blob => "the blob",
+    }
+}

@@ -1,0 +1,102 @@
+//! Gets a blob once, for all who want it: drives the domain's state machine and lets readers have the bytes as they
+//! land.
+//!
+//! A fill belongs to the node, not to the client that caused it. Bytes land in a spool, from which each reader reads
+//! at its own pace; the last of them are held back until the digest is verified, so that nobody ever completes a blob
+//! that is not the one it asked for.
+
+mod landing;
+mod spool;
+mod transfer;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use entrepot_domain::Digest;
+use entrepot_runtime::Tasks;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
+
+use crate::config::limits;
+use crate::control::{FillFrom, Place};
+use crate::error::PullError;
+use crate::repository::Repositories;
+
+pub(crate) use landing::{Landed, Landing};
+
+/// All fills of this node. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Fills {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    repositories: Repositories,
+    spool_dir: PathBuf,
+    tasks: Tasks,
+    turns: Arc<Semaphore>,
+    running: Mutex<HashMap<FillKey, Landing>>,
+}
+
+/// What one fill is about: content under one origin. Bytes that one rule may see never reach another's readers.
+type FillKey = (Uuid, Digest);
+
+impl Fills {
+    pub(crate) fn new(repositories: Repositories, spool_dir: PathBuf, tasks: Tasks) -> Self {
+        let turns = Arc::new(Semaphore::new(limits::FILLS));
+        Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, turns, running: Mutex::default() }) }
+    }
+
+    /// Waits for leave to fetch from an upstream: only so many fetches run at once.
+    pub(crate) async fn turn(&self) -> Result<OwnedSemaphorePermit, PullError> {
+        let turn = tokio::time::timeout(limits::FILL_TURN, self.inner.turns.clone().acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or(PullError::Busy)
+    }
+
+    /// The fill of `digest` that runs, if one does.
+    pub(crate) fn running(&self, origin: Uuid, digest: &Digest) -> Option<Landing> {
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.get(&(origin, digest.clone())).cloned()
+    }
+
+    /// The fill of `digest`, begun from the upstream repository of `place` if none runs.
+    pub(crate) fn join_or_start(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Landing {
+        let key = (fill.origin, digest.clone());
+        let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        match running.entry(key.clone()) {
+            Entry::Occupied(entry) => {
+                let landing = entry.get().clone();
+                // Only a fill of another repository would have needed its upstream's word, and that one was asked for
+                // before; between the two looks it can only have been begun by a reader like this one.
+                landing.confirm_for(place, fill);
+                landing
+            }
+            Entry::Vacant(entry) => {
+                let (landing, progress) = Landing::new(place, fill);
+                entry.insert(landing.clone());
+                let (fills, fill, digest) = (self.clone(), fill.clone(), digest.clone());
+                let leaving = Leaving { fills: self.clone(), key };
+                let confirmed = landing.clone();
+                self.inner.tasks.spawn("fill", async move {
+                    transfer::drive(&fills, &fill, &digest, progress, &confirmed).await;
+                    drop(leaving);
+                });
+                landing
+            }
+        }
+    }
+}
+
+/// Takes a fill out of the table however it ends.
+struct Leaving {
+    fills: Fills,
+    key: FillKey,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.fills.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}

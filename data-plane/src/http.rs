@@ -1,0 +1,9 @@
+//! The edge: connections, requests, answers.
+
+pub(crate) mod body;
+pub(crate) mod error;
+pub(crate) mod head_limit;
+pub mod range;
+pub(crate) mod respond;
+pub mod route;
+pub(crate) mod server;

@@ -1,0 +1,37 @@
+//! Bodies of answers: bytes in hand, or a stream with its own back-pressure.
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
+
+/// Why a body ends early. The connection ends with it, short of what was promised, so that the client notices.
+#[derive(Debug, thiserror::Error)]
+#[error("the body ends early")]
+pub(crate) struct Cut(#[source] Box<dyn std::error::Error + Send + Sync>);
+
+impl Cut {
+    /// A cut because of `source`.
+    pub(crate) fn because(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(source.into())
+    }
+}
+
+/// The body of an answer.
+pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
+
+/// No bytes.
+pub(crate) fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// These bytes.
+pub(crate) fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// Bytes as they come.
+pub(crate) fn stream(bytes: impl Stream<Item = Result<Bytes, Cut>> + Send + 'static) -> Body {
+    StreamBody::new(bytes.map(|chunk| chunk.map(Frame::data))).boxed_unsync()
+}

@@ -1,0 +1,127 @@
+//! The one mapping of failed pulls to the wire.
+//!
+//! Source: OCI distribution specification 1.1, "Error codes"; the choice between 404, 429, 502 and 503 follows what
+//! clients do with them: 404 is remembered, 500 is not retried elsewhere, and 429 makes some clients storm.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+
+use super::body::{self, Body};
+use super::route::{Asked, RouteError};
+use crate::auth::challenge::Challenge;
+use crate::error::{LoginFault, PullError};
+
+impl PullError {
+    /// The only place where a failed pull becomes a status and an error code.
+    pub(crate) fn status_and_code(&self, user_agent: &str) -> (StatusCode, &'static str) {
+        match self {
+            Self::Route(error) => route_status_and_code(error),
+            Self::Unauthenticated(_) | Self::InsufficientScope => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
+            Self::TooManyLogins { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+            Self::NoRule => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
+            Self::NotFound { asked, .. } => (StatusCode::NOT_FOUND, unknown(*asked)),
+            Self::UpstreamDenied { .. } => (StatusCode::FORBIDDEN, "DENIED"),
+            Self::UpstreamThrottled { .. } if honours_retry_after(user_agent) => {
+                (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS")
+            }
+            Self::UpstreamRefused { .. } | Self::BadContent { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
+            Self::UpstreamThrottled { .. }
+            | Self::UpstreamAway { .. }
+            | Self::StoreAway
+            | Self::NoSnapshot
+            | Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+        }
+    }
+
+    /// When a client should try again.
+    fn retry_after(&self) -> Option<Duration> {
+        let asked = match self {
+            Self::TooManyLogins { retry_after } => Some(*retry_after),
+            Self::UpstreamThrottled { retry_after, .. } => *retry_after,
+            Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::Busy => None,
+            Self::Route(_)
+            | Self::Unauthenticated(_)
+            | Self::InsufficientScope
+            | Self::NoRule
+            | Self::NotFound { .. }
+            | Self::UpstreamDenied { .. }
+            | Self::UpstreamRefused { .. }
+            | Self::BadContent { .. } => return None,
+        };
+        // Clients cap what they honour at about a minute.
+        Some(asked.unwrap_or(Duration::from_secs(5)).clamp(Duration::from_secs(1), Duration::from_secs(60)))
+    }
+}
+
+/// The answer to a pull that failed. A HEAD request's body is left out by the server.
+pub(crate) fn response(error: &PullError, user_agent: &str, challenge: &Challenge<'_>) -> Response<Body> {
+    let (status, code) = error.status_and_code(user_agent);
+    let message = serde_json::json!({ "errors": [{ "code": code, "message": error.to_string() }] });
+    let bytes = Bytes::from(message.to_string());
+    let mut response = Response::new(body::full(bytes.clone()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_LENGTH, bytes.len().into());
+    if let Some(after) = error.retry_after() {
+        headers.insert(RETRY_AFTER, after.as_secs().into());
+    }
+    let problem = match error {
+        PullError::Unauthenticated(LoginFault::Missing) => Some(None),
+        PullError::Unauthenticated(LoginFault::Wrong | LoginFault::Expired) => Some(Some("invalid_token")),
+        PullError::InsufficientScope => Some(Some("insufficient_scope")),
+        _ => None,
+    };
+    if let Some(problem) = problem {
+        for line in challenge.lines(problem) {
+            headers.append(WWW_AUTHENTICATE, line);
+        }
+    }
+    response
+}
+
+fn route_status_and_code(error: &RouteError) -> (StatusCode, &'static str) {
+    match error {
+        RouteError::NoSuchPath => (StatusCode::NOT_FOUND, "UNSUPPORTED"),
+        RouteError::EncodedSlash => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
+        RouteError::Method => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
+        RouteError::Name(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
+        // No such tag can exist: 404, as conformance asks.
+        RouteError::Tag(_) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
+        RouteError::MalformedDigest => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
+        RouteError::UnknownAlgorithm(asked) => (StatusCode::NOT_FOUND, unknown(*asked)),
+    }
+}
+
+fn unknown(asked: Asked) -> &'static str {
+    match asked {
+        Asked::Manifest => "MANIFEST_UNKNOWN",
+        Asked::Blob => "BLOB_UNKNOWN",
+    }
+}
+
+/// Whether a client waits as a 429 tells it to. containerd repeats at once, five times, and Docker gives up; these wait.
+fn honours_retry_after(user_agent: &str) -> bool {
+    let agent = user_agent.to_ascii_lowercase();
+    ["containers/", "skopeo/", "buildah/", "podman/", "cri-o/", "regclient"]
+        .iter()
+        .any(|known| agent.starts_with(known))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r_fail_03_a_throttled_upstream_is_told_to_each_client_as_it_can_take_it() {
+        let id = || "hub".parse().unwrap();
+        let error = PullError::UpstreamThrottled { rule: id(), upstream: id(), retry_after: None };
+        assert_eq!(error.status_and_code("containers/5.23.1").0, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(error.status_and_code("containerd/1.6").0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(error.status_and_code("").0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+    }
+}

@@ -1,0 +1,184 @@
+//! Answers to pulls: exact bytes, exact media type, the headers that clients look at.
+//!
+//! Source: OCI distribution specification 1.1 "Pull"; RFC 9110 for ranges and conditions; RFC 9211 for Cache-Status.
+
+use std::ops::Range;
+
+use entrepot_domain::{Digest, Reference};
+use futures_util::StreamExt as _;
+use http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+
+use super::body::{self, Body, Cut};
+use super::range::{Wanted, wanted};
+use crate::error::PullError;
+use crate::http::route::Asked;
+use crate::repository::{Repositories, within_limit};
+use crate::resolve::{Blob, Outcome, Resolved};
+
+const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const WARNING: HeaderName = HeaderName::from_static("warning");
+
+/// Content that a digest names never changes.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable, no-transform");
+/// Caches in between must ask us what a tag means.
+const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
+
+/// The answer that holds a manifest, exactly as it was verified, whatever the client says that it accepts.
+pub(crate) fn manifest(request: &Parts, reference: &Reference, resolved: Resolved) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    response.extensions_mut().insert(resolved.outcome);
+    let headers = response.headers_mut();
+    content_headers(headers, &resolved.digest, resolved.outcome);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(resolved.media_type.as_str()));
+    headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
+    if resolved.outcome == Outcome::Stale {
+        let since = resolved.validated.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")));
+        let text = format!(r#"299 - "the upstream cannot be asked; it last confirmed this tag {since}""#);
+        headers.extend(HeaderValue::from_str(&text).map(|value| (WARNING, value)));
+    }
+    if matches_etag(&request.headers, &resolved.digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    response.headers_mut().insert(CONTENT_LENGTH, resolved.bytes.len().into());
+    *response.body_mut() = body::full(resolved.bytes);
+    response
+}
+
+/// The answer that holds a blob, or the part of it that was asked for.
+pub(crate) async fn blob(
+    request: &Parts,
+    digest: &Digest,
+    blob: Blob,
+    repositories: &Repositories,
+) -> Result<Response<Body>, PullError> {
+    let (size_bytes, outcome) = match &blob {
+        Blob::Stored { size_bytes, outcome, .. } => (Some(*size_bytes), *outcome),
+        Blob::Landing(landed) => (landed.size_bytes, Outcome::Miss),
+        Blob::Known { size_bytes } => (*size_bytes, Outcome::Miss),
+    };
+    let mut response = Response::new(body::empty());
+    response.extensions_mut().insert(outcome);
+    let headers = response.headers_mut();
+    content_headers(headers, digest, outcome);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(CACHE_CONTROL, IMMUTABLE);
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if matches_etag(&request.headers, digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let range = match size_bytes.map(|size| (size, wanted(range_header(request, digest), size))) {
+        None | Some((_, Wanted::Whole)) => None,
+        Some((size, Wanted::Part(range))) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            content_range(response.headers_mut(), &format!("bytes {}-{}/{size}", range.start, range.end - 1));
+            Some(range)
+        }
+        Some((size, Wanted::Unsatisfiable)) => {
+            *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+            content_range(response.headers_mut(), &format!("bytes */{size}"));
+            response.headers_mut().insert(CONTENT_LENGTH, 0.into());
+            return Ok(response);
+        }
+    };
+    if let Some(length) = range.as_ref().map(|range| range.end - range.start).or(size_bytes) {
+        response.headers_mut().insert(CONTENT_LENGTH, length.into());
+    }
+    *response.body_mut() = blob_body(blob, range, repositories).await?;
+    Ok(response)
+}
+
+async fn blob_body(blob: Blob, range: Option<Range<u64>>, repositories: &Repositories) -> Result<Body, PullError> {
+    match blob {
+        Blob::Stored { object, size_bytes, .. } => {
+            let read = repositories.store.read(&object, range.unwrap_or(0..size_bytes));
+            let bytes = within_limit(read).await?.ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
+            Ok(body::stream(bytes.map(|chunk| chunk.map_err(Cut::because))))
+        }
+        Blob::Landing(landed) => Ok(body::stream(landed.stream(range))),
+        Blob::Known { .. } => Ok(body::empty()),
+    }
+}
+
+fn content_headers(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {
+    // A digest is a legal header value, quoted or not.
+    headers.extend(HeaderValue::from_str(&digest.to_string()).map(|value| (DIGEST, value)));
+    headers.extend(HeaderValue::from_str(&format!("\"{digest}\"")).map(|value| (ETAG, value)));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status(outcome)));
+}
+
+fn cache_status(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Hit => "entrepot; hit",
+        Outcome::Revalidated => "entrepot; hit; detail=revalidated",
+        Outcome::Miss => "entrepot; fwd=miss; stored",
+        Outcome::Stale => "entrepot; hit; detail=stale",
+        Outcome::Bypass => "entrepot; fwd=bypass",
+    }
+}
+
+/// `If-None-Match` with a list, or `*`. Weak marks do not matter: equal digests are equal bytes.
+fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
+    let wanted = digest.to_string();
+    let values = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut tags = values.flat_map(|value| value.split(',')).map(str::trim);
+    tags.any(|tag| tag == "*" || tag.trim_start_matches("W/").trim_matches('"') == wanted)
+}
+
+/// The range that counts: none on HEAD, and none if `If-Range` names other bytes.
+fn range_header<'r>(request: &'r Parts, digest: &Digest) -> Option<&'r str> {
+    if request.method == Method::HEAD {
+        return None;
+    }
+    let same = match request.headers.get(IF_RANGE) {
+        None => true,
+        Some(tag) => tag.to_str().is_ok_and(|tag| tag.trim_matches('"') == digest.to_string()),
+    };
+    request.headers.get(RANGE).filter(|_| same)?.to_str().ok()
+}
+
+fn content_range(headers: &mut HeaderMap, text: &str) {
+    headers.extend(HeaderValue::from_str(text).map(|value| (CONTENT_RANGE, value)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(headers: &[(&'static str, &str)]) -> Parts {
+        let mut builder = http::Request::get("/");
+        for (name, value) in headers {
+            builder = builder.header(*name, *value);
+        }
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn r_pull_06_conditions_compare_digests() {
+        let digest = Digest::sha256(b"x");
+        for (value, matches) in [
+            (format!("\"{digest}\""), true),
+            (format!("W/\"{digest}\""), true),
+            (format!("\"a\", \"{digest}\""), true),
+            ("*".to_owned(), true),
+            ("\"a\"".to_owned(), false),
+        ] {
+            assert_eq!(matches_etag(&request(&[("if-none-match", &value)]).headers, &digest), matches, "{value}");
+        }
+    }
+
+    #[test]
+    fn r_range_07_if_range_with_another_digest_gets_the_whole() {
+        let digest = Digest::sha256(b"x");
+        let same = format!("\"{digest}\"");
+        assert_eq!(range_header(&request(&[("range", "bytes=1-"), ("if-range", &same)]), &digest), Some("bytes=1-"));
+        assert_eq!(range_header(&request(&[("range", "bytes=1-"), ("if-range", "\"y\"")]), &digest), None);
+        assert_eq!(range_header(&request(&[("range", "bytes=1-")]), &digest), Some("bytes=1-"));
+    }
+}

@@ -1,0 +1,221 @@
+//! What is asked? Paths are parsed from their end, since repository names contain `/`.
+
+use entrepot_domain::digest::DigestError;
+use entrepot_domain::reference::ReferenceError;
+use entrepot_domain::{Digest, Reference, RepositoryName};
+use http::Method;
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/v2/`: is this a registry, and must I log in?
+    Base,
+    /// `/token`: a token for registry requests.
+    Token,
+    /// Content of a repository.
+    Pull(Target),
+}
+
+/// Which content of which repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The repository, in the client's spelling.
+    pub repository: RepositoryName,
+    /// What in it.
+    pub content: Content,
+}
+
+/// Which content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A manifest or index.
+    Manifest(Reference),
+    /// A blob.
+    Blob(Digest),
+}
+
+/// Why a request asks for nothing that exists.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// No such path.
+    #[error("there is nothing at this path; images are below `/v2/`")]
+    NoSuchPath,
+    /// A name with an encoded slash, which is no separator.
+    #[error("the repository name holds an encoded slash")]
+    EncodedSlash,
+    /// A path that exists, and a method that it does not offer.
+    #[error("this registry serves pulls: only GET and HEAD are supported here")]
+    Method,
+    /// The repository name breaks the grammar.
+    #[error("the repository name {0}")]
+    Name(#[from] entrepot_domain::name::NameError),
+    /// The tag breaks the grammar, so no such tag can exist.
+    #[error("the tag {0}")]
+    Tag(entrepot_domain::reference::TagError),
+    /// The digest is malformed.
+    #[error("the digest must be `sha256:` with 64, or `sha512:` with 128 lower-case hex digits")]
+    MalformedDigest,
+    /// The digest's algorithm is not known here, so nothing can have it.
+    #[error("the digest uses an algorithm that is not known here; `sha256` and `sha512` are")]
+    UnknownAlgorithm(Asked),
+}
+
+/// What was asked for, where that is all that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A manifest.
+    Manifest,
+    /// A blob.
+    Blob,
+}
+
+impl Route {
+    /// Reads method and path. Query parameters never matter here.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    pub fn parse(method: &Method, path: &str) -> Result<Self, RouteError> {
+        let reads = method == Method::GET || method == Method::HEAD;
+        match path {
+            "/v2" | "/v2/" if reads => return Ok(Self::Base),
+            "/token" if reads || method == Method::POST => return Ok(Self::Token),
+            "/v2" | "/v2/" | "/token" => return Err(RouteError::Method),
+            _ => {}
+        }
+        let rest = path.strip_prefix("/v2/").ok_or(RouteError::NoSuchPath)?;
+        let target = if let Some((name, kind, last)) = split_from_end(rest) {
+            let last = decode(last)?;
+            let repository = || decode(name)?.parse().map_err(RouteError::from);
+            match kind {
+                "manifests" => Target { repository: repository()?, content: Content::Manifest(manifest(&last)?) },
+                // Uploads are a path of their own, `<name>/blobs/uploads/`, and are refused by method.
+                "blobs" if last != "uploads" => {
+                    Target { repository: repository()?, content: Content::Blob(blob(&last)?) }
+                }
+                "blobs" | "uploads" if !reads => return Err(RouteError::Method),
+                _ => return Err(RouteError::NoSuchPath),
+            }
+        } else {
+            return Err(RouteError::NoSuchPath);
+        };
+        if reads { Ok(Self::Pull(target)) } else { Err(RouteError::Method) }
+    }
+}
+
+/// `<name>/<kind>/<last>`; an upload's trailing slash or session is left to the kind.
+fn split_from_end(path: &str) -> Option<(&str, &str, &str)> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let (rest, last) = path.rsplit_once('/')?;
+    let (name, kind) = rest.rsplit_once('/')?;
+    Some((name, kind, last))
+}
+
+/// Decodes `%XX` once. A decoded slash does not separate, so a name with one is refused by the grammar's look at the
+/// raw text.
+fn decode(text: &str) -> Result<String, RouteError> {
+    if !text.contains('%') {
+        return Ok(text.to_owned());
+    }
+    let lower = text.to_ascii_lowercase();
+    if lower.contains("%2f") {
+        return Err(RouteError::EncodedSlash);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| RouteError::NoSuchPath)
+}
+
+fn manifest(text: &str) -> Result<Reference, RouteError> {
+    text.parse().map_err(|error| match error {
+        ReferenceError::Tag(error) => RouteError::Tag(error),
+        ReferenceError::Digest(error) => digest_error(error, Asked::Manifest),
+    })
+}
+
+fn blob(text: &str) -> Result<Digest, RouteError> {
+    text.parse().map_err(|error| digest_error(error, Asked::Blob))
+}
+
+fn digest_error(error: DigestError, asked: Asked) -> RouteError {
+    match error {
+        DigestError::Malformed => RouteError::MalformedDigest,
+        DigestError::UnknownAlgorithm => RouteError::UnknownAlgorithm(asked),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn get(path: &str) -> Result<Route, RouteError> {
+        Route::parse(&Method::GET, path)
+    }
+
+    fn pull(name: &str, content: Content) -> Result<Route, RouteError> {
+        Ok(Route::Pull(Target { repository: name.parse().unwrap(), content }))
+    }
+
+    #[test]
+    fn r_name_01_paths_are_parsed_from_their_end() {
+        let tag = |tag: &str| Content::Manifest(Reference::Tag(tag.parse().unwrap()));
+        assert_eq!(get("/v2/a/manifests/v1"), pull("a", tag("v1")));
+        assert_eq!(get("/v2/manifests/blobs/tags/manifests/v1"), pull("manifests/blobs/tags", tag("v1")));
+        assert_eq!(get(&format!("/v2/a/b/blobs/{DIGEST}")), pull("a/b", Content::Blob(DIGEST.parse().unwrap())));
+        let by_digest = Content::Manifest(Reference::Digest(DIGEST.parse().unwrap()));
+        assert_eq!(get(&format!("/v2/a/manifests/{DIGEST}")), pull("a", by_digest.clone()));
+        assert_eq!(get(&format!("/v2/a/manifests/{}", DIGEST.replace(':', "%3A"))), pull("a", by_digest));
+    }
+
+    #[test]
+    fn r_name_04_malformed_references_are_told_apart() {
+        assert!(matches!(get("/v2/a/manifests/.INVALID_MANIFEST_NAME"), Err(RouteError::Tag(_))));
+        assert_eq!(get("/v2/a/manifests/sha256:baddigeststring"), Err(RouteError::MalformedDigest));
+        assert_eq!(get("/v2/a/blobs/sha256:totallywrong"), Err(RouteError::MalformedDigest));
+        assert_eq!(get("/v2/a/blobs/nodigest"), Err(RouteError::MalformedDigest));
+        assert_eq!(get("/v2/a/blobs/blake3:00"), Err(RouteError::UnknownAlgorithm(Asked::Blob)));
+    }
+
+    #[test]
+    fn r_name_09_an_encoded_slash_does_not_separate_and_dots_lead_nowhere() {
+        assert_eq!(get("/v2/a%2Fb/manifests/v1"), Err(RouteError::EncodedSlash));
+        assert!(matches!(get("/v2/../manifests/v1"), Err(RouteError::Name(_))));
+        assert!(matches!(get("/v2/a/%2e%2e/manifests/v1"), Err(RouteError::Name(_))));
+        assert!(matches!(get("/v2/A/manifests/v1"), Err(RouteError::Name(_))));
+        assert!(matches!(get("/v2/a//b/manifests/v1"), Err(RouteError::Name(_))));
+    }
+
+    #[test]
+    fn r_base_04_unknown_paths_and_wrong_methods_are_told_apart() {
+        assert_eq!(get("/v2"), Ok(Route::Base));
+        assert_eq!(get("/v2/"), Ok(Route::Base));
+        assert_eq!(get("/token"), Ok(Route::Token));
+        assert_eq!(Route::parse(&Method::POST, "/token"), Ok(Route::Token));
+        for path in ["/", "/v1/", "/v2/a", "/v2/a/tags/list", "/v2/_catalog", "/v2/a/blobs/uploads/", "/v3"] {
+            assert_eq!(get(path), Err(RouteError::NoSuchPath), "{path}");
+        }
+        for (method, path) in [
+            (Method::POST, "/v2/a/blobs/uploads/"),
+            (Method::PATCH, "/v2/a/blobs/uploads/x"),
+            (Method::PUT, "/v2/a/manifests/v1"),
+            (Method::DELETE, "/v2/a/manifests/v1"),
+            (Method::PUT, "/v2/"),
+        ] {
+            assert_eq!(Route::parse(&method, path), Err(RouteError::Method), "{method} {path}");
+        }
+    }
+}

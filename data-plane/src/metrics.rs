@@ -1,0 +1,60 @@
+//! What this node counts.
+
+use std::time::Duration;
+
+use entrepot_runtime::Metrics;
+use http::Response;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Histogram, UpDownCounter};
+
+use crate::error::PullError;
+use crate::http::body::Body;
+use crate::resolve::Outcome;
+
+/// Pulls, by what was asked for and how they ended.
+pub(crate) struct PullMetrics {
+    duration: Histogram<f64>,
+    active: UpDownCounter<i64>,
+}
+
+/// Counts a pull as active until it is dropped.
+pub(crate) struct Active(UpDownCounter<i64>);
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.add(-1, &[]);
+    }
+}
+
+impl PullMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let meter = metrics.meter("entrepot.data_plane");
+        let duration = meter
+            .f64_histogram("entrepot.pull.duration")
+            .with_unit("s")
+            .with_description("How long pulls take until their answer's headers leave.")
+            .build();
+        let active = meter
+            .i64_up_down_counter("entrepot.pull.active")
+            .with_description("Pulls whose answer's headers have not left yet.")
+            .build();
+        Self { duration, active }
+    }
+
+    /// Counts a pull that begins.
+    pub(crate) fn begin(&self) -> Active {
+        self.active.add(1, &[]);
+        Active(self.active.clone())
+    }
+
+    /// Counts one pull that has an answer.
+    pub(crate) fn observe(&self, result: &Result<Response<Body>, PullError>, took: Duration, is_manifest: bool) {
+        let outcome = match result {
+            Ok(response) => response.extensions().get().map_or("miss", |outcome: &Outcome| outcome.as_str()),
+            Err(_) => "error",
+        };
+        let content = if is_manifest { "manifest" } else { "blob" };
+        self.duration
+            .record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome), KeyValue::new("content", content)]);
+    }
+}

@@ -1,0 +1,47 @@
+//! The walk of a pull.
+
+use http::request::Parts;
+use http::{Method, Response};
+
+use crate::auth::Auth;
+use crate::control::{Control, Outbox};
+use crate::error::PullError;
+use crate::http::body::Body;
+use crate::http::respond;
+use crate::http::route::{Content, Target};
+use crate::repository::Repositories;
+use crate::resolve::{Resolver, Want};
+
+/// Everything that a pull needs.
+pub(crate) struct Node {
+    pub(crate) control: Control,
+    pub(crate) auth: Auth,
+    pub(crate) resolver: Resolver,
+    pub(crate) repositories: Repositories,
+    pub(crate) outbox: Outbox,
+}
+
+impl Node {
+    /// Serves one manifest or blob. Read this function to know what a pull is.
+    pub(crate) async fn pull(&self, request: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
+        let snapshot = self.control.snapshot()?;
+        let caller = self.auth.identify(&request.headers, &snapshot).await?;
+        let place = snapshot.place(&target.repository);
+        caller.require_pull(&place.repository)?;
+
+        match &target.content {
+            Content::Manifest(reference) => {
+                let resolved = self.resolver.manifest(&place, reference).await?;
+                if let (Some(incarnation), &Method::GET) = (resolved.incarnation, &request.method) {
+                    self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
+                }
+                Ok(respond::manifest(request, reference, resolved))
+            }
+            Content::Blob(digest) => {
+                let want = if request.method == Method::HEAD { Want::Presence } else { Want::Bytes };
+                let blob = self.resolver.blob(&place, digest, want).await?;
+                respond::blob(request, digest, blob, &self.repositories).await
+            }
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! Repositories as the store's records have them: what may be shown, and what a node writes when content is verified.
+//!
+//! Every write goes in one order: the content, the events that tell of it, the repository, the link, the tag. So
+//! whatever is visible is whole and will be listed, wherever a node stops.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
+use entrepot_proto::node::v1 as pb;
+use entrepot_proto::node::v1::event::Kind;
+use entrepot_runtime::{Clock, chain};
+use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_store::{Error, Key, Store, Version, layout};
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::config::limits;
+use crate::control::outbox::wire;
+use crate::control::{FillFrom, Outbox};
+use crate::error::PullError;
+
+/// How often a write is tried anew when somebody else was faster. Each try means that another one got through.
+const TRIES: usize = 16;
+
+/// Reads and writes the records of repositories.
+#[derive(Clone)]
+pub(crate) struct Repositories {
+    pub(crate) store: Store,
+    pub(crate) outbox: Outbox,
+    pub(crate) clock: Clock,
+}
+
+/// A repository that exists.
+#[derive(Clone, Debug)]
+pub(crate) struct Live {
+    pub(crate) name: RepositoryName,
+    pub(crate) record: RepositoryRecord,
+}
+
+/// A manifest that was verified and read.
+#[derive(Clone, Debug)]
+pub(crate) struct Verified {
+    pub(crate) digest: Digest,
+    pub(crate) bytes: Bytes,
+    pub(crate) manifest: Manifest,
+}
+
+impl Repositories {
+    /// The repository of this name, if it exists.
+    pub(crate) async fn live(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
+        let found = self.record(name).await?;
+        let record = found.map(|(record, _)| record).filter(|record| record.state == State::Live);
+        Ok(record.map(|record| Live { name: name.clone(), record }))
+    }
+
+    /// What lets the repository show a manifest, as far as `origin` may use it.
+    pub(crate) async fn manifest_link(
+        &self,
+        live: &Live,
+        digest: &Digest,
+        origin: Option<Uuid>,
+    ) -> Result<Option<ManifestLink>, Error> {
+        let key = layout::manifest_link(&live.name, live.record.incarnation, digest);
+        let link = records::read::<ManifestLink>(&*self.store, &key).await?.map(|(link, _)| link);
+        Ok(link.filter(|link| !link.deleted && carries_over(link.origin, origin)))
+    }
+
+    /// What lets the repository show a blob, as far as `origin` may use it.
+    pub(crate) async fn blob_link(
+        &self,
+        live: &Live,
+        digest: &Digest,
+        origin: Option<Uuid>,
+    ) -> Result<Option<BlobLink>, Error> {
+        let key = layout::blob_link(&live.name, live.record.incarnation, digest);
+        let link = records::read::<BlobLink>(&*self.store, &key).await?.map(|(link, _)| link);
+        Ok(link.filter(|link| !link.deleted && carries_over(link.origin, origin)))
+    }
+
+    /// What a tag means, as far as `origin` may use it.
+    pub(crate) async fn tag(&self, live: &Live, tag: &Tag, origin: Option<Uuid>) -> Result<Option<TagRecord>, Error> {
+        let key = layout::tag(&live.name, live.record.incarnation, tag);
+        let record = records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record);
+        Ok(record.filter(|record| record.digest.is_some() && carries_over(record.origin, origin)))
+    }
+
+    /// An object with this content, whoever it landed for.
+    pub(crate) async fn stored(&self, digest: &Digest) -> Result<Option<Key>, Error> {
+        Ok(self.store.list(&layout::blob_prefix(digest), None, 1).await?.pop())
+    }
+
+    /// Stores a verified manifest and makes it visible, under `tag` where there is one. Creates the repository if need
+    /// be. Returns the incarnation that it is in.
+    pub(crate) async fn commit_manifest(
+        &self,
+        name: &RepositoryName,
+        fill: &FillFrom,
+        verified: &Verified,
+        tag: Option<&Tag>,
+    ) -> Result<Uuid, Error> {
+        let object = match self.stored(&verified.digest).await? {
+            Some(object) => object,
+            None => {
+                let object = layout::blob(&verified.digest, Uuid::now_v7());
+                self.store.put_once(&object, verified.bytes.clone()).await?;
+                object
+            }
+        };
+        let now = self.clock.now();
+        for _ in 0..TRIES {
+            match self.try_commit_manifest(name, fill, verified, &object, tag, now).await {
+                Err(error) if error.is_conflict() => {}
+                done => return done,
+            }
+        }
+        Err(Error::Conflict)
+    }
+
+    async fn try_commit_manifest(
+        &self,
+        name: &RepositoryName,
+        fill: &FillFrom,
+        verified: &Verified,
+        object: &Key,
+        tag: Option<&Tag>,
+        now: DateTime<Utc>,
+    ) -> Result<Uuid, Error> {
+        let draft = self.draft_repository(name, fill, now).await?;
+        let incarnation = draft.record.incarnation;
+        let link_key = layout::manifest_link(name, incarnation, &verified.digest);
+        let (old_link, link_version) = records::read::<ManifestLink>(&*self.store, &link_key).await?.unzip();
+        let mut link = link_of(verified, object, fill, now);
+        if let Some(old) = old_link.filter(|old| !old.deleted && old.origin == link.origin) {
+            link.cache_time = old.cache_time;
+        }
+        let tag_draft = match tag {
+            Some(tag) => Some(self.draft_tag(name, incarnation, tag, &verified.digest, fill, now).await?),
+            None => None,
+        };
+
+        let mut events: Vec<Kind> = draft.event(fill).into_iter().collect();
+        events.push(image_cached(&verified.digest, &link));
+        events.extend(tag_draft.as_ref().map(TagDraft::event));
+        self.outbox.record(name, incarnation, events).await?;
+
+        draft.write(&self.store, name).await?;
+        records::replace(&*self.store, &link_key, link_version.as_ref(), &link).await?;
+        if let Some(draft) = tag_draft {
+            draft.write(&self.store).await?;
+        }
+        Ok(incarnation)
+    }
+
+    /// Notes that the upstream has just confirmed what a tag means. Somebody else's change in between wins.
+    pub(crate) async fn confirm_tag(
+        &self,
+        live: &Live,
+        fill: &FillFrom,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<(), Error> {
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, digest, fill, self.clock.now()).await?;
+        if draft.old_digest.as_ref() != Some(digest) {
+            return Ok(());
+        }
+        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        match draft.write(&self.store).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Lets the repository show a blob that its upstream has, if the repository exists: only manifests create one.
+    pub(crate) async fn link_blob(
+        &self,
+        name: &RepositoryName,
+        fill: &FillFrom,
+        digest: &Digest,
+        object: &Key,
+        size_bytes: u64,
+        platform: Option<String>,
+    ) -> Result<(), Error> {
+        let Some(live) = self.live(name).await? else { return Ok(()) };
+        let key = layout::blob_link(name, live.record.incarnation, digest);
+        let version = records::read::<BlobLink>(&*self.store, &key).await?.map(|(_, version)| version);
+        let link = BlobLink {
+            object: object.clone(),
+            size_bytes,
+            origin: Some(fill.origin),
+            cache_time: self.clock.now(),
+            platform,
+            deleted: false,
+        };
+        if let Some(platform) = link.platform.clone() {
+            let event = Kind::ConfigCached(pb::ConfigCached { digest: digest.to_string(), platform });
+            self.outbox.record(name, live.record.incarnation, vec![event]).await?;
+        }
+        match records::replace(&*self.store, &key, version.as_ref(), &link).await {
+            // Another reader wrote the same.
+            Err(error) if error.is_conflict() => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    async fn record(&self, name: &RepositoryName) -> Result<Option<(RepositoryRecord, Version)>, Error> {
+        records::read(&*self.store, &layout::repository(name)).await
+    }
+
+    /// The repository as it will be once content of `fill` is in it.
+    async fn draft_repository(
+        &self,
+        name: &RepositoryName,
+        fill: &FillFrom,
+        now: DateTime<Utc>,
+    ) -> Result<RepositoryDraft, Error> {
+        let rule_uid = Some(fill.rule.uid);
+        let (found, version) = self.record(name).await?.unzip();
+        let (record, change) = match found {
+            Some(record) if record.state == State::Live && record.rule_uid == rule_uid => (record, Change::None),
+            Some(record) if record.state == State::Live => {
+                (RepositoryRecord { rule_uid, update_time: now, ..record }, Change::Written)
+            }
+            Some(_) | None => {
+                let incarnation = Uuid::now_v7();
+                let state = State::Live;
+                (RepositoryRecord { incarnation, state, rule_uid, create_time: now, update_time: now }, Change::Written)
+            }
+        };
+        Ok(RepositoryDraft { record, version, change })
+    }
+
+    async fn draft_tag(
+        &self,
+        name: &RepositoryName,
+        incarnation: Uuid,
+        tag: &Tag,
+        digest: &Digest,
+        fill: &FillFrom,
+        now: DateTime<Utc>,
+    ) -> Result<TagDraft, Error> {
+        let key = layout::tag(name, incarnation, tag);
+        let (old, version) = records::read::<TagRecord>(&*self.store, &key).await?.unzip();
+        let record = TagRecord {
+            digest: Some(digest.clone()),
+            revision: old.as_ref().map_or(1, |old| old.revision + 1),
+            validate_time: Some(now),
+            origin: Some(fill.origin),
+        };
+        Ok(TagDraft { key, tag: tag.clone(), old_digest: old.and_then(|old| old.digest), version, record })
+    }
+}
+
+struct RepositoryDraft {
+    record: RepositoryRecord,
+    version: Option<Version>,
+    change: Change,
+}
+
+#[derive(PartialEq, Eq)]
+enum Change {
+    None,
+    Written,
+}
+
+impl RepositoryDraft {
+    fn event(&self, fill: &FillFrom) -> Option<Kind> {
+        (self.change == Change::Written).then(|| {
+            Kind::RepositoryCreated(pb::RepositoryCreated {
+                rule_uid: fill.rule.uid.to_string(),
+                create_time: Some(wire(self.record.create_time)),
+            })
+        })
+    }
+
+    async fn write(&self, store: &Store, name: &RepositoryName) -> Result<(), Error> {
+        if self.change == Change::Written {
+            records::replace(&**store, &layout::repository(name), self.version.as_ref(), &self.record).await?;
+        }
+        Ok(())
+    }
+}
+
+struct TagDraft {
+    key: Key,
+    tag: Tag,
+    old_digest: Option<Digest>,
+    version: Option<Version>,
+    record: TagRecord,
+}
+
+impl TagDraft {
+    fn event(&self) -> Kind {
+        Kind::TagMoved(pb::TagMoved {
+            tag: self.tag.to_string(),
+            digest: self.record.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
+            revision: self.record.revision,
+            validate_time: self.record.validate_time.map(wire),
+        })
+    }
+
+    async fn write(&self, store: &Store) -> Result<(), Error> {
+        records::replace(&**store, &self.key, self.version.as_ref(), &self.record).await.map(drop)
+    }
+}
+
+fn link_of(verified: &Verified, object: &Key, fill: &FillFrom, now: DateTime<Utc>) -> ManifestLink {
+    let manifest = &verified.manifest;
+    ManifestLink {
+        object: object.clone(),
+        media_type: manifest.media_type,
+        size_bytes: verified.bytes.len() as u64,
+        config: manifest.config.as_ref().and_then(|config| config.digest.clone()),
+        children: manifest.children.iter().filter_map(|child| child.digest.clone()).collect(),
+        platforms: manifest.platforms(),
+        content_size_bytes: manifest.content_size_bytes(),
+        cache_time: now,
+        origin: Some(fill.origin),
+        deleted: false,
+    }
+}
+
+fn image_cached(digest: &Digest, link: &ManifestLink) -> Kind {
+    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    Kind::ImageCached(pb::ImageCached {
+        digest: digest.to_string(),
+        media_type: link.media_type.to_string(),
+        manifest_size_bytes: signed(link.size_bytes),
+        content_size_bytes: signed(link.content_size_bytes),
+        platforms: link.platforms.clone(),
+        children: link.children.iter().map(Digest::to_string).collect(),
+        cache_time: Some(wire(link.cache_time)),
+        config_digest: link.config.as_ref().map(Digest::to_string).unwrap_or_default(),
+    })
+}
+
+/// Whether a record of one origin means anything to a repository that is filled from another. Without a rule there is
+/// nothing to compare with: what was cached goes on being served.
+fn carries_over(record: Option<Uuid>, current: Option<Uuid>) -> bool {
+    current.is_none() || record == current
+}
+
+/// Waits for the store, for as long as it may take, and turns its failures into the reader's.
+pub(crate) async fn within_limit<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, PullError> {
+    match tokio::time::timeout(limits::STORE, work).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            warn!(error = %chain(&error), "the store did not answer");
+            Err(PullError::StoreAway)
+        }
+        Err(_) => {
+            warn!("the store did not answer within {:?}", limits::STORE);
+            Err(PullError::StoreAway)
+        }
+    }
+}

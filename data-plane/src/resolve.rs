@@ -1,0 +1,79 @@
+//! Which content does a reference mean now, and may this repository show it?
+//!
+//! What the records have is served at once. Everything else asks the upstream, once for all who wait, and goes on for
+//! its own sake: a client that hangs up takes nothing away from the next.
+
+mod blob;
+mod manifest;
+mod upstream;
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Reference, RepositoryName};
+use entrepot_runtime::{Clock, Tasks};
+use moka::future::Cache;
+use uuid::Uuid;
+
+use crate::config::limits;
+use crate::error::PullError;
+use crate::fill::Fills;
+use crate::flight::Flights;
+use crate::repository::Repositories;
+
+pub(crate) use blob::{Blob, Want};
+pub(crate) use manifest::Resolved;
+pub(crate) use upstream::failure;
+
+/// How a pull ended, for people and for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// From the store, without asking anybody.
+    Hit,
+    /// From the store, after the upstream had confirmed it.
+    Revalidated,
+    /// From the upstream.
+    Miss,
+    /// From the store, although the upstream should have confirmed it and could not be asked.
+    Stale,
+    /// From the upstream, and not stored.
+    Bypass,
+}
+
+impl Outcome {
+    /// The word in logs and metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Revalidated => "revalidated",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Bypass => "bypass",
+        }
+    }
+}
+
+/// Resolves references. Clones share everything.
+#[derive(Clone)]
+pub(crate) struct Resolver {
+    repositories: Repositories,
+    fills: Fills,
+    clock: Clock,
+    manifests: Arc<Flights<ManifestKey, Result<Resolved, PullError>>>,
+    /// Tags whose upstream could not confirm them a moment ago.
+    unconfirmed: Cache<ManifestKey, ()>,
+}
+
+/// What one flight is about.
+type ManifestKey = (Uuid, RepositoryName, Reference);
+
+impl Resolver {
+    pub(crate) fn new(repositories: Repositories, fills: Fills, clock: Clock, tasks: Tasks) -> Self {
+        let unconfirmed = Cache::builder().max_capacity(100_000).time_to_live(limits::REVALIDATE_BACKOFF).build();
+        Self { repositories, fills, clock, manifests: Arc::new(Flights::new(tasks)), unconfirmed }
+    }
+
+    fn now(&self) -> DateTime<Utc> {
+        self.clock.now()
+    }
+}

@@ -1,0 +1,140 @@
+//! Blobs: known bytes are no permission. A repository shows a blob that it links, or that its upstream has just
+//! confirmed for it.
+
+use entrepot_domain::Digest;
+use entrepot_domain::manifest::platform_of_config;
+use entrepot_store::Key;
+use tracing::warn;
+
+use super::{Outcome, Resolver, failure};
+use crate::control::{FillFrom, Place};
+use crate::error::PullError;
+use crate::fill::{Landed, Landing};
+use crate::http::route::Asked;
+use crate::repository::within_limit;
+
+/// The largest blob that is looked at for being an image's configuration.
+const CONFIG_BYTES: u64 = 1024 * 1024;
+/// How often a blob is looked for anew because its fill found it in the store.
+const LOOKS: usize = 3;
+
+/// A blob, ready to be served.
+pub(crate) enum Blob {
+    /// In the store.
+    Stored {
+        /// The object that holds it.
+        object: Key,
+        /// Its size.
+        size_bytes: u64,
+        /// How it came to be served.
+        outcome: Outcome,
+    },
+    /// On its way from the upstream.
+    Landing(Landed),
+    /// At the upstream, where only its presence was asked for.
+    Known {
+        /// Its size, if the upstream says it.
+        size_bytes: Option<u64>,
+    },
+}
+
+/// What a client wants of a blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Its bytes.
+    Bytes,
+    /// To know that it is there, and how large.
+    Presence,
+}
+
+impl Resolver {
+    /// The blob `digest`, as `place` may show it.
+    pub(crate) async fn blob(&self, place: &Place, digest: &Digest, want: Want) -> Result<Blob, PullError> {
+        for _ in 0..LOOKS {
+            if let Some(stored) = self.linked(place, digest).await? {
+                return Ok(stored);
+            }
+            let fill = place.fill.as_ref().ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
+            if want == Want::Presence {
+                return self.presence(fill, digest).await;
+            }
+            let landing = match self.fills.running(fill.origin, digest) {
+                Some(landing) => self.confirmed(landing, place, fill, digest).await?,
+                None => {
+                    if let Some(stored) = self.permitted(place, fill, digest).await? {
+                        return Ok(stored);
+                    }
+                    self.fills.join_or_start(place, fill, digest)
+                }
+            };
+            match landing.head().await? {
+                Some(landed) => return Ok(Blob::Landing(landed)),
+                // The fill found it in the store: look there.
+                None => continue,
+            }
+        }
+        Err(PullError::Busy)
+    }
+
+    /// The blob, if the repository links it and the bytes are there.
+    async fn linked(&self, place: &Place, digest: &Digest) -> Result<Option<Blob>, PullError> {
+        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        within_limit(async {
+            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
+            let Some(link) = self.repositories.blob_link(&live, digest, origin).await? else { return Ok(None) };
+            // A link whose object is missing is a miss, and heals.
+            let size = self.repositories.store.head(&link.object).await?;
+            Ok(size.map(|size_bytes| Blob::Stored { object: link.object, size_bytes, outcome: Outcome::Hit }))
+        })
+        .await
+    }
+
+    /// Asks the upstream whether its repository has the blob, for a client that wants no bytes.
+    async fn presence(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
+        let size = fill.source.client.head_blob(&fill.repository, digest).await;
+        let size_bytes = size.map_err(|error| failure(fill, Asked::Blob, &error))?;
+        Ok(Blob::Known { size_bytes })
+    }
+
+    /// A running fill that this repository's upstream has confirmed, too.
+    async fn confirmed(
+        &self,
+        landing: Landing,
+        place: &Place,
+        fill: &FillFrom,
+        digest: &Digest,
+    ) -> Result<Landing, PullError> {
+        if !landing.is_confirmed_for(&place.repository) {
+            let seen = fill.source.client.head_blob(&fill.repository, digest).await;
+            seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
+            landing.confirm_for(place, fill);
+        }
+        Ok(landing)
+    }
+
+    /// The blob, if its bytes are in the store already and the upstream says that this repository has it.
+    async fn permitted(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Result<Option<Blob>, PullError> {
+        let Some(object) = within_limit(self.repositories.stored(digest)).await? else { return Ok(None) };
+        match fill.source.client.head_blob(&fill.repository, digest).await {
+            Ok(_) => {}
+            Err(error @ entrepot_upstream::Error::NotFound) => return Err(failure(fill, Asked::Blob, &error)),
+            // Some upstreams refuse HEAD; a GET decides.
+            Err(_) => return Ok(None),
+        }
+        let Some(size_bytes) = within_limit(self.repositories.store.head(&object)).await? else { return Ok(None) };
+        let platform = self.platform(&object, size_bytes).await;
+        let link = self.repositories.link_blob(&place.repository, fill, digest, &object, size_bytes, platform);
+        if let Err(error) = within_limit(link).await {
+            warn!("blob `{digest}` is not linked in `{}`: {error}", place.repository);
+        }
+        Ok(Some(Blob::Stored { object, size_bytes, outcome: Outcome::Revalidated }))
+    }
+
+    async fn platform(&self, object: &Key, size_bytes: u64) -> Option<String> {
+        if size_bytes > CONFIG_BYTES {
+            return None;
+        }
+        let config = within_limit(self.repositories.store.get(object)).await.ok()??;
+        platform_of_config(&config.bytes)
+    }
+}

@@ -1,0 +1,186 @@
+//! Manifests: by digest, which is for ever, and by tag, which the upstream must confirm now and then.
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use entrepot_domain::freshness::{Freshness, Window};
+use entrepot_domain::manifest::ManifestError;
+use entrepot_domain::{Digest, Manifest, MediaType, Reference, Tag};
+use entrepot_runtime::chain;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Outcome, Resolver, failure};
+use crate::control::{FillFrom, Place};
+use crate::error::PullError;
+use crate::http::route::Asked;
+use crate::repository::{Live, Verified, within_limit};
+
+/// A manifest, in hand.
+#[derive(Clone, Debug)]
+pub(crate) struct Resolved {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: MediaType,
+    pub(crate) bytes: Bytes,
+    pub(crate) outcome: Outcome,
+    /// The incarnation of the repository that has it; `None` if it was not stored.
+    pub(crate) incarnation: Option<Uuid>,
+    /// When the upstream last confirmed the tag.
+    pub(crate) validated: Option<DateTime<Utc>>,
+}
+
+/// What the records have for a reference.
+enum Held {
+    /// All that is needed.
+    Fresh(Resolved),
+    /// Something that the upstream should confirm first.
+    Stale(Resolved, Live),
+    /// Nothing; whether there is a repository is known all the same.
+    Nothing(Option<Live>),
+}
+
+impl Resolver {
+    /// The manifest that `reference` means in `place` now.
+    pub(crate) async fn manifest(&self, place: &Place, reference: &Reference) -> Result<Resolved, PullError> {
+        match (self.held(place, reference).await?, &place.fill) {
+            (Held::Fresh(resolved), _) => Ok(resolved),
+            (Held::Stale(resolved, _), None) => Ok(resolved),
+            (Held::Nothing(Some(_)), None) => Err(PullError::NotFound { asked: Asked::Manifest, rule: None }),
+            (Held::Nothing(None), None) => Err(PullError::NoRule),
+            (Held::Stale(..) | Held::Nothing(_), Some(fill)) => {
+                let key = (fill.origin, place.repository.clone(), reference.clone());
+                let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
+                let (flight_key, reference) = (key.clone(), reference.clone());
+                let work = move || async move { resolver.ask(flight_key, &place, &fill, &reference).await };
+                self.manifests.join_or_start(key, work).await.unwrap_or(Err(PullError::Busy))
+            }
+        }
+    }
+
+    /// What the records have.
+    async fn held(&self, place: &Place, reference: &Reference) -> Result<Held, PullError> {
+        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        within_limit(async {
+            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(Held::Nothing(None)) };
+            let (digest, freshness, validated) = match reference {
+                Reference::Digest(digest) => (digest.clone(), Freshness::Fresh, None),
+                Reference::Tag(tag) => {
+                    let record = self.repositories.tag(&live, tag, origin).await?;
+                    let Some((digest, validated)) = record.and_then(|r| Some((r.digest?, r.validate_time))) else {
+                        return Ok(Held::Nothing(Some(live)));
+                    };
+                    (digest, Freshness::of(validated, Window::default(), self.now()), validated)
+                }
+            };
+            let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
+                return Ok(Held::Nothing(Some(live)));
+            };
+            // A link whose object is missing is a miss, and heals.
+            let Some(object) = self.repositories.store.get(&link.object).await? else {
+                return Ok(Held::Nothing(Some(live)));
+            };
+            let resolved = Resolved {
+                digest,
+                media_type: link.media_type,
+                bytes: object.bytes,
+                outcome: Outcome::Hit,
+                incarnation: Some(live.record.incarnation),
+                validated,
+            };
+            Ok(match freshness {
+                Freshness::Fresh => Held::Fresh(resolved),
+                Freshness::Stale => Held::Stale(resolved, live),
+            })
+        })
+        .await
+    }
+
+    /// Asks the upstream. Looks again first: the flight before this one may have left what is wanted.
+    async fn ask(
+        &self,
+        key: super::ManifestKey,
+        place: &Place,
+        fill: &FillFrom,
+        reference: &Reference,
+    ) -> Result<Resolved, PullError> {
+        let (stale, live) = match self.held(place, reference).await? {
+            Held::Fresh(resolved) => return Ok(resolved),
+            Held::Nothing(_) => return self.fetch(place, fill, reference).await,
+            Held::Stale(stale, live) => (stale, live),
+        };
+        let Reference::Tag(tag) = reference else { return Ok(stale) };
+        let as_stale = |stale: Resolved| Resolved { outcome: Outcome::Stale, ..stale };
+        if self.unconfirmed.contains_key(&key) {
+            return Ok(as_stale(stale));
+        }
+        match self.revalidate(place, fill, tag, &stale, &live).await {
+            Ok(resolved) => Ok(resolved),
+            Err(error) => {
+                // An upstream that is away, throttles, refuses or has deleted the tag does not hurt what is cached.
+                warn!(
+                    repository.name = %place.repository, tag.name = %tag,
+                    "serves `{}:{tag}` stale: {error}", place.repository
+                );
+                self.unconfirmed.insert(key, ()).await;
+                Ok(as_stale(stale))
+            }
+        }
+    }
+
+    /// Asks whether a tag still means what it meant; fetches what it means now if it does not.
+    async fn revalidate(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        tag: &Tag,
+        held: &Resolved,
+        live: &Live,
+    ) -> Result<Resolved, PullError> {
+        let reference = Reference::Tag(tag.clone());
+        let seen = fill.source.client.head_manifest(&fill.repository, &reference).await;
+        let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
+        if seen.as_ref() != Some(&held.digest) {
+            return self.fetch(place, fill, &reference).await;
+        }
+        if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
+            warn!("`{}:{tag}` was confirmed, which could not be noted: {error}", place.repository);
+        }
+        Ok(Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held.clone() })
+    }
+
+    /// Fetches a manifest, verifies it, stores it and makes it visible.
+    async fn fetch(&self, place: &Place, fill: &FillFrom, reference: &Reference) -> Result<Resolved, PullError> {
+        let _turn = self.fills.turn().await?;
+        let fetched = fill.source.client.manifest(&fill.repository, reference).await;
+        let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
+        let (digest, tag) = match reference {
+            Reference::Digest(digest) => (digest.clone(), None),
+            Reference::Tag(tag) => (Digest::sha256(&fetched.bytes), Some(tag)),
+        };
+        let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.bytes)
+            .map_err(|error| bad_manifest(fill, &error))?;
+        let verified = Verified { digest, bytes: fetched.bytes, manifest };
+
+        let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag);
+        let incarnation = within_limit(commit).await.ok();
+        info!(
+            repository.name = %place.repository, content.digest = %verified.digest, rule.name = %fill.rule.id,
+            size_bytes = verified.bytes.len(), stored = incarnation.is_some(),
+            "fetched manifest `{}` of `{}`", verified.digest, place.repository
+        );
+        Ok(Resolved {
+            digest: verified.digest,
+            media_type: verified.manifest.media_type,
+            bytes: verified.bytes,
+            // Readers get verified bytes also when the store does not take them.
+            outcome: if incarnation.is_some() { Outcome::Miss } else { Outcome::Bypass },
+            incarnation,
+            validated: tag.map(|_| self.now()),
+        })
+    }
+}
+
+fn bad_manifest(fill: &FillFrom, error: &ManifestError) -> PullError {
+    let (rule, upstream) = (fill.rule.id.clone(), fill.source.upstream.id.clone());
+    warn!(rule.name = %rule, upstream.id = %upstream, "upstream `{upstream}` delivered a bad manifest: {}", chain(error));
+    PullError::BadContent { rule, upstream, what: error.to_string() }
+}
