@@ -69,18 +69,40 @@ pub(crate) fn response(error: &PullError, user_agent: &str, challenge: &Challeng
     if let Some(after) = error.retry_after() {
         headers.insert(RETRY_AFTER, after.as_secs().into());
     }
-    let problem = match error {
-        PullError::Unauthenticated(LoginFault::Missing) => Some(None),
-        PullError::Unauthenticated(LoginFault::Wrong | LoginFault::Expired) => Some(Some("invalid_token")),
-        PullError::InsufficientScope => Some(Some("insufficient_scope")),
-        _ => None,
-    };
-    if let Some(problem) = problem {
-        for line in challenge.lines(problem) {
+    if let Some(problem) = problem(error) {
+        for line in challenge.lines(problem.word()) {
             headers.append(WWW_AUTHENTICATE, line);
         }
     }
     response
+}
+
+/// What is wrong with a login, as a challenge says it.
+enum Problem {
+    NoToken,
+    InvalidToken,
+    InsufficientScope,
+}
+
+impl Problem {
+    fn word(&self) -> Option<&'static str> {
+        match self {
+            Self::NoToken => None,
+            Self::InvalidToken => Some("invalid_token"),
+            Self::InsufficientScope => Some("insufficient_scope"),
+        }
+    }
+}
+
+/// The problem with the login, if that is why the pull failed.
+fn problem(error: &PullError) -> Option<Problem> {
+    if let PullError::Unauthenticated(fault) = error {
+        return Some(match fault {
+            LoginFault::Missing => Problem::NoToken,
+            LoginFault::Wrong | LoginFault::Expired => Problem::InvalidToken,
+        });
+    }
+    matches!(error, PullError::InsufficientScope).then_some(Problem::InsufficientScope)
 }
 
 fn route_status_and_code(error: &RouteError) -> (StatusCode, &'static str) {
