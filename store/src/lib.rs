@@ -1,1 +1,157 @@
-//! entrepot-store
+//! Object storage: where content lives, and the records that say what may be shown of it.
+//!
+//! One small trait, [`BlobStore`], and one suite, [`conformance`], that every implementation passes. All keys are
+//! drawn in [`layout`]; what the records say is in [`records`]. Writers rely on put-once and replace-if, never on a
+//! conditional delete: a deletion is a replacement by a tombstone.
+
+pub mod conformance;
+pub mod key;
+pub mod layout;
+pub mod local;
+pub mod records;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+pub use key::{Key, KeyError, Prefix};
+pub use local::{LocalStore, OpenError};
+
+/// A store that is shared by all who use it.
+pub type Store = Arc<dyn BlobStore>;
+
+/// Content as it comes out of a store, in chunks of at most 1 MiB.
+pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
+
+/// The largest object that [`BlobStore::get`] reads into memory.
+pub const GET_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Which of an object's values one has seen; equal versions mean equal bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Version(String);
+
+impl Version {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// A small object, read whole.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// What it holds.
+    pub bytes: Bytes,
+    /// What [`BlobStore::replace_if`] wants to be told.
+    pub version: Version,
+}
+
+/// Holds objects under keys.
+///
+/// A write is durable when it returns. One whose future is dropped may or may not happen, but never by half.
+#[async_trait]
+pub trait BlobStore: Send + Sync + 'static {
+    /// Writes an object that does not exist yet; of several at once, one wins.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`], which leaves the object as it is.
+    async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error>;
+
+    /// Writes an object that has one owner, whether it exists or not.
+    async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error>;
+
+    /// Writes an object if it is still at `expected`; `None` means that it must not exist.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], which leaves the object as it is.
+    async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error>;
+
+    /// Reads a small object.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] above [`GET_LIMIT_BYTES`].
+    async fn get(&self, key: &Key) -> Result<Option<Object>, Error>;
+
+    /// The size of an object in bytes.
+    async fn head(&self, key: &Key) -> Result<Option<u64>, Error>;
+
+    /// Reads a range of an object as it was when this returned, even if it is deleted or replaced meanwhile.
+    ///
+    /// What of the range lies beyond the end is left out, so the stream may be shorter than asked for, or empty.
+    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error>;
+
+    /// At most `limit` keys below `prefix`, however deep, in byte order, those behind `start_after` only.
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error>;
+
+    /// Deletes an object; that it does not exist is success.
+    async fn delete(&self, key: &Key) -> Result<(), Error>;
+
+    /// Begins to write an object in parts. Nothing is visible under `key` before [`Upload::complete`].
+    async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error>;
+}
+
+/// An object on its way into a store. Dropped, it leaves nothing behind, at the latest when the store is opened again.
+#[async_trait]
+pub trait Upload: Send {
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// Also if the future of an earlier part was dropped: the upload has come to nothing.
+    async fn part(&mut self, bytes: Bytes) -> Result<(), Error>;
+
+    /// Makes the object visible, whole and durable.
+    async fn complete(self: Box<Self>) -> Result<(), Error>;
+
+    /// Gives the upload up.
+    async fn abort(self: Box<Self>) -> Result<(), Error>;
+}
+
+/// Why a store did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A put-once found the object there.
+    #[error("the object exists already")]
+    AlreadyExists,
+    /// A replace-if found another version, or none.
+    #[error("the object was changed meanwhile")]
+    Conflict,
+    /// Too large to be read whole.
+    #[error("the object `{key}` has {size_bytes} bytes, at most {GET_LIMIT_BYTES} are read at once")]
+    TooLarge {
+        /// Which object.
+        key: Key,
+        /// How large it is.
+        size_bytes: u64,
+    },
+    /// The object is not the record that it should be.
+    #[error("the record `{key}` cannot be read")]
+    BadRecord {
+        /// Which record.
+        key: Key,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The store could not be reached or did not do its work: disk or network.
+    #[error("the store is away")]
+    Away(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Error {
+    /// Whether somebody else was faster: read again and decide again.
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            Self::AlreadyExists | Self::Conflict => true,
+            Self::TooLarge { .. } | Self::BadRecord { .. } | Self::Away(_) => false,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::Away(_) => true,
+            Self::AlreadyExists | Self::Conflict | Self::TooLarge { .. } | Self::BadRecord { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Readiness: named conditions that must all hold before a load balancer should send work here.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All conditions of a process. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Each condition with the reason why it does not hold, if it does not.
+    conditions: BTreeMap<&'static str, Option<String>>,
+    draining: bool,
+}
+
+impl Health {
+    /// No conditions yet, so ready.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a condition, which does not hold until it is said to.
+    pub fn condition(&self, name: &'static str) -> Condition {
+        let condition = Condition { name, health: self.clone() };
+        condition.not_ready("starting");
+        condition
+    }
+
+    /// Whether every condition holds and nothing is being shut down.
+    pub fn is_ready(&self) -> bool {
+        let state = self.lock();
+        !state.draining && state.conditions.values().all(Option::is_none)
+    }
+
+    /// The conditions that do not hold, each with the reason.
+    pub fn not_ready(&self) -> Vec<(&'static str, String)> {
+        let state = self.lock();
+        let draining = state.draining.then(|| ("draining", "shutting down".to_owned()));
+        let failing = state.conditions.iter().filter_map(|(name, why)| Some((*name, why.clone()?)));
+        draining.into_iter().chain(failing).collect()
+    }
+
+    /// Makes this not ready for good. The first step of a shutdown: load balancers look away before work is refused.
+    pub fn drain(&self) {
+        self.lock().draining = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One condition, in the hands of whoever knows whether it holds.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    name: &'static str,
+    health: Health,
+}
+
+impl Condition {
+    /// It holds.
+    pub fn ready(&self) {
+        self.health.lock().conditions.insert(self.name, None);
+    }
+
+    /// It does not hold, for this reason, which operators read.
+    pub fn not_ready(&self, why: impl Into<String>) {
+        self.health.lock().conditions.insert(self.name, Some(why.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_is_when_every_condition_holds() {
+        let health = Health::new();
+        let (snapshot, store) = (health.condition("snapshot"), health.condition("store"));
+        assert_eq!(health.not_ready(), [("snapshot", "starting".to_owned()), ("store", "starting".to_owned())]);
+        snapshot.ready();
+        assert!(!health.is_ready());
+        store.ready();
+        assert!(health.is_ready() && health.not_ready().is_empty());
+        store.not_ready("the disk is full");
+        assert_eq!(health.not_ready(), [("store", "the disk is full".to_owned())]);
+    }
+
+    #[test]
+    fn draining_is_for_good() {
+        let health = Health::new();
+        assert!(health.is_ready());
+        health.drain();
+        health.condition("store").ready();
+        assert_eq!(health.not_ready(), [("draining", "shutting down".to_owned())]);
+    }
+}

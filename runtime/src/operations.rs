@@ -1,0 +1,127 @@
+//! What operators and their probes look at: `/livez`, `/readyz` and `/metrics` on a listener of its own.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tracing::{debug, warn};
+
+use crate::{Health, Metrics, Tasks, chain};
+
+/// How long a client may take to send a request's head; also how long an idle connection is kept.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// How many connections are served at once; further ones wait.
+const CONNECTION_LIMIT: usize = 64;
+/// How long to wait after an accept that failed, as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Starts to serve on `listener` as tasks of `tasks`, until they are told to stop.
+pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, tasks: &Tasks) {
+    let router = router(health, metrics);
+    let inner = tasks.clone();
+    tasks.spawn("operations", async move {
+        let stopping = inner.stopping();
+        stopping.run_until_cancelled(accept(listener, router, &inner)).await;
+    });
+}
+
+fn router(health: Health, metrics: Metrics) -> Router {
+    Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz).with_state(health))
+        .route("/metrics", get(render).with_state(metrics))
+}
+
+/// 200, or 503 with a line per condition that does not hold.
+async fn readyz(State(health): State<Health>) -> impl IntoResponse {
+    let failing = health.not_ready();
+    if failing.is_empty() {
+        return (StatusCode::OK, "ready\n".to_owned());
+    }
+    let mut lines = String::new();
+    for (name, why) in failing {
+        let _ = writeln!(lines, "{name}: {why}");
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, lines)
+}
+
+async fn render(State(metrics): State<Metrics>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+}
+
+async fn accept(listener: TcpListener, router: Router, tasks: &Tasks) {
+    let slots = Arc::new(Semaphore::new(CONNECTION_LIMIT));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (router, stopping) = (router.clone(), tasks.stopping());
+                tasks.spawn("operations.connection", async move {
+                    stopping.run_until_cancelled(converse(stream, router)).await;
+                    drop(slot);
+                });
+            }
+            Err(error) => {
+                warn!("could not accept a connection for operations: {}", chain(&error));
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, router: Router) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        debug!("an operations connection ended early: {}", chain(&error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn get(addr: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn probes_see_life_readiness_and_metrics() {
+        let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("entrepot-test"));
+        let listener = crate::listen::bind("127.0.0.1:0".parse().unwrap(), "--operations-listen").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let store = health.condition("store");
+        metrics.meter("test").u64_counter("entrepot.test").build().add(1, &[]);
+        serve(listener, health.clone(), metrics, &tasks).await;
+
+        assert!(get(addr, "/livez").await.starts_with("HTTP/1.1 200"));
+        let answer = get(addr, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("store: starting\n"), "{answer}");
+        store.ready();
+        assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(addr, "/metrics").await.contains("entrepot_test_total"));
+        assert!(get(addr, "/").await.starts_with("HTTP/1.1 404"));
+
+        // An idle connection does not hold up the end.
+        let _idle = TcpStream::connect(addr).await.unwrap();
+        assert!(tasks.drain(Duration::from_secs(10)).await);
+    }
+}

@@ -1,0 +1,349 @@
+//! What every store must do. Tests of each implementation call [`run`]; a check that fails panics.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use futures_util::future::join_all;
+
+use crate::{BlobStore, Error, GET_LIMIT_BYTES, Key, Prefix, Store};
+
+/// How many writers race each other.
+const RACERS: usize = 16;
+
+/// Runs every check against a new store from `make`.
+///
+/// # Panics
+/// If a check fails.
+pub async fn run(make: impl AsyncFn() -> Store) {
+    what_is_absent_is_none_and_may_be_deleted(&*make().await).await;
+    what_is_written_is_read_back(&*make().await).await;
+    put_once_never_overwrites(&*make().await).await;
+    a_race_of_put_once_has_one_winner(&*make().await).await;
+    replace_if_wants_the_version_that_is_there(&*make().await).await;
+    a_race_of_replace_if_has_one_winner_per_version(&*make().await).await;
+    no_increment_is_lost(&*make().await).await;
+    equal_bytes_have_equal_versions_and_others_do_not(&*make().await).await;
+    ranges_are_exact_and_end_with_the_object(&*make().await).await;
+    large_objects_come_in_bounded_chunks_and_not_by_get(&*make().await).await;
+    a_read_goes_on_when_the_object_is_deleted(&*make().await).await;
+    lists_are_sorted_deep_and_resumable(&*make().await).await;
+    lists_keep_to_their_folder(&*make().await).await;
+    uploads_are_invisible_until_complete(&*make().await).await;
+    uploads_that_are_given_up_leave_nothing(&*make().await).await;
+    deleted_keys_can_be_written_again(&*make().await).await;
+    writers_and_deleters_in_one_folder_do_not_hurt_each_other(&*make().await).await;
+    the_longest_keys_work(&*make().await).await;
+}
+
+async fn what_is_absent_is_none_and_may_be_deleted(store: &dyn BlobStore) {
+    write(store, "a/b/c", "x").await;
+    // Neither a folder nor something below a file is an object.
+    for text in ["a", "a/b", "a/b/d", "a/b/c/d"] {
+        let key = key(text);
+        assert!(store.get(&key).await.expect(text).is_none(), "{text}");
+        assert_eq!(store.head(&key).await.expect(text), None, "{text}");
+        assert!(store.read(&key, 0..1).await.expect(text).is_none(), "{text}");
+        store.delete(&key).await.expect(text);
+    }
+    assert_eq!(read(store, "a/b/c").await.as_deref(), Some("x"));
+}
+
+async fn what_is_written_is_read_back(store: &dyn BlobStore) {
+    for (text, content) in [("empty", ""), ("a/full", "content"), ("a/b/c/d/e/f", "deep")] {
+        let version = store.put(&key(text), content.into()).await.expect("put");
+        let object = store.get(&key(text)).await.expect("get").expect("is there");
+        assert_eq!((object.bytes, object.version), (Bytes::from(content), version));
+        assert_eq!(store.head(&key(text)).await.expect("head"), Some(content.len() as u64));
+    }
+    write(store, "a/full", "more").await;
+    assert_eq!(read(store, "a/full").await.as_deref(), Some("more"));
+}
+
+async fn put_once_never_overwrites(store: &dyn BlobStore) {
+    store.put_once(&key("events/1"), "first".into()).await.expect("put");
+    for content in ["second", "first"] {
+        let error = store.put_once(&key("events/1"), content.into()).await.expect_err("must not overwrite");
+        assert!(matches!(error, Error::AlreadyExists) && error.is_conflict() && !error.retry(), "{error:?}");
+    }
+    assert_eq!(read(store, "events/1").await.as_deref(), Some("first"));
+}
+
+async fn a_race_of_put_once_has_one_winner(store: &dyn BlobStore) {
+    for round in 0..10 {
+        let key = key(&format!("race/{round}/once"));
+        let results = join_all((0..RACERS).map(|racer| store.put_once(&key, number(racer)))).await;
+        let winner = one_winner(&results, |error| matches!(error, Error::AlreadyExists));
+        assert_eq!(read(store, key.as_str()).await, Some(winner.to_string()));
+    }
+}
+
+async fn replace_if_wants_the_version_that_is_there(store: &dyn BlobStore) {
+    let tag = key("tags/latest");
+    let replace = async |expected, content: &'static str| store.replace_if(&tag, expected, content.into()).await;
+    let first = replace(None, "1").await.expect("creates");
+    assert!(matches!(replace(None, "x").await, Err(Error::Conflict)));
+    let second = replace(Some(&first), "2").await.expect("replaces");
+    assert!(matches!(replace(Some(&first), "x").await, Err(Error::Conflict)));
+    assert_eq!(read(store, "tags/latest").await.as_deref(), Some("2"));
+    store.delete(&tag).await.expect("delete");
+    assert!(matches!(replace(Some(&second), "x").await, Err(Error::Conflict)));
+    assert_eq!(read(store, "tags/latest").await, None);
+    replace(None, "3").await.expect("creates again");
+}
+
+async fn a_race_of_replace_if_has_one_winner_per_version(store: &dyn BlobStore) {
+    let head = key("snapshot/head");
+    let mut version = None;
+    for round in 0..10 {
+        let racers = (0..RACERS).map(|racer| store.replace_if(&head, version.as_ref(), number(round * 100 + racer)));
+        let mut results = join_all(racers).await;
+        let winner = one_winner(&results, |error| matches!(error, Error::Conflict));
+        assert_eq!(read(store, "snapshot/head").await, Some((round * 100 + winner).to_string()));
+        version = results.swap_remove(winner).ok();
+    }
+}
+
+async fn no_increment_is_lost(store: &dyn BlobStore) {
+    let counter = key("counter");
+    let increment = async || {
+        loop {
+            let seen = store.get(&counter).await.expect("get");
+            let count: usize = seen.as_ref().map_or(0, |object| text(&object.bytes).parse().expect("a number"));
+            match store.replace_if(&counter, seen.as_ref().map(|object| &object.version), number(count + 1)).await {
+                Ok(_) => break,
+                Err(error) => assert!(error.is_conflict(), "{error:?}"),
+            }
+        }
+    };
+    join_all((0..RACERS).map(|_| increment())).await;
+    assert_eq!(read(store, "counter").await, Some(RACERS.to_string()));
+}
+
+async fn equal_bytes_have_equal_versions_and_others_do_not(store: &dyn BlobStore) {
+    let one = store.put(&key("v"), "1".into()).await.expect("put");
+    let two = store.put(&key("v"), "2".into()).await.expect("put");
+    let three = store.put(&key("v"), "1".into()).await.expect("put");
+    assert!(one != two && one == three);
+}
+
+async fn ranges_are_exact_and_end_with_the_object(store: &dyn BlobStore) {
+    write(store, "blob", "0123456789").await;
+    let cases: [(Range<u64>, &str); 9] = [
+        (0..10, "0123456789"),
+        (0..1, "0"),
+        (9..10, "9"),
+        (3..7, "3456"),
+        (5..5, ""),
+        (10..10, ""),
+        (8..100, "89"),
+        (10..20, ""),
+        (50..u64::MAX, ""),
+    ];
+    for (range, expected) in cases {
+        let stream = store.read(&key("blob"), range.clone()).await.expect("read").expect("is there");
+        let chunks: Vec<Bytes> = stream.try_collect().await.expect("stream");
+        assert_eq!(text(&chunks.concat()), expected, "{range:?}");
+    }
+}
+
+async fn large_objects_come_in_bounded_chunks_and_not_by_get(store: &dyn BlobStore) {
+    const CHUNK: usize = 1024 * 1024;
+    let blob = key("blobs/sha256/00/large");
+    let piece: Bytes = (0..CHUNK).map(|i| (i % 251) as u8).collect();
+    let mut upload = store.begin_upload(&blob).await.expect("begin");
+    let pieces = GET_LIMIT_BYTES as usize / CHUNK + 1;
+    for _ in 0..pieces {
+        upload.part(piece.clone()).await.expect("part");
+    }
+    upload.complete().await.expect("complete");
+    let error = store.get(&blob).await.expect_err("must not be read whole");
+    assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
+    assert_eq!(store.head(&blob).await.expect("head"), Some((pieces * CHUNK) as u64));
+
+    let stream = store.read(&blob, 1..u64::MAX).await.expect("read").expect("is there");
+    let mut at = 1;
+    let read = stream.try_for_each(|chunk| {
+        assert!((1..=CHUNK).contains(&chunk.len()));
+        assert!(chunk.iter().all(|byte| (*byte == piece[at % CHUNK], at += 1).0), "wrong bytes before {at}");
+        std::future::ready(Ok(()))
+    });
+    read.await.expect("stream");
+    assert_eq!(at, pieces * CHUNK);
+}
+
+async fn a_read_goes_on_when_the_object_is_deleted(store: &dyn BlobStore) {
+    const SIZE: usize = 3 * 1024 * 1024;
+    let put = async |byte: u8| store.put(&key("blob"), vec![byte; SIZE].into()).await.expect("put");
+    put(b'a').await;
+    let deleted = store.read(&key("blob"), 0..u64::MAX).await.expect("read").expect("is there");
+    store.delete(&key("blob")).await.expect("delete");
+    put(b'b').await;
+    let replaced = store.read(&key("blob"), 0..u64::MAX).await.expect("read").expect("is there");
+    put(b'c').await;
+    for (stream, byte) in [(deleted, b'a'), (replaced, b'b')] {
+        let chunks: Vec<Bytes> = stream.try_collect().await.expect("stream");
+        let bytes = chunks.concat();
+        assert!(bytes.len() == SIZE && bytes.iter().all(|b| *b == byte));
+    }
+}
+
+async fn lists_are_sorted_deep_and_resumable(store: &dyn BlobStore) {
+    // `-` and `.` come before `/`, `0` and `_` after it.
+    let texts = [
+        "r/a/_x/1",
+        "r/a-b/_x",
+        "r/a.b/_x",
+        "r/a/b/_x",
+        "r/a0/_x",
+        "r/a_b/_x",
+        "r/b/c/d/e",
+        "r/A",
+        "r/z",
+        "q",
+        "s/t",
+        "r/a-/1",
+        "r/a/_x/10",
+        "r/a/_x/2",
+    ];
+    for text in texts {
+        write(store, text, "x").await;
+    }
+    let all: Vec<Key> = texts.into_iter().map(key).collect::<BTreeSet<_>>().into_iter().collect();
+    assert_eq!(store.list(&Prefix::all(), None, 100).await.expect("list"), all);
+
+    let below: Vec<Key> = all.iter().filter(|key| key.as_str().starts_with("r/")).cloned().collect();
+    let prefix = folder("r");
+    for limit in 1..=below.len() + 1 {
+        let mut pages: Vec<Key> = Vec::new();
+        loop {
+            let page = store.list(&prefix, pages.last(), limit).await.expect("list");
+            assert!(page.len() <= limit);
+            if page.is_empty() {
+                break;
+            }
+            pages.extend(page);
+        }
+        assert_eq!(pages, below, "in pages of {limit}");
+    }
+    // The key to start behind need not exist, nor be below the prefix.
+    for start in ["r/a/_x/15", "r/a/b", "r/a/c/c", "r/0", "r/zz", "a", "r", "z/z"].map(key) {
+        let expected: Vec<Key> = below.iter().filter(|key| **key > start).cloned().collect();
+        assert_eq!(store.list(&prefix, Some(&start), 100).await.expect("list"), expected, "behind {start}");
+    }
+}
+
+async fn lists_keep_to_their_folder(store: &dyn BlobStore) {
+    for text in ["blobs/a/1", "blobs/ab/1", "blobs-2/a", "blobs/a/2"] {
+        write(store, text, "x").await;
+    }
+    let list = async |prefix: Prefix| store.list(&prefix, None, 100).await.expect("list");
+    assert_eq!(list(folder("blobs/a")).await, ["blobs/a/1", "blobs/a/2"].map(key));
+    assert_eq!(list(folder("blobs-2")).await, [key("blobs-2/a")]);
+    for absent in ["none", "blobs/a/1", "blob"] {
+        assert!(list(folder(absent)).await.is_empty(), "{absent}");
+    }
+    assert!(store.list(&folder("blobs"), None, 0).await.expect("list").is_empty());
+}
+
+async fn uploads_are_invisible_until_complete(store: &dyn BlobStore) {
+    let blob = key("blobs/sha256/00/1");
+    let mut upload = store.begin_upload(&blob).await.expect("begin");
+    for part in ["one ", "", "two ", "three"] {
+        upload.part(part.into()).await.expect("part");
+        assert_eq!(store.head(&blob).await.expect("head"), None);
+        assert!(store.get(&blob).await.expect("get").is_none());
+        assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+    }
+    upload.complete().await.expect("complete");
+    assert_eq!(read(store, blob.as_str()).await.as_deref(), Some("one two three"));
+
+    let empty = key("blobs/sha256/00/2");
+    store.begin_upload(&empty).await.expect("begin").complete().await.expect("complete");
+    assert_eq!(store.head(&empty).await.expect("head"), Some(0));
+}
+
+async fn uploads_that_are_given_up_leave_nothing(store: &dyn BlobStore) {
+    let blob = key("blobs/sha256/00/1");
+    for drop_it in [false, true] {
+        let mut upload = store.begin_upload(&blob).await.expect("begin");
+        upload.part("half".into()).await.expect("part");
+        if drop_it {
+            drop(upload)
+        } else {
+            upload.abort().await.expect("abort")
+        }
+        assert_eq!(store.head(&blob).await.expect("head"), None);
+        assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+    }
+}
+
+async fn deleted_keys_can_be_written_again(store: &dyn BlobStore) {
+    for content in ["1", "2", "3"] {
+        store.put_once(&key("a/b/c"), content.into()).await.expect("put");
+        store.delete(&key("a/b/c")).await.expect("delete");
+        store.delete(&key("a/b/c")).await.expect("delete again");
+        assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+    }
+    // What was a folder may be a file later.
+    write(store, "a/b", "file").await;
+}
+
+async fn writers_and_deleters_in_one_folder_do_not_hurt_each_other(store: &dyn BlobStore) {
+    let work = async |worker: usize| {
+        for round in 0..20 {
+            let own = key(&format!("deep/er/{worker}/{round}"));
+            store.put_once(&own, number(worker)).await.expect("put");
+            assert_eq!(read(store, own.as_str()).await, Some(worker.to_string()));
+            store.delete(&own).await.expect("delete");
+        }
+    };
+    join_all((0..RACERS).map(work)).await;
+    assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+}
+
+async fn the_longest_keys_work(store: &dyn BlobStore) {
+    let (long, deep) = ("a".repeat(255), ["a"; 128].join("/"));
+    for text in [format!("repositories/{long}/_repository"), format!("repositories/{deep}/_x/tags/{}", "t".repeat(128))]
+    {
+        write(store, &text, "x").await;
+        assert_eq!(read(store, &text).await.as_deref(), Some("x"));
+        assert_eq!(store.list(&folder("repositories"), None, 10).await.expect("list"), [key(&text)]);
+        store.delete(&key(&text)).await.expect("delete");
+    }
+}
+
+/// The one that succeeded; all others must have been refused as `refused` says.
+fn one_winner<T>(results: &[Result<T, Error>], refused: impl Fn(&Error) -> bool) -> usize {
+    let winners: Vec<usize> = (0..results.len()).filter(|index| results[*index].is_ok()).collect();
+    assert_eq!(winners.len(), 1, "winners: {winners:?}");
+    for error in results.iter().filter_map(|result| result.as_ref().err()) {
+        assert!(refused(error), "{error:?}");
+    }
+    winners[0]
+}
+
+async fn write(store: &dyn BlobStore, at: &str, content: &str) {
+    store.put(&key(at), content.to_owned().into()).await.expect(at);
+}
+
+async fn read(store: &dyn BlobStore, at: &str) -> Option<String> {
+    store.get(&key(at)).await.expect(at).map(|object| text(&object.bytes).to_owned())
+}
+
+fn key(text: &str) -> Key {
+    Key::parse(text).expect(text)
+}
+
+fn folder(text: &str) -> Prefix {
+    Prefix::below(text).expect(text)
+}
+
+fn number(number: usize) -> Bytes {
+    number.to_string().into()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("text")
+}

@@ -1,0 +1,362 @@
+//! All keys, in one drawing:
+//!
+//! ```text
+//! blobs/<alg>/<hex>/<uuidv7>                        content, never reused; a link names the object that it means
+//! repositories/<name>/_repository                   live incarnation (or a tombstone), rule, create time
+//! repositories/<name>/_<incarnation>/
+//!     manifests/<alg>-<hex>                         link: object, media type, size, what it points to
+//!     blobs/<alg>-<hex>                             link: object, size
+//!     tags/<tag>                                    digest (or a tombstone), revision, validated time
+//! uploads/<node>/<uuidv7>                           key and upload id, put before the first part
+//! snapshot/head                                     names and signs the published snapshot; moves forward only
+//! snapshot/<epoch>/<revision>/<uuid>                snapshots, numbers with 19 digits so that they sort
+//! nodes/<id>                                        live nodes
+//! events/<node>/<uuidv7>                            events that wait for the control plane
+//! ```
+//!
+//! `_` cannot begin a part of a repository name, so records never collide with names, and no key is both a file and a
+//! folder. [`parse`] reads any of these keys back.
+
+use entrepot_domain::digest::Digest;
+use entrepot_domain::{RepositoryName, ResourceId, Tag};
+use uuid::Uuid;
+
+use crate::key::{Key, Prefix};
+
+/// An object that holds content.
+pub fn blob(digest: &Digest, object: Uuid) -> Key {
+    Key::assembled(format!("blobs/{}/{}/{object}", digest.algorithm(), digest.hex()))
+}
+
+/// All objects that hold, or should hold, this content.
+pub fn blob_prefix(digest: &Digest) -> Prefix {
+    Prefix::assembled(format!("blobs/{}/{}", digest.algorithm(), digest.hex()))
+}
+
+/// All content.
+pub fn blobs_prefix() -> Prefix {
+    Prefix::assembled("blobs".to_owned())
+}
+
+/// A repository's own record.
+pub fn repository(name: &RepositoryName) -> Key {
+    Key::assembled(format!("repositories/{name}/_repository"))
+}
+
+/// The records of all repositories.
+pub fn repositories_prefix() -> Prefix {
+    Prefix::assembled("repositories".to_owned())
+}
+
+/// The links and tags of one incarnation of a repository.
+pub fn incarnation_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
+    Prefix::assembled(format!("repositories/{name}/_{incarnation}"))
+}
+
+/// The link that lets a repository show a manifest.
+pub fn manifest_link(name: &RepositoryName, incarnation: Uuid, digest: &Digest) -> Key {
+    Key::assembled(format!("repositories/{name}/_{incarnation}/manifests/{}-{}", digest.algorithm(), digest.hex()))
+}
+
+/// All manifest links of one incarnation.
+pub fn manifest_links_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
+    Prefix::assembled(format!("repositories/{name}/_{incarnation}/manifests"))
+}
+
+/// The link that lets a repository show a blob.
+pub fn blob_link(name: &RepositoryName, incarnation: Uuid, digest: &Digest) -> Key {
+    Key::assembled(format!("repositories/{name}/_{incarnation}/blobs/{}-{}", digest.algorithm(), digest.hex()))
+}
+
+/// A tag's record.
+pub fn tag(name: &RepositoryName, incarnation: Uuid, tag: &Tag) -> Key {
+    Key::assembled(format!("repositories/{name}/_{incarnation}/tags/{tag}"))
+}
+
+/// All tags of one incarnation.
+pub fn tags_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
+    Prefix::assembled(format!("repositories/{name}/_{incarnation}/tags"))
+}
+
+/// The record of an upload that a node has begun.
+pub fn upload(node: &ResourceId, upload: Uuid) -> Key {
+    Key::assembled(format!("uploads/{node}/{upload}"))
+}
+
+/// All uploads that a node has begun.
+pub fn uploads_prefix(node: &ResourceId) -> Prefix {
+    Prefix::assembled(format!("uploads/{node}"))
+}
+
+/// The head, which says which snapshot is published.
+pub fn snapshot_head() -> Key {
+    Key::assembled("snapshot/head".to_owned())
+}
+
+/// A snapshot. Neither number is negative.
+pub fn snapshot(epoch: i64, revision: i64, object: Uuid) -> Key {
+    Key::assembled(format!("snapshot/{epoch:019}/{revision:019}/{object}"))
+}
+
+/// The head and all snapshots, the older ones first, the head last.
+pub fn snapshots_prefix() -> Prefix {
+    Prefix::assembled("snapshot".to_owned())
+}
+
+/// The record of a live node.
+pub fn node(id: &ResourceId) -> Key {
+    Key::assembled(format!("nodes/{id}"))
+}
+
+/// All live nodes.
+pub fn nodes_prefix() -> Prefix {
+    Prefix::assembled("nodes".to_owned())
+}
+
+/// An event that waits for the control plane.
+pub fn event(node: &ResourceId, event: Uuid) -> Key {
+    Key::assembled(format!("events/{node}/{event}"))
+}
+
+/// All events of a node that wait, the oldest first.
+pub fn events_prefix(node: &ResourceId) -> Prefix {
+    Prefix::assembled(format!("events/{node}"))
+}
+
+/// What a key is for, with what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are the arguments of the functions of the same names")]
+pub enum Parsed {
+    /// See [`blob`].
+    Blob { digest: Digest, object: Uuid },
+    /// See [`repository`].
+    Repository { name: RepositoryName },
+    /// See [`manifest_link`].
+    ManifestLink { name: RepositoryName, incarnation: Uuid, digest: Digest },
+    /// See [`blob_link`].
+    BlobLink { name: RepositoryName, incarnation: Uuid, digest: Digest },
+    /// See [`tag`].
+    Tag { name: RepositoryName, incarnation: Uuid, tag: Tag },
+    /// See [`upload`].
+    Upload { node: ResourceId, upload: Uuid },
+    /// See [`snapshot_head`].
+    SnapshotHead,
+    /// See [`snapshot`].
+    Snapshot { epoch: i64, revision: i64, object: Uuid },
+    /// See [`node`].
+    Node { id: ResourceId },
+    /// See [`event`].
+    Event { node: ResourceId, event: Uuid },
+}
+
+/// Reads a key back; `None` if it is not in the drawing.
+pub fn parse(key: &Key) -> Option<Parsed> {
+    let (top, rest) = key.as_str().split_once('/')?;
+    let parsed = match top {
+        "blobs" => {
+            let [algorithm, hex, object] = parts(rest)?;
+            Parsed::Blob { digest: format!("{algorithm}:{hex}").parse().ok()?, object: object.parse().ok()? }
+        }
+        "repositories" => parse_record(rest)?,
+        "uploads" => {
+            let [node, upload] = parts(rest)?;
+            Parsed::Upload { node: node.parse().ok()?, upload: upload.parse().ok()? }
+        }
+        "snapshot" if rest == "head" => Parsed::SnapshotHead,
+        "snapshot" => {
+            let [epoch, revision, object] = parts(rest)?;
+            Parsed::Snapshot {
+                epoch: epoch.parse().ok()?,
+                revision: revision.parse().ok()?,
+                object: object.parse().ok()?,
+            }
+        }
+        "nodes" => Parsed::Node { id: rest.parse().ok()? },
+        "events" => {
+            let [node, event] = parts(rest)?;
+            Parsed::Event { node: node.parse().ok()?, event: event.parse().ok()? }
+        }
+        _ => return None,
+    };
+    // One spelling per key: a UUID in capitals or a number without its zeroes is somebody else's.
+    (parsed.key() == *key).then_some(parsed)
+}
+
+impl Parsed {
+    /// The key that this was read from.
+    pub fn key(&self) -> Key {
+        match self {
+            Self::Blob { digest, object } => blob(digest, *object),
+            Self::Repository { name } => repository(name),
+            Self::ManifestLink { name, incarnation, digest } => manifest_link(name, *incarnation, digest),
+            Self::BlobLink { name, incarnation, digest } => blob_link(name, *incarnation, digest),
+            Self::Tag { name, incarnation, tag: id } => tag(name, *incarnation, id),
+            Self::Upload { node, upload: id } => upload(node, *id),
+            Self::SnapshotHead => snapshot_head(),
+            Self::Snapshot { epoch, revision, object } => snapshot(*epoch, *revision, *object),
+            Self::Node { id } => node(id),
+            Self::Event { node, event: id } => event(node, *id),
+        }
+    }
+}
+
+/// What is below `repositories/`. The first part that begins with `_` ends the name.
+fn parse_record(path: &str) -> Option<Parsed> {
+    let (name, record) = path.split_once("/_")?;
+    let name: RepositoryName = name.parse().ok()?;
+    if record == "repository" {
+        return Some(Parsed::Repository { name });
+    }
+    let [incarnation, kind, last] = parts(record)?;
+    let incarnation = incarnation.parse().ok()?;
+    let digest = || last.replacen('-', ":", 1).parse::<Digest>().ok();
+    Some(match kind {
+        "manifests" => Parsed::ManifestLink { name, incarnation, digest: digest()? },
+        "blobs" => Parsed::BlobLink { name, incarnation, digest: digest()? },
+        "tags" => Parsed::Tag { name, incarnation, tag: last.parse().ok()? },
+        _ => return None,
+    })
+}
+
+fn parts<const N: usize>(path: &str) -> Option<[&str; N]> {
+    let mut parts = path.split('/');
+    let mut found = [""; N];
+    for part in &mut found {
+        *part = parts.next()?;
+    }
+    parts.next().is_none().then_some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use entrepot_domain::digest::Algorithm;
+    use proptest::prelude::*;
+
+    fn digests() -> impl Strategy<Value = Digest> {
+        (any::<bool>(), any::<u64>()).prop_map(|(long, seed)| {
+            Digest::of(if long { Algorithm::Sha512 } else { Algorithm::Sha256 }, &seed.to_be_bytes())
+        })
+    }
+
+    fn names() -> impl Strategy<Value = RepositoryName> {
+        "(tags/|blobs/|manifests/|repositories/)?[a-z0-9]{1,9}((\\.|_|__|-{1,3})[a-z0-9]{1,9}){0,3}(/[a-z0-9]{1,9}){0,9}"
+            .prop_map(|text| text.parse().unwrap())
+    }
+
+    fn ids() -> impl Strategy<Value = ResourceId> {
+        "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?".prop_map(|text| text.parse().unwrap())
+    }
+
+    fn uuids() -> impl Strategy<Value = Uuid> {
+        any::<u128>().prop_map(Uuid::from_u128)
+    }
+
+    fn all() -> impl Strategy<Value = Parsed> {
+        let tags = "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}".prop_map(|text| text.parse().unwrap());
+        let links = (names(), uuids(), digests());
+        prop_oneof![
+            (digests(), uuids()).prop_map(|(digest, object)| Parsed::Blob { digest, object }),
+            names().prop_map(|name| Parsed::Repository { name }),
+            links.prop_map(|(name, incarnation, digest)| Parsed::ManifestLink { name, incarnation, digest }),
+            (names(), uuids(), digests()).prop_map(|(name, incarnation, digest)| Parsed::BlobLink {
+                name,
+                incarnation,
+                digest
+            }),
+            (names(), uuids(), tags).prop_map(|(name, incarnation, tag)| Parsed::Tag { name, incarnation, tag }),
+            (ids(), uuids()).prop_map(|(node, upload)| Parsed::Upload { node, upload }),
+            Just(Parsed::SnapshotHead),
+            (0..=i64::MAX, 0..=i64::MAX, uuids()).prop_map(|(epoch, revision, object)| Parsed::Snapshot {
+                epoch,
+                revision,
+                object
+            }),
+            ids().prop_map(|id| Parsed::Node { id }),
+            (ids(), uuids()).prop_map(|(node, event)| Parsed::Event { node, event }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_key_of_the_drawing_is_legal_and_read_back(parsed in all()) {
+            let key = parsed.key();
+            prop_assert_eq!(Key::parse(key.as_str()), Ok(key.clone()));
+            prop_assert_eq!(parse(&key), Some(parsed));
+        }
+
+        #[test]
+        fn no_key_is_both_a_file_and_a_folder(one in all(), two in all()) {
+            let folder = format!("{}/", one.key());
+            prop_assert!(!two.key().as_str().starts_with(&folder));
+        }
+
+        #[test]
+        fn any_key_is_in_the_drawing_or_not(text in "(blobs|repositories|snapshot|nodes|events|uploads)(/[a-z0-9_-]{1,12}){0,4}") {
+            if let Ok(key) = Key::parse(&text) && let Some(parsed) = parse(&key) {
+                prop_assert_eq!(parsed.key(), key);
+            }
+        }
+    }
+
+    #[test]
+    fn the_drawing_is_what_is_written() {
+        let digest = Digest::sha256(b"");
+        let (hex, id) = (digest.hex(), Uuid::nil());
+        let name: RepositoryName = "hub/library/nginx".parse().unwrap();
+        let node_id: ResourceId = "node-1".parse().unwrap();
+        let within = format!("repositories/hub/library/nginx/_{id}");
+        for (key, text) in [
+            (blob(&digest, id), format!("blobs/sha256/{hex}/{id}")),
+            (repository(&name), "repositories/hub/library/nginx/_repository".to_owned()),
+            (manifest_link(&name, id, &digest), format!("{within}/manifests/sha256-{hex}")),
+            (blob_link(&name, id, &digest), format!("{within}/blobs/sha256-{hex}")),
+            (tag(&name, id, &"v1".parse().unwrap()), format!("{within}/tags/v1")),
+            (upload(&node_id, id), format!("uploads/node-1/{id}")),
+            (snapshot_head(), "snapshot/head".to_owned()),
+            (snapshot(1, 42, id), format!("snapshot/0000000000000000001/0000000000000000042/{id}")),
+            (node(&node_id), "nodes/node-1".to_owned()),
+            (event(&node_id, id), format!("events/node-1/{id}")),
+        ] {
+            assert_eq!(key.as_str(), text);
+        }
+    }
+
+    #[test]
+    fn prefixes_hold_their_keys() {
+        let (digest, id) = (Digest::sha256(b""), Uuid::nil());
+        let name: RepositoryName = "hub/nginx".parse().unwrap();
+        let node_id: ResourceId = "node-1".parse().unwrap();
+        for (prefix, key) in [
+            (blob_prefix(&digest), blob(&digest, id)),
+            (blobs_prefix(), blob(&digest, id)),
+            (repositories_prefix(), repository(&name)),
+            (incarnation_prefix(&name, id), blob_link(&name, id, &digest)),
+            (manifest_links_prefix(&name, id), manifest_link(&name, id, &digest)),
+            (tags_prefix(&name, id), tag(&name, id, &"v1".parse().unwrap())),
+            (uploads_prefix(&node_id), upload(&node_id, id)),
+            (snapshots_prefix(), snapshot_head()),
+            (nodes_prefix(), node(&node_id)),
+            (events_prefix(&node_id), event(&node_id, id)),
+        ] {
+            assert!(key.as_str().starts_with(prefix.as_str()), "{key} in {prefix}");
+        }
+    }
+
+    #[test]
+    fn keys_with_another_spelling_are_not_ours() {
+        let id = Uuid::nil();
+        for text in [
+            format!("snapshot/1/2/{id}"),
+            format!("nodes/node-1/{id}"),
+            format!("repositories/_{id}/tags/v1"),
+            format!("repositories/a/_{id}/tags"),
+            format!("repositories/a/_{id}/tags/a/b"),
+            format!("events/node-1/{}", id.simple()),
+            "repositories/_repository".to_owned(),
+            "head".to_owned(),
+        ] {
+            assert_eq!(parse(&Key::parse(&text).unwrap()), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! A store in a local folder, which belongs to one process.
+//!
+//! Keys are paths below the folder. A write goes to a file below `.tmp/`, is made durable there, and appears under
+//! its key by a rename, so nothing is ever seen by half. Since no second process can open the folder (`flock` on
+//! `.lock`), compare-and-swap is a mutex per key; what a crash leaves in `.tmp/` is removed when the store is opened.
+
+mod files;
+mod list;
+mod read;
+mod upload;
+
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{BlobStore, ByteStream, Error, Key, Object, Prefix, Upload, Version};
+use files::{Condition, Files};
+
+/// A folder that holds objects as files. It is locked for as long as anything of this is in use.
+#[derive(Debug)]
+pub struct LocalStore(Arc<Files>);
+
+/// Why a folder cannot be a store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error(
+        "another process{} uses the store in {}; stop it first, or choose another folder",
+        .process.map(|id| format!(" ({id})")).unwrap_or_default(), .path.display()
+    )]
+    Taken {
+        /// The folder.
+        path: PathBuf,
+        /// The process that has it, if it is known.
+        process: Option<u32>,
+    },
+    /// It cannot be made, read or written.
+    #[error("the store in {} cannot be opened: give the user that runs this a folder that it may write", .path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl LocalStore {
+    /// Opens the store in the folder `path`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// If another process uses it, or it cannot be read and written.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Files::open(path.as_ref()).map(|files| Self(Arc::new(files)))
+    }
+
+    async fn write(&self, key: &Key, bytes: Bytes, condition: Condition) -> Result<Version, Error> {
+        let key = key.clone();
+        self.blocking(move |files| files.write(&key, &bytes, &condition)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Files>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let files = Arc::clone(&self.0);
+        blocking(move || work(&files)).await
+    }
+}
+
+#[async_trait]
+impl BlobStore for LocalStore {
+    async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        let written = self.write(key, bytes, Condition::Absent).await;
+        if let Err(Error::Conflict) = written { Err(Error::AlreadyExists) } else { written }
+    }
+
+    async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        self.write(key, bytes, Condition::Any).await
+    }
+
+    async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
+        self.write(key, bytes, expected.cloned().map_or(Condition::Absent, Condition::Is)).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        let key = key.clone();
+        self.blocking(move |files| files.get(&key)).await
+    }
+
+    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+        let key = key.clone();
+        self.blocking(move |files| Ok(files.find(&key)?.map(|(_, size_bytes)| size_bytes))).await
+    }
+
+    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
+        let key = key.clone();
+        let found = self.blocking(move |files| files.find(&key)).await?;
+        Ok(found.map(|(file, size_bytes)| read::stream(file, range.start..range.end.min(size_bytes))))
+    }
+
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+        let (prefix, start_after) = (prefix.clone(), start_after.cloned());
+        self.blocking(move |files| list::list(files.root(), &prefix, start_after.as_ref(), limit)).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        let key = key.clone();
+        self.blocking(move |files| files.delete(&key)).await
+    }
+
+    async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
+        let key = key.clone();
+        self.blocking(move |files| Ok(Box::new(upload::LocalUpload::begin(files, key)?) as Box<dyn Upload>)).await
+    }
+}
+
+/// Runs file operations where they may block. They run to their end even if nobody waits for them any more.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|stopped| Err(Error::Away(Box::new(stopped))))
+}
+
+/// What could not be done to which file.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {action} {}", .path.display())]
+struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// For `map_err` on what was to be done to `path`.
+fn failed_to(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Away(Box::new(FileError { action, path: path.to_owned(), source }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Mutex;
+
+    fn key(text: &str) -> Key {
+        Key::parse(text).unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_folder_does_what_every_store_must_do() {
+        let folders = Mutex::new(Vec::new());
+        crate::conformance::run(async || {
+            let folder = tempfile::tempdir().unwrap();
+            let store = LocalStore::open(folder.path()).unwrap();
+            folders.lock().unwrap().push(folder);
+            Arc::new(store) as crate::Store
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_second_opener_is_refused_until_the_first_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store");
+        let store = LocalStore::open(&path).unwrap();
+        let upload = store.begin_upload(&key("a")).await.unwrap();
+        drop(store);
+        // The upload still writes there.
+        let error = LocalStore::open(&path).unwrap_err().to_string();
+        let expected = format!("another process ({}) uses the store in {}", std::process::id(), path.display());
+        assert!(error.starts_with(&expected), "{error}");
+        upload.abort().await.unwrap();
+        LocalStore::open(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_left_is_removed_and_the_rest_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(folder.path()).unwrap();
+        store.put_once(&key("a/b"), "kept".into()).await.unwrap();
+        let mut upload = store.begin_upload(&key("a/c")).await.unwrap();
+        upload.part("half".into()).await.unwrap();
+        drop(store);
+        let left = || folder.path().join(".tmp").read_dir().unwrap().count();
+        assert_eq!(left(), 1);
+        // As after a crash: the lock is gone with its process, the file is not.
+        let leftover = folder.path().join(".tmp/leftover");
+        std::fs::write(&leftover, "half").unwrap();
+        drop(upload);
+        assert_eq!(left(), 1);
+        let store = LocalStore::open(folder.path()).unwrap();
+        assert_eq!(left(), 0);
+        assert_eq!(store.list(&Prefix::all(), None, 10).await.unwrap(), [key("a/b")]);
+    }
+
+    #[tokio::test]
+    async fn deleting_leaves_no_empty_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(folder.path()).unwrap();
+        store.put(&key("a/b/c/d"), "x".into()).await.unwrap();
+        store.put(&key("a/e"), "x".into()).await.unwrap();
+        store.delete(&key("a/b/c/d")).await.unwrap();
+        assert!(!folder.path().join("a/b").exists() && folder.path().join("a/e").exists());
+        store.delete(&key("a/e")).await.unwrap();
+        assert!(!folder.path().join("a").exists());
+    }
+
+    #[tokio::test]
+    async fn an_upload_whose_part_was_interrupted_cannot_be_completed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(folder.path()).unwrap();
+        let mut upload = store.begin_upload(&key("a")).await.unwrap();
+        {
+            let mut part = Box::pin(upload.part("half".into()));
+            assert!(futures_util::poll!(part.as_mut()).is_pending());
+        }
+        assert!(upload.part("more".into()).await.is_err());
+        assert!(upload.complete().await.is_err());
+        assert_eq!(store.head(&key("a")).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_cannot_be_made_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("file"), "").unwrap();
+        let error = LocalStore::open(folder.path().join("file/store")).unwrap_err();
+        assert!(matches!(&error, OpenError::Io { .. }) && error.to_string().contains("file/store"), "{error}");
+    }
+}

@@ -1,0 +1,72 @@
+//! Listing a folder as object storage lists keys.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::failed_to;
+use crate::{Error, Key, Prefix};
+
+/// At most `limit` keys below `prefix` and behind `start_after`, in byte order.
+pub(super) fn list(root: &Path, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    let mut listing = Listing { root, start_after: start_after.map(Key::as_str), limit, keys: Vec::new() };
+    listing.walk(prefix.as_str())?;
+    Ok(listing.keys)
+}
+
+struct Listing<'a> {
+    root: &'a Path,
+    start_after: Option<&'a str>,
+    limit: usize,
+    keys: Vec<Key>,
+}
+
+impl Listing<'_> {
+    /// Goes through `folder`, which is empty or ends with `/`.
+    fn walk(&mut self, folder: &str) -> Result<(), Error> {
+        for path in entries(self.root, folder)? {
+            if self.keys.len() >= self.limit {
+                break;
+            }
+            if path.ends_with('/') {
+                if !self.is_behind_us(&path) {
+                    self.walk(&path)?;
+                }
+            } else if self.start_after.is_none_or(|after| *path > *after)
+                // What somebody else put there is not ours to show.
+                && let Ok(key) = Key::parse(&path)
+            {
+                self.keys.push(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every key below `folder` was listed before.
+    fn is_behind_us(&self, folder: &str) -> bool {
+        self.start_after.is_some_and(|after| !after.starts_with(folder) && folder < after)
+    }
+}
+
+/// What is in a folder, sorted as the keys are: folders with their `/`, since `a-b` comes before `a/b`.
+fn entries(root: &Path, folder: &str) -> Result<Vec<String>, Error> {
+    let path = root.join(folder);
+    let read = || -> io::Result<_> {
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(&path)? {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let slash = if entry.file_type()?.is_dir() { "/" } else { "" };
+            if !name.starts_with('.') {
+                entries.push(format!("{folder}{name}{slash}"));
+            }
+        }
+        entries.sort_unstable();
+        Ok(entries)
+    };
+    match read() {
+        // Never there, or removed meanwhile.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        result => result.map_err(failed_to("list", &path)),
+    }
+}

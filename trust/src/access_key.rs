@@ -1,0 +1,206 @@
+//! Access keys: `<key id>:<secret>`, of which only a hash of the secret is kept.
+//!
+//! A generated secret has 256 random bits, so a fast hash keeps it. One that a person chose can be guessed, so only a
+//! slow hash will do.
+
+use argon2::Argon2;
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use aws_lc_rs::{constant_time, rand};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use entrepot_domain::{ResourceId, Secret};
+use sha2::{Digest, Sha256};
+use tokio::sync::Semaphore;
+
+/// How many slow hashes are computed at once; each takes 19 MiB and a core.
+pub(crate) const SLOW_HASHES: usize = 2;
+/// The shortest secret that people may choose.
+pub const CHOSEN_MIN_CHARACTERS: usize = 8;
+/// The longest secret, which bounds what is hashed.
+pub const SECRET_MAX_BYTES: usize = 1024;
+
+static SLOW: Semaphore = Semaphore::const_new(SLOW_HASHES);
+
+/// What is kept of a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub enum AccessKeyHash {
+    /// Of a generated secret.
+    Sha256([u8; 32]),
+    /// Of a secret that a person chose: a PHC string.
+    Argon2id(String),
+}
+
+/// Bytes that are not the hash of a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not the hash of an access key's secret that this release can read")]
+pub struct HashError;
+
+/// A secret that is too short or too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the secret must have at least {CHOSEN_MIN_CHARACTERS} characters and at most {SECRET_MAX_BYTES} bytes")]
+pub struct ChosenSecretError;
+
+/// A text that is not `<key id>:<secret>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "must be `<key id>:<secret>`; the key id is 1 to 63 lower-case letters, digits and inner hyphens, the secret is not empty"
+)]
+pub struct PairError;
+
+impl AccessKeyHash {
+    /// The hash as bytes, to be sealed.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Sha256(hash) => [b"s", hash.as_slice()].concat(),
+            Self::Argon2id(phc) => [b"a", phc.as_bytes()].concat(),
+        }
+    }
+
+    /// Reads a hash back.
+    ///
+    /// # Errors
+    /// If the bytes are not what [`AccessKeyHash::encode`] gave.
+    pub fn decode(bytes: &[u8]) -> Result<Self, HashError> {
+        match bytes.split_first() {
+            Some((b's', hash)) => hash.try_into().map(Self::Sha256).map_err(|_| HashError),
+            Some((b'a', phc)) => {
+                let phc = std::str::from_utf8(phc).map_err(|_| HashError)?;
+                PasswordHash::new(phc).map_err(|_| HashError)?;
+                Ok(Self::Argon2id(phc.to_owned()))
+            }
+            _ => Err(HashError),
+        }
+    }
+
+    /// Whether `secret` has this hash. Slow for a chosen one.
+    pub(crate) fn matches(&self, secret: &[u8]) -> bool {
+        match self {
+            Self::Sha256(hash) => constant_time::verify_slices_are_equal(&Sha256::digest(secret), hash).is_ok(),
+            Self::Argon2id(phc) => {
+                PasswordHash::new(phc).is_ok_and(|hash| Argon2::default().verify_password(secret, &hash).is_ok())
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for AccessKeyHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sha256(_) => "Sha256(…)",
+            Self::Argon2id(_) => "Argon2id(…)",
+        })
+    }
+}
+
+/// The hash of a secret from [`generate_secret`].
+pub fn hash_generated(secret: &Secret<String>) -> AccessKeyHash {
+    AccessKeyHash::Sha256(Sha256::digest(secret.expose()).into())
+}
+
+/// The hash of a secret that a person chose; see [`check_chosen`]. Waits for its turn: it costs a core for a while.
+pub async fn hash_chosen(secret: &Secret<String>) -> AccessKeyHash {
+    let turn = SLOW.acquire().await.expect("the semaphore is never closed");
+    let secret = secret.clone();
+    let hash = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        Argon2::default().hash_password(secret.expose().as_bytes()).map(|hash: PasswordHash| hash.to_string())
+    });
+    AccessKeyHash::Argon2id(hash.await.expect("hashing does not panic").expect("the default parameters are legal"))
+}
+
+/// Whether a secret that a person chose is long enough, and not too long.
+///
+/// # Errors
+/// If it is not.
+pub fn check_chosen(secret: &Secret<String>) -> Result<(), ChosenSecretError> {
+    let secret = secret.expose();
+    let legal = secret.chars().count() >= CHOSEN_MIN_CHARACTERS && secret.len() <= SECRET_MAX_BYTES;
+    if legal { Ok(()) } else { Err(ChosenSecretError) }
+}
+
+/// A new secret of 256 random bits. Its prefix lets people and scanners see what it is.
+pub fn generate_secret() -> Secret<String> {
+    Secret::new(format!("entrepot_{}", URL_SAFE_NO_PAD.encode(random::<32>())))
+}
+
+/// A new key id.
+pub fn generate_key_id() -> String {
+    format!("ak{}", hex::encode(random::<8>()))
+}
+
+/// Reads `<key id>:<secret>`. The secret may hold colons.
+///
+/// # Errors
+/// If it is not such a pair.
+pub fn parse_pair(text: &str) -> Result<(String, Secret<String>), PairError> {
+    let (key_id, secret) = text.split_once(':').ok_or(PairError)?;
+    let key_id: ResourceId = key_id.parse().map_err(|_| PairError)?;
+    let legal = (1..=SECRET_MAX_BYTES).contains(&secret.len());
+    if legal { Ok((key_id.to_string(), Secret::new(secret.to_owned()))) } else { Err(PairError) }
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).expect("the system has randomness");
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str) -> Secret<String> {
+        Secret::new(text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn hashes_match_their_own_secret_only_also_after_a_round_trip() {
+        let generated = generate_secret();
+        let hashes = [
+            (generated.clone(), hash_generated(&generated)),
+            (secret("correct horse"), hash_chosen(&secret("correct horse")).await),
+        ];
+        for (own, hash) in hashes {
+            let again = AccessKeyHash::decode(&hash.encode()).unwrap();
+            assert_eq!(again, hash);
+            assert!(again.matches(own.expose().as_bytes()), "{hash:?}");
+            assert!(!again.matches(b"correct horsf") && !again.matches(b""), "{hash:?}");
+            assert!(!format!("{hash:?}").contains('$'));
+        }
+        let twice = (hash_chosen(&secret("correct horse")).await, hash_chosen(&secret("correct horse")).await);
+        assert_ne!(twice.0, twice.1);
+    }
+
+    #[test]
+    fn other_bytes_are_no_hash() {
+        for bytes in [&b""[..], b"s", b"sshort", b"a", b"anot a phc string", b"x$argon2id", b"a\xff"] {
+            assert_eq!(AccessKeyHash::decode(bytes), Err(HashError), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn pairs_are_read_at_the_first_colon() {
+        let (key_id, read) = parse_pair("admin:a:b").unwrap();
+        assert_eq!((key_id.as_str(), read.expose().as_str()), ("admin", "a:b"));
+        for text in ["", "admin", "admin:", ":x", "Admin:x", "-a:x", &format!("a:{}", "x".repeat(1025))] {
+            assert_eq!(parse_pair(text).err(), Some(PairError), "{text}");
+        }
+    }
+
+    #[test]
+    fn generated_keys_are_legal_pairs_and_differ() {
+        let pair = format!("{}:{}", generate_key_id(), generate_secret().expose());
+        assert!(parse_pair(&pair).is_ok(), "{pair}");
+        assert_ne!(generate_secret().expose(), generate_secret().expose());
+        assert_ne!(generate_key_id(), generate_key_id());
+    }
+
+    #[test]
+    fn chosen_secrets_have_a_least_and_a_greatest_length() {
+        assert_eq!(check_chosen(&secret("1234567")), Err(ChosenSecretError));
+        assert_eq!(check_chosen(&secret("éééé")), Err(ChosenSecretError));
+        assert_eq!(check_chosen(&secret("12345678")), Ok(()));
+        assert_eq!(check_chosen(&secret(&"x".repeat(1025))), Err(ChosenSecretError));
+    }
+}

@@ -1,0 +1,180 @@
+//! Files that hold a key: one line of text, for its owner's eyes only.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::rand;
+use zeroize::Zeroizing;
+
+/// How many bytes a key has.
+pub(crate) const KEY_BYTES: usize = 32;
+
+/// A key's bytes, wiped when dropped.
+pub(crate) type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
+
+/// Why a key file is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// Others than its owner can read it.
+    #[error(
+        "the key file {} can be read by others (mode {mode:04o}): run `chmod 600 {}`, and make a new key if others may have read it",
+        .path.display(), .path.display()
+    )]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+    /// It does not hold such a key.
+    #[error("the key file {} {source}", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the text.
+        source: KeyTextError,
+    },
+    /// It can be neither read nor made.
+    #[error("the key file {} can be neither read nor made", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A text that is not a key of the kind that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be one line, `{label}:` and 64 hex digits")]
+pub struct KeyTextError {
+    label: &'static str,
+}
+
+/// A new key.
+pub(crate) fn generate() -> KeyBytes {
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    rand::fill(&mut *bytes).expect("the system has randomness");
+    bytes
+}
+
+/// Writes a key as text; `label` keeps the two kinds of key from being mixed up.
+pub(crate) fn encode(label: &str, bytes: &KeyBytes) -> Zeroizing<String> {
+    let digits = Zeroizing::new(hex::encode(bytes.as_slice()));
+    Zeroizing::new(format!("{label}:{}\n", *digits))
+}
+
+/// Reads a key from text.
+pub(crate) fn parse(label: &'static str, text: &str) -> Result<KeyBytes, KeyTextError> {
+    let digits = text.trim_end().strip_prefix(label).and_then(|rest| rest.strip_prefix(':'));
+    let mut bytes = Zeroizing::new([0; KEY_BYTES]);
+    let read = digits.map(|digits| hex::decode_to_slice(digits, &mut *bytes));
+    if let Some(Ok(())) = read { Ok(bytes) } else { Err(KeyTextError { label }) }
+}
+
+/// Reads the key at `path`, or makes one there. Of several processes that make one, all get the same.
+pub(crate) fn load_or_generate(label: &'static str, path: &Path) -> Result<KeyBytes, KeyFileError> {
+    let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
+    match load(label, path)? {
+        Some(key) => Ok(key),
+        None => {
+            create(path, &encode(label, &generate())).map_err(failed)?;
+            load(label, path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+        }
+    }
+}
+
+fn load(label: &'static str, path: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
+    let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(KeyFileError::Exposed { path: path.to_owned(), mode });
+    }
+    let mut text = Zeroizing::new(String::with_capacity(256));
+    (&mut file).take(256).read_to_string(&mut text).map_err(failed)?;
+    parse(label, &text).map(Some).map_err(|source| KeyFileError::Malformed { path: path.to_owned(), source })
+}
+
+/// Makes the file whole or not at all, and leaves one that is there already.
+fn create(path: &Path, text: &str) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = folder.join(format!(".key-{}", uuid::Uuid::new_v4()));
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        // Whatever the process's mask says.
+        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        match fs::hard_link(&temporary, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            linked => linked,
+        }
+    })();
+    let removed = fs::remove_file(&temporary);
+    written.and(removed)?;
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LABEL: &str = "entrepot-test-key";
+
+    #[test]
+    fn a_key_is_made_once_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let makers: Vec<_> = (0..8).map(|_| scope.spawn(|| load_or_generate(LABEL, &path).unwrap())).collect();
+            makers.into_iter().map(|maker| maker.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| **key == *keys[0]));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused_with_the_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        load_or_generate(LABEL, &path).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        let error = load_or_generate(LABEL, &path).unwrap_err().to_string();
+        assert!(error.contains("mode 0640") && error.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn a_file_with_something_else_is_refused_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        create(&path, &encode("entrepot-other-key", &generate())).unwrap();
+        let error = load_or_generate(LABEL, &path).unwrap_err();
+        assert!(matches!(error, KeyFileError::Malformed { .. }));
+        assert!(error.to_string().contains("`entrepot-test-key:` and 64 hex digits"), "{error}");
+        assert!(fs::read_to_string(&path).unwrap().starts_with("entrepot-other-key:"));
+    }
+
+    #[test]
+    fn a_missing_folder_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = load_or_generate(LABEL, &folder.path().join("none/key")).unwrap_err();
+        assert!(matches!(error, KeyFileError::Io { .. }));
+    }
+
+    #[test]
+    fn text_leads_back_to_the_key() {
+        let key = generate();
+        assert_eq!(**parse(LABEL, &encode(LABEL, &key)).as_ref().unwrap(), *key);
+        for text in ["", "entrepot-test-key", "entrepot-test-key:", "entrepot-test-key:00ff"] {
+            assert!(parse(LABEL, text).is_err(), "{text}");
+        }
+    }
+}
