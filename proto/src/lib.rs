@@ -1,9 +1,11 @@
 //! The wire contract: what Entrepot's users, planes and nodes say to each other over gRPC.
 //!
-//! Generated types stay behind this crate and the API edges; `convert` turns them into the domain's values and back.
+//! Generated types stay behind this crate and the API edges; [`convert`] turns them into the domain's values and back.
+
+pub mod convert;
 
 /// The API for operators, SDKs and the `entrepot` command.
-#[allow(clippy::all, reason = "generated code")]
+#[allow(clippy::all, rustdoc::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("entrepot.v1");
 }
@@ -11,7 +13,7 @@ pub mod v1 {
 /// What nodes and the control plane say to each other.
 pub mod node {
     /// Version 1.
-    #[allow(clippy::all, reason = "generated code")]
+    #[allow(clippy::all, rustdoc::all, reason = "generated code")]
     pub mod v1 {
         tonic::include_proto!("entrepot.node.v1");
     }

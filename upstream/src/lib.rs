@@ -1,1 +1,25 @@
-//! entrepot-upstream
+//! The one guarded client for other registries: everything that leaves for an upstream leaves through here.
+//!
+//! A request is walked in `request`: it goes out, follows redirects by hand, logs in where a host asks for it, and is
+//! tried again where that may help. Three guards stand on the way. [`egress`] decides to which addresses anything may
+//! go at all; `login` decides which host may learn the credential (the upstream's own, and the realms that it is known
+//! or said to have) and keeps every token with the host that asked for it; [`Limits`] bound every wait and every body.
+//! Nothing that an upstream says is trusted: manifests asked for by digest are verified here, blobs by the caller,
+//! who sees every byte of them.
+
+mod body;
+mod challenge;
+mod client;
+pub mod egress;
+mod error;
+mod limits;
+mod login;
+mod probe;
+mod request;
+mod token;
+mod transport;
+
+pub use client::{BlobBody, BlobStream, Client, FetchedManifest};
+pub use error::{BuildError, Error, Fault, Login, Trouble};
+pub use limits::Limits;
+pub use probe::{ProbeKind, ProbeState, ProbeStep};

@@ -1,0 +1,117 @@
+//! From the wire to the domain and back, a file per resource. What does not convert says which field and why.
+
+pub mod access;
+pub mod event;
+pub mod names;
+pub mod rule;
+pub mod snapshot;
+pub mod upstream;
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use prost_types::Timestamp;
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The path of the field from the request on, such as `rule.prefix`.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub description: String,
+}
+
+/// All that is wrong with a request; collected, so that a caller hears of everything at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Violations(Vec<Violation>);
+
+impl Violations {
+    /// One violation.
+    pub fn one(field: impl Into<String>, description: impl fmt::Display) -> Self {
+        let mut violations = Self::default();
+        violations.add(field, description);
+        violations
+    }
+
+    /// Notes one more.
+    pub fn add(&mut self, field: impl Into<String>, description: impl fmt::Display) {
+        self.0.push(Violation { field: field.into(), description: description.to_string() });
+    }
+
+    /// The value, or `None` with its error noted for `field`.
+    pub fn take<T, E: fmt::Display>(&mut self, field: &str, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.add(field, error)).ok()
+    }
+
+    /// The value, or `None` with all its violations noted.
+    pub fn merge<T>(&mut self, result: Result<T, Self>) -> Option<T> {
+        result.map_err(|mut others| self.0.append(&mut others.0)).ok()
+    }
+
+    /// The value if nothing was noted.
+    ///
+    /// # Errors
+    /// With everything that was noted. A value that is missing although nothing was noted is a violation too.
+    pub fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            None if self.0.is_empty() => Err(Self::one("", "the request is incomplete")),
+            Some(_) | None => Err(self),
+        }
+    }
+
+    /// Whether nothing was noted.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Violation> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, violation) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}`{}` {}", violation.field, violation.description)?;
+        }
+        Ok(())
+    }
+}
+
+/// An instant as the wire has it.
+pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
+    Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) as i32 }
+}
+
+/// An instant from the wire; `None` if it is none that a calendar has.
+pub fn time(wire: &Timestamp) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(wire.seconds, u32::try_from(wire.nanos).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_survive_the_wire() {
+        for (seconds, nanos) in [(0, 0), (1_700_000_000, 999_999_999), (-1, 1)] {
+            let instant = DateTime::from_timestamp(seconds, nanos).unwrap();
+            assert_eq!(time(&timestamp(instant)), Some(instant));
+        }
+        assert_eq!(time(&Timestamp { seconds: i64::MAX, nanos: 0 }), None);
+        assert_eq!(time(&Timestamp { seconds: 0, nanos: -1 }), None);
+    }
+
+    #[test]
+    fn all_violations_are_told_at_once() {
+        let mut violations = Violations::default();
+        assert_eq!(violations.take("a", "1".parse::<u8>()), Some(1));
+        assert_eq!(violations.take("b", "x".parse::<u8>()), None);
+        violations.add("c.d", "must be set");
+        let error = violations.finish(Some(())).unwrap_err();
+        assert_eq!(error.to_string(), "`b` invalid digit found in string; `c.d` must be set");
+    }
+}

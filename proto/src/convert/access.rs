@@ -1,0 +1,59 @@
+//! Principals and their permission sets.
+
+use crate::v1 as wire;
+
+/// What a principal may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PermissionSet {
+    /// Everything.
+    Administrator,
+    /// Pull, and read what can be pulled.
+    Puller,
+}
+
+impl PermissionSet {
+    /// The name on the wire, as in `entrepot.v1.PermissionSet`.
+    pub fn as_str(self) -> &'static str {
+        self.to_wire().as_str_name()
+    }
+
+    /// The set that `name` means on the wire.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Administrator, Self::Puller].into_iter().find(|set| set.as_str() == name)
+    }
+
+    /// Reads the wire's form.
+    ///
+    /// # Errors
+    /// With what is right.
+    pub fn read(wire: i32) -> Result<Self, &'static str> {
+        match wire::PermissionSet::try_from(wire) {
+            Ok(wire::PermissionSet::Administrator) => Ok(Self::Administrator),
+            Ok(wire::PermissionSet::Puller) => Ok(Self::Puller),
+            Ok(wire::PermissionSet::Unspecified) | Err(_) => Err("must be ADMINISTRATOR or PULLER"),
+        }
+    }
+
+    /// The wire's form.
+    pub fn to_wire(self) -> wire::PermissionSet {
+        match self {
+            Self::Administrator => wire::PermissionSet::Administrator,
+            Self::Puller => wire::PermissionSet::Puller,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_lead_back() {
+        for set in [PermissionSet::Administrator, PermissionSet::Puller] {
+            assert_eq!(PermissionSet::from_name(set.as_str()), Some(set));
+            assert_eq!(PermissionSet::read(set.to_wire().into()), Ok(set));
+        }
+        assert_eq!(PermissionSet::from_name("ROOT"), None);
+        assert!(PermissionSet::read(0).is_err() && PermissionSet::read(9).is_err());
+    }
+}

@@ -1,0 +1,224 @@
+//! Events: what nodes learn while they serve.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, MediaType, RepositoryName, Tag};
+use uuid::Uuid;
+
+use super::{Violations, time};
+use crate::node::v1 as wire;
+
+/// The longest platform; `os/architecture/variant` of 32 bytes each fits.
+const MAX_PLATFORM_BYTES: usize = 100;
+
+/// Something that a node learnt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Tells it from every other event.
+    pub id: Uuid,
+    /// In which repository.
+    pub repository: RepositoryName,
+    /// In which incarnation of it.
+    pub incarnation: Uuid,
+    /// What happened.
+    pub kind: Kind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The repository was created.
+    RepositoryCreated {
+        /// The rule that fills it.
+        rule_uid: Option<Uuid>,
+        /// When.
+        create_time: DateTime<Utc>,
+    },
+    /// A manifest or index was cached.
+    ImageCached(Image),
+    /// A tag was set, moved or confirmed.
+    TagMoved {
+        /// Which one.
+        tag: Tag,
+        /// What it means now.
+        digest: Digest,
+        /// The record's revision.
+        revision: i64,
+        /// When the upstream confirmed it.
+        validate_time: Option<DateTime<Utc>>,
+    },
+    /// A manifest was pulled.
+    Pulled {
+        /// Which one.
+        digest: Digest,
+        /// When.
+        pull_time: DateTime<Utc>,
+    },
+    /// The configuration of an image was cached.
+    ConfigCached {
+        /// Which one.
+        digest: Digest,
+        /// For which platform the image is.
+        platform: String,
+    },
+}
+
+/// What the index keeps of a manifest or index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its digest.
+    pub digest: Digest,
+    /// What kind it is.
+    pub media_type: MediaType,
+    /// Its own size.
+    pub manifest_size_bytes: i64,
+    /// The size of the config and layers that it names.
+    pub content_size_bytes: i64,
+    /// The platforms that it offers, as far as it says.
+    pub platforms: Vec<String>,
+    /// The manifests that it names.
+    pub children: Vec<Digest>,
+    /// The configuration that it names.
+    pub config: Option<Digest>,
+    /// When it was cached.
+    pub cache_time: DateTime<Utc>,
+}
+
+impl Event {
+    /// Reads the event at `field` of a request.
+    ///
+    /// # Errors
+    /// With every field that is wrong.
+    pub fn read(field: &str, event: &wire::Event) -> Result<Self, Violations> {
+        let mut read = Reader { field, violations: Violations::default() };
+        let id = read.parse("event_id", &event.event_id);
+        let repository = read.parse("repository", &event.repository);
+        let incarnation = read.parse("incarnation", &event.incarnation);
+        let kind = match &event.kind {
+            Some(wire::event::Kind::RepositoryCreated(created)) => created_kind(&mut read, created),
+            Some(wire::event::Kind::ImageCached(cached)) => image(&mut read, cached).map(Kind::ImageCached),
+            Some(wire::event::Kind::TagMoved(moved)) => moved_kind(&mut read, moved),
+            Some(wire::event::Kind::Pulled(pulled)) => pulled_kind(&mut read, pulled),
+            Some(wire::event::Kind::ConfigCached(cached)) => config_kind(&mut read, cached),
+            None => read.wrong("kind", "must be set; this control plane may be older than the node"),
+        };
+        let event = (|| Some(Self { id: id?, repository: repository?, incarnation: incarnation?, kind: kind? }))();
+        read.violations.finish(event)
+    }
+}
+
+/// Reads fields of one event and notes what is wrong with them.
+struct Reader<'a> {
+    field: &'a str,
+    violations: Violations,
+}
+
+impl Reader<'_> {
+    fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self, name: &str, text: &str) -> Option<T> {
+        self.violations.take(&format!("{}.{name}", self.field), text.parse())
+    }
+
+    fn optional<T: std::str::FromStr<Err: std::fmt::Display>>(&mut self, name: &str, text: &str) -> Option<Option<T>> {
+        if text.is_empty() { Some(None) } else { self.parse(name, text).map(Some) }
+    }
+
+    fn time(&mut self, name: &str, wire: Option<&prost_types::Timestamp>) -> Option<DateTime<Utc>> {
+        wire.and_then(time).or_else(|| self.wrong(name, "must be a timestamp"))
+    }
+
+    fn wrong<T>(&mut self, name: &str, why: &str) -> Option<T> {
+        self.violations.add(format!("{}.{name}", self.field), why);
+        None
+    }
+
+    fn size(&mut self, name: &str, bytes: i64) -> Option<i64> {
+        if bytes >= 0 { Some(bytes) } else { self.wrong(name, "must not be negative") }
+    }
+
+    fn platform(&mut self, name: &str, text: &str) -> Option<String> {
+        let legal = (1..=MAX_PLATFORM_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        if legal { Some(text.to_owned()) } else { self.wrong(name, "must be such as `linux/arm64`") }
+    }
+}
+
+fn created_kind(read: &mut Reader<'_>, created: &wire::RepositoryCreated) -> Option<Kind> {
+    let rule_uid = read.optional("repository_created.rule_uid", &created.rule_uid);
+    let create_time = read.time("repository_created.create_time", created.create_time.as_ref());
+    Some(Kind::RepositoryCreated { rule_uid: rule_uid?, create_time: create_time? })
+}
+
+fn image(read: &mut Reader<'_>, cached: &wire::ImageCached) -> Option<Image> {
+    let digest = read.parse("image_cached.digest", &cached.digest);
+    let media_type = read.parse("image_cached.media_type", &cached.media_type);
+    let manifest_size_bytes = read.size("image_cached.manifest_size_bytes", cached.manifest_size_bytes);
+    let content_size_bytes = read.size("image_cached.content_size_bytes", cached.content_size_bytes);
+    let platforms: Option<_> =
+        cached.platforms.iter().map(|platform| read.platform("image_cached.platforms", platform)).collect();
+    let children: Option<_> = cached.children.iter().map(|child| read.parse("image_cached.children", child)).collect();
+    let config = read.optional("image_cached.config_digest", &cached.config_digest);
+    let cache_time = read.time("image_cached.cache_time", cached.cache_time.as_ref());
+    Some(Image {
+        digest: digest?,
+        media_type: media_type?,
+        manifest_size_bytes: manifest_size_bytes?,
+        content_size_bytes: content_size_bytes?,
+        platforms: platforms?,
+        children: children?,
+        config: config?,
+        cache_time: cache_time?,
+    })
+}
+
+fn moved_kind(read: &mut Reader<'_>, moved: &wire::TagMoved) -> Option<Kind> {
+    let tag = read.parse("tag_moved.tag", &moved.tag);
+    let digest = read.parse("tag_moved.digest", &moved.digest);
+    let validate_time = match &moved.validate_time {
+        Some(wire) => read.time("tag_moved.validate_time", Some(wire)).map(Some),
+        None => Some(None),
+    };
+    Some(Kind::TagMoved { tag: tag?, digest: digest?, revision: moved.revision, validate_time: validate_time? })
+}
+
+fn pulled_kind(read: &mut Reader<'_>, pulled: &wire::Pulled) -> Option<Kind> {
+    let digest = read.parse("pulled.digest", &pulled.digest);
+    let pull_time = read.time("pulled.pull_time", pulled.pull_time.as_ref());
+    Some(Kind::Pulled { digest: digest?, pull_time: pull_time? })
+}
+
+fn config_kind(read: &mut Reader<'_>, cached: &wire::ConfigCached) -> Option<Kind> {
+    let digest = read.parse("config_cached.digest", &cached.digest);
+    let platform = read.platform("config_cached.platform", &cached.platform);
+    Some(Kind::ConfigCached { digest: digest?, platform: platform? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: Option<wire::event::Kind>) -> wire::Event {
+        wire::Event {
+            event_id: Uuid::nil().to_string(),
+            repository: "hub/nginx".into(),
+            incarnation: Uuid::nil().to_string(),
+            kind,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_event_is_read_whole() {
+        let digest = Digest::sha256(b"");
+        let config = wire::ConfigCached { digest: digest.to_string(), platform: "linux/arm64/v8".into() };
+        let read = Event::read("events[0]", &event(Some(wire::event::Kind::ConfigCached(config)))).unwrap();
+        assert_eq!(read.kind, Kind::ConfigCached { digest, platform: "linux/arm64/v8".into() });
+    }
+
+    #[test]
+    fn every_wrong_field_is_named_from_the_request_on() {
+        let mut wrong = event(Some(wire::event::Kind::TagMoved(wire::TagMoved::default())));
+        wrong.repository = "Hub".into();
+        let violations = Event::read("events[7]", &wrong).unwrap_err();
+        let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, ["events[7].repository", "events[7].tag_moved.tag", "events[7].tag_moved.digest"]);
+        assert!(Event::read("events[0]", &event(None)).unwrap_err().to_string().contains("`events[0].kind` must be set"));
+    }
+}

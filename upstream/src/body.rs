@@ -1,0 +1,67 @@
+//! Bodies: read whole up to a limit, or streamed, and never waited for too long.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, stream};
+use reqwest::Response;
+use reqwest::header::CONTENT_ENCODING;
+
+use crate::error::Error;
+use crate::transport::from_network;
+
+/// How much of an answer that nobody wants is read so that its connection can be used again.
+const DISCARDED_BYTES: usize = 64 * 1024;
+const DISCARD_WAIT: Duration = Duration::from_secs(1);
+
+/// Reads a whole body.
+pub(crate) async fn read(mut response: Response, limit_bytes: usize, stall: Duration) -> Result<Bytes, Error> {
+    let too_large = || Error::TooLarge { limit_bytes };
+    let expected = response.content_length().unwrap_or(0);
+    if expected > limit_bytes as u64 {
+        return Err(too_large());
+    }
+    let mut body = BytesMut::new();
+    while let Some(chunk) = next(&mut response, stall).await? {
+        if body.len() + chunk.len() > limit_bytes {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// Streams a body; the stream ends after its first error.
+pub(crate) fn stream(response: Response, stall: Duration) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    stream::try_unfold(response, move |mut response| async move {
+        Ok(next(&mut response, stall).await?.map(|chunk| (chunk, response)))
+    })
+}
+
+/// Reads a little of a body that nobody wants, so that its connection can be used again.
+pub(crate) async fn discard(mut response: Response) {
+    let drained = async {
+        let mut seen_bytes = 0;
+        while let Ok(Some(chunk)) = response.chunk().await {
+            seen_bytes += chunk.len();
+            if seen_bytes > DISCARDED_BYTES {
+                break;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(DISCARD_WAIT, drained).await;
+}
+
+/// Refuses a body that was encoded on the way, since its bytes are not those that the digest names.
+pub(crate) fn require_identity(response: &Response) -> Result<(), Error> {
+    match response.headers().get(CONTENT_ENCODING) {
+        None => Ok(()),
+        Some(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Ok(()),
+        Some(_) => Err(Error::bad("sends its content with a `Content-Encoding` that was not asked for")),
+    }
+}
+
+async fn next(response: &mut Response, stall: Duration) -> Result<Option<Bytes>, Error> {
+    let chunk = tokio::time::timeout(stall, response.chunk()).await;
+    chunk.map_err(|_| Error::timed_out())?.map_err(from_network)
+}

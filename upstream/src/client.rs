@@ -1,0 +1,201 @@
+//! What is asked of upstreams: manifests and blobs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_domain::upstream::Endpoint;
+use entrepot_domain::{Digest, MediaType, Reference, RepositoryName, Upstream, Verifier};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::body;
+use crate::error::{BuildError, Error};
+use crate::limits::Limits;
+use crate::request::{Ask, Requests};
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// The client for one upstream. Clones share connections, tokens and all else.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) requests: Requests,
+}
+
+/// A manifest as the upstream sent it. One that was asked for by digest is verified.
+#[derive(Clone, Debug)]
+pub struct FetchedManifest {
+    /// The manifest, byte for byte.
+    pub bytes: Bytes,
+    /// What the upstream says it is.
+    pub content_type: Option<String>,
+}
+
+/// A blob's bytes as they come: not verified. The stream ends after its first error.
+pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
+
+/// A blob that is being sent.
+pub struct BlobBody {
+    /// How large it is, if the upstream says so.
+    pub size_bytes: Option<u64>,
+    /// Its bytes.
+    pub stream: BlobStream,
+}
+
+impl Client {
+    /// Makes the client for `upstream`.
+    ///
+    /// # Errors
+    /// If its authorities cannot be read, or TLS cannot be set up.
+    pub fn new(upstream: &Upstream, limits: Limits) -> Result<Self, BuildError> {
+        let requests = Requests::new(upstream, limits)?;
+        Ok(Self(Arc::new(Inner { endpoint: upstream.endpoint.clone(), requests })))
+    }
+
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.0
+    }
+
+    /// Asks what `reference` means now, without fetching it.
+    ///
+    /// `None` if the upstream does not say: it answers no HEAD, or names no digest. Then only fetching it tells.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such manifest, and all that can happen to a request.
+    pub async fn head_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<Option<Digest>, Error> {
+        let ask = self.manifest_ask(Method::HEAD, repository, reference);
+        let requests = &self.0.requests;
+        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        match response.status().as_u16() {
+            200 => Ok(header(response.headers(), DOCKER_CONTENT_DIGEST)),
+            403 | 405 | 501 => Ok(None),
+            _ => Err(requests.refusal(&response)),
+        }
+    }
+
+    /// Fetches a manifest. Its bytes are verified if it is asked for by digest; behind a tag there may be any.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and all that can happen to a request.
+    pub async fn manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<FetchedManifest, Error> {
+        let ask = self.manifest_ask(Method::GET, repository, reference);
+        self.0.requests.patiently(|until| self.fetch_manifest(&ask, reference, until)).await
+    }
+
+    async fn fetch_manifest(
+        &self,
+        ask: &Ask,
+        reference: &Reference,
+        head_until: Instant,
+    ) -> Result<FetchedManifest, Error> {
+        let requests = &self.0.requests;
+        let response = requests.ask(ask, head_until).await?;
+        if response.status() != StatusCode::OK {
+            return Err(requests.refusal(&response));
+        }
+        body::require_identity(&response)?;
+        let content_type: Option<String> = header(response.headers(), CONTENT_TYPE);
+        if content_type.as_deref().is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html")) {
+            return Err(Error::bad("answers with a web page instead of a manifest; is its endpoint right?"));
+        }
+        let bytes = body::read(response, requests.limits.manifest_bytes, requests.limits.stall).await?;
+        if let Reference::Digest(digest) = reference {
+            let mut verifier = Verifier::new(digest.clone());
+            verifier.update(&bytes);
+            if !verifier.finish() {
+                return Err(Error::WrongDigest);
+            }
+        }
+        Ok(FetchedManifest { bytes, content_type })
+    }
+
+    /// Asks whether a blob is there, and how large it is; `None` if the upstream does not say how large.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request.
+    pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
+        let requests = &self.0.requests;
+        let url = self.0.endpoint.blob_url(repository, digest);
+        let ask = Ask::new(Method::HEAD, url.clone());
+        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        match (response.status().as_u16(), content_length(response.headers())) {
+            (200, Some(size_bytes)) => return Ok(Some(size_bytes)),
+            // The length is missing, or HEAD is: URLs that redirects lead to are often signed for GET alone.
+            (200 | 403 | 405 | 501, _) => {}
+            _ => return Err(requests.refusal(&response)),
+        }
+        let mut ask = Ask::new(Method::GET, url);
+        ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        match response.status().as_u16() {
+            200 => Ok(content_length(response.headers())),
+            // An empty blob has no first byte, so its range cannot be had.
+            206 | 416 => Ok(size_in_content_range(response.headers())),
+            _ => Err(requests.refusal(&response)),
+        }
+    }
+
+    /// Fetches a blob. The caller verifies it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request. Once the blob is on its
+    /// way, errors come as the stream's last item.
+    pub async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
+        let requests = &self.0.requests;
+        let ask = Ask::new(Method::GET, self.0.endpoint.blob_url(repository, digest));
+        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        if response.status() != StatusCode::OK {
+            return Err(requests.refusal(&response));
+        }
+        body::require_identity(&response)?;
+        let size_bytes = content_length(response.headers());
+        Ok(BlobBody { size_bytes, stream: body::stream(response, requests.limits.stall).boxed() })
+    }
+
+    pub(crate) fn manifest_ask(&self, method: Method, repository: &RepositoryName, reference: &Reference) -> Ask {
+        let mut ask = Ask::new(method, self.0.endpoint.manifest_url(repository, reference));
+        ask.headers.insert(ACCEPT, accepted_manifests());
+        ask
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("endpoint", &self.0.endpoint).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobBody").field("size_bytes", &self.size_bytes).finish_non_exhaustive()
+    }
+}
+
+/// All four types in one line, and nothing else: some registries convert, or deny, what is not asked for.
+fn accepted_manifests() -> HeaderValue {
+    let types = MediaType::ALL.map(MediaType::as_str).join(", ");
+    HeaderValue::try_from(types).expect("media types are visible ASCII")
+}
+
+fn header<T: std::str::FromStr>(headers: &HeaderMap, name: HeaderName) -> Option<T> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    header(headers, CONTENT_LENGTH)
+}
+
+fn size_in_content_range(headers: &HeaderMap) -> Option<u64> {
+    let range: String = header(headers, CONTENT_RANGE)?;
+    range.rsplit_once('/')?.1.parse().ok()
+}

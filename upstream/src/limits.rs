@@ -1,0 +1,46 @@
+//! The bounds of every wait and every body.
+
+use std::time::Duration;
+
+/// How long and how much an upstream may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Finding an address and opening one connection, TLS included.
+    pub connect: Duration,
+    /// From the call to the head of the answer: tokens, redirects and retries included. Clients of registries give up
+    /// after 30 s without an answer, so this is less.
+    pub head: Duration,
+    /// One exchange with a token server.
+    pub token: Duration,
+    /// Without a byte in the middle of a body.
+    pub stall: Duration,
+    /// The largest answer of a token server.
+    pub token_body_bytes: usize,
+    /// The largest manifest.
+    pub manifest_bytes: usize,
+    /// How many redirects one request may follow.
+    pub redirects: usize,
+    /// How often a request that met a passing trouble is made again.
+    pub retries: usize,
+    /// How long to wait before the first retry; later ones wait longer, each with a random part.
+    pub retry_wait: Duration,
+    /// The longest `Retry-After` that is believed.
+    pub retry_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            head: Duration::from_secs(20),
+            token: Duration::from_secs(10),
+            stall: Duration::from_secs(30),
+            token_body_bytes: 64 * 1024,
+            manifest_bytes: entrepot_domain::manifest::MAX_BYTES,
+            redirects: 5,
+            retries: 2,
+            retry_wait: Duration::from_millis(100),
+            retry_after: Duration::from_secs(60 * 60),
+        }
+    }
+}

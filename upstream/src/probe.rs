@@ -1,0 +1,231 @@
+//! Goes to an upstream step by step and says which step works, which does not, and what to do about it.
+
+use std::time::Duration;
+
+use entrepot_domain::{Reference, RepositoryName};
+use reqwest::{Method, Request};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::client::Client;
+use crate::egress::Refusal;
+use crate::error::{Error, Login, Trouble};
+use crate::request::Ask;
+
+/// One step on the way to an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProbeStep {
+    /// Which step.
+    pub kind: ProbeKind,
+    /// How it went.
+    pub state: ProbeState,
+    /// What was found, or what went wrong and what to do about it.
+    pub message: String,
+}
+
+/// The steps, in the order in which a pull takes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// The host's name is resolved, and its addresses are allowed.
+    Name,
+    /// A connection is opened.
+    Tcp,
+    /// The certificate is checked.
+    Tls,
+    /// A token is obtained, or none is wanted.
+    Token,
+    /// A manifest is asked for.
+    Manifest,
+}
+
+/// How a step went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeState {
+    /// It works.
+    Passed,
+    /// It does not.
+    Failed,
+    /// It was not tried: an earlier step failed, or there is nothing to try.
+    Skipped,
+}
+
+type Step = (ProbeState, String);
+
+impl Client {
+    /// Tries every step of a pull. `sample` is what the last step asks for; without one it is skipped.
+    ///
+    /// The answer has every step once, in order. Each is bounded by the client's limits.
+    pub async fn probe(&self, sample: Option<(&RepositoryName, &Reference)>) -> Vec<ProbeStep> {
+        const KINDS: [ProbeKind; 5] =
+            [ProbeKind::Name, ProbeKind::Tcp, ProbeKind::Tls, ProbeKind::Token, ProbeKind::Manifest];
+        let mut steps = Vec::with_capacity(KINDS.len());
+        let mut failed = false;
+        for kind in KINDS {
+            let (state, message) = if failed {
+                (ProbeState::Skipped, "not tried, since an earlier step failed".to_owned())
+            } else {
+                self.try_step(kind, sample).await.unwrap_or_else(|why| (ProbeState::Failed, why))
+            };
+            failed |= state == ProbeState::Failed;
+            steps.push(ProbeStep { kind, state, message });
+        }
+        steps
+    }
+
+    async fn try_step(&self, kind: ProbeKind, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
+        match kind {
+            ProbeKind::Name => self.try_name().await,
+            ProbeKind::Tcp => self.try_tcp().await,
+            ProbeKind::Tls => self.try_tls().await,
+            ProbeKind::Token => self.try_token(sample).await,
+            ProbeKind::Manifest => self.try_manifest(sample).await,
+        }
+    }
+
+    async fn try_name(&self) -> Result<Step, String> {
+        let addresses = self.addresses().await?;
+        let list: Vec<_> = addresses.iter().take(4).map(|address| address.ip().to_string()).collect();
+        passed(format!("`{}` is at {}", self.host(), list.join(", ")))
+    }
+
+    async fn try_tcp(&self) -> Result<Step, String> {
+        let addresses = self.addresses().await?;
+        let connect = self.inner().requests.limits.connect;
+        match timeout(connect, TcpStream::connect(&addresses[..])).await {
+            Ok(Ok(stream)) => {
+                let peer = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
+                passed(format!("connected to {peer}"))
+            }
+            Ok(Err(error)) => {
+                Err(format!("no connection to `{}`: {error}; {}", self.host(), remedy(Trouble::Connection)))
+            }
+            Err(_) => Err(format!(
+                "no connection to `{}` within {}; {}",
+                self.host(),
+                seconds(connect),
+                remedy(Trouble::TimedOut)
+            )),
+        }
+    }
+
+    async fn try_tls(&self) -> Result<Step, String> {
+        if self.inner().endpoint.is_plain_http() {
+            return skipped("the endpoint is plain HTTP");
+        }
+        // Any answer at all has come through TLS.
+        let requests = &self.inner().requests;
+        let base = Request::new(Method::GET, self.inner().endpoint.base_url());
+        match timeout(requests.limits.head, requests.transport.send(base)).await {
+            Ok(Ok(_)) => passed(format!("the certificate of `{}` is valid", self.host())),
+            Ok(Err(error)) => Err(self.explain(&error)),
+            Err(_) => Err(self.explain(&Error::timed_out())),
+        }
+    }
+
+    async fn try_token(&self, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
+        let requests = &self.inner().requests;
+        let ask = match sample {
+            Some((repository, reference)) => self.manifest_ask(Method::HEAD, repository, reference),
+            None => Ask::new(Method::GET, self.inner().endpoint.base_url()),
+        };
+        match requests.try_login(&ask).await {
+            Ok(None) => passed("the upstream wants no login".to_owned()),
+            Ok(Some(Login::Anonymous)) => passed("got an anonymous token".to_owned()),
+            Ok(Some(Login::Credential)) => passed("logged in with the upstream's credential".to_owned()),
+            Err(error) => Err(self.explain(&error)),
+        }
+    }
+
+    async fn try_manifest(&self, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
+        let Some((repository, reference)) = sample else {
+            return skipped("no image is known to be there; name one to have it asked for");
+        };
+        let separator = if matches!(reference, Reference::Tag(_)) { ':' } else { '@' };
+        let image = format!("{repository}{separator}{reference}");
+        let found = match self.head_manifest(repository, reference).await {
+            Ok(None) => self.manifest(repository, reference).await.map(|_| None),
+            head => head,
+        };
+        match found {
+            Ok(Some(digest)) => passed(format!("the upstream has `{image}`, which is {digest}")),
+            Ok(None) => passed(format!("the upstream has `{image}`")),
+            Err(Error::NotFound) => Err(format!(
+                "the upstream has no `{image}`; name an image that it has, and check the rule's `upstream_prefix`"
+            )),
+            Err(error) => Err(self.explain(&error)),
+        }
+    }
+
+    async fn addresses(&self) -> Result<Vec<std::net::SocketAddr>, String> {
+        let requests = &self.inner().requests;
+        let found = timeout(requests.limits.connect, requests.transport.addresses(self.inner().endpoint.url())).await;
+        found.unwrap_or_else(|_| Err(Error::timed_out())).map_err(|error| self.explain(&error))
+    }
+
+    fn host(&self) -> String {
+        self.inner().endpoint.host_and_port().to_string()
+    }
+
+    /// What went wrong and what to do about it.
+    fn explain(&self, error: &Error) -> String {
+        match error {
+            Error::AddressRefused { reason: Refusal::Private, .. } => format!(
+                "{error}; if this upstream is meant to be inside your network, set its `allow_private_addresses`"
+            ),
+            Error::Denied { login: Login::Credential, .. } => {
+                format!("{error}; check its user name and password, and whether they may pull this repository")
+            }
+            Error::Denied { login: Login::Anonymous, .. } => {
+                format!(
+                    "{error}; it is private or does not exist: give the upstream a credential, or name another image"
+                )
+            }
+            Error::Throttled { .. } => {
+                format!("{error}; wait, or give the upstream a credential, which has a budget of its own")
+            }
+            Error::Away { trouble, source, .. } => {
+                let cause = source.as_deref().map(|cause| format!(" ({})", innermost(cause))).unwrap_or_default();
+                format!("{error}{cause}; {}", remedy(*trouble))
+            }
+            Error::NotFound => format!("{error}; check its endpoint"),
+            Error::BadAnswer { .. } => format!("{error}; is `{}` a registry?", self.host()),
+            Error::AddressRefused { .. } | Error::RealmRefused { .. } | Error::WrongDigest | Error::TooLarge { .. } => {
+                error.to_string()
+            }
+        }
+    }
+}
+
+fn passed(message: String) -> Result<Step, String> {
+    Ok((ProbeState::Passed, message))
+}
+
+fn skipped(message: &str) -> Result<Step, String> {
+    Ok((ProbeState::Skipped, message.to_owned()))
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn remedy(trouble: Trouble) -> &'static str {
+    match trouble {
+        Trouble::Name => "check the endpoint's spelling and this machine's name server",
+        Trouble::Connection => "check the endpoint's port, that the registry runs, and that no firewall is in between",
+        Trouble::Tls => {
+            "if its certificate is from your own authority, give that to the upstream as `ca_certificates`; \
+             if it speaks plain HTTP, its endpoint is `http://…` with `allow_plain_http`"
+        }
+        Trouble::TimedOut => "check that the registry runs and that no firewall drops packets on the way",
+        Trouble::BrokenOff => "check that what listens there is a registry, and whether it wants TLS",
+        Trouble::Status => "the registry has a problem of its own; try again later",
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} s", duration.as_secs_f32())
+}

@@ -1,0 +1,149 @@
+//! Manifests and blobs.
+
+use entrepot_domain::manifest;
+use entrepot_test_support::images::{self, random_bytes, sha256};
+use entrepot_test_support::tls::Authority;
+use entrepot_test_support::{FakeUpstream, Fault};
+use entrepot_upstream::{BuildError, Client, Error, Limits, Trouble};
+
+use crate::{client, client_of, digest, name, read_blob, reference, upstream_at};
+
+#[tokio::test]
+async fn manifests_and_blobs_come_as_they_are_over_one_connection() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo/app", "v1", &[random_bytes(1, 300_000)]);
+    let client = client_of(&fake);
+    let app = name("demo/app");
+
+    let head = client.head_manifest(&app, &reference("v1")).await.unwrap();
+    assert_eq!(head, Some(digest(&image.manifest)));
+    let by_tag = client.manifest(&app, &reference("v1")).await.unwrap();
+    assert_eq!(by_tag.content_type.as_deref(), Some(images::OCI_MANIFEST));
+    assert_eq!(sha256(&by_tag.bytes), image.manifest);
+    let by_digest = client.manifest(&app, &reference(&image.manifest)).await.unwrap();
+    assert_eq!(by_digest.bytes, by_tag.bytes);
+    assert_eq!(client.head_blob(&app, &digest(&image.layers[0])).await.unwrap(), Some(300_000));
+    assert_eq!(client.blob(&app, &digest(&image.layers[0])).await.unwrap().size_bytes, Some(300_000));
+    assert_eq!(read_blob(&client, "demo/app", &image.layers[0]).await.unwrap(), random_bytes(1, 300_000));
+    // The blob that nobody read took its connection with it.
+    assert!(fake.connections() <= 2, "{} connections", fake.connections());
+}
+
+#[tokio::test]
+async fn r_up_01_02_03_requests_say_who_asks_and_what_is_understood() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    client.manifest(&name("demo"), &reference("v1")).await.unwrap();
+    read_blob(&client, "demo", &image.config).await.unwrap();
+    let log = fake.log();
+    let header = |entry: usize, name| log[entry].headers.get_all(name).iter().collect::<Vec<_>>();
+    let all = [images::OCI_INDEX, images::DOCKER_LIST, images::OCI_MANIFEST, images::DOCKER_MANIFEST].join(", ");
+    assert_eq!(header(0, "accept"), [all.as_str()]);
+    assert_eq!(header(1, "accept-encoding"), ["identity"]);
+    assert!(header(1, "user-agent")[0].to_str().unwrap().starts_with("entrepot/"));
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_not_found() {
+    let fake = FakeUpstream::start().await;
+    let client = client_of(&fake);
+    let nothing = sha256(b"nothing");
+    let demo = name("demo");
+    assert!(matches!(client.head_manifest(&demo, &reference("v1")).await, Err(Error::NotFound)));
+    assert!(matches!(client.manifest(&demo, &reference(&nothing)).await, Err(Error::NotFound)));
+    assert!(matches!(client.head_blob(&demo, &digest(&nothing)).await, Err(Error::NotFound)));
+    assert!(matches!(client.blob(&demo, &digest(&nothing)).await, Err(Error::NotFound)));
+}
+
+#[tokio::test]
+async fn r_up_04_a_head_that_is_refused_or_says_nothing_is_no_answer() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    let (demo, v1) = (name("demo"), reference("v1"));
+    for status in [403, 405, 501] {
+        fake.script_times("HEAD ", Fault::Status(status, None), 1);
+        assert_eq!(client.head_manifest(&demo, &v1).await.unwrap(), None, "{status}");
+        fake.script_times("HEAD ", Fault::Status(status, None), 1);
+        let size_bytes = client.head_blob(&demo, &digest(&image.config)).await.unwrap();
+        assert!(size_bytes.is_some_and(|size| size > 10), "{status}: {size_bytes:?}");
+    }
+    fake.script_times("HEAD ", Fault::NoDigestHeader, 1);
+    assert_eq!(client.head_manifest(&demo, &v1).await.unwrap(), None);
+    fake.script_times("HEAD ", Fault::DigestHeader("nonsense".into()), 1);
+    assert_eq!(client.head_manifest(&demo, &v1).await.unwrap(), None);
+    let empty = fake.publish_blob("demo", Vec::new());
+    fake.script_times("HEAD ", Fault::Status(405, None), 1);
+    assert_eq!(client.head_blob(&demo, &digest(&empty)).await.unwrap(), Some(0));
+}
+
+#[tokio::test]
+async fn r_up_05_a_manifest_with_another_digest_is_refused() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    fake.script_times("GET ", Fault::FlipBit, 1);
+    let spoiled = client.manifest(&name("demo"), &reference(&image.manifest)).await;
+    assert!(matches!(spoiled, Err(Error::WrongDigest)), "{spoiled:?}");
+    // What the header says does not matter.
+    fake.script_times("GET ", Fault::DigestHeader(sha256(b"another")), 1);
+    assert!(client.manifest(&name("demo"), &reference(&image.manifest)).await.is_ok());
+}
+
+#[tokio::test]
+async fn r_edge_14_a_manifest_is_never_read_past_its_limit() {
+    let fake = FakeUpstream::start().await;
+    fake.publish_manifest("demo", Some("fits"), images::OCI_INDEX, vec![b' '; manifest::MAX_BYTES]);
+    fake.publish_manifest("demo", Some("huge"), images::OCI_INDEX, vec![b' '; manifest::MAX_BYTES + 1]);
+    let client = client_of(&fake);
+    assert_eq!(client.manifest(&name("demo"), &reference("fits")).await.unwrap().bytes.len(), manifest::MAX_BYTES);
+    for fault in [None, Some(Fault::NoLength)] {
+        fault.into_iter().for_each(|fault| fake.script("GET ", fault));
+        let huge = client.manifest(&name("demo"), &reference("huge")).await;
+        assert!(matches!(huge, Err(Error::TooLarge { limit_bytes: manifest::MAX_BYTES })), "{huge:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_web_page_is_no_manifest_and_encoded_content_is_none() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    fake.script_times("GET ", Fault::Html, 1);
+    assert!(matches!(client.manifest(&name("demo"), &reference("v1")).await, Err(Error::BadAnswer { .. })));
+    fake.script("GET ", Fault::Header("content-encoding".into(), "gzip".into()));
+    assert!(matches!(client.manifest(&name("demo"), &reference("v1")).await, Err(Error::BadAnswer { .. })));
+    assert!(matches!(read_blob(&client, "demo", &image.config).await, Err(Error::BadAnswer { .. })));
+}
+
+#[tokio::test]
+async fn r_up_08_a_blob_without_length_is_streamed() {
+    let fake = FakeUpstream::start().await;
+    let blob = fake.publish_blob("demo", random_bytes(4, 100_000));
+    fake.script("GET ", Fault::NoLength);
+    let client = client_of(&fake);
+    assert_eq!(client.blob(&name("demo"), &digest(&blob)).await.unwrap().size_bytes, None);
+    assert_eq!(read_blob(&client, "demo", &blob).await.unwrap(), random_bytes(4, 100_000));
+}
+
+#[tokio::test]
+async fn an_upstreams_own_authority_is_trusted_for_it_alone() {
+    let (ours, other) = (Authority::new(), Authority::new());
+    let fake = FakeUpstream::start_tls(&ours).await;
+    fake.publish_image("demo", "v1", &[]);
+    let mut upstream = upstream_at(fake.url());
+    for (pem, is_trusted) in [(ours.pem() + &other.pem(), true), (other.pem(), false), (String::new(), false)] {
+        upstream.ca_certificates = pem;
+        match client(&upstream).manifest(&name("demo"), &reference("v1")).await {
+            Ok(_) => assert!(is_trusted),
+            Err(Error::Away { trouble: Trouble::Tls, .. }) => assert!(!is_trusted),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    for pem in ["nonsense", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----"] {
+        upstream.ca_certificates = pem.to_owned();
+        let built = Client::new(&upstream, Limits::default());
+        assert!(matches!(built, Err(BuildError::CaCertificates)), "{pem}: {built:?}");
+    }
+}

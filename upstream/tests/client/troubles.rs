@@ -1,0 +1,133 @@
+//! Upstreams that are slow, away, or want less.
+
+use std::time::{Duration, Instant};
+
+use entrepot_test_support::images::random_bytes;
+use entrepot_test_support::{Auth, FakeUpstream, Fault};
+use entrepot_upstream::{Client, Error, Trouble};
+
+use crate::{client_of, name, read_blob, reference, short, upstream_at};
+
+fn hasty(fake: &FakeUpstream) -> Client {
+    Client::new(&upstream_at(fake.url()), short()).expect("a client")
+}
+
+async fn pull(client: &Client) -> Result<(), Error> {
+    client.manifest(&name("demo"), &reference("v1")).await.map(|_| ())
+}
+
+#[tokio::test]
+async fn r_up_11_passing_troubles_are_tried_again_twice() {
+    let fake = FakeUpstream::start().await;
+    fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    for status in [408, 500, 502, 503, 504] {
+        fake.script_times("GET ", Fault::Status(status, None), 2);
+        pull(&client).await.unwrap();
+    }
+    fake.script_times("GET ", Fault::HangUp, 2);
+    pull(&client).await.unwrap();
+    fake.script_times("GET ", Fault::CutAfter(10), 2);
+    pull(&client).await.unwrap();
+    let asked = fake.requests();
+    fake.script("GET ", Fault::Status(503, None));
+    let away = pull(&client).await.unwrap_err();
+    assert!(matches!(away, Error::Away { status: Some(503), trouble: Trouble::Status, .. }), "{away:?}");
+    assert!(away.may_retry());
+    assert_eq!(fake.requests() - asked, 3);
+}
+
+#[tokio::test]
+async fn r_up_11_what_will_not_pass_is_not_tried_again() {
+    let fake = FakeUpstream::start().await;
+    let client = client_of(&fake);
+    for status in [400, 403, 404, 418, 429] {
+        fake.script_times("GET ", Fault::Status(status, None), 1);
+        let asked = fake.requests();
+        let error = pull(&client).await.unwrap_err();
+        assert_eq!(fake.requests() - asked, 1, "{status}");
+        match status {
+            403 => assert!(matches!(error, Error::Denied { status: 403, .. }), "{error:?}"),
+            404 => assert!(matches!(error, Error::NotFound), "{error:?}"),
+            429 => assert!(matches!(error, Error::Throttled { retry_after: None }), "{error:?}"),
+            _ => assert!(matches!(error, Error::BadAnswer { .. }), "{error:?}"),
+        }
+    }
+    for (said, meant) in [("7", 7), ("86400", 3600)] {
+        fake.script_times("GET ", Fault::Status(429, Some(said.into())), 1);
+        let Err(Error::Throttled { retry_after }) = pull(&client).await else { panic!("not throttled") };
+        assert_eq!(retry_after, Some(Duration::from_secs(meant)));
+    }
+}
+
+#[tokio::test]
+async fn every_wait_ends() {
+    let fake = FakeUpstream::start().await;
+    fake.set_auth(Auth::AnonymousToken);
+    fake.publish_image("demo", "v1", &[]);
+    let blob = fake.publish_blob("demo", random_bytes(1, 500_000));
+    let client = hasty(&fake);
+    let faults = [("/manifests/", Fault::Silence), ("/token", Fault::Silence), ("/manifests/", Fault::StallAfter(10))];
+    for (place, fault) in faults {
+        fake.script(place, fault.clone());
+        // The token server's turn comes with the first request only.
+        let since = Instant::now();
+        let away = pull(&client).await.unwrap_err();
+        fake.heal();
+        assert!(matches!(away, Error::Away { trouble: Trouble::TimedOut, .. }), "{fault:?}: {away:?}");
+        assert!(since.elapsed() < Duration::from_secs(5), "{fault:?}: {:?}", since.elapsed());
+    }
+    fake.script("/blobs/", Fault::StallAfter(100_000));
+    let stalled = read_blob(&client, "demo", &blob).await.unwrap_err();
+    assert!(matches!(stalled, Error::Away { trouble: Trouble::TimedOut, .. }), "{stalled:?}");
+}
+
+#[tokio::test]
+async fn a_slow_body_that_moves_is_waited_for() {
+    let fake = FakeUpstream::start().await;
+    let blob = fake.publish_blob("demo", random_bytes(2, 30_000));
+    fake.script("/blobs/", Fault::Rate(40_000));
+    let since = Instant::now();
+    assert_eq!(read_blob(&hasty(&fake), "demo", &blob).await.unwrap(), random_bytes(2, 30_000));
+    assert!(since.elapsed() > short().stall, "it took longer than any one wait may");
+}
+
+#[tokio::test]
+async fn a_blob_that_breaks_off_ends_with_an_error() {
+    let fake = FakeUpstream::start().await;
+    let blob = fake.publish_blob("demo", random_bytes(3, 500_000));
+    for chunked in [false, true] {
+        fake.script("/blobs/", Fault::CutAfter(100_000));
+        if chunked {
+            fake.script("/blobs/", Fault::NoLength);
+        }
+        let broken = read_blob(&client_of(&fake), "demo", &blob).await.unwrap_err();
+        assert!(matches!(broken, Error::Away { trouble: Trouble::BrokenOff, .. }), "{broken:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_was_away_is_used_again_when_it_is_back() {
+    let fake = FakeUpstream::start().await;
+    fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    pull(&client).await.unwrap();
+    fake.stop().await;
+    let away = pull(&client).await.unwrap_err();
+    assert!(matches!(away, Error::Away { status: None, .. }), "{away:?}");
+    fake.resume().await;
+    pull(&client).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hundred_pulls_in_a_row_share_one_connection() {
+    let fake = FakeUpstream::start().await;
+    fake.set_auth(Auth::AnonymousToken);
+    let image = fake.publish_image("demo", "v1", &[random_bytes(4, 200_000)]);
+    let client = client_of(&fake);
+    for _ in 0..50 {
+        pull(&client).await.unwrap();
+        read_blob(&client, "demo", &image.layers[0]).await.unwrap();
+    }
+    assert_eq!(fake.connections(), 1);
+}
