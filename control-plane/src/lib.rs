@@ -1,1 +1,22 @@
-//! entrepot-control-plane
+//! The control plane: owns Postgres, answers operators and nodes, moves no blob bytes.
+//!
+//! Read [`app`] to see what it is made of and how it starts. [`api`] has a file per gRPC service, [`db`] the only SQL.
+//! [`snapshot`] builds what nodes need to know, signs and publishes it; [`index`] takes in what nodes have learnt;
+//! [`jobs`] keep that index true to the records in object storage.
+
+mod api;
+mod app;
+mod at_once;
+mod bootstrap;
+mod config;
+mod db;
+mod index;
+mod jobs;
+mod restore;
+mod snapshot;
+mod tombstone;
+
+pub use app::{ControlPlane, Deps, Ready, Reflection, ServeError, StartError};
+pub use config::{Config, ConfigError};
+pub use restore::{RestoreError, Restored, restore};
+pub use snapshot::Version;

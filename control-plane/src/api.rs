@@ -1,0 +1,141 @@
+//! gRPC: a file per service, and what they share – who calls, paging, masks, filters, request ids, errors.
+
+pub(crate) mod error;
+
+mod access;
+mod caller;
+mod deletion;
+mod filter;
+mod images;
+mod mask;
+mod nodes;
+mod page;
+mod probe;
+mod repositories;
+mod request_id;
+mod rules;
+mod upstreams;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use entrepot_proto::DESCRIPTORS;
+use entrepot_proto::node::v1::nodes_server::NodesServer;
+use entrepot_proto::v1::access_server::AccessServer;
+use entrepot_proto::v1::images_server::ImagesServer;
+use entrepot_proto::v1::repositories_server::RepositoriesServer;
+use entrepot_proto::v1::rules_server::RulesServer;
+use entrepot_proto::v1::upstreams_server::UpstreamsServer;
+use tokio::net::TcpListener;
+use tonic::Response;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, HealthService};
+use tonic_health::pb::health_server::HealthServer;
+use tracing::{info_span, warn};
+
+use crate::app::{Plane, Reflection, ServeError, Stage};
+use crate::snapshot::Version;
+
+pub(crate) use nodes::report;
+
+/// How long a call may take until its answer begins; validating a rule takes the longest.
+const CALL_LIMIT: Duration = Duration::from_secs(60);
+/// How often a silent connection is asked whether it lives, and how long it may take to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// How many calls one connection may have open.
+const STREAMS: u32 = 256;
+/// How long calls may go on once the process is stopping; streams that end with their caller do not end before.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Names nodes that do not run a changed configuration yet, separated by commas.
+const LAGGING: &str = "entrepot-lagging-nodes";
+
+/// All services; clones share what they work with.
+#[derive(Clone)]
+pub(crate) struct Api(Arc<Plane>);
+
+impl Api {
+    /// Answers a change of configuration once nodes follow it, or names those that do not yet.
+    async fn settled<T>(&self, message: T, version: Version) -> Response<T> {
+        let lagging = self.0.snapshots.settle(version).await;
+        let mut response = Response::new(message);
+        if !lagging.is_empty() {
+            let names = lagging.join(",");
+            warn!(nodes = names, "nodes do not run {version} yet: {names}");
+            if let Ok(names) = names.parse() {
+                response.metadata_mut().insert(LAGGING, names);
+            }
+        }
+        response
+    }
+}
+
+/// Serves all services on `listener` until the process is stopping.
+pub(crate) async fn serve(plane: Arc<Plane>, listener: TcpListener) -> Result<(), ServeError> {
+    let stopping = plane.tasks.stopping();
+    let routes = routes(&plane)?;
+    let server = Server::builder()
+        .timeout(CALL_LIMIT)
+        .http2_keepalive_interval(Some(KEEPALIVE.0))
+        .http2_keepalive_timeout(Some(KEEPALIVE.1))
+        .max_concurrent_streams(STREAMS)
+        .trace_fn(|request| info_span!("rpc", rpc.method = request.uri().path()))
+        .add_routes(routes);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = server.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
+    tokio::select! {
+        ended = serving => Ok(ended?),
+        () = async { stopping.cancelled().await; tokio::time::sleep(DRAIN_LIMIT).await } => Ok(()),
+    }
+}
+
+fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
+    let api = Api(Arc::clone(plane));
+    let reporter = HealthReporter::new();
+    let mut routes = Routes::new(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
+        .add_service(UpstreamsServer::new(api.clone()))
+        .add_service(RulesServer::new(api.clone()))
+        .add_service(RepositoriesServer::new(api.clone()))
+        .add_service(ImagesServer::new(api.clone()))
+        .add_service(AccessServer::new(api.clone()))
+        .add_service(NodesServer::new(api));
+    if plane.reflection == Reflection::Open {
+        let describe = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        routes = routes.add_service(describe().build_v1()?).add_service(describe().build_v1alpha()?);
+    }
+    plane.tasks.spawn("grpc health", report_health(Arc::clone(plane), reporter));
+    Ok(routes)
+}
+
+/// Keeps the health service's answer: serving once the start is done, until the process is stopping.
+async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
+    const SERVICES: [&str; 7] = [
+        "",
+        "entrepot.v1.Upstreams",
+        "entrepot.v1.Rules",
+        "entrepot.v1.Repositories",
+        "entrepot.v1.Images",
+        "entrepot.v1.Access",
+        "entrepot.node.v1.Nodes",
+    ];
+    let set = async |status: ServingStatus| {
+        for service in SERVICES {
+            reporter.set_service_status(service, status).await;
+        }
+    };
+    set(ServingStatus::NotServing).await;
+    let mut stage = plane.watch_stage();
+    let stopping = plane.tasks.stopping();
+    let is_ready = async { stage.wait_for(|stage| matches!(stage, Stage::Ready(_))).await.is_ok() };
+    if stopping.run_until_cancelled(is_ready).await == Some(true) {
+        set(ServingStatus::Serving).await;
+    }
+    stopping.cancelled().await;
+    set(ServingStatus::NotServing).await;
+}

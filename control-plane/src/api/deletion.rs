@@ -1,0 +1,168 @@
+//! Deletes images and tags: the store's records first, which decide, then the index.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, RepositoryName, Tag};
+use entrepot_proto::convert::names::ImageSelector;
+use entrepot_proto::convert::{names, timestamp};
+use entrepot_proto::v1 as pb;
+use entrepot_store::layout::{self, Parsed};
+use entrepot_store::records::{self, ManifestLink, RepositoryRecord};
+
+use super::error::ApiError;
+use super::images::{self as images_api, absent};
+use super::repositories as repositories_api;
+use crate::app::Plane;
+use crate::db::{Tx, images};
+use crate::db::tags::{self, Moved};
+use crate::{at_once, index, tombstone};
+
+/// How many keys the store lists at a time.
+const LISTED: usize = 1000;
+
+/// What is deleted of a repository; what was found in the store is told apart from what only the index has.
+#[derive(Default)]
+struct Deleted {
+    /// Tags with their tombstones' revisions.
+    tags: Vec<(Tag, i64)>,
+    /// Tags that the store does not show.
+    absent_tags: Vec<Tag>,
+    /// Manifests with the links that they had.
+    manifests: Vec<(Digest, Option<ManifestLink>)>,
+}
+
+/// Deletes an image with all its tags, or only a tag, and returns the image as it was.
+pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<pb::Image, ApiError> {
+    let (name, selector) = images_api::parse_name(&request.name)?;
+    let record = tombstone::live(&*plane.store, &name).await?;
+    let record = record.ok_or_else(|| repositories_api::absent(&name))?;
+
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("find_image").await?;
+    let before = images_api::find(&tx, &name, record.incarnation, &selector).await?;
+    drop(tx);
+    let mut deleted = Deleted::default();
+    let unlisted = match &selector {
+        ImageSelector::Tag(tag) => delete_tag(plane, &name, &record, tag, &mut deleted).await?,
+        ImageSelector::Digest(digest) => {
+            let tx = connection.begin("find_children").await?;
+            let children = images::own_children(&tx, record.incarnation, digest).await?;
+            drop(tx);
+            delete_manifest(plane, &name, &record, digest, children, &mut deleted).await?
+        }
+    };
+
+    let tx = connection.begin("delete_image").await?;
+    index::ensure(&tx, &name, &record).await?;
+    note(&tx, &record, &deleted, plane.clock.now()).await?;
+    tx.commit().await?;
+    before.or(unlisted).ok_or_else(|| absent(&request.name))
+}
+
+/// Deletes a tag, and returns the image that it meant, as far as the store says.
+async fn delete_tag(
+    plane: &Plane,
+    name: &RepositoryName,
+    record: &RepositoryRecord,
+    tag: &Tag,
+    deleted: &mut Deleted,
+) -> Result<Option<pb::Image>, ApiError> {
+    let store = &*plane.store;
+    let Some((before, revision)) = tombstone::bury_tag(store, name, record.incarnation, tag, |_| true).await? else {
+        deleted.absent_tags.push(tag.clone());
+        return Ok(None);
+    };
+    deleted.tags.push((tag.clone(), revision));
+    let Some(digest) = before.digest else { return Ok(None) };
+    let link = records::read::<ManifestLink>(store, &layout::manifest_link(name, record.incarnation, &digest)).await?;
+    let tag = pb::Tag { tag: tag.to_string(), validate_time: before.validate_time.map(timestamp) };
+    Ok(link.map(|(link, _)| to_wire(name, &digest, &link, vec![tag])))
+}
+
+/// Deletes a manifest, its tags and the children that are only its own; returns it as far as the store says.
+async fn delete_manifest(
+    plane: &Plane,
+    name: &RepositoryName,
+    record: &RepositoryRecord,
+    digest: &Digest,
+    children: Vec<Digest>,
+    deleted: &mut Deleted,
+) -> Result<Option<pb::Image>, ApiError> {
+    let store = &*plane.store;
+    deleted.tags = delete_tags_of(plane, name, record, digest).await?;
+    let bury = |digest: Digest| async move {
+        let link = tombstone::bury_manifest(store, name, record.incarnation, &digest).await?;
+        Ok::<_, ApiError>((digest, link))
+    };
+    let all = [digest.clone()].into_iter().chain(children);
+    deleted.manifests = at_once::all(all.map(bury)).await?;
+    let own = deleted.manifests.first().and_then(|(_, link)| link.as_ref());
+    let tag = |(tag, _): &(Tag, i64)| pb::Tag { tag: tag.to_string(), validate_time: None };
+    Ok(own.map(|link| to_wire(name, digest, link, deleted.tags.iter().map(tag).collect())))
+}
+
+/// Deletes all tags that mean `digest`, also those that the index does not have yet.
+async fn delete_tags_of(
+    plane: &Plane,
+    name: &RepositoryName,
+    record: &RepositoryRecord,
+    digest: &Digest,
+) -> Result<Vec<(Tag, i64)>, ApiError> {
+    let store = &*plane.store;
+    let prefix = layout::tags_prefix(name, record.incarnation);
+    let bury = |tag: Tag| async move {
+        let buried = tombstone::bury_tag(store, name, record.incarnation, &tag, |meant| meant == digest).await?;
+        Ok::<_, ApiError>(buried.map(|(_, revision)| (tag, revision)))
+    };
+    let (mut after, mut deleted) = (None, Vec::new());
+    loop {
+        let keys = store.list(&prefix, after.as_ref(), LISTED).await?;
+        let tags = keys.iter().filter_map(|key| match layout::parse(key) {
+            Some(Parsed::Tag { tag, .. }) => Some(tag),
+            Some(_) | None => None,
+        });
+        let buried: Vec<_> = at_once::all(tags.map(bury)).await?;
+        deleted.extend(buried.into_iter().flatten());
+        if keys.len() < LISTED {
+            return Ok(deleted);
+        }
+        after = keys.into_iter().next_back();
+    }
+}
+
+/// Notes in the index what was deleted in the store.
+async fn note(
+    tx: &Tx<'_>,
+    record: &RepositoryRecord,
+    deleted: &Deleted,
+    now: DateTime<Utc>,
+) -> Result<(), ApiError> {
+    for (tag, revision) in &deleted.tags {
+        let moved = Moved { tag, digest: None, revision: *revision, validate_time: None };
+        tags::put(tx, record.incarnation, moved).await?;
+    }
+    tags::forget(tx, record.incarnation, &deleted.absent_tags).await?;
+    for (digest, link) in &deleted.manifests {
+        // The row stays as a tombstone, so there must be one.
+        if let Some(link) = link {
+            images::put(tx, record.incarnation, &index::image(digest, link)).await?;
+        }
+        let cache_time = link.as_ref().map_or(now, |link| link.cache_time);
+        images::delete(tx, record.incarnation, digest, cache_time).await?;
+    }
+    Ok(())
+}
+
+fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Vec<pb::Tag>) -> pb::Image {
+    let image = index::image(digest, link);
+    pb::Image {
+        name: names::image(name, digest),
+        digest: digest.to_string(),
+        tags,
+        media_type: image.media_type.to_string(),
+        platforms: image.platforms,
+        manifest_size_bytes: image.manifest_size_bytes,
+        content_size_bytes: image.content_size_bytes,
+        cache_time: Some(timestamp(image.cache_time)),
+        ..Default::default()
+    }
+}

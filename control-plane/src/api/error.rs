@@ -1,0 +1,257 @@
+//! Why a call failed, and the one place where that becomes a gRPC status with its details.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use entrepot_proto::convert::{Violation, Violations};
+use entrepot_runtime::chain;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
+
+use crate::db;
+use crate::snapshot::{PublishError, Version};
+
+/// Whose words the reasons are.
+const DOMAIN: &str = "entrepot.dev";
+/// When to call again while something is away.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The request is wrong; all that is wrong with it.
+    #[error("{0}")]
+    Invalid(#[from] Violations),
+    /// Nobody that is known here calls.
+    #[error(
+        "{0}: send `authorization: Bearer <key id>:<secret>`; the entrepot command takes them from ENTREPOT_KEY, as in `export ENTREPOT_KEY=<key id>:<secret>`"
+    )]
+    Unauthenticated(LoginFault),
+    /// A node did not prove itself.
+    #[error("only nodes may call this, with a token made from the cluster key that is not older than 60 s")]
+    NotANode,
+    /// The caller may not do this.
+    #[error("`{principal}` may not do this: it takes the permission set ADMINISTRATOR")]
+    Denied { principal: String },
+    /// There is no such thing.
+    #[error("`{name}` does not exist{remedy}")]
+    NotFound { kind: &'static str, name: String, field: Option<&'static str>, remedy: &'static str },
+    /// There is such a thing already.
+    #[error("`{name}` exists already{remedy}")]
+    Exists { kind: &'static str, name: String, remedy: String },
+    /// The answer handed out a secret, which is not kept.
+    #[error(
+        "this request was answered before, and its secret is not kept: revoke that key and create another one with a new `request_id`"
+    )]
+    SecretNotKept,
+    /// Something needs it as it is.
+    #[error("{description}")]
+    Precondition { kind: &'static str, subject: String, description: String },
+    /// The database is older than what is published.
+    #[error(
+        "the database is behind the published snapshot ({published}), as after a restore from a backup: run `entrepot admin restore`, which raises the epoch and rebuilds the index"
+    )]
+    Behind { published: Version },
+    /// Somebody else changed it.
+    #[error("`{name}` was changed since you read it: read it again and repeat the change with its new etag")]
+    StaleEtag { name: String },
+    /// Somebody else is changing it.
+    #[error("another change was in the way: repeat the call")]
+    Contended(#[source] Option<Cause>),
+    /// Too many wrong secrets.
+    #[error("too many attempts with this key: try again in {} s", .retry_after.as_secs().max(1))]
+    TooManyAttempts { retry_after: Duration },
+    /// The start is not done.
+    #[error("the control plane is starting: {why}")]
+    Starting { why: String },
+    /// Postgres or the store is away.
+    #[error("{what} is away: try again")]
+    Away {
+        what: &'static str,
+        #[source]
+        cause: Cause,
+    },
+    /// A bug, or a state that must not be.
+    #[error("internal error; the log of the control plane says more")]
+    Internal(#[source] Cause),
+}
+
+/// What went wrong below; for the log only.
+pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why it is not known who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LoginFault {
+    #[error("the call carries no credentials")]
+    Missing,
+    #[error("the call's `authorization` is not of the form `Bearer <key id>:<secret>`")]
+    Malformed,
+    #[error("the key is unknown or revoked, or the secret is wrong")]
+    Wrong,
+}
+
+impl ApiError {
+    /// One field is wrong.
+    pub(crate) fn field(field: impl Into<String>, description: impl std::fmt::Display) -> Self {
+        Self::Invalid(Violations::one(field, description))
+    }
+
+    /// A resource that does not exist.
+    pub(crate) fn not_found(kind: &'static str, name: impl Into<String>) -> Self {
+        Self::NotFound { kind, name: name.into(), field: None, remedy: "" }
+    }
+
+    /// Whether the same call may succeed later.
+    pub(crate) fn may_retry(&self) -> bool {
+        matches!(self.code(), Code::Unavailable | Code::Aborted)
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Unauthenticated(_) | Self::NotANode => Code::Unauthenticated,
+            Self::Denied { .. } => Code::PermissionDenied,
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Exists { .. } | Self::SecretNotKept => Code::AlreadyExists,
+            Self::Precondition { .. } | Self::Behind { .. } => Code::FailedPrecondition,
+            Self::StaleEtag { .. } | Self::Contended(_) => Code::Aborted,
+            Self::TooManyAttempts { .. } => Code::ResourceExhausted,
+            Self::Starting { .. } | Self::Away { .. } => Code::Unavailable,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "INVALID_FIELDS",
+            Self::Unauthenticated(LoginFault::Missing) => "CREDENTIALS_MISSING",
+            Self::Unauthenticated(LoginFault::Malformed) => "CREDENTIALS_MALFORMED",
+            Self::Unauthenticated(LoginFault::Wrong) => "CREDENTIALS_WRONG",
+            Self::NotANode => "NODE_TOKEN_WRONG",
+            Self::Denied { .. } => "PERMISSION_MISSING",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::Exists { .. } => "ALREADY_EXISTS",
+            Self::SecretNotKept => "SECRET_NOT_KEPT",
+            Self::Precondition { kind, .. } => kind,
+            Self::Behind { .. } => "DATABASE_BEHIND_SNAPSHOT",
+            Self::StaleEtag { .. } => "ETAG_STALE",
+            Self::Contended(_) => "CONTENDED",
+            Self::TooManyAttempts { .. } => "TOO_MANY_ATTEMPTS",
+            Self::Starting { .. } => "STARTING",
+            Self::Away { .. } => "AWAY",
+            Self::Internal(_) => "INTERNAL",
+        }
+    }
+
+    fn details(&self) -> ErrorDetails {
+        let mut details = ErrorDetails::new();
+        let mut metadata = HashMap::new();
+        match self {
+            Self::Invalid(violations) => {
+                details.set_bad_request(violations.iter().map(field_violation).collect::<Vec<_>>());
+            }
+            Self::NotFound { kind, name, field, .. } => {
+                details.set_resource_info(*kind, name, "", self.to_string());
+                metadata.insert("resource".to_owned(), name.clone());
+                metadata.extend(field.map(|field| ("field".to_owned(), field.to_owned())));
+            }
+            Self::Exists { kind, name, .. } => {
+                details.set_resource_info(*kind, name, "", self.to_string());
+                metadata.insert("resource".to_owned(), name.clone());
+            }
+            Self::StaleEtag { name } => {
+                metadata.insert("resource".to_owned(), name.clone());
+            }
+            Self::Precondition { kind, subject, description } => {
+                details.set_precondition_failure(vec![PreconditionViolation::new(*kind, subject, description)]);
+            }
+            Self::Behind { .. } => {
+                let violation = PreconditionViolation::new(self.reason(), "database", self.to_string());
+                details.set_precondition_failure(vec![violation]);
+            }
+            Self::Denied { principal } => {
+                metadata.insert("principal".to_owned(), principal.clone());
+            }
+            Self::TooManyAttempts { retry_after } => {
+                details.set_retry_info(Some(*retry_after));
+            }
+            Self::Starting { .. } | Self::Away { .. } => {
+                details.set_retry_info(Some(RETRY_AFTER));
+            }
+            Self::Unauthenticated(_)
+            | Self::NotANode
+            | Self::SecretNotKept
+            | Self::Contended(_)
+            | Self::Internal(_) => {}
+        }
+        details.set_error_info(self.reason(), DOMAIN, metadata);
+        details
+    }
+}
+
+fn field_violation(violation: &Violation) -> FieldViolation {
+    FieldViolation::new(&violation.field, &violation.description)
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        match &error {
+            ApiError::Internal(_) => tracing::error!(error = %chain(&error), "a call failed"),
+            ApiError::Away { .. } => tracing::warn!(error = %chain(&error), "a call failed"),
+            ApiError::Invalid(_)
+            | ApiError::Unauthenticated(_)
+            | ApiError::NotANode
+            | ApiError::Denied { .. }
+            | ApiError::NotFound { .. }
+            | ApiError::Exists { .. }
+            | ApiError::SecretNotKept
+            | ApiError::Precondition { .. }
+            | ApiError::Behind { .. }
+            | ApiError::StaleEtag { .. }
+            | ApiError::Contended(_)
+            | ApiError::TooManyAttempts { .. }
+            | ApiError::Starting { .. } => tracing::debug!(error = %chain(&error), "refused a call"),
+        }
+        Self::with_error_details(error.code(), error.to_string(), error.details())
+    }
+}
+
+impl From<db::Error> for ApiError {
+    fn from(error: db::Error) -> Self {
+        match error {
+            db::Error::Away(_) => Self::Away { what: "the database", cause: error.into() },
+            // What is taken is looked up before it is written, so somebody else was faster.
+            db::Error::Contended(_) | db::Error::Taken(_) | db::Error::Reference(_) => {
+                Self::Contended(Some(error.into()))
+            }
+            db::Error::Corrupt { .. }
+            | db::Error::TooOld { .. }
+            | db::Error::Migrate(_)
+            | db::Error::Refused(_) => Self::Internal(error.into()),
+        }
+    }
+}
+
+impl From<entrepot_store::Error> for ApiError {
+    fn from(error: entrepot_store::Error) -> Self {
+        if error.is_conflict() {
+            Self::Contended(Some(error.into()))
+        } else if error.retry() {
+            Self::Away { what: "the store", cause: error.into() }
+        } else {
+            Self::Internal(error.into())
+        }
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Db(error) => error.into(),
+            PublishError::Store(error) => error.into(),
+            PublishError::Slow | PublishError::Missing(_) => Self::Away { what: "the store", cause: error.into() },
+            PublishError::Contended => Self::Contended(Some(error.into())),
+            PublishError::Untrusted(_) => Self::Internal(error.into()),
+        }
+    }
+}

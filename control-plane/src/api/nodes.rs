@@ -1,0 +1,161 @@
+//! Nodes: snapshots go out, events come in.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use entrepot_domain::ResourceId;
+use entrepot_proto::convert::Violations;
+use entrepot_proto::convert::event::Event;
+use entrepot_proto::node::v1 as pb;
+use entrepot_proto::node::v1::nodes_server::Nodes;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+use super::Api;
+use super::error::ApiError;
+use crate::app::Plane;
+use crate::index;
+use crate::snapshot::{Published, Version, Watcher};
+
+/// How much of a snapshot goes into one message.
+const CHUNK_BYTES: usize = 1024 * 1024;
+/// How many messages wait for a node.
+const QUEUE: usize = 4;
+/// How long a node may take to say who it is, and to take a message.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many events a batch may have.
+const MAX_EVENTS: usize = 1000;
+/// How often a batch is tried again when others are in its way.
+const ATTEMPTS: usize = 3;
+
+type Outgoing = mpsc::Sender<Result<pb::WatchSnapshotResponse, Status>>;
+
+#[tonic::async_trait]
+impl Nodes for Api {
+    type WatchSnapshotStream = Pin<Box<dyn Stream<Item = Result<pb::WatchSnapshotResponse, Status>> + Send>>;
+
+    async fn watch_snapshot(
+        &self,
+        request: Request<Streaming<pb::WatchSnapshotRequest>>,
+    ) -> Result<Response<Self::WatchSnapshotStream>, Status> {
+        let node = self.node(&request)?;
+        let (outgoing, messages) = mpsc::channel(QUEUE);
+        let plane = Arc::clone(&self.0);
+        self.0.tasks.spawn("watch snapshot", async move {
+            let stopping = plane.tasks.stopping();
+            let watching = watch(&plane, &node, request.into_inner(), &outgoing);
+            if let Some(Err(status)) = stopping.run_until_cancelled(watching).await {
+                // A node that is gone needs no reason.
+                drop(outgoing.try_send(Err(status)));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn report_events(
+        &self,
+        request: Request<pb::ReportEventsRequest>,
+    ) -> Result<Response<pb::ReportEventsResponse>, Status> {
+        let node = self.node(&request)?;
+        let request = request.into_inner();
+        require_own_name(&node, &request.node_id)?;
+        report(&self.0, &request).await?;
+        Ok(Response::new(pb::ReportEventsResponse {}))
+    }
+}
+
+/// Applies a batch, also when other batches are in its way.
+pub(crate) async fn report(plane: &Plane, request: &pb::ReportEventsRequest) -> Result<(), ApiError> {
+    if request.events.len() > MAX_EVENTS {
+        return Err(ApiError::field("events", format!("must be at most {MAX_EVENTS}")));
+    }
+    let mut violations = Violations::default();
+    let read = |(i, event)| violations.merge(Event::read(&format!("events[{i}]"), event));
+    let events: Vec<Event> = request.events.iter().enumerate().filter_map(read).collect();
+    let events = violations.finish(Some(events))?;
+    for _ in 1..ATTEMPTS {
+        match index::apply(plane, &events).await {
+            Err(ApiError::Contended(_)) => {}
+            settled => return settled,
+        }
+    }
+    index::apply(plane, &events).await
+}
+
+/// Sends a node every snapshot, and listens to what it runs, until it leaves.
+async fn watch(
+    plane: &Plane,
+    node: &ResourceId,
+    mut incoming: Streaming<pb::WatchSnapshotRequest>,
+    outgoing: &Outgoing,
+) -> Result<(), Status> {
+    let silent = || Status::deadline_exceeded("the first message did not come");
+    let Some(first) = timeout(PATIENCE, incoming.message()).await.map_err(|_| silent())?? else { return Ok(()) };
+    require_own_name(node, &first.node_id)?;
+    let watcher = plane.snapshots.watch(node.as_str());
+    listen(node, &watcher, &first);
+    info!(node.id = %node, "the node `{node}` watches the configuration");
+
+    let mut published = plane.snapshots.subscribe();
+    // The newest first, even if the node runs it: that shows it that it is heard.
+    published.mark_changed();
+    loop {
+        tokio::select! {
+            news = published.changed() => {
+                if news.is_err() || send_newest(&mut published, outgoing).await.is_none() {
+                    return Ok(());
+                }
+            }
+            message = incoming.message() => match message? {
+                Some(message) => listen(node, &watcher, &message),
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
+fn listen(node: &ResourceId, watcher: &Watcher, message: &pb::WatchSnapshotRequest) {
+    let running = message.running.map(Version::from);
+    let refused = message.refused.as_ref().and_then(|refused| refused.version).map(Version::from);
+    if let (Some(version), Some(refused)) = (refused, &message.refused) {
+        let reason: String = refused.reason.chars().take(500).collect();
+        warn!(node.id = %node, "the node `{node}` refused the snapshot of {version}: {reason}");
+    }
+    watcher.reports(running, refused);
+}
+
+/// Sends what is published in chunks; `None` if the node is gone.
+async fn send_newest(
+    published: &mut watch::Receiver<Option<Arc<Published>>>,
+    outgoing: &Outgoing,
+) -> Option<()> {
+    let Some(newest) = published.borrow_and_update().clone() else { return Some(()) };
+    let mut rest = newest.body.clone();
+    let mut head = newest.head.clone();
+    loop {
+        let chunk = rest.split_to(rest.len().min(CHUNK_BYTES));
+        let last = rest.is_empty();
+        let message = pb::WatchSnapshotResponse {
+            head: std::mem::take::<Bytes>(&mut head).to_vec(),
+            chunk: chunk.to_vec(),
+            last,
+        };
+        timeout(PATIENCE, outgoing.send(Ok(message))).await.ok()?.ok()?;
+        if last {
+            return Some(());
+        }
+    }
+}
+
+fn require_own_name(node: &ResourceId, said: &str) -> Result<(), ApiError> {
+    if node.as_str() == said {
+        return Ok(());
+    }
+    Err(ApiError::field("node_id", format!("must be `{node}`, as the node's token says")))
+}

@@ -1,0 +1,169 @@
+//! What a rule would do: asked of its upstream, and explained.
+
+use std::time::Duration;
+
+use entrepot_domain::rule::Mapped;
+use entrepot_domain::{ImageName, Reference, RepositoryName, RuleSet};
+use entrepot_proto::convert::names;
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::validation_step::{Kind, State};
+use entrepot_upstream::{ProbeKind, ProbeState, ProbeStep};
+use tokio::time::timeout;
+
+use super::error::ApiError;
+use super::{rules as rules_api, upstreams as upstreams_api};
+use crate::app::Plane;
+use crate::db::rules::Rule;
+use crate::db::upstreams::Upstream;
+use crate::db::{Tx, repositories, rules, upstreams};
+
+/// How long an upstream may take to show what works.
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Goes to the rule's upstream step by step.
+pub(super) async fn validate(
+    plane: &Plane,
+    request: &pb::ValidateRuleRequest,
+) -> Result<pb::ValidateRuleResponse, ApiError> {
+    let id = rules_api::parse_name("name", &request.name)?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("validate_rule").await?;
+    let rule = rules::get(&tx, &id).await?.ok_or_else(|| rules_api::absent(&id))?;
+    let upstream = upstream_of(&tx, &rule).await?;
+    drop(tx);
+    drop(connection);
+
+    let sample = sample(&rule, &upstream, &request.image)?;
+    let client = upstreams_api::client(plane, &upstream)?;
+    let asked = sample.as_ref().map(|(repository, reference)| (repository, reference));
+    let steps = match timeout(PROBE_LIMIT, client.probe(asked)).await {
+        Ok(steps) => steps.into_iter().map(step_to_wire).collect(),
+        Err(_) => vec![pb::ValidationStep {
+            kind: Kind::Name.into(),
+            state: State::Failed.into(),
+            message: format!("the upstream has not answered within {} s", PROBE_LIMIT.as_secs()),
+        }],
+    };
+    let valid = steps.iter().all(|step| step.state() != State::Failed);
+    Ok(pb::ValidateRuleResponse { valid, steps })
+}
+
+/// Says which rule covers a name and what would be fetched from where.
+pub(super) async fn explain(
+    plane: &Plane,
+    request: &pb::ExplainRuleRequest,
+) -> Result<pb::ExplainRuleResponse, ApiError> {
+    let image: ImageName = parse_image(&request.image)?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("explain_rule").await?;
+    let candidates = rules::for_prefixes(&tx, &prefixes(&image.repository)).await?;
+    let set: RuleSet = candidates.iter().map(|candidate| candidate.rule.clone()).collect();
+    let covering = set.covering(&image.repository);
+    let rule = covering.and_then(|rule| candidates.iter().find(|candidate| candidate.rule.uid == rule.uid));
+    let Some(rule) = rule else {
+        let exists = repositories::get(&tx, &image.repository).await?.is_some();
+        return Ok(uncovered(&image, exists));
+    };
+    let upstream = upstream_of(&tx, rule).await?;
+    let mapped = map(rule, &upstream, &image.repository)?;
+    let exists = repositories::get(&tx, &mapped.repository).await?.is_some();
+    Ok(covered(rule, &upstream, &image, &mapped, exists))
+}
+
+fn uncovered(image: &ImageName, repository_exists: bool) -> pb::ExplainRuleResponse {
+    let explanation = if repository_exists {
+        "no rule covers this name: what is cached is served, and nothing is fetched".to_owned()
+    } else {
+        format!(
+            "no rule covers this name, so a pull gets 404: create a rule for a prefix of `{}`, or for `ROOT`",
+            image.repository
+        )
+    };
+    pb::ExplainRuleResponse {
+        repository: names::repository(&image.repository),
+        repository_exists,
+        explanation,
+        ..Default::default()
+    }
+}
+
+fn covered(
+    rule: &Rule,
+    upstream: &Upstream,
+    image: &ImageName,
+    mapped: &Mapped,
+    repository_exists: bool,
+) -> pb::ExplainRuleResponse {
+    let manifest_url = upstream.settings.endpoint.manifest_url(&mapped.upstream_repository, &image.reference);
+    let created = if repository_exists { "which exists" } else { "which the first pull creates" };
+    let explanation = format!(
+        "`{image}` is covered by the rule `{}` (prefix `{}`): it is kept in the repository `{}`, {created}, and filled from \
+         the upstream `{}` as `{}`",
+        rule.rule.id, rule.rule.prefix, mapped.repository, upstream.id, mapped.upstream_repository,
+    );
+    pb::ExplainRuleResponse {
+        covered: true,
+        rule: Some(rules_api::to_wire(rule)),
+        repository: names::repository(&mapped.repository),
+        repository_exists,
+        upstream: names::upstream(&upstream.id),
+        upstream_repository: mapped.upstream_repository.to_string(),
+        manifest_url: manifest_url.to_string(),
+        explanation,
+    }
+}
+
+/// What the upstream is asked for: what the caller said, or what its kind is known to have.
+fn sample(rule: &Rule, upstream: &Upstream, image: &str) -> Result<Option<(RepositoryName, Reference)>, ApiError> {
+    if image.is_empty() {
+        let known = upstream.settings.kind.profile().sample;
+        // The kind's sample is at its own endpoint, not below a prefix there.
+        let known = known.filter(|_| rule.rule.upstream_prefix.is_root());
+        return Ok(known.and_then(|(repository, tag)| Some((repository.parse().ok()?, tag.parse().ok()?))));
+    }
+    let image = parse_image(image)?;
+    if rule.rule.prefix.strip(&image.repository).is_none() {
+        let why = format!("must be below the rule's prefix, such as `{}/some/image:latest`", rule.rule.prefix);
+        return Err(ApiError::field("image", why));
+    }
+    Ok(Some((map(rule, upstream, &image.repository)?.upstream_repository, image.reference)))
+}
+
+fn map(rule: &Rule, upstream: &Upstream, name: &RepositoryName) -> Result<Mapped, ApiError> {
+    let mapped = rule.rule.map(name, upstream.settings.kind);
+    mapped.map_err(|error| ApiError::field("image", format!("has a name at the upstream that {error}")))
+}
+
+async fn upstream_of(tx: &Tx<'_>, rule: &Rule) -> Result<Upstream, ApiError> {
+    let upstream = upstreams::get(tx, &rule.upstream_id).await?;
+    upstream.ok_or_else(|| ApiError::not_found(upstreams_api::KIND, names::upstream(&rule.upstream_id)))
+}
+
+fn parse_image(text: &str) -> Result<ImageName, ApiError> {
+    text.parse().map_err(|error| {
+        ApiError::field("image", format!("must be such as `hub/nginx:1.27`, without the registry's host: {error}"))
+    })
+}
+
+/// Every prefix that could cover `name`, as rules have them.
+fn prefixes(name: &RepositoryName) -> Vec<String> {
+    let name = name.as_str();
+    let prefixes = name.match_indices('/').map(|(end, _)| name[..end].to_owned());
+    prefixes.chain([entrepot_domain::NamespacePrefix::ROOT.to_owned()]).collect()
+}
+
+fn step_to_wire(step: ProbeStep) -> pb::ValidationStep {
+    let kind = match step.kind {
+        ProbeKind::Name => Kind::Name,
+        ProbeKind::Tcp => Kind::Tcp,
+        ProbeKind::Tls => Kind::Tls,
+        ProbeKind::Token => Kind::Token,
+        ProbeKind::Manifest => Kind::Manifest,
+    };
+    let state = match step.state {
+        ProbeState::Passed => State::Passed,
+        ProbeState::Failed => State::Failed,
+        ProbeState::Skipped => State::Skipped,
+    };
+    pb::ValidationStep { kind: kind.into(), state: state.into(), message: step.message }
+}

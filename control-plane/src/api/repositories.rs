@@ -1,0 +1,179 @@
+//! Repositories: what the index has, and their end.
+
+use entrepot_domain::RepositoryName;
+use entrepot_proto::convert::{Violations, names, timestamp};
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::repositories_server::Repositories;
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use super::caller::Permission;
+use super::error::ApiError;
+use super::filter::{self, Value};
+use super::page::Page;
+use crate::app::Plane;
+use crate::db::Tx;
+use crate::db::repositories::{self, Filter, Repository};
+use crate::tombstone;
+
+const KIND: &str = "entrepot.v1.Repository";
+
+#[tonic::async_trait]
+impl Repositories for Api {
+    async fn get_repository(
+        &self,
+        request: Request<pb::GetRepositoryRequest>,
+    ) -> Result<Response<pb::Repository>, Status> {
+        self.caller(&request, Permission::Read).await?;
+        Ok(Response::new(get(&self.0, request.get_ref()).await?))
+    }
+
+    async fn list_repositories(
+        &self,
+        request: Request<pb::ListRepositoriesRequest>,
+    ) -> Result<Response<pb::ListRepositoriesResponse>, Status> {
+        self.caller(&request, Permission::Read).await?;
+        Ok(Response::new(list(&self.0, request.get_ref()).await?))
+    }
+
+    async fn delete_repository(
+        &self,
+        request: Request<pb::DeleteRepositoryRequest>,
+    ) -> Result<Response<pb::Repository>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(delete(&self.0, request.get_ref()).await?))
+    }
+}
+
+async fn get(plane: &Plane, request: &pb::GetRepositoryRequest) -> Result<pb::Repository, ApiError> {
+    let name = parse_name("name", &request.name)?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("get_repository").await?;
+    Ok(to_wire(&require(&tx, &name).await?))
+}
+
+async fn list(
+    plane: &Plane,
+    request: &pb::ListRepositoriesRequest,
+) -> Result<pb::ListRepositoriesResponse, ApiError> {
+    let mut violations = Violations::default();
+    let page = violations.merge(Page::<String>::read(
+        &plane.cluster_key,
+        "ListRepositories",
+        &[&request.filter],
+        request.page_size,
+        &request.page_token,
+    ));
+    let filter = violations.merge(read_filter(&request.filter));
+    let complete = (|| Some((page?, filter?)))();
+    let (page, filter) = violations.finish(complete)?;
+
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("list_repositories").await?;
+    let after = page.after.as_deref().unwrap_or_default();
+    let mut rows = repositories::list(&tx, &filter, after, page.fetch()).await?;
+    let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| last.name.to_string());
+    Ok(pb::ListRepositoriesResponse { repositories: rows.iter().map(to_wire).collect(), next_page_token })
+}
+
+/// The store decides: what its record shows is deleted there first, then in the index.
+async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<pb::Repository, ApiError> {
+    let name = parse_name("name", &request.name)?;
+    let now = plane.clock.now();
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("find_repository").await?;
+    let indexed = repositories::get(&tx, &name).await?;
+    drop(tx);
+
+    let record = tombstone::bury_repository(&*plane.store, &name, now).await?;
+    let dead = [record.as_ref().map(|record| record.incarnation), indexed.as_ref().map(|row| row.incarnation)];
+    let dead: Vec<_> = dead.into_iter().flatten().collect();
+    let tx = connection.begin("delete_repository").await?;
+    repositories::lock_name(&tx, &name).await?;
+    repositories::bury(&tx, &dead, now).await?;
+    tx.commit().await?;
+
+    match (indexed, record) {
+        (Some(row), _) => Ok(to_wire(&row)),
+        // Its creation has not come here yet.
+        (None, Some(record)) => Ok(pb::Repository {
+            name: names::repository(&name),
+            cached: record.rule_uid.is_some(),
+            rule_uid: record.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
+            create_time: Some(timestamp(record.create_time)),
+            uid: record.incarnation.to_string(),
+            ..Default::default()
+        }),
+        (None, None) => Err(absent(&name)),
+    }
+}
+
+pub(super) async fn require(tx: &Tx<'_>, name: &RepositoryName) -> Result<Repository, ApiError> {
+    repositories::get(tx, name).await?.ok_or_else(|| absent(name))
+}
+
+pub(super) fn absent(name: &RepositoryName) -> ApiError {
+    ApiError::not_found(KIND, names::repository(name))
+}
+
+pub(super) fn parse_name(field: &str, name: &str) -> Result<RepositoryName, ApiError> {
+    names::parse_repository(name).map_err(|error| ApiError::field(field, error))
+}
+
+fn read_filter(text: &str) -> Result<Filter, Violations> {
+    let mut filter = Filter::default();
+    for term in filter::parse(text)? {
+        let twice = match (term.field.as_str(), &term.value) {
+            ("prefix", Value::Text(prefix)) => filter.prefix.replace(prefix.clone()).is_some(),
+            ("rule", Value::Text(rule)) => {
+                let id = names::parse_rule(rule).map_err(|error| term.wrong(format!("`rule` {error}")))?;
+                filter.rule.replace(id).is_some()
+            }
+            ("cached", Value::Flag(cached)) => filter.cached.replace(*cached).is_some(),
+            _ => {
+                return Err(term.wrong(
+                    "a term is `prefix = \"hub/\"`, `rule = \"rules/hub\"` or `cached = true`",
+                ));
+            }
+        };
+        if twice {
+            return Err(term.wrong(format!("`{}` is given twice", term.field)));
+        }
+    }
+    Ok(filter)
+}
+
+fn to_wire(repository: &Repository) -> pb::Repository {
+    pb::Repository {
+        name: names::repository(&repository.name),
+        cached: repository.rule_uid.is_some(),
+        rule: repository.rule_id.as_ref().map(names::rule).unwrap_or_default(),
+        rule_uid: repository.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
+        create_time: Some(timestamp(repository.create_time)),
+        uid: repository.incarnation.to_string(),
+        image_count: repository.image_count,
+        last_pull_time: repository.last_pull_time.map(timestamp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_say_which_repositories() {
+        let filter = read_filter(r#"prefix = "hub/" AND rule = "rules/hub" AND cached = true"#).unwrap();
+        let expected =
+            Filter { prefix: Some("hub/".into()), rule: Some("hub".parse().unwrap()), cached: Some(true) };
+        assert_eq!(filter, expected);
+        for (text, said) in [
+            ("cached = true AND cached = false", "at character 19: `cached` is given twice"),
+            (r#"rule = "hub""#, "`rule` must be `rules/<id>`"),
+            (r#"cached = "x""#, "a term is"),
+            (r#"name = "x""#, "a term is"),
+        ] {
+            let error = read_filter(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The first administrator: from the key that the operator set, or made up once.
+
+use entrepot_domain::{ResourceId, Secret};
+use entrepot_proto::convert::access::PermissionSet;
+use entrepot_proto::convert::snapshot::access_key_purpose;
+use entrepot_trust::access_key::{
+    self, AccessKeyHash, ChosenSecretError, PairError, check_chosen, generate_key_id, generate_secret,
+};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::api::error::ApiError;
+use crate::app::Plane;
+use crate::db::access_keys::{AccessKey, State};
+use crate::db::principals::Principal;
+use crate::db::{self, Tx, access_keys, principals};
+
+/// What the first administrator is called where nobody said.
+const FIRST: &str = "admin";
+
+/// Why the bootstrap key cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BootstrapKeyError {
+    /// Not `<key id>:<secret>`.
+    #[error("ENTREPOT_BOOTSTRAP_KEY {0}")]
+    Pair(#[from] PairError),
+    /// A secret that is too short.
+    #[error("ENTREPOT_BOOTSTRAP_KEY: {0}")]
+    Secret(#[from] ChosenSecretError),
+}
+
+/// Why the first administrator could not be seen to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Key(#[from] BootstrapKeyError),
+    #[error("the first administrator cannot be seen to")]
+    Change(#[from] ApiError),
+}
+
+impl Error {
+    pub(crate) fn may_retry(&self) -> bool {
+        match self {
+            Self::Key(_) => false,
+            Self::Change(error) => error.may_retry(),
+        }
+    }
+}
+
+impl From<db::Error> for Error {
+    fn from(error: db::Error) -> Self {
+        Self::Change(error.into())
+    }
+}
+
+/// Makes the bootstrap key true, or makes a first administrator where there is none; returns its key.
+pub(crate) async fn run(plane: &Plane, key: Option<&Secret<String>>) -> Result<Option<Secret<String>>, Error> {
+    let Some(key) = key else { return generate(plane).await };
+    let (key_id, secret) = access_key::parse_pair(key.expose()).map_err(BootstrapKeyError::from)?;
+    check_chosen(&secret).map_err(BootstrapKeyError::from)?;
+    make_true(plane, &key_id, &secret).await?;
+    Ok(None)
+}
+
+async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Result<(), Error> {
+    let principal_id: ResourceId = key_id.parse().map_err(|_| BootstrapKeyError::Pair(PairError))?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("look_for_bootstrap_key").await?;
+    let stored = access_keys::get(&tx, key_id).await?;
+    let principal = principals::get(&tx, &principal_id).await?;
+    drop(tx);
+    if stored.as_ref().is_some_and(|key| key.state == State::Revoked) {
+        warn!(key.id = key_id, "ENTREPOT_BOOTSTRAP_KEY holds a key that was revoked, which it stays; choose another id");
+        return Ok(());
+    }
+    if let (Some(key), Some(principal)) = (&stored, &principal) {
+        let is_its_key = key.principal_uid == Some(principal.uid);
+        let is_administrator = principal.permission_set == PermissionSet::Administrator;
+        if is_its_key && is_administrator && holds(plane, key, secret).await {
+            return Ok(());
+        }
+    }
+
+    // Slow on purpose, so before anything is locked.
+    let hash = access_key::hash_chosen(secret).await;
+    let (tx, _) = plane.begin_change(&mut connection, "make_bootstrap_key_true").await?;
+    put_administrator(plane, &tx, principal_id, key_id, &hash).await?;
+    tx.commit().await?;
+    info!(key.id = key_id, "made the key of ENTREPOT_BOOTSTRAP_KEY true");
+    Ok(())
+}
+
+/// Whether `secret` is the one of a stored key.
+async fn holds(plane: &Plane, key: &AccessKey, secret: &Secret<String>) -> bool {
+    let hash = plane.cluster_key.unseal(&access_key_purpose(&key.key_id), &key.sealed_hash).ok();
+    match hash.and_then(|bytes| AccessKeyHash::decode(bytes.expose()).ok()) {
+        Some(hash) => plane.secrets.verify(&key.key_id, secret.expose(), &hash).await == Ok(true),
+        None => false,
+    }
+}
+
+/// Makes an administrator with a generated key, if nobody can administer.
+async fn generate(plane: &Plane) -> Result<Option<Secret<String>>, Error> {
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("look_for_administrator").await?;
+    let exists = principals::count_administrator_keys(&tx, None, None).await? > 0;
+    drop(tx);
+    if exists {
+        return Ok(None);
+    }
+    let (tx, _) = plane.begin_change(&mut connection, "make_first_administrator").await?;
+    // Another control plane may have been faster.
+    if principals::count_administrator_keys(&tx, None, None).await? > 0 {
+        return Ok(None);
+    }
+    let id = FIRST.parse().expect("a legal id");
+    let (key_id, secret) = (generate_key_id(), generate_secret());
+    put_administrator(plane, &tx, id, &key_id, &access_key::hash_generated(&secret)).await?;
+    tx.commit().await?;
+    Ok(Some(Secret::new(format!("{key_id}:{}", secret.expose()))))
+}
+
+async fn put_administrator(
+    plane: &Plane,
+    tx: &Tx<'_>,
+    id: ResourceId,
+    key_id: &str,
+    hash: &AccessKeyHash,
+) -> Result<(), db::Error> {
+    let now = plane.clock.now();
+    let uid = principals::get(tx, &id).await?.map_or_else(Uuid::now_v7, |principal| principal.uid);
+    let principal = Principal { uid, id, permission_set: PermissionSet::Administrator, create_time: now };
+    principals::put(tx, &principal).await?;
+    let key = AccessKey {
+        key_id: key_id.to_owned(),
+        principal_uid: Some(uid),
+        sealed_hash: plane.cluster_key.seal(&access_key_purpose(key_id), &hash.encode()),
+        state: State::Active,
+        create_time: now,
+    };
+    access_keys::put(tx, &key).await
+}

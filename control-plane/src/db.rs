@@ -1,0 +1,132 @@
+//! Postgres: the only SQL, a file per table, a function per query.
+//!
+//! Transactions are explicit: [`Connection::begin`], queries, [`Tx::commit`]; a dropped [`Tx`] rolls back. Every change
+//! of configuration begins with [`registry::bump`], whose row lock makes such changes happen one after the other.
+//! Connections are probed before they are handed out, so after Postgres was away everything works again by itself.
+
+pub(crate) mod access_keys;
+pub(crate) mod error;
+pub(crate) mod events;
+pub(crate) mod images;
+pub(crate) mod migrate;
+pub(crate) mod principals;
+pub(crate) mod registry;
+pub(crate) mod repositories;
+pub(crate) mod requests;
+pub(crate) mod row;
+pub(crate) mod rules;
+pub(crate) mod tags;
+pub(crate) mod upstreams;
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{IsolationLevel, NoTls, Row};
+
+pub(crate) use error::Error;
+
+/// How long a connection may take to come about.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a caller waits for a connection to become free.
+const WAIT_LIMIT: Duration = Duration::from_secs(5);
+/// How long an idle connection may take to show that it is alive.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// After how long the kernel gives up on a connection whose other end does not acknowledge.
+const TCP_LIMIT: Duration = Duration::from_secs(10);
+/// What Postgres itself ends.
+const SESSION_LIMITS: &str =
+    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=20s -c timezone=UTC";
+
+/// Why a text does not say where Postgres is.
+#[derive(Debug, thiserror::Error)]
+#[error("must be a Postgres URL such as `postgres://user@host/database`, or pairs such as `host=/run/postgresql`")]
+pub(crate) struct AddressError(#[source] tokio_postgres::Error);
+
+/// Where Postgres is.
+#[derive(Clone, Debug)]
+pub(crate) struct Address(tokio_postgres::Config);
+
+impl Address {
+    pub(crate) fn parse(text: &str) -> Result<Self, AddressError> {
+        let mut config = tokio_postgres::Config::from_str(text).map_err(AddressError)?;
+        let own = config.get_options().map(|options| format!(" {options}")).unwrap_or_default();
+        config.options(format!("{SESSION_LIMITS}{own}"));
+        config.connect_timeout(CONNECT_LIMIT).tcp_user_timeout(TCP_LIMIT).keepalives_idle(TCP_LIMIT);
+        if config.get_application_name().is_none() {
+            config.application_name("entrepot");
+        }
+        Ok(Self(config))
+    }
+}
+
+/// The database, through a pool of connections. Nothing connects before the first [`Db::connect`].
+#[derive(Clone)]
+pub(crate) struct Db(Pool);
+
+/// One connection, given back to the pool when it is dropped.
+pub(crate) struct Connection(Object);
+
+/// A transaction that rolls back unless it is committed.
+pub(crate) struct Tx<'c>(deadpool_postgres::Transaction<'c>);
+
+impl Db {
+    pub(crate) fn new(address: Address, pool_size: usize) -> Self {
+        let manager = ManagerConfig { recycling_method: RecyclingMethod::Verified };
+        let timeouts =
+            Timeouts { wait: Some(WAIT_LIMIT), create: Some(CONNECT_LIMIT), recycle: Some(PROBE_LIMIT) };
+        let pool = Pool::builder(Manager::from_config(address.0, NoTls, manager))
+            .max_size(pool_size.max(1))
+            .timeouts(timeouts)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .expect("a pool with a runtime can have timeouts");
+        Self(pool)
+    }
+
+    pub(crate) async fn connect(&self) -> Result<Connection, Error> {
+        Ok(Connection(self.0.get().await?))
+    }
+}
+
+impl Connection {
+    /// Begins a transaction at READ COMMITTED: decide under a row lock.
+    pub(crate) async fn begin(&mut self, name: &'static str) -> Result<Tx<'_>, Error> {
+        tracing::trace!(transaction.name = name, "begin");
+        Ok(Tx(self.0.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?))
+    }
+
+    /// Begins a transaction that sees one state of the database, and changes nothing.
+    pub(crate) async fn begin_snapshot(&mut self, name: &'static str) -> Result<Tx<'_>, Error> {
+        tracing::trace!(transaction.name = name, "begin");
+        let builder = self.0.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+        Ok(Tx(builder.start().await?))
+    }
+}
+
+impl Tx<'_> {
+    pub(crate) async fn commit(self) -> Result<(), Error> {
+        Ok(self.0.commit().await?)
+    }
+
+    async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        let statement = self.0.prepare_cached(sql).await?;
+        Ok(self.0.query(&statement, parameters).await?)
+    }
+
+    async fn query_opt(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, Error> {
+        let statement = self.0.prepare_cached(sql).await?;
+        Ok(self.0.query_opt(&statement, parameters).await?)
+    }
+
+    async fn query_one(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        let statement = self.0.prepare_cached(sql).await?;
+        Ok(self.0.query_one(&statement, parameters).await?)
+    }
+
+    async fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
+        let statement = self.0.prepare_cached(sql).await?;
+        Ok(self.0.execute(&statement, parameters).await?)
+    }
+}

@@ -1,0 +1,148 @@
+//! What can go wrong with the database, by what somebody does about it.
+
+use deadpool_postgres::PoolError;
+use tokio_postgres::error::{DbError, SqlState};
+
+/// Why the database did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Postgres cannot be reached, is starting or stopping, or took too long: try again later.
+    #[error("the database is away")]
+    Away(#[source] Source),
+    /// Another transaction was in the way: try again now.
+    #[error("another change was in the way")]
+    Contended(#[source] Source),
+    /// A unique constraint: the value is taken.
+    #[error("`{}` is taken", .0.name())]
+    Taken(Unique),
+    /// Something else names what was to be deleted, or what was named is gone.
+    #[error("the reference `{0}` does not hold")]
+    Reference(String),
+    /// A value in the database is not what only this program can have written there.
+    #[error("the column `{column}` holds what cannot be read: {why}")]
+    Corrupt {
+        /// Which column.
+        column: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// The database's schema is for newer releases only.
+    #[error("the database needs release {oldest_release} or newer, this is {own}: upgrade this control plane")]
+    TooOld {
+        /// Which releases may use it.
+        oldest_release: String,
+        /// Which release this is.
+        own: &'static str,
+    },
+    /// Migrations could not be applied.
+    #[error("the database's schema could not be brought up to date")]
+    Migrate(#[source] Source),
+    /// A bug here, or a database that does not hold our schema.
+    #[error("the database refused a statement")]
+    Refused(#[source] Source),
+}
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// The unique constraints that callers run into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unique {
+    UpstreamId,
+    RuleId,
+    RulePrefix,
+    PrincipalId,
+    KeyId,
+    RepositoryName,
+}
+
+impl Unique {
+    const ALL: [Self; 6] =
+        [Self::UpstreamId, Self::RuleId, Self::RulePrefix, Self::PrincipalId, Self::KeyId, Self::RepositoryName];
+
+    /// The constraint's name, which is part of the contract with the migrations.
+    fn name(self) -> &'static str {
+        match self {
+            Self::UpstreamId => "upstreams_upstream_id_key",
+            Self::RuleId => "rules_rule_id_key",
+            Self::RulePrefix => "rules_prefix_key",
+            Self::PrincipalId => "principals_principal_id_key",
+            Self::KeyId => "access_keys_pkey",
+            Self::RepositoryName => "repositories_name_key",
+        }
+    }
+}
+
+impl Error {
+    /// Whether the same call may succeed later, without anybody changing anything.
+    pub(crate) fn may_retry(&self) -> bool {
+        match self {
+            Self::Away(_) | Self::Contended(_) => true,
+            Self::Taken(_)
+            | Self::Reference(_)
+            | Self::Corrupt { .. }
+            | Self::TooOld { .. }
+            | Self::Migrate(_)
+            | Self::Refused(_) => false,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(refusal) => kind(refusal)(error),
+            // Nothing that Postgres said: the connection broke, or could not be made.
+            None if error.is_closed() || is_io(&error) => Self::Away(error.into()),
+            None => Self::Refused(error.into()),
+        }
+    }
+}
+
+impl From<PoolError> for Error {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => match Self::from(error) {
+                // Whatever keeps us from connecting, waiting or repairing it elsewhere is the remedy.
+                Self::Refused(source) => Self::Away(source),
+                other => other,
+            },
+            PoolError::Timeout(_) | PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+                Self::Away(error.into())
+            }
+        }
+    }
+}
+
+fn is_io(error: &tokio_postgres::Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(source) = next {
+        if source.is::<std::io::Error>() {
+            return true;
+        }
+        next = source.source();
+    }
+    // Timeouts of connecting have no source; they say so.
+    error.to_string().contains("timeout") || error.to_string().contains("connecting to server")
+}
+
+fn kind(refusal: &DbError) -> Box<dyn FnOnce(tokio_postgres::Error) -> Error> {
+    let constraint = refusal.constraint().unwrap_or_default();
+    let code = refusal.code();
+    if *code == SqlState::UNIQUE_VIOLATION {
+        if let Some(unique) = Unique::ALL.into_iter().find(|unique| unique.name() == constraint) {
+            return Box::new(move |_| Error::Taken(unique));
+        }
+    }
+    if *code == SqlState::FOREIGN_KEY_VIOLATION {
+        let constraint = constraint.to_owned();
+        return Box::new(move |_| Error::Reference(constraint));
+    }
+    let contended =
+        [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
+    if contended.contains(code) {
+        return Box::new(|error| Error::Contended(error.into()));
+    }
+    // 08 connection, 53 resources, 57 operator (shutdown, statement_timeout), 25P03 idle in transaction.
+    let away = ["08", "53", "57", "25P03"].iter().any(|class| code.code().starts_with(class));
+    if away { Box::new(|error| Error::Away(error.into())) } else { Box::new(|error| Error::Refused(error.into())) }
+}

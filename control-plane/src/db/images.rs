@@ -1,0 +1,224 @@
+//! The index of images: manifests and indexes, what they name, and the platforms of single images.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, Tag};
+use entrepot_proto::convert::event::Image as Cached;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::row::{column, parsed};
+use super::{Error, Tx};
+
+/// An image as the index has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) platforms: Vec<String>,
+    pub(crate) manifest_size_bytes: i64,
+    pub(crate) content_size_bytes: i64,
+    pub(crate) cache_time: DateTime<Utc>,
+    pub(crate) last_pull_time: Option<DateTime<Utc>>,
+}
+
+impl Image {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            digest: parsed(row, "digest")?,
+            media_type: column(row, "media_type")?,
+            platforms: column(row, "platforms")?,
+            manifest_size_bytes: column(row, "manifest_size_bytes")?,
+            content_size_bytes: column(row, "all_content_size_bytes")?,
+            cache_time: column(row, "cache_time")?,
+            last_pull_time: column(row, "last_pull_time")?,
+        })
+    }
+}
+
+/// Which images to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// The one with this tag.
+    pub(crate) tag: Option<Tag>,
+    /// Those that have, or do not have, a tag.
+    pub(crate) tagged: Option<bool>,
+}
+
+/// The image with this digest, on whatever level.
+pub(crate) async fn get(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<Option<Image>, Error> {
+    const SQL: &str = "-- images.get
+        SELECT i.digest, media_type, manifest_size_bytes, cache_time, last_pull_time,
+               CASE WHEN platforms <> '{}' OR platform IS NULL THEN platforms ELSE ARRAY[platform] END AS platforms,
+               content_size_bytes + children.size_bytes AS all_content_size_bytes
+          FROM images i LEFT JOIN image_configs ic ON ic.incarnation = i.incarnation AND ic.digest = config_digest,
+       LATERAL (WITH RECURSIVE below (digest) AS (
+                       SELECT child FROM image_children WHERE incarnation = i.incarnation AND parent = i.digest
+                       UNION
+                       SELECT child FROM below JOIN image_children c
+                                           ON c.incarnation = i.incarnation AND parent = below.digest)
+                SELECT coalesce(sum(b.manifest_size_bytes + b.content_size_bytes), 0)::bigint AS size_bytes
+                  FROM below JOIN images b ON b.incarnation = i.incarnation AND b.digest = below.digest
+                 WHERE NOT b.deleted) children
+         WHERE i.incarnation = $1 AND i.digest = $2 AND NOT deleted";
+    tx.query_opt(SQL, &[&incarnation, &digest.to_string()]).await?.as_ref().map(Image::from_row).transpose()
+}
+
+/// At most `limit` images that the filter lets through, the youngest first, those behind `after`.
+///
+/// A manifest that an index here lists is part of that image, and an image of its own only if it has a tag.
+pub(crate) async fn list(
+    tx: &Tx<'_>,
+    incarnation: Uuid,
+    filter: &Filter,
+    after: Option<&(DateTime<Utc>, String)>,
+    limit: i64,
+) -> Result<Vec<Image>, Error> {
+    const SQL: &str = "-- images.list
+        SELECT i.digest, media_type, manifest_size_bytes, cache_time, last_pull_time,
+               CASE WHEN platforms <> '{}' OR platform IS NULL THEN platforms ELSE ARRAY[platform] END AS platforms,
+               content_size_bytes + children.size_bytes AS all_content_size_bytes
+          FROM images i LEFT JOIN image_configs ic ON ic.incarnation = i.incarnation AND ic.digest = config_digest,
+       LATERAL (WITH RECURSIVE below (digest) AS (
+                       SELECT child FROM image_children WHERE incarnation = i.incarnation AND parent = i.digest
+                       UNION
+                       SELECT child FROM below JOIN image_children c
+                                           ON c.incarnation = i.incarnation AND parent = below.digest)
+                SELECT coalesce(sum(b.manifest_size_bytes + b.content_size_bytes), 0)::bigint AS size_bytes
+                  FROM below JOIN images b ON b.incarnation = i.incarnation AND b.digest = below.digest
+                 WHERE NOT b.deleted) children,
+       LATERAL (SELECT EXISTS (SELECT FROM tags t
+                                WHERE t.incarnation = i.incarnation AND t.digest = i.digest) AS tagged) own
+         WHERE i.incarnation = $1 AND NOT deleted
+           AND ($2::timestamptz IS NULL OR (cache_time, i.digest) < ($2, $3))
+           AND (tagged OR NOT EXISTS (SELECT FROM image_children c
+                                       WHERE c.incarnation = i.incarnation AND c.child = i.digest))
+           AND ($4::text IS NULL OR i.digest = (SELECT t.digest FROM tags t WHERE t.incarnation = $1 AND t.tag = $4))
+           AND ($5::boolean IS NULL OR tagged = $5)
+         ORDER BY cache_time DESC, i.digest DESC LIMIT $6";
+    let (time, digest) = after.map(|(time, digest)| (*time, digest.as_str())).unzip();
+    let tag = filter.tag.as_ref().map(Tag::as_str);
+    let rows = tx.query(SQL, &[&incarnation, &time, &digest, &tag, &filter.tagged, &limit]).await?;
+    rows.iter().map(Image::from_row).collect()
+}
+
+/// Notes an image. A deleted one comes back only if it was cached again since.
+pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<(), Error> {
+    const SQL: &str = "-- images.put
+        INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
+                            config_digest, cache_time)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+        ON CONFLICT ON CONSTRAINT images_pkey DO UPDATE
+           SET deleted = false, index_time = now(), cache_time = excluded.cache_time
+         WHERE images.cache_time < excluded.cache_time";
+    const CHILDREN: &str = "-- images.put: children
+        INSERT INTO image_children (incarnation, parent, child) SELECT $1, $2, unnest($3::text[])
+        ON CONFLICT DO NOTHING";
+    let digest = image.digest.to_string();
+    let children: Vec<String> = image.children.iter().map(ToString::to_string).collect();
+    let config = image.config.as_ref().map(ToString::to_string);
+    let changed = tx
+        .execute(
+            SQL,
+            &[
+                &incarnation,
+                &digest,
+                &image.media_type.as_str(),
+                &image.manifest_size_bytes,
+                &image.content_size_bytes,
+                &image.platforms,
+                &config,
+                &image.cache_time,
+            ],
+        )
+        .await?;
+    if changed > 0 && !children.is_empty() {
+        tx.execute(CHILDREN, &[&incarnation, &digest, &children]).await?;
+    }
+    Ok(())
+}
+
+/// Notes that an image is deleted whose link was cached at `cache_time` or before.
+pub(crate) async fn delete(
+    tx: &Tx<'_>,
+    incarnation: Uuid,
+    digest: &Digest,
+    cache_time: DateTime<Utc>,
+) -> Result<(), Error> {
+    const MARK: &str = "-- images.delete: mark
+        UPDATE images SET deleted = true, last_pull_time = NULL
+         WHERE incarnation = $1 AND digest = $2 AND cache_time <= $3";
+    const CHILDREN: &str = "-- images.delete: children
+        DELETE FROM image_children WHERE incarnation = $1 AND parent = $2";
+    let digest = digest.to_string();
+    if tx.execute(MARK, &[&incarnation, &digest, &cache_time]).await? > 0 {
+        tx.execute(CHILDREN, &[&incarnation, &digest]).await?;
+    }
+    Ok(())
+}
+
+/// The manifests that only belong to `parent`: listed by it and by no other index here, and without a tag.
+pub(crate) async fn own_children(tx: &Tx<'_>, incarnation: Uuid, parent: &Digest) -> Result<Vec<Digest>, Error> {
+    const SQL: &str = "-- images.own_children
+        SELECT i.digest
+          FROM image_children own JOIN images i ON i.incarnation = own.incarnation AND i.digest = own.child
+         WHERE own.incarnation = $1 AND own.parent = $2 AND NOT i.deleted
+           AND NOT EXISTS (SELECT FROM image_children other
+                            WHERE other.incarnation = $1 AND other.child = own.child AND other.parent <> $2)
+           AND NOT EXISTS (SELECT FROM tags t WHERE t.incarnation = $1 AND t.digest = own.child)";
+    let rows = tx.query(SQL, &[&incarnation, &parent.to_string()]).await?;
+    rows.iter().map(|row| parsed(row, "digest")).collect()
+}
+
+/// Notes for which platform an image is.
+pub(crate) async fn put_config(
+    tx: &Tx<'_>,
+    incarnation: Uuid,
+    digest: &Digest,
+    platform: &str,
+) -> Result<(), Error> {
+    const SQL: &str = "-- images.put_config
+        INSERT INTO image_configs (incarnation, digest, platform) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
+    tx.execute(SQL, &[&incarnation, &digest.to_string(), &platform]).await?;
+    Ok(())
+}
+
+/// Notes that an image was pulled.
+pub(crate) async fn pulled(
+    tx: &Tx<'_>,
+    incarnation: Uuid,
+    digest: &Digest,
+    time: DateTime<Utc>,
+) -> Result<(), Error> {
+    const SQL: &str = "-- images.pulled
+        UPDATE images SET last_pull_time = $3
+         WHERE incarnation = $1 AND digest = $2 AND NOT deleted AND (last_pull_time IS NULL OR last_pull_time < $3)";
+    tx.execute(SQL, &[&incarnation, &digest.to_string(), &time]).await?;
+    Ok(())
+}
+
+/// At most `limit` images of an incarnation with when they were cached, those behind `after`, noted long enough ago to
+/// have their links.
+pub(crate) async fn settled(
+    tx: &Tx<'_>,
+    incarnation: Uuid,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<(Digest, DateTime<Utc>)>, Error> {
+    const SQL: &str = "-- images.settled
+        SELECT digest, cache_time FROM images
+         WHERE incarnation = $1 AND digest > $2 AND NOT deleted AND index_time < now() - interval '1 minute'
+         ORDER BY digest LIMIT $3";
+    let rows = tx.query(SQL, &[&incarnation, &after, &limit]).await?;
+    rows.iter().map(|row| Ok((parsed(row, "digest")?, column(row, "cache_time")?))).collect()
+}
+
+/// Those of these images that the index lacks, as indexes into `images`.
+pub(crate) async fn missing(tx: &Tx<'_>, images: &[(Uuid, Digest)]) -> Result<Vec<usize>, Error> {
+    const SQL: &str = "-- images.missing
+        SELECT n - 1 AS n FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS asked (incarnation, digest, n)
+         WHERE NOT EXISTS (SELECT FROM images i
+                            WHERE i.incarnation = asked.incarnation AND i.digest = asked.digest AND NOT deleted)";
+    let (incarnations, digests): (Vec<Uuid>, Vec<String>) =
+        images.iter().map(|(incarnation, digest)| (*incarnation, digest.to_string())).unzip();
+    super::row::indexes(&tx.query(SQL, &[&incarnations, &digests]).await?)
+}

@@ -1,0 +1,44 @@
+//! The one row that says who this registry is and which configuration it has.
+
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::row::column;
+use super::{Error, Tx};
+use crate::snapshot::Version;
+
+/// The row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Registry {
+    pub(crate) registry_id: Uuid,
+    pub(crate) version: Version,
+}
+
+impl Registry {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        let version = Version { epoch: column(row, "epoch")?, revision: column(row, "revision")? };
+        Ok(Self { registry_id: column(row, "registry_id")?, version })
+    }
+}
+
+/// What the row says now.
+pub(crate) async fn get(tx: &Tx<'_>) -> Result<Registry, Error> {
+    const SQL: &str = "-- registry.get
+        SELECT registry_id, epoch, revision FROM registry";
+    Registry::from_row(&tx.query_one(SQL, &[]).await?)
+}
+
+/// Begins a change of configuration: no other one goes on until this transaction has ended.
+pub(crate) async fn bump(tx: &Tx<'_>) -> Result<Registry, Error> {
+    const SQL: &str = "-- registry.bump
+        UPDATE registry SET revision = revision + 1 RETURNING registry_id, epoch, revision";
+    Registry::from_row(&tx.query_one(SQL, &[]).await?)
+}
+
+/// Begins an epoch, as the registry that `registry_id` says.
+pub(crate) async fn begin_epoch(tx: &Tx<'_>, epoch: i64, registry_id: Uuid) -> Result<Registry, Error> {
+    const SQL: &str = "-- registry.begin_epoch
+        UPDATE registry SET epoch = $1, registry_id = $2, revision = revision + 1
+        RETURNING registry_id, epoch, revision";
+    Registry::from_row(&tx.query_one(SQL, &[&epoch, &registry_id]).await?)
+}

@@ -1,0 +1,177 @@
+//! The index of repositories, and the incarnations that are dead.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{RepositoryName, ResourceId};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::row::{column, parsed, parsed_opt};
+use super::{Error, Tx};
+
+/// A repository as the index has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Repository {
+    pub(crate) incarnation: Uuid,
+    pub(crate) name: RepositoryName,
+    pub(crate) rule_uid: Option<Uuid>,
+    /// The rule with that uid, if it still exists.
+    pub(crate) rule_id: Option<ResourceId>,
+    pub(crate) create_time: DateTime<Utc>,
+    pub(crate) last_pull_time: Option<DateTime<Utc>>,
+    pub(crate) image_count: i64,
+}
+
+impl Repository {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            incarnation: column(row, "incarnation")?,
+            name: parsed(row, "name")?,
+            rule_uid: column(row, "rule_uid")?,
+            rule_id: parsed_opt(row, "rule_id")?,
+            create_time: column(row, "create_time")?,
+            last_pull_time: column(row, "last_pull_time")?,
+            image_count: column(row, "image_count")?,
+        })
+    }
+}
+
+/// Which repositories to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    /// Those whose name begins so.
+    pub(crate) prefix: Option<String>,
+    /// Those that this rule fills.
+    pub(crate) rule: Option<ResourceId>,
+    /// Those that are, or are not, filled from an upstream.
+    pub(crate) cached: Option<bool>,
+}
+
+/// What the index needs to know of a repository.
+#[derive(Clone, Debug)]
+pub(crate) struct Created<'a> {
+    pub(crate) incarnation: Uuid,
+    pub(crate) name: &'a RepositoryName,
+    pub(crate) rule_uid: Option<Uuid>,
+    pub(crate) create_time: DateTime<Utc>,
+}
+
+/// The repository with this name.
+pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Repository>, Error> {
+    const SQL: &str = "-- repositories.get
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, images.image_count
+          FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
+       LATERAL (SELECT count(*) AS image_count FROM images i
+                 WHERE i.incarnation = r.incarnation AND NOT deleted
+                   AND (EXISTS (SELECT FROM tags t WHERE t.incarnation = i.incarnation AND t.digest = i.digest)
+                        OR NOT EXISTS (SELECT FROM image_children c
+                                        WHERE c.incarnation = i.incarnation AND c.child = i.digest))) images
+         WHERE name = $1";
+    tx.query_opt(SQL, &[&name.as_str()]).await?.as_ref().map(Repository::from_row).transpose()
+}
+
+/// At most `limit` repositories by name, those behind `after` that the filter lets through.
+pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: i64) -> Result<Vec<Repository>, Error> {
+    const SQL: &str = "-- repositories.list
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, images.image_count
+          FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
+       LATERAL (SELECT count(*) AS image_count FROM images i
+                 WHERE i.incarnation = r.incarnation AND NOT deleted
+                   AND (EXISTS (SELECT FROM tags t WHERE t.incarnation = i.incarnation AND t.digest = i.digest)
+                        OR NOT EXISTS (SELECT FROM image_children c
+                                        WHERE c.incarnation = i.incarnation AND c.child = i.digest))) images
+         WHERE name > $1 AND name >= $2 AND name < $3
+           AND ($4::text IS NULL OR rule_uid = (SELECT uid FROM rules WHERE rule_id = $4))
+           AND ($5::boolean IS NULL OR (rule_uid IS NOT NULL) = $5)
+         ORDER BY name LIMIT $6";
+    let prefix = filter.prefix.as_deref().unwrap_or_default();
+    let rule = filter.rule.as_ref().map(ResourceId::as_str);
+    let parameters = tx.query(SQL, &[&after, &prefix, &behind(prefix), &rule, &filter.cached, &limit]).await?;
+    parameters.iter().map(Repository::from_row).collect()
+}
+
+/// A text behind every name that begins with `prefix`: names are made of less than `~`.
+fn behind(prefix: &str) -> String {
+    format!("{prefix}~")
+}
+
+/// Notes a repository, whose name the caller has locked. Another one that has the name in the index is gone.
+pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error> {
+    const REPLACE: &str = "-- repositories.put: replace
+        DELETE FROM repositories WHERE name = $1 AND incarnation <> $2";
+    const INSERT: &str = "-- repositories.put: insert
+        INSERT INTO repositories (incarnation, name, rule_uid, create_time) VALUES ($1, $2, $3, $4)
+        ON CONFLICT (incarnation) DO UPDATE SET rule_uid = excluded.rule_uid, create_time = excluded.create_time";
+    tx.execute(REPLACE, &[&created.name.as_str(), &created.incarnation]).await?;
+    let name = created.name.as_str();
+    tx.execute(INSERT, &[&created.incarnation, &name, &created.rule_uid, &created.create_time]).await?;
+    Ok(())
+}
+
+/// Keeps other transactions from deciding who has this name, until this one has ended.
+pub(crate) async fn lock_name(tx: &Tx<'_>, name: &RepositoryName) -> Result<(), Error> {
+    const SQL: &str = "-- repositories.lock_name
+        SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+    tx.execute(SQL, &[&name.as_str()]).await?;
+    Ok(())
+}
+
+/// Locks those of `incarnations` that the index has, always in one order, and returns them.
+pub(crate) async fn lock(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<Vec<Uuid>, Error> {
+    const SQL: &str = "-- repositories.lock
+        SELECT incarnation FROM repositories WHERE incarnation = ANY($1) ORDER BY incarnation FOR UPDATE";
+    tx.query(SQL, &[&incarnations]).await?.iter().map(|row| column(row, "incarnation")).collect()
+}
+
+/// Those of `incarnations` that the index has, alive or dead, each with whether it is alive.
+pub(crate) async fn known(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<Vec<(Uuid, bool)>, Error> {
+    const SQL: &str = "-- repositories.known
+        SELECT incarnation, true AS alive FROM repositories WHERE incarnation = ANY($1)
+        UNION ALL
+        SELECT incarnation, false FROM dead_incarnations WHERE incarnation = ANY($1)";
+    let rows = tx.query(SQL, &[&incarnations]).await?;
+    rows.iter().map(|row| Ok((column(row, "incarnation")?, column(row, "alive")?))).collect()
+}
+
+/// Remembers that incarnations are dead, and forgets all that the index has of them.
+pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>) -> Result<(), Error> {
+    const REMEMBER: &str = "-- repositories.bury: remember
+        INSERT INTO dead_incarnations (incarnation, death_time) SELECT unnest($1::uuid[]), $2 ON CONFLICT DO NOTHING";
+    tx.execute(REMEMBER, &[&incarnations, &now]).await?;
+    forget(tx, incarnations).await
+}
+
+/// Forgets all that the index has of incarnations.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<(), Error> {
+    const SQL: &str = "-- repositories.forget
+        DELETE FROM repositories WHERE incarnation = ANY($1)";
+    tx.execute(SQL, &[&incarnations]).await?;
+    Ok(())
+}
+
+/// Notes that something in a repository was pulled.
+pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, time: DateTime<Utc>) -> Result<(), Error> {
+    const SQL: &str = "-- repositories.pulled
+        UPDATE repositories SET last_pull_time = $2
+         WHERE incarnation = $1 AND (last_pull_time IS NULL OR last_pull_time < $2)";
+    tx.execute(SQL, &[&incarnation, &time]).await?;
+    Ok(())
+}
+
+/// At most `limit` names with their incarnations, those behind `after`, made long enough ago to have their records.
+pub(crate) async fn settled(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<(RepositoryName, Uuid)>, Error> {
+    const SQL: &str = "-- repositories.settled
+        SELECT name, incarnation FROM repositories
+         WHERE name > $1 AND index_time < now() - interval '1 minute' ORDER BY name LIMIT $2";
+    let rows = tx.query(SQL, &[&after, &limit]).await?;
+    rows.iter().map(|row| Ok((parsed(row, "name")?, column(row, "incarnation")?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_name_with_a_prefix_is_before_what_is_behind_it() {
+        assert!("hub/zz_z-z.z" < super::behind("hub/").as_str());
+        assert!("hub/zzzzzz" < super::behind("hub/z").as_str());
+        assert!("huc" > super::behind("hub").as_str());
+    }
+}

@@ -1,0 +1,94 @@
+//! The index of tags.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, Tag};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::row::{column, parsed};
+use super::{Error, Tx};
+
+/// A tag as the index has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Tagged {
+    pub(crate) tag: Tag,
+    pub(crate) digest: Digest,
+    pub(crate) validate_time: Option<DateTime<Utc>>,
+}
+
+impl Tagged {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        let validate_time = column(row, "validate_time")?;
+        Ok(Self { tag: parsed(row, "tag")?, digest: parsed(row, "digest")?, validate_time })
+    }
+}
+
+/// What a tag's record says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moved<'a> {
+    pub(crate) tag: &'a Tag,
+    /// `None` is a tombstone.
+    pub(crate) digest: Option<&'a Digest>,
+    pub(crate) revision: i64,
+    pub(crate) validate_time: Option<DateTime<Utc>>,
+}
+
+/// What a tag means, if it means something.
+pub(crate) async fn get(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<Option<Tagged>, Error> {
+    const SQL: &str = "-- tags.get
+        SELECT tag, digest, validate_time FROM tags WHERE incarnation = $1 AND tag = $2 AND digest IS NOT NULL";
+    tx.query_opt(SQL, &[&incarnation, &tag.as_str()]).await?.as_ref().map(Tagged::from_row).transpose()
+}
+
+/// The tags that mean any of these images, in byte order.
+pub(crate) async fn naming(tx: &Tx<'_>, incarnation: Uuid, digests: &[Digest]) -> Result<Vec<Tagged>, Error> {
+    const SQL: &str = "-- tags.naming
+        SELECT tag, digest, validate_time FROM tags WHERE incarnation = $1 AND digest = ANY($2) ORDER BY tag";
+    let digests: Vec<String> = digests.iter().map(ToString::to_string).collect();
+    tx.query(SQL, &[&incarnation, &digests]).await?.iter().map(Tagged::from_row).collect()
+}
+
+/// Notes what a tag's record says, unless the index knows a later revision.
+pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<(), Error> {
+    // A confirmation need not be a new revision: of one revision, the latest validation stands.
+    const SQL: &str = "-- tags.put
+        INSERT INTO tags (incarnation, tag, digest, revision, validate_time) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT ON CONSTRAINT tags_pkey DO UPDATE
+           SET digest = excluded.digest, revision = excluded.revision, validate_time = excluded.validate_time,
+               index_time = now()
+         WHERE tags.revision < excluded.revision
+            OR (tags.revision = excluded.revision AND tags.digest = excluded.digest
+                AND (tags.validate_time IS NULL OR tags.validate_time < excluded.validate_time))";
+    let digest = moved.digest.map(ToString::to_string);
+    tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await?;
+    Ok(())
+}
+
+/// Forgets tags that have no record, or whose tombstone the index did not see.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tags: &[Tag]) -> Result<(), Error> {
+    const SQL: &str = "-- tags.forget
+        DELETE FROM tags WHERE incarnation = $1 AND tag = ANY($2) AND digest IS NOT NULL";
+    let tags: Vec<&str> = tags.iter().map(Tag::as_str).collect();
+    tx.execute(SQL, &[&incarnation, &tags]).await?;
+    Ok(())
+}
+
+/// At most `limit` tags of an incarnation, those behind `after`, noted long enough ago to have their records.
+pub(crate) async fn settled(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Tag>, Error> {
+    const SQL: &str = "-- tags.settled
+        SELECT tag FROM tags
+         WHERE incarnation = $1 AND tag > $2 AND digest IS NOT NULL AND index_time < now() - interval '1 minute'
+         ORDER BY tag LIMIT $3";
+    tx.query(SQL, &[&incarnation, &after, &limit]).await?.iter().map(|row| parsed(row, "tag")).collect()
+}
+
+/// Those of these tags that the index lacks, as indexes into `tags`.
+pub(crate) async fn missing(tx: &Tx<'_>, tags: &[(Uuid, Tag)]) -> Result<Vec<usize>, Error> {
+    const SQL: &str = "-- tags.missing
+        SELECT n - 1 AS n FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS asked (incarnation, tag, n)
+         WHERE NOT EXISTS (SELECT FROM tags t WHERE t.incarnation = asked.incarnation AND t.tag = asked.tag
+                                                AND t.digest IS NOT NULL)";
+    let (incarnations, tags): (Vec<Uuid>, Vec<&str>) =
+        tags.iter().map(|(incarnation, tag)| (*incarnation, tag.as_str())).unzip();
+    super::row::indexes(&tx.query(SQL, &[&incarnations, &tags]).await?)
+}

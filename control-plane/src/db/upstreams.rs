@@ -1,0 +1,114 @@
+//! Upstreams.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::upstream::{Endpoint, PlainHttp};
+use entrepot_domain::{ResourceId, UpstreamKind};
+use entrepot_proto::convert::upstream::{Password, Settings};
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::row::{column, corrupt, parsed, parsed_all};
+use super::{Error, Tx};
+
+/// An upstream as it is stored. Its settings' password is `None` or `Keep`; what is kept is sealed.
+#[derive(Clone, Debug)]
+pub(crate) struct Upstream {
+    pub(crate) uid: Uuid,
+    pub(crate) id: ResourceId,
+    pub(crate) settings: Settings,
+    pub(crate) sealed_password: Option<Vec<u8>>,
+    pub(crate) revision: i64,
+    pub(crate) create_time: DateTime<Utc>,
+    pub(crate) update_time: DateTime<Utc>,
+}
+
+impl Upstream {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        let allow_plain_http = column(row, "allow_plain_http")?;
+        let plain_http = if allow_plain_http { PlainHttp::Allowed } else { PlainHttp::Refused };
+        let kind = UpstreamKind::from_name(column(row, "kind")?).ok_or_else(|| corrupt("kind", "unknown"))?;
+        let endpoint = Endpoint::parse(column(row, "endpoint")?, plain_http);
+        let sealed_password: Option<Vec<u8>> = column(row, "sealed_password")?;
+        let settings = Settings {
+            kind,
+            endpoint: endpoint.map_err(|error| corrupt("endpoint", error))?,
+            plain_http,
+            allow_private_addresses: column(row, "allow_private_addresses")?,
+            allow_hosts: parsed_all(row, "allow_hosts")?,
+            ca_certificates: column(row, "ca_certificates")?,
+            username: column(row, "username")?,
+            password: if sealed_password.is_some() { Password::Keep } else { Password::None },
+        };
+        Ok(Self {
+            uid: column(row, "uid")?,
+            id: parsed(row, "upstream_id")?,
+            settings,
+            sealed_password,
+            revision: column(row, "revision")?,
+            create_time: column(row, "create_time")?,
+            update_time: column(row, "update_time")?,
+        })
+    }
+}
+
+/// Creates an upstream, or takes over all of its columns that may change.
+pub(crate) async fn put(tx: &Tx<'_>, upstream: &Upstream) -> Result<(), Error> {
+    const SQL: &str = "-- upstreams.put
+        INSERT INTO upstreams (uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
+                               ca_certificates, username, sealed_password, revision, create_time, update_time)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+        ON CONFLICT (uid) DO UPDATE
+           SET endpoint = excluded.endpoint, allow_plain_http = excluded.allow_plain_http,
+               allow_private_addresses = excluded.allow_private_addresses, allow_hosts = excluded.allow_hosts,
+               ca_certificates = excluded.ca_certificates, username = excluded.username,
+               sealed_password = excluded.sealed_password, revision = excluded.revision,
+               update_time = excluded.update_time";
+    let settings = &upstream.settings;
+    let hosts: Vec<String> = settings.allow_hosts.iter().map(ToString::to_string).collect();
+    tx.execute(
+        SQL,
+        &[
+            &upstream.uid,
+            &upstream.id.as_str(),
+            &settings.kind.as_str(),
+            &settings.endpoint.to_string(),
+            &(settings.plain_http == PlainHttp::Allowed),
+            &settings.allow_private_addresses,
+            &hosts,
+            &settings.ca_certificates,
+            &settings.username,
+            &upstream.sealed_password,
+            &upstream.revision,
+            &upstream.create_time,
+            &upstream.update_time,
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+/// The upstream with this id.
+pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Upstream>, Error> {
+    const SQL: &str = "-- upstreams.get
+        SELECT uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
+               ca_certificates, username, sealed_password, revision, create_time, update_time
+          FROM upstreams WHERE upstream_id = $1";
+    tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Upstream::from_row).transpose()
+}
+
+/// At most `limit` upstreams by id, those behind `after`.
+pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Upstream>, Error> {
+    const SQL: &str = "-- upstreams.list
+        SELECT uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
+               ca_certificates, username, sealed_password, revision, create_time, update_time
+          FROM upstreams WHERE upstream_id > $1 ORDER BY upstream_id LIMIT $2";
+    tx.query(SQL, &[&after, &limit]).await?.iter().map(Upstream::from_row).collect()
+}
+
+/// Deletes an upstream that no rule names.
+pub(crate) async fn delete(tx: &Tx<'_>, uid: Uuid) -> Result<(), Error> {
+    const SQL: &str = "-- upstreams.delete
+        DELETE FROM upstreams WHERE uid = $1";
+    tx.execute(SQL, &[&uid]).await?;
+    Ok(())
+}

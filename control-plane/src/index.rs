@@ -1,0 +1,179 @@
+//! Takes in what nodes have learnt. The records in the store are the truth; the rows here are their index.
+//!
+//! Events come late, twice, and out of order between nodes, and no harm is done: each is applied once, tags only go
+//! forward, last pulls only grow, and what is said of a dead incarnation is ignored. An event may also come before the
+//! record that it tells of is written, so a repository without a record is taken on trust; the reconciling pass
+//! removes it again if the record never appears.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, RepositoryName};
+use entrepot_proto::convert::event::{Event, Image, Kind};
+use entrepot_store::layout;
+use entrepot_store::records::{self, ManifestLink, RepositoryRecord, State};
+use uuid::Uuid;
+
+use crate::api::error::ApiError;
+use crate::app::Plane;
+use crate::db::repositories::{self, Created};
+use crate::db::tags::{self, Moved};
+use crate::db::{self, Tx, events, images};
+
+/// What a store's record says about an incarnation that the index does not know.
+enum Verdict {
+    /// It is the live one.
+    Live(RepositoryRecord),
+    /// It was deleted, or never came to be.
+    Dead,
+    /// Its record is not written yet, or never will be.
+    Undecided,
+}
+
+/// Applies events, all or none of them.
+pub(crate) async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError> {
+    let now = plane.clock.now();
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("apply_events").await?;
+    let alive = alive(plane, &tx, batch).await?;
+
+    let ids: Vec<Uuid> = batch.iter().map(|event| event.id).collect();
+    let fresh: HashSet<Uuid> = events::note(&tx, &ids, now).await?.into_iter().collect();
+    let mut pulls = Pulls::default();
+    let mut applied = HashSet::new();
+    for event in batch {
+        if alive.contains(&event.incarnation) && fresh.contains(&event.id) && applied.insert(event.id) {
+            apply_one(&tx, event, &mut pulls).await?;
+        }
+    }
+    pulls.write(&tx).await?;
+    Ok(tx.commit().await?)
+}
+
+/// Makes sure that the index has a repository whose live record is `record`.
+pub(crate) async fn ensure(tx: &Tx<'_>, name: &RepositoryName, record: &RepositoryRecord) -> Result<(), db::Error> {
+    repositories::lock_name(tx, name).await?;
+    if repositories::known(tx, &[record.incarnation]).await?.is_empty() {
+        repositories::put(tx, &created(name, record)).await?;
+    }
+    Ok(())
+}
+
+/// What the index keeps of a manifest link.
+pub(crate) fn image(digest: &Digest, link: &ManifestLink) -> Image {
+    Image {
+        digest: digest.clone(),
+        media_type: link.media_type,
+        manifest_size_bytes: i64::try_from(link.size_bytes).unwrap_or(i64::MAX),
+        content_size_bytes: i64::try_from(link.content_size_bytes).unwrap_or(i64::MAX),
+        platforms: link.platforms.clone(),
+        children: link.children.clone(),
+        config: link.config.clone(),
+        cache_time: link.cache_time,
+    }
+}
+
+/// Those incarnations of a batch that are alive, locked; ones that the index did not know are in it then.
+async fn alive(plane: &Plane, tx: &Tx<'_>, batch: &[Event]) -> Result<HashSet<Uuid>, ApiError> {
+    let all: BTreeSet<Uuid> = batch.iter().map(|event| event.incarnation).collect();
+    let all: Vec<Uuid> = all.into_iter().collect();
+    let known: HashMap<Uuid, bool> = repositories::known(tx, &all).await?.into_iter().collect();
+    // By name, so that two batches lock names in one order.
+    let unknown = batch.iter().filter(|event| !known.contains_key(&event.incarnation));
+    let unknown: BTreeSet<(&RepositoryName, Uuid)> =
+        unknown.map(|event| (&event.repository, event.incarnation)).collect();
+    for (name, incarnation) in unknown {
+        meet(plane, tx, name, incarnation, batch).await?;
+    }
+    Ok(repositories::lock(tx, &all).await?.into_iter().collect())
+}
+
+/// Decides about an incarnation that the index does not know.
+async fn meet(
+    plane: &Plane,
+    tx: &Tx<'_>,
+    name: &RepositoryName,
+    incarnation: Uuid,
+    batch: &[Event],
+) -> Result<(), ApiError> {
+    repositories::lock_name(tx, name).await?;
+    if !repositories::known(tx, &[incarnation]).await?.is_empty() {
+        return Ok(());
+    }
+    match judge(plane, name, incarnation).await? {
+        Verdict::Live(record) => repositories::put(tx, &created(name, &record)).await?,
+        Verdict::Dead => repositories::bury(tx, &[incarnation], plane.clock.now()).await?,
+        Verdict::Undecided => {
+            let creation = batch.iter().filter(|event| event.incarnation == incarnation);
+            let creation = creation.filter_map(|event| match &event.kind {
+                Kind::RepositoryCreated { rule_uid, create_time } => Some((*rule_uid, *create_time)),
+                Kind::ImageCached(_) | Kind::TagMoved { .. } | Kind::Pulled { .. } | Kind::ConfigCached { .. } => None,
+            });
+            if let Some((rule_uid, create_time)) = creation.last() {
+                repositories::put(tx, &Created { incarnation, name, rule_uid, create_time }).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn judge(plane: &Plane, name: &RepositoryName, incarnation: Uuid) -> Result<Verdict, ApiError> {
+    let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(name)).await?;
+    Ok(match record {
+        Some((record, _)) if record.incarnation == incarnation => match record.state {
+            State::Live => Verdict::Live(record),
+            State::Deleted => Verdict::Dead,
+        },
+        // The name is another's: this one came before it, or lost against it.
+        Some((record, _)) if record.state == State::Live => Verdict::Dead,
+        Some(_) | None => Verdict::Undecided,
+    })
+}
+
+fn created<'n>(name: &'n RepositoryName, record: &RepositoryRecord) -> Created<'n> {
+    Created { incarnation: record.incarnation, name, rule_uid: record.rule_uid, create_time: record.create_time }
+}
+
+async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> Result<(), db::Error> {
+    let incarnation = event.incarnation;
+    match &event.kind {
+        // The index has it by now.
+        Kind::RepositoryCreated { .. } => Ok(()),
+        Kind::ImageCached(image) => images::put(tx, incarnation, image).await,
+        Kind::TagMoved { tag, digest, revision, validate_time } => {
+            let moved = Moved { tag, digest: Some(digest), revision: *revision, validate_time: *validate_time };
+            tags::put(tx, incarnation, moved).await
+        }
+        Kind::ConfigCached { digest, platform } => images::put_config(tx, incarnation, digest, platform).await,
+        Kind::Pulled { digest, pull_time } => {
+            pulls.note(incarnation, digest, *pull_time);
+            Ok(())
+        }
+    }
+}
+
+/// The last pulls of a batch, one per image and repository however often they were pulled.
+#[derive(Default)]
+struct Pulls<'e> {
+    images: BTreeMap<(Uuid, &'e Digest), DateTime<Utc>>,
+    repositories: BTreeMap<Uuid, DateTime<Utc>>,
+}
+
+impl<'e> Pulls<'e> {
+    fn note(&mut self, incarnation: Uuid, digest: &'e Digest, time: DateTime<Utc>) {
+        let image = self.images.entry((incarnation, digest)).or_insert(time);
+        *image = time.max(*image);
+        let repository = self.repositories.entry(incarnation).or_insert(time);
+        *repository = time.max(*repository);
+    }
+
+    async fn write(self, tx: &Tx<'_>) -> Result<(), db::Error> {
+        for ((incarnation, digest), time) in self.images {
+            images::pulled(tx, incarnation, digest, time).await?;
+        }
+        for (incarnation, time) in self.repositories {
+            repositories::pulled(tx, incarnation, time).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! Recurring work: each pass reads the stored state, does a bounded batch, may run anywhere and twice, and the next
+//! pass is the retry.
+
+mod leftovers;
+mod prune;
+mod reconcile;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use entrepot_runtime::chain;
+use tokio::time::sleep;
+use tracing::{Instrument as _, debug, info_span, warn};
+
+use crate::api::error::ApiError;
+use crate::app::Plane;
+
+/// How long there is between two batches of a pass that has more to do.
+const BREATH: Duration = Duration::from_millis(50);
+
+/// Recurring work.
+pub(crate) trait Job: Send + 'static {
+    const NAME: &'static str;
+    /// From the end of one run to the beginning of the next.
+    const EVERY: Duration;
+
+    /// Does a bounded batch.
+    fn pass(&mut self, plane: &Plane) -> impl Future<Output = Result<Progress, ApiError>> + Send;
+}
+
+/// Whether more is waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    Done,
+    More,
+}
+
+/// Starts all jobs; they end with the process.
+pub(crate) fn spawn(plane: &Arc<Plane>) {
+    spawn_one(plane, reconcile::Reconcile::default());
+    spawn_one(plane, leftovers::Leftovers::default());
+    spawn_one(plane, prune::Prune);
+}
+
+fn spawn_one<J: Job>(plane: &Arc<Plane>, mut job: J) {
+    let plane = Arc::clone(plane);
+    let stopping = plane.tasks.stopping();
+    plane.clone().tasks.spawn(J::NAME, async move {
+        let run = async {
+            loop {
+                let span = info_span!("pass", job.name = J::NAME);
+                let pause = match job.pass(&plane).instrument(span).await {
+                    Ok(Progress::More) => BREATH,
+                    Ok(Progress::Done) => jittered(J::EVERY),
+                    Err(error) => {
+                        warn!(error = %chain(&error), "a pass of the job `{}` failed, trying again later", J::NAME);
+                        jittered(J::EVERY.min(Duration::from_secs(30)))
+                    }
+                };
+                debug!(job.name = J::NAME, "next pass in {pause:?}");
+                sleep(pause).await;
+            }
+        };
+        stopping.run_until_cancelled(run).await;
+    });
+}
+
+/// Between 0.9 and 1.1 times `period`, so that control planes which start together do not work together.
+fn jittered(period: Duration) -> Duration {
+    let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
+    period.mul_f64(0.9 + 0.2 * random)
+}

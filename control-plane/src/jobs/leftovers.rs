@@ -1,0 +1,73 @@
+//! Takes in events that a node has left in the store and did not live to report.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use entrepot_proto::node::v1::ReportEventsRequest;
+use entrepot_runtime::chain;
+use entrepot_store::layout::{self, Parsed};
+use entrepot_store::{Key, Prefix};
+use prost::Message as _;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Job, Progress};
+use crate::api::error::ApiError;
+use crate::api::report;
+use crate::app::Plane;
+
+/// How many objects a pass takes in.
+const BATCH: usize = 200;
+/// How long a node has to report its events itself.
+const PATIENCE: TimeDelta = TimeDelta::minutes(1);
+
+/// Where the last pass ended: younger events are passed over, so a pass need not begin at the first.
+#[derive(Default)]
+pub(super) struct Leftovers {
+    after: Option<Key>,
+}
+
+impl Job for Leftovers {
+    const NAME: &'static str = "leftover events";
+    const EVERY: Duration = Duration::from_secs(60);
+
+    async fn pass(&mut self, plane: &Plane) -> Result<Progress, ApiError> {
+        let now = plane.clock.now();
+        let all = Prefix::below("events").expect("a legal folder");
+        let keys = plane.store.list(&all, self.after.as_ref(), BATCH).await?;
+        for key in &keys {
+            if matches!(layout::parse(key), Some(Parsed::Event { event, .. }) if is_due(event, now)) {
+                take_in(plane, key).await?;
+            }
+        }
+        let progress = if keys.len() < BATCH { Progress::Done } else { Progress::More };
+        self.after = keys.into_iter().next_back().filter(|_| progress == Progress::More);
+        Ok(progress)
+    }
+}
+
+async fn take_in(plane: &Plane, key: &Key) -> Result<(), ApiError> {
+    let Some(object) = plane.store.get(key).await? else { return Ok(()) };
+    let batch = ReportEventsRequest::decode(object.bytes).map_err(|error| ApiError::field("events", error));
+    let applied = match batch {
+        Ok(batch) => report(plane, &batch).await,
+        Err(error) => Err(error),
+    };
+    match applied {
+        Ok(()) => info!("took in the events that a node left at `{key}`"),
+        // It will not get better; the reconciling pass finds in the store what it would have said.
+        Err(ApiError::Invalid(violations)) => {
+            warn!(error = %chain(&violations), "deleting events at `{key}` that cannot be read");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(plane.store.delete(key).await?)
+}
+
+fn is_due(event: Uuid, now: DateTime<Utc>) -> bool {
+    let time = event.get_timestamp().and_then(|time| {
+        let (seconds, nanos) = time.to_unix();
+        DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+    });
+    time.is_none_or(|time| now - time >= PATIENCE)
+}

@@ -1,0 +1,295 @@
+//! What nodes need to know, as one value: built in one transaction, signed, published in the store.
+//!
+//! The database's revision says how far the configuration is; `snapshot/head` says how far nodes can be. Whoever
+//! changes the configuration commits, then wakes the publisher, which brings the head forward, never back, by
+//! compare-and-swap. Nodes are sent only what was read back from the store, so the bytes of an outage are the bytes
+//! of every day.
+
+mod build;
+mod watchers;
+
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use entrepot_runtime::{Clock, chain};
+use entrepot_store::layout::{self, Parsed};
+use entrepot_store::records::{self, SnapshotHead};
+use entrepot_store::{BlobStore, Key};
+use entrepot_trust::{Signature, SnapshotSigner, SnapshotTrust, Statement};
+use opentelemetry::metrics::{Gauge, Meter};
+use prost::Message as _;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::db::{self, Db};
+
+pub(crate) use watchers::{Watcher, Watchers};
+
+/// How often the database and the head are compared without anybody saying so: another control plane may publish.
+const PERIOD: Duration = Duration::from_secs(5);
+/// How long the publisher waits after a failure, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// How long a change of configuration waits for the nodes to follow.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
+/// How many snapshots before the published one are kept, for nodes that are reading them.
+const KEPT: usize = 3;
+/// How long the store may take for one small object.
+const STORE_LIMIT: Duration = Duration::from_secs(10);
+/// How often another control plane may be faster before this one leaves it to the next round.
+const ATTEMPTS: usize = 8;
+
+/// Which configuration: a later epoch beats any revision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Version {
+    /// Raised by a restore of the database.
+    pub epoch: i64,
+    /// Raised by each change.
+    pub revision: i64,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "epoch {}, revision {}", self.epoch, self.revision)
+    }
+}
+
+/// A published snapshot, as it is in the store.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) version: Version,
+    pub(crate) head: Bytes,
+    pub(crate) body: Bytes,
+}
+
+/// Why a snapshot could not be published.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishError {
+    #[error(transparent)]
+    Db(#[from] db::Error),
+    #[error("the snapshot cannot be put into the store")]
+    Store(#[from] entrepot_store::Error),
+    #[error("the store has not answered within {} s", STORE_LIMIT.as_secs())]
+    Slow,
+    #[error("other control planes are publishing")]
+    Contended,
+    #[error("the published snapshot `{0}` is missing from the store")]
+    Missing(Key),
+    #[error(
+        "the published snapshot is signed with another key or was changed: start this control plane with the snapshot seed that it was published with"
+    )]
+    Untrusted(#[source] entrepot_trust::snapshot::SnapshotError),
+}
+
+impl PublishError {
+    pub(crate) fn may_retry(&self) -> bool {
+        match self {
+            Self::Db(error) => error.may_retry(),
+            Self::Store(error) => error.retry(),
+            Self::Slow | Self::Contended | Self::Missing(_) => true,
+            Self::Untrusted(_) => false,
+        }
+    }
+}
+
+/// Publishes snapshots and knows who watches them.
+pub(crate) struct Snapshots {
+    db: Db,
+    store: Arc<dyn BlobStore>,
+    signer: SnapshotSigner,
+    trust: SnapshotTrust,
+    clock: Clock,
+    wake: Notify,
+    published: watch::Sender<Option<Arc<Published>>>,
+    watchers: Watchers,
+    revision: Gauge<i64>,
+}
+
+impl Snapshots {
+    pub(crate) fn new(
+        db: Db,
+        store: Arc<dyn BlobStore>,
+        signer: SnapshotSigner,
+        clock: Clock,
+        meter: &Meter,
+    ) -> Self {
+        Self {
+            db,
+            store,
+            trust: SnapshotTrust::new(signer.public_key(), None),
+            signer,
+            clock,
+            wake: Notify::new(),
+            published: watch::Sender::new(None),
+            watchers: Watchers::default(),
+            revision: meter.i64_gauge("entrepot.snapshot.revision").with_description("Published revision").build(),
+        }
+    }
+
+    /// What is published, and news of it.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Published>>> {
+        self.published.subscribe()
+    }
+
+    /// Notes that a node watches, for as long as the watcher lives.
+    pub(crate) fn watch(&self, node_id: &str) -> Watcher {
+        self.watchers.enter(node_id)
+    }
+
+    /// The version of the head in the store.
+    pub(crate) async fn head(&self) -> Result<Option<Version>, PublishError> {
+        Ok(self.read_head().await?.map(|(head, _)| version(&head)))
+    }
+
+    /// Waits until `version` is published and every watching node runs it, but not for long; names those that do not.
+    pub(crate) async fn settle(&self, version: Version) -> Vec<String> {
+        self.wake.notify_one();
+        let mut published = self.published.subscribe();
+        let settled = async {
+            let is_there = |published: &Option<Arc<Published>>| published.as_ref().is_some_and(|p| p.version >= version);
+            drop(published.wait_for(is_there).await);
+            self.watchers.all_at(version).await;
+        };
+        drop(timeout(SETTLE_LIMIT, settled).await);
+        self.watchers.behind(version)
+    }
+
+    /// Publishes whenever the configuration has changed, for ever.
+    pub(crate) async fn keep_published(&self) {
+        let mut wait = RETRY.0;
+        loop {
+            match self.publish().await {
+                Ok(()) => {
+                    wait = RETRY.0;
+                    drop(timeout(PERIOD, self.wake.notified()).await);
+                }
+                Err(error) => {
+                    warn!(error = %chain(&error), "the snapshot was not published, trying again");
+                    sleep(wait).await;
+                    wait = (wait * 2).min(RETRY.1);
+                }
+            }
+        }
+    }
+
+    /// Brings the head up to the database, if it is behind, and hands what is published to whoever watches.
+    pub(crate) async fn publish(&self) -> Result<(), PublishError> {
+        // What others have published is passed on with the database away, too.
+        self.load().await?;
+        for _ in 0..ATTEMPTS {
+            let current = build::version(&self.db).await?;
+            let head = self.read_head().await?;
+            if head.as_ref().is_some_and(|(head, _)| version(head) >= current) {
+                return self.load().await;
+            }
+            let snapshot = build::snapshot(&self.db, self.clock.now()).await?;
+            let expected = head.as_ref().map(|(_, version)| version);
+            match self.put(&snapshot, expected).await {
+                Err(PublishError::Store(error)) if error.is_conflict() => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    self.load().await?;
+                    self.delete_old().await;
+                    return Ok(());
+                }
+            }
+        }
+        Err(PublishError::Contended)
+    }
+
+    async fn put(
+        &self,
+        snapshot: &entrepot_proto::node::v1::Snapshot,
+        expected: Option<&entrepot_store::Version>,
+    ) -> Result<(), PublishError> {
+        let version = snapshot.version.map(Version::from).unwrap_or_default();
+        let body = Bytes::from(snapshot.encode_to_vec());
+        let key = layout::snapshot(version.epoch, version.revision, Uuid::now_v7());
+        let statement = Statement::of(version.epoch, version.revision, &body);
+        let Signature { key_id, signature } = self.signer.sign(&statement);
+        let head = SnapshotHead {
+            key: key.clone(),
+            epoch: version.epoch,
+            revision: version.revision,
+            sha256: statement.sha256,
+            key_id,
+            signature,
+        };
+        bounded(self.store.put_once(&key, body)).await?;
+        let replaced = bounded(records::replace(&*self.store, &layout::snapshot_head(), expected, &head)).await;
+        if let Err(PublishError::Store(error)) = &replaced
+            && error.is_conflict()
+        {
+            // Nothing names it; if it stays, a later round deletes it.
+            drop(bounded(self.store.delete(&key)).await);
+        }
+        replaced?;
+        info!(snapshot.epoch = version.epoch, snapshot.revision = version.revision, "published the snapshot of {version}");
+        Ok(())
+    }
+
+    /// Reads back what is published, unless it is known.
+    async fn load(&self) -> Result<(), PublishError> {
+        let Some((head, bytes)) = self.read_head_bytes().await? else { return Ok(()) };
+        let version = version(&head);
+        let known = self.published.borrow().as_ref().map(|published| published.version);
+        if known.is_some_and(|known| known >= version) {
+            return Ok(());
+        }
+        let object = bounded(self.store.get(&head.key)).await?;
+        let body = object.ok_or_else(|| PublishError::Missing(head.key.clone()))?.bytes;
+        let statement = Statement::of(version.epoch, version.revision, &body);
+        let signature = Signature { key_id: head.key_id, signature: head.signature };
+        self.trust.check(&statement, &signature).map_err(PublishError::Untrusted)?;
+        self.revision.record(version.revision, &[]);
+        let published = Arc::new(Published { version, head: bytes, body });
+        self.published.send_if_modified(|current| {
+            let newer = current.as_ref().is_none_or(|current| current.version < version);
+            if newer {
+                *current = Some(published);
+            }
+            newer
+        });
+        Ok(())
+    }
+
+    async fn read_head(&self) -> Result<Option<(SnapshotHead, entrepot_store::Version)>, PublishError> {
+        bounded(records::read(&*self.store, &layout::snapshot_head())).await
+    }
+
+    async fn read_head_bytes(&self) -> Result<Option<(SnapshotHead, Bytes)>, PublishError> {
+        let key = layout::snapshot_head();
+        let Some(object) = bounded(self.store.get(&key)).await? else { return Ok(None) };
+        let head = serde_json::from_slice(&object.bytes);
+        let head = head.map_err(|source| entrepot_store::Error::BadRecord { key, source })?;
+        Ok(Some((head, object.bytes)))
+    }
+
+    /// Deletes snapshots that were published a while ago. What fails is left to the next round.
+    async fn delete_old(&self) {
+        let Ok(keys) = bounded(self.store.list(&layout::snapshots_prefix(), None, 1000)).await else { return };
+        let Some(current) = self.published.borrow().as_ref().map(|published| published.version) else { return };
+        let is_older = |key: &&Key| match layout::parse(key) {
+            Some(Parsed::Snapshot { epoch, revision, .. }) => Version { epoch, revision }.cmp(&current) == Ordering::Less,
+            Some(_) | None => false,
+        };
+        let older: Vec<&Key> = keys.iter().filter(is_older).collect();
+        for key in older.iter().rev().skip(KEPT) {
+            if let Err(error) = bounded(self.store.delete(key)).await {
+                warn!(error = %chain(&error), "left the old snapshot `{key}` in the store");
+            }
+        }
+    }
+}
+
+fn version(head: &SnapshotHead) -> Version {
+    Version { epoch: head.epoch, revision: head.revision }
+}
+
+async fn bounded<T>(call: impl Future<Output = Result<T, entrepot_store::Error>>) -> Result<T, PublishError> {
+    Ok(timeout(STORE_LIMIT, call).await.map_err(|_| PublishError::Slow)??)
+}

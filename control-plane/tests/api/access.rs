@@ -1,0 +1,217 @@
+//! Who may call: keys, permission sets, the first administrator.
+
+use std::sync::Arc;
+
+use entrepot_control_plane::StartError;
+use entrepot_proto::node::v1 as node;
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::rules_client::RulesClient;
+use tonic::Code;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+use uuid::Uuid;
+
+use crate::fixture::{ADMIN, Fixture, LIMIT, World, create_rule, fields, kind};
+
+async fn principal_with_key(fixture: &Fixture, id: &str, set: pb::PermissionSet) -> (String, String) {
+    let mut client = fixture.access();
+    let request = pb::CreatePrincipalRequest {
+        principal_id: id.into(),
+        principal: Some(pb::Principal { permission_set: set.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    client.create_principal(request).await.unwrap();
+    let request = pb::CreateAccessKeyRequest { parent: format!("principals/{id}"), ..Default::default() };
+    let created = client.create_access_key(request).await.unwrap().into_inner();
+    let key = created.access_key.unwrap();
+    (key.name, format!("{}:{}", key.key_id, created.secret))
+}
+
+#[tokio::test]
+async fn callers_prove_who_they_are() {
+    let fixture = Fixture::start().await;
+    let list = pb::ListRulesRequest::default();
+    let error = RulesClient::new(fixture.channel.clone()).list_rules(list.clone()).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::Unauthenticated, "CREDENTIALS_MISSING".into()));
+    assert!(error.message().contains("ENTREPOT_KEY"), "{}", error.message());
+    for (key, reason) in [
+        ("admin", "CREDENTIALS_MALFORMED"),
+        ("admin:wrong secret", "CREDENTIALS_WRONG"),
+        ("nobody:correct horse", "CREDENTIALS_WRONG"),
+    ] {
+        let mut client = RulesClient::with_interceptor(fixture.channel.clone(), fixture.login(key));
+        let error = client.list_rules(list.clone()).await.unwrap_err();
+        assert_eq!(kind(&error), (Code::Unauthenticated, reason.into()), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn guesses_are_bounded() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.access_as("admin:a wrong guess");
+    let mut codes = Vec::new();
+    for _ in 0..20 {
+        codes.push(kind(&client.get_login_token(pb::GetLoginTokenRequest {}).await.unwrap_err()));
+    }
+    assert!(codes.contains(&(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS".into())), "{codes:?}");
+}
+
+#[tokio::test]
+async fn pullers_read_and_administrators_change() {
+    let fixture = Fixture::start().await;
+    let (_, puller) = principal_with_key(&fixture, "ci", pb::PermissionSet::Puller).await;
+    let mut client = RulesClient::with_interceptor(fixture.channel.clone(), fixture.login(&puller));
+    client.list_rules(pb::ListRulesRequest::default()).await.unwrap();
+    let error = client.create_rule(create_rule("a", "a", "b")).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::PermissionDenied, "PERMISSION_MISSING".into()));
+    assert!(error.message().contains("principals/ci") && error.message().contains("ADMINISTRATOR"));
+
+    let answer = fixture.access_as(&puller).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap().into_inner();
+    let registry_id = fixture.plane.ready(LIMIT).await.unwrap().registry_id;
+    let tokens = fixture.world.cluster_key().tokens();
+    let claims = tokens.verify_login(registry_id, &answer.token, fixture.world.clock.now()).unwrap();
+    assert_eq!((claims.expire_time - fixture.world.clock.now()).num_hours(), 12);
+    // A login token is for the registry, not for this API.
+    let error = fixture.access_as(&format!("x:{}", answer.token)).get_login_token(pb::GetLoginTokenRequest {}).await;
+    assert_eq!(error.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_revoked_key_and_a_deleted_principal_are_refused_at_once() {
+    let fixture = Fixture::start().await;
+    let (name, key) = principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
+    fixture.access_as(&key).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    let revoke = pb::RevokeAccessKeyRequest { name: name.clone() };
+    let revoked = fixture.access().revoke_access_key(revoke).await.unwrap().into_inner();
+    assert_eq!(revoked.state(), pb::access_key::State::Revoked);
+    let call = async |key: &str| fixture.access_as(key).get_login_token(pb::GetLoginTokenRequest {}).await;
+    assert_eq!(call(&key).await.unwrap_err().code(), Code::Unauthenticated);
+
+    let (_, key) = principal_with_key(&fixture, "gone", pb::PermissionSet::Puller).await;
+    let delete = pb::DeletePrincipalRequest { name: "principals/gone".into() };
+    fixture.access().delete_principal(delete.clone()).await.unwrap();
+    assert_eq!(call(&key).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(fixture.access().delete_principal(delete).await.unwrap_err().code(), Code::NotFound);
+
+    let list = pb::ListAccessKeysRequest { parent: "principals/ops".into(), ..Default::default() };
+    let keys = fixture.access().list_access_keys(list).await.unwrap().into_inner().access_keys;
+    assert_eq!(keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), [name]);
+}
+
+#[tokio::test]
+async fn the_last_administrator_cannot_be_lost() {
+    let fixture = Fixture::start().await;
+    let last = (Code::FailedPrecondition, "LAST_ADMINISTRATOR".to_owned());
+    let delete = pb::DeletePrincipalRequest { name: "principals/admin".into() };
+    assert_eq!(kind(&fixture.access().delete_principal(delete.clone()).await.unwrap_err()), last);
+    let revoke = pb::RevokeAccessKeyRequest { name: "principals/admin/accessKeys/admin".into() };
+    assert_eq!(kind(&fixture.access().revoke_access_key(revoke.clone()).await.unwrap_err()), last);
+    principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
+    fixture.access().delete_principal(delete).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_secret_is_handed_out_once() {
+    let fixture = Fixture::start().await;
+    let request = pb::CreateAccessKeyRequest {
+        parent: "principals/admin".into(),
+        request_id: Uuid::new_v4().to_string(),
+    };
+    fixture.access().create_access_key(request.clone()).await.unwrap();
+    let error = fixture.access().create_access_key(request).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::AlreadyExists, "SECRET_NOT_KEPT".into()));
+    let request = pb::CreatePrincipalRequest { principal_id: "X".into(), ..Default::default() };
+    let error = fixture.access().create_principal(request).await.unwrap_err();
+    assert_eq!(fields(&error), ["principal_id", "principal"]);
+}
+
+#[tokio::test]
+async fn the_bootstrap_key_is_made_true_at_every_start() {
+    let fixture = Fixture::start().await;
+    assert!(fixture.plane.ready(LIMIT).await.unwrap().first_key.is_none());
+    let world = fixture.stop().await;
+    let fixture = world.launch(Some("admin:another secret")).await;
+    fixture.plane.ready(LIMIT).await.unwrap();
+    let call = async |fixture: &Fixture, key: &str| {
+        fixture.access_as(key).get_login_token(pb::GetLoginTokenRequest {}).await.map(|_| ())
+    };
+    assert!(call(&fixture, ADMIN).await.is_err());
+    call(&fixture, "admin:another secret").await.unwrap();
+
+    let (_, other) = principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
+    let revoke = pb::RevokeAccessKeyRequest { name: "principals/admin/accessKeys/admin".into() };
+    fixture.access_as(&other).revoke_access_key(revoke).await.unwrap();
+    let fixture = fixture.stop().await.start().await;
+    assert!(call(&fixture, ADMIN).await.is_err());
+    call(&fixture, &other).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_an_administrator_a_first_key_is_made_once() {
+    let fixture = World::new().await.launch(None).await;
+    let first = fixture.plane.ready(LIMIT).await.unwrap().first_key.unwrap();
+    fixture.access_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    let fixture = fixture.stop().await.launch(None).await;
+    assert!(fixture.plane.ready(LIMIT).await.unwrap().first_key.is_none());
+    fixture.access_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bootstrap_key_that_is_too_short_stops_the_start_with_the_reason() {
+    for (key, said) in [("admin:short", "at least 8"), ("admin", "<key id>:<secret>"), ("Ad min:long enough", "key id")] {
+        let fixture = World::new().await.launch(Some(key)).await;
+        let Err(StartError::Refused { why }) = fixture.plane.ready(LIMIT).await else { panic!("{key} was taken") };
+        assert!(why.contains("ENTREPOT_BOOTSTRAP_KEY") && why.contains(said), "{why}");
+        assert!(!fixture.health.is_ready());
+    }
+}
+
+#[tokio::test]
+async fn nodes_and_operators_have_their_own_doors() {
+    let fixture = Fixture::start().await;
+    let report = node::ReportEventsRequest { node_id: "n1".into(), events: vec![] };
+    fixture.nodes("n1").report_events(report.clone()).await.unwrap();
+    let error = fixture.nodes("n2").report_events(report.clone()).await.unwrap_err();
+    assert_eq!(fields(&error), ["node_id"]);
+    let login = fixture.login(ADMIN);
+    let mut client = node::nodes_client::NodesClient::with_interceptor(fixture.channel.clone(), login);
+    let error = client.report_events(report.clone()).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::Unauthenticated, "NODE_TOKEN_WRONG".into()));
+    let mut late = fixture.nodes("n1");
+    fixture.world.clock.advance(std::time::Duration::from_secs(120));
+    assert_eq!(late.report_events(report).await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn health_and_reflection_are_open() {
+    let fixture = Fixture::start().await;
+    let mut client = HealthClient::new(fixture.channel.clone());
+    for service in ["", "entrepot.v1.Rules", "entrepot.node.v1.Nodes"] {
+        let check = HealthCheckRequest { service: service.into() };
+        entrepot_test_support::wait_until(LIMIT, "serving", async || {
+            let answer = client.check(check.clone()).await;
+            answer.is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving)
+        })
+        .await;
+    }
+    let names = reflected_services(&fixture).await;
+    for service in ["entrepot.v1.Rules", "entrepot.v1.Access", "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|name| name == service), "{service} in {names:?}");
+    }
+}
+
+async fn reflected_services(fixture: &Fixture) -> Vec<String> {
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(fixture.channel.clone());
+    let answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else { panic!("{answer:?}") };
+    services.service.into_iter().map(|service| service.name).collect()
+}

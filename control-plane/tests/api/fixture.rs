@@ -1,0 +1,234 @@
+//! A control plane with all that it needs, and clients of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use entrepot_control_plane::{Config, ControlPlane, Deps, Reflection};
+use entrepot_domain::Secret;
+use entrepot_proto::node::v1::nodes_client::NodesClient;
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::repositories_client::RepositoriesClient;
+use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_proto::v1::upstreams_client::UpstreamsClient;
+use entrepot_runtime::{Clock, Health, Metrics, Tasks};
+use entrepot_store::{LocalStore, Store};
+use entrepot_test_support::Postgres;
+use entrepot_trust::{ClusterKey, PublicKey, SnapshotSigner};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The key of `ENTREPOT_BOOTSTRAP_KEY` in these tests.
+pub const ADMIN: &str = "admin:correct horse";
+/// How long anything may take.
+pub const LIMIT: Duration = Duration::from_secs(30);
+
+/// What outlives a control plane: its database, its store, its keys.
+pub struct World {
+    pub database: String,
+    pub store: Store,
+    pub clock: Clock,
+    pub folder: TempDir,
+}
+
+/// A running control plane.
+pub struct Fixture {
+    pub world: World,
+    pub plane: ControlPlane,
+    pub health: Health,
+    pub addr: SocketAddr,
+    pub channel: Channel,
+    tasks: Tasks,
+}
+
+pub type Authorized = InterceptedService<Channel, Login>;
+
+/// Puts credentials on every call.
+#[derive(Clone)]
+pub struct Login(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Login {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(value) = &self.0 {
+            request.metadata_mut().insert("authorization", value.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl World {
+    pub async fn new() -> Self {
+        Self::on(Postgres::shared().await.unwrap()).await
+    }
+
+    pub async fn on(postgres: &Postgres) -> Self {
+        let folder = TempDir::new().unwrap();
+        let store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
+        Self { database: postgres.database().await.unwrap(), store, clock: Clock::manual(now()), folder }
+    }
+
+    pub fn cluster_key(&self) -> ClusterKey {
+        ClusterKey::load_or_generate(self.folder.path().join("cluster.key")).unwrap()
+    }
+
+    pub fn signer(&self) -> SnapshotSigner {
+        SnapshotSigner::load_or_generate(self.folder.path().join("snapshot.seed")).unwrap()
+    }
+
+    pub fn public_key(&self) -> PublicKey {
+        self.signer().public_key()
+    }
+
+    pub fn config(&self) -> Config {
+        Config::new(&Secret::new(self.database.clone()), 8).unwrap()
+    }
+
+    /// Runs a control plane without waiting for it to be ready.
+    pub async fn launch(self, bootstrap_key: Option<&str>) -> Fixture {
+        let (tasks, health) = (Tasks::new(), Health::new());
+        let deps = Deps {
+            store: Arc::clone(&self.store),
+            cluster_key: self.cluster_key(),
+            snapshot_signer: self.signer(),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: Metrics::new("control-plane-test"),
+            bootstrap_key: bootstrap_key.map(|key| Secret::new(key.to_owned())),
+            reflection: Reflection::Open,
+        };
+        let plane = ControlPlane::new(self.config(), deps);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let serving = plane.clone().serve(listener);
+        tasks.spawn("serve", async move { serving.await.unwrap() });
+        let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().timeout(LIMIT).connect_lazy();
+        Fixture { world: self, plane, health, addr, channel, tasks }
+    }
+
+    /// Runs the SQL of a test that has to look or reach behind the API.
+    pub async fn sql(&self, sql: &str) -> Vec<tokio_postgres::SimpleQueryMessage> {
+        let (client, connection) = tokio_postgres::connect(&self.database, tokio_postgres::NoTls).await.unwrap();
+        let (rows, _) = tokio::join!(
+            async move {
+                let rows = client.simple_query(sql).await;
+                drop(client);
+                rows
+            },
+            connection
+        );
+        rows.unwrap()
+    }
+}
+
+impl Fixture {
+    /// A control plane that is ready, with [`ADMIN`] as its administrator.
+    pub async fn start() -> Self {
+        World::new().await.start().await
+    }
+
+    pub fn login(&self, key: &str) -> Login {
+        Login(Some(format!("Bearer {key}").parse().unwrap()))
+    }
+
+    pub fn upstreams(&self) -> UpstreamsClient<Authorized> {
+        UpstreamsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub fn rules(&self) -> RulesClient<Authorized> {
+        RulesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub fn repositories(&self) -> RepositoriesClient<Authorized> {
+        RepositoriesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub fn images(&self) -> ImagesClient<Authorized> {
+        ImagesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub fn access(&self) -> AccessClient<Authorized> {
+        self.access_as(ADMIN)
+    }
+
+    pub fn access_as(&self, key: &str) -> AccessClient<Authorized> {
+        AccessClient::with_interceptor(self.channel.clone(), self.login(key))
+    }
+
+    pub fn nodes(&self, node_id: &str) -> NodesClient<Authorized> {
+        let token = self.world.cluster_key().tokens().issue_node(node_id, "entrepot.node.v1", self.world.clock.now());
+        NodesClient::with_interceptor(self.channel.clone(), self.login(token.expose()))
+    }
+
+    /// An upstream that nobody goes to.
+    pub async fn create_upstream(&self, id: &str) -> pb::Upstream {
+        let request = pb::CreateUpstreamRequest {
+            upstream_id: id.into(),
+            upstream: Some(pb::Upstream { kind: pb::UpstreamKind::Quay.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        self.upstreams().create_upstream(request).await.unwrap().into_inner()
+    }
+
+    pub async fn create_rule(&self, id: &str, upstream_id: &str) -> pb::Rule {
+        self.rules().create_rule(create_rule(id, id, upstream_id)).await.unwrap().into_inner()
+    }
+
+    /// Stops the control plane, and leaves what outlives it.
+    pub async fn stop(self) -> World {
+        assert!(self.tasks.drain(LIMIT).await);
+        self.world
+    }
+}
+
+impl World {
+    /// As [`Fixture::start`], with what is there already.
+    pub async fn start(self) -> Fixture {
+        let fixture = self.launch(Some(ADMIN)).await;
+        fixture.plane.ready(LIMIT).await.unwrap();
+        fixture
+    }
+}
+
+pub fn create_rule(id: &str, prefix: &str, upstream_id: &str) -> pb::CreateRuleRequest {
+    let rule =
+        pb::Rule { prefix: prefix.into(), upstream: format!("upstreams/{upstream_id}"), ..Default::default() };
+    pb::CreateRuleRequest { rule_id: id.into(), rule: Some(rule), ..Default::default() }
+}
+
+pub fn now() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+}
+
+/// What every error has to have, checked.
+pub fn details(status: &Status) -> ErrorDetails {
+    let details = status.get_error_details();
+    let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, "entrepot.dev");
+    assert!(info.reason.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'), "{}", info.reason);
+    let retry = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+    assert_eq!(details.retry_info().is_some(), retry, "{status:?}");
+    assert_eq!(details.bad_request().is_some(), status.code() == Code::InvalidArgument, "{status:?}");
+    details
+}
+
+/// The code and reason of an error.
+pub fn kind(status: &Status) -> (Code, String) {
+    (status.code(), details(status).error_info().unwrap().reason.clone())
+}
+
+/// The fields that an INVALID_ARGUMENT names.
+pub fn fields(status: &Status) -> Vec<String> {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let details = details(status);
+    details.bad_request().unwrap().field_violations.iter().map(|violation| violation.field.clone()).collect()
+}

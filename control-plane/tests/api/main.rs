@@ -1,0 +1,9 @@
+//! The control plane as its callers see it: over gRPC, on a real Postgres and a real folder.
+
+mod access;
+mod configuration;
+mod content;
+mod fixture;
+mod outage;
+mod reconcile;
+mod snapshot;

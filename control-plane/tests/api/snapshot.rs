@@ -1,0 +1,193 @@
+//! The snapshot: published, signed, forward only, streamed, waited for.
+
+use std::time::{Duration, Instant};
+
+use entrepot_control_plane::{Restored, restore};
+use entrepot_proto::node::v1 as node;
+use entrepot_proto::v1 as pb;
+use entrepot_store::layout;
+use entrepot_store::records::{self, SnapshotHead};
+use entrepot_trust::{Signature, SnapshotTrust, Statement};
+use prost::Message as _;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Streaming};
+
+use crate::fixture::{Fixture, World, create_rule, kind};
+
+/// A node of these tests: it takes snapshots and says so when it is told to.
+struct Node {
+    say: mpsc::Sender<node::WatchSnapshotRequest>,
+    stream: Streaming<node::WatchSnapshotResponse>,
+    id: &'static str,
+}
+
+impl Node {
+    async fn watch(fixture: &Fixture, id: &'static str) -> Self {
+        let (say, said) = mpsc::channel(8);
+        say.send(node::WatchSnapshotRequest { node_id: id.into(), ..Default::default() }).await.unwrap();
+        let stream = fixture.nodes(id).watch_snapshot(ReceiverStream::new(said)).await.unwrap().into_inner();
+        Self { say, stream, id }
+    }
+
+    /// The next snapshot with its head.
+    async fn next(&mut self) -> (SnapshotHead, node::Snapshot) {
+        let (mut head, mut bytes) = (Vec::new(), Vec::new());
+        loop {
+            let part = self.stream.message().await.unwrap().unwrap();
+            assert!(part.chunk.len() <= 1024 * 1024);
+            head.extend(part.head);
+            bytes.extend(part.chunk);
+            if part.last {
+                let snapshot = node::Snapshot::decode(bytes.as_slice()).unwrap();
+                return (serde_json::from_slice(&head).unwrap(), snapshot);
+            }
+        }
+    }
+
+    async fn runs(&self, snapshot: &node::Snapshot) {
+        let said = node::WatchSnapshotRequest { node_id: self.id.into(), running: snapshot.version, refused: None };
+        self.say.send(said).await.unwrap();
+    }
+}
+
+async fn published(world: &World) -> (SnapshotHead, node::Snapshot) {
+    let (head, _) = records::read::<SnapshotHead>(&*world.store, &layout::snapshot_head()).await.unwrap().unwrap();
+    let body = world.store.get(&head.key).await.unwrap().unwrap().bytes;
+    let statement = Statement::of(head.epoch, head.revision, &body);
+    let signature = Signature { key_id: head.key_id.clone(), signature: head.signature.clone() };
+    SnapshotTrust::new(world.public_key(), None).check(&statement, &signature).unwrap();
+    (head, node::Snapshot::decode(body).unwrap())
+}
+
+#[tokio::test]
+async fn every_change_is_published_and_signed_before_it_is_answered() {
+    let fixture = Fixture::start().await;
+    let (first, snapshot) = published(&fixture.world).await;
+    assert_eq!(snapshot.principals[0].principal_id, "admin");
+    assert_eq!(snapshot.principals[0].access_keys[0].key_id, "admin");
+    let upstream = pb::Upstream {
+        kind: pb::UpstreamKind::Github.into(),
+        username: "me".into(),
+        password: "hunter22".into(),
+        ..Default::default()
+    };
+    let request =
+        pb::CreateUpstreamRequest { upstream_id: "gh".into(), upstream: Some(upstream), ..Default::default() };
+    fixture.upstreams().create_upstream(request).await.unwrap();
+    fixture.rules().create_rule(create_rule("gh", "ROOT", "gh")).await.unwrap();
+
+    let (head, snapshot) = published(&fixture.world).await;
+    assert_eq!((head.epoch, head.revision), (first.epoch, first.revision + 2));
+    assert_eq!((snapshot.rules[0].prefix.as_str(), snapshot.rules[0].upstream_prefix.as_str()), ("ROOT", ""));
+    let upstream = &snapshot.upstreams[0];
+    let purpose = format!("upstream-password/{}", upstream.uid);
+    let password = fixture.world.cluster_key().unseal(&purpose, &upstream.sealed_password).unwrap();
+    assert_eq!(password.expose(), b"hunter22");
+    assert_eq!(snapshot.rules[0].upstream_uid, upstream.uid);
+}
+
+#[tokio::test]
+async fn old_snapshots_are_deleted_but_for_a_few() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    for id in ["a", "b", "c", "d", "e", "f"] {
+        fixture.create_rule(id, "quay").await;
+    }
+    entrepot_test_support::wait_until(crate::fixture::LIMIT, "old snapshots are deleted", async || {
+        fixture.world.store.list(&layout::snapshots_prefix(), None, 100).await.unwrap().len() == 5
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_change_waits_for_the_nodes_that_watch() {
+    let fixture = Fixture::start().await;
+    let mut watcher = Node::watch(&fixture, "n1").await;
+    let (head, snapshot) = watcher.next().await;
+    assert_eq!(head, published(&fixture.world).await.0);
+    watcher.runs(&snapshot).await;
+
+    let change = fixture.upstreams();
+    let create = async {
+        let upstream = pb::Upstream { kind: pb::UpstreamKind::Quay.into(), ..Default::default() };
+        let request =
+            pb::CreateUpstreamRequest { upstream_id: "quay".into(), upstream: Some(upstream), ..Default::default() };
+        change.clone().create_upstream(request).await.unwrap()
+    };
+    let follow = async {
+        let (_, snapshot) = watcher.next().await;
+        assert_eq!(snapshot.upstreams.len(), 1);
+        watcher.runs(&snapshot).await;
+        Instant::now()
+    };
+    let begun = Instant::now();
+    let (answer, _) = tokio::join!(create, follow);
+    assert!(answer.metadata().get("entrepot-lagging-nodes").is_none());
+    assert!(begun.elapsed() < Duration::from_millis(1900), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_node_that_lags_or_refuses_is_named() {
+    let fixture = Fixture::start().await;
+    let mut slow = Node::watch(&fixture, "slow").await;
+    slow.next().await;
+    let upstream = || pb::Upstream { kind: pb::UpstreamKind::Quay.into(), ..Default::default() };
+    let create = |id: &str| pb::CreateUpstreamRequest {
+        upstream_id: id.into(),
+        upstream: Some(upstream()),
+        ..Default::default()
+    };
+    let begun = Instant::now();
+    let answer = fixture.upstreams().create_upstream(create("a")).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    assert_eq!(answer.metadata().get("entrepot-lagging-nodes").unwrap(), "slow");
+    drop(slow);
+
+    let mut stubborn = Node::watch(&fixture, "stubborn").await;
+    stubborn.next().await;
+    let (_, snapshot) = published(&fixture.world).await;
+    let next = snapshot.version.map(|version| node::SnapshotVersion { revision: version.revision + 1, ..version });
+    let refused = node::RefusedSnapshot { version: next, reason: "on purpose".into() };
+    let said = node::WatchSnapshotRequest { node_id: "stubborn".into(), running: None, refused: Some(refused) };
+    stubborn.say.send(said).await.unwrap();
+    let begun = Instant::now();
+    let answer = fixture.upstreams().create_upstream(create("b")).await.unwrap();
+    assert_eq!(answer.metadata().get("entrepot-lagging-nodes").unwrap(), "stubborn");
+    assert!(begun.elapsed() < Duration::from_millis(1900), "a refusal is not waited for");
+}
+
+#[tokio::test]
+async fn a_watcher_is_who_its_token_says() {
+    let fixture = Fixture::start().await;
+    let (say, said) = mpsc::channel(1);
+    say.send(node::WatchSnapshotRequest { node_id: "other".into(), ..Default::default() }).await.unwrap();
+    let mut stream = fixture.nodes("n1").watch_snapshot(ReceiverStream::new(said)).await.unwrap().into_inner();
+    assert_eq!(kind(&stream.message().await.unwrap_err()), (Code::InvalidArgument, "INVALID_FIELDS".into()));
+}
+
+#[tokio::test]
+async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
+    let fixture = Fixture::start().await;
+    let quay = fixture.create_upstream("quay").await;
+    let before = published(&fixture.world).await;
+    let world = fixture.stop().await;
+    // As a backup from before the upstream was created would leave it.
+    world.sql("UPDATE registry SET revision = revision - 1, registry_id = gen_random_uuid(); DELETE FROM upstreams").await;
+
+    let fixture = world.start().await;
+    let error = fixture.rules().create_rule(create_rule("hub", "hub", "quay")).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::FailedPrecondition, "DATABASE_BEHIND_SNAPSHOT".into()));
+    assert!(error.message().contains("entrepot admin restore"), "{}", error.message());
+    assert_eq!(published(&fixture.world).await, before);
+
+    let world = fixture.stop().await;
+    let Ok(Restored::Raised(version)) = restore(world.config(), &*world.store).await else { panic!("not raised") };
+    assert_eq!(version.epoch, before.0.epoch + 1);
+    assert!(matches!(restore(world.config(), &*world.store).await, Ok(Restored::NotBehind(_))));
+    let fixture = world.start().await;
+    let (head, snapshot) = published(&fixture.world).await;
+    assert_eq!((head.epoch, snapshot.upstreams.len()), (version.epoch, 0));
+    assert_eq!(snapshot.registry_id, before.1.registry_id, "tokens stay good");
+    assert_ne!(fixture.create_upstream("quay").await.etag, quay.etag);
+}
