@@ -1,0 +1,157 @@
+//! What the command is called with.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+use entrepot_domain::Secret;
+
+use crate::commands::{self, Administration};
+use crate::output::Output;
+use crate::up;
+
+/// A container registry whose repositories fill themselves.
+///
+/// `entrepot up` runs a whole registry on this machine. Everything else administers one: say which with ENTREPOT_API,
+/// and who you are with ENTREPOT_KEY.
+#[derive(Debug, Parser)]
+#[command(name = "entrepot", version, max_term_width = 100, args_override_self = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// The API's address.
+    #[arg(long, global = true, env = "ENTREPOT_API", value_name = "URL", default_value = "http://127.0.0.1:5001")]
+    pub(crate) api: String,
+
+    /// How to show what comes back: a table for people, or one JSON document for programs.
+    #[arg(long, short, global = true, value_enum, default_value_t)]
+    pub(crate) output: Output,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+const EXAMPLES: &str = "\
+Environment:
+  ENTREPOT_API            the API's address, as --api
+  ENTREPOT_KEY            the access key to call with, as `<key id>:<secret>`
+  ENTREPOT_BOOTSTRAP_KEY  for `up`: an administrator's key to begin with
+
+Examples:
+  entrepot up
+  export ENTREPOT_KEY=<the key that `up` shows>
+  entrepot upstream create quay --kind quay
+  entrepot rule create quay --upstream quay
+  entrepot login-password | docker login --username AWS --password-stdin 127.0.0.1:5000
+  docker pull 127.0.0.1:5000/quay/prometheus/busybox:latest";
+
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub(crate) enum Command {
+    /// Run a whole registry on this machine.
+    Up(Box<up::Args>),
+
+    #[command(flatten)]
+    Administer(Box<Administration>),
+
+    /// Say whether a registry process is ready; exit 1 if it is not.
+    Health(commands::health::Args),
+
+    /// For emergencies: work on a registry that is stopped.
+    #[command(subcommand)]
+    Admin(Admin),
+
+    /// Print completions for a shell.
+    #[command(after_help = "Example:\n  entrepot completions bash > /etc/bash_completion.d/entrepot")]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Admin {
+    /// After the database was restored from a backup: let its configuration be changed again.
+    ///
+    /// A database that is older than what nodes run could lead them back in time, so it is not published. This begins
+    /// a new epoch with what the database has now. Stop `entrepot up` first.
+    #[command(after_help = "Example:\n  entrepot admin restore --data-dir /var/lib/entrepot")]
+    Restore(up::RestoreArgs),
+}
+
+impl Cli {
+    /// Reads the command line; the error prints help or what is wrong with it, and knows its exit code.
+    ///
+    /// # Errors
+    /// If the command line asks for help or is not understood.
+    pub fn read() -> Result<Self, clap::Error> {
+        Self::try_parse()
+    }
+}
+
+/// What the command takes from its environment besides what stands for arguments.
+#[derive(Debug, Default)]
+pub struct Environment {
+    /// ENTREPOT_KEY.
+    pub key: Option<Secret<OsString>>,
+    /// ENTREPOT_BOOTSTRAP_KEY.
+    pub bootstrap_key: Option<Secret<OsString>>,
+    /// PATH, to find Postgres.
+    pub path: OsString,
+    /// XDG_DATA_HOME, for the data folder.
+    pub data_home: Option<OsString>,
+    /// HOME, for the data folder.
+    pub home: Option<OsString>,
+}
+
+impl Environment {
+    /// Reads it. A variable that is set to nothing counts as not set.
+    pub fn read() -> Self {
+        let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Self {
+            key: get("ENTREPOT_KEY").map(Secret::new),
+            bootstrap_key: get("ENTREPOT_BOOTSTRAP_KEY").map(Secret::new),
+            path: get("PATH").unwrap_or_default(),
+            data_home: get("XDG_DATA_HOME"),
+            home: get("HOME"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_and_argument_is_explained() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                // What a resource is called speaks for itself.
+                let explained = argument.get_help().is_some() || argument.is_positional();
+                assert!(explained, "{} of {}", argument.get_id(), command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        let mut command = Cli::command();
+        command.build();
+        command.debug_assert();
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn the_lines_that_scripts_rely_on_are_understood() {
+        for line in [
+            "entrepot up --data-dir DIR --registry-listen 127.0.0.1:5000 --api-listen 127.0.0.1:5001",
+            "entrepot upstream create local --kind oci --endpoint http://127.0.0.1:5100 --allow-plain-http --allow-private-addresses",
+            "entrepot rule create demo --upstream local",
+            "entrepot rule create demo --upstream local --prefix P --upstream-prefix P",
+            "entrepot rule explain demo/team/app:v1",
+            "entrepot login-password",
+            "entrepot repository list --output json",
+            "entrepot image list demo/team/app --output json",
+            "entrepot image delete demo/team/app:v1",
+            "entrepot upstream update local --allow-host a --allow-host b:1 --password-stdin --etag \"x\"",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The commands that administer a registry, one file for each noun.
+
+mod access_key;
+pub(crate) mod completions;
+pub(crate) mod health;
+mod image;
+mod login_password;
+mod principal;
+mod repository;
+mod rule;
+mod upstream;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::client::Session;
+use crate::error::Error;
+
+/// What needs the API.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Administration {
+    /// Print a password for registry clients, good for 12 hours under any user name.
+    #[command(after_help = login_password::EXAMPLE)]
+    LoginPassword,
+
+    /// Rules: which names fill from which upstream.
+    #[command(subcommand)]
+    Rule(rule::Command),
+
+    /// Upstreams: the registries that rules pull from.
+    #[command(subcommand)]
+    Upstream(upstream::Command),
+
+    /// Repositories; cached ones appear by themselves with their first pull.
+    #[command(subcommand)]
+    Repository(repository::Command),
+
+    /// Images: what repositories hold, with tags, platforms and sizes.
+    #[command(subcommand)]
+    Image(image::Command),
+
+    /// Principals: who may call.
+    #[command(subcommand)]
+    Principal(principal::Command),
+
+    /// Access keys: what principals call with.
+    #[command(subcommand)]
+    AccessKey(access_key::Command),
+}
+
+impl Administration {
+    pub(crate) async fn run(self, session: &Session) -> Result<ExitCode, Error> {
+        match self {
+            Self::LoginPassword => login_password::run(session).await?,
+            Self::Rule(command) => return command.run(session).await,
+            Self::Upstream(command) => command.run(session).await?,
+            Self::Repository(command) => command.run(session).await?,
+            Self::Image(command) => command.run(session).await?,
+            Self::Principal(command) => command.run(session).await?,
+            Self::AccessKey(command) => command.run(session).await?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

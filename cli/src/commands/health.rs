@@ -1,0 +1,69 @@
+//! `entrepot health`: the probe for images that have no other HTTP client.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use url::Url;
+
+use crate::error::Error;
+use crate::output;
+
+/// A probe that takes longer has failed.
+const LIMIT: Duration = Duration::from_secs(5);
+/// More than any answer has.
+const BODY_MAX_BYTES: usize = 64 * 1024;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  entrepot health --url http://127.0.0.1:5002/readyz && echo ready")]
+pub(crate) struct Args {
+    /// What to ask: /readyz (serves requests) or /livez (runs) of the operations listener.
+    #[arg(long, default_value = "http://127.0.0.1:5002/readyz")]
+    url: Url,
+}
+
+pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
+    if args.url.scheme() != "http" || args.url.host_str().is_none() {
+        return Err(Error::Usage(format!("`{}` must be a plain http:// URL", args.url)));
+    }
+    let unreachable =
+        |why: String| Error::Failed(format!("{} does not answer ({why}): is `entrepot up` running?", args.url));
+    let (status, body) = match tokio::time::timeout(LIMIT, get(&args.url)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(unreachable(error.to_string())),
+        Err(_) => return Err(unreachable(format!("no answer within {} s", LIMIT.as_secs()))),
+    };
+    if !status.is_success() {
+        return Err(Error::Failed(format!("not ready ({}): {}", status.as_u16(), body.trim())));
+    }
+    output::print(|out| writeln!(out, "ready"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn get(url: &Url) -> anyhow::Result<(http::StatusCode, String)> {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port_or_known_default().unwrap_or(80);
+    let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
+        .header(http::header::HOST, format!("{host}:{port}"))
+        .body(Empty::<Bytes>::new())?;
+    let exchange = async {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, BODY_MAX_BYTES).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+        anyhow::Ok((head.status, String::from_utf8_lossy(&body).into_owned()))
+    };
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        // It may end with its last byte, before that was looked at.
+        ended = connection => {
+            ended?;
+            exchange.await
+        }
+    }
+}

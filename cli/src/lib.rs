@@ -1,0 +1,50 @@
+//! The `entrepot` command: `up` runs both planes in one process, everything else administers a registry over gRPC.
+//!
+//! Each file below `commands/` is one noun with its arguments and calls; `output` shows what comes back, to people as
+//! a table and to programs as proto JSON; `error` says what went wrong and what to do next.
+
+mod args;
+mod client;
+mod commands;
+mod error;
+mod names;
+mod output;
+pub mod up;
+
+use std::process::ExitCode;
+
+pub use args::{Cli, Environment};
+
+use crate::args::{Admin, Command};
+use crate::client::Session;
+use crate::error::Error;
+
+/// Runs one command to its end.
+pub fn run(cli: Cli, environment: Environment) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Error::Failed(format!("cannot start threads: {error}"))),
+    };
+    match runtime.block_on(Box::pin(dispatch(cli, environment))) {
+        Ok(code) => code,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn dispatch(cli: Cli, environment: Environment) -> Result<ExitCode, Error> {
+    match cli.command {
+        Command::Up(args) => up::run(args, environment).await,
+        Command::Health(args) => commands::health::run(args).await,
+        Command::Admin(Admin::Restore(args)) => up::restore(args, environment).await,
+        Command::Completions { shell } => commands::completions::run(shell),
+        Command::Administer(command) => {
+            let session = Session::open(&cli.api, environment.key, cli.output).await?;
+            command.run(&session).await
+        }
+    }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    output::note(&format!("error: {error}"));
+    error.exit_code()
+}

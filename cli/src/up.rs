@@ -1,0 +1,137 @@
+//! `entrepot up`: a whole registry in one process, on embedded defaults.
+//!
+//! Both planes are started side by side and talk over gRPC only, as they would on two machines. The data plane serves
+//! from the published snapshot, so that after the first start neither Postgres nor the control plane is needed for
+//! pulls. What was started last is stopped first; Postgres goes last of all.
+
+mod listeners;
+mod parent_death;
+mod place;
+pub mod postgres;
+mod process;
+mod restore;
+mod signals;
+mod welcome;
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::process::ExitCode;
+
+use entrepot_domain::Secret;
+use entrepot_runtime::{LogFormat, chain, telemetry};
+use entrepot_trust::access_key;
+use url::Url;
+
+use crate::args::Environment;
+use crate::error::Error;
+use listeners::Listeners;
+use process::Process;
+use signals::Signals;
+
+pub(crate) use restore::{Args as RestoreArgs, run as restore};
+
+/// What libraries tell of their own is told by the planes, in their words.
+const LOG_FILTER: &str = "info,deadpool=error,opentelemetry_sdk=warn,refinery_core=warn,tokio_postgres=warn";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+At its first start it shows an administrator's key, once; or it takes the one in ENTREPOT_BOOTSTRAP_KEY.
+
+Examples:
+  entrepot up
+  ENTREPOT_BOOTSTRAP_KEY=admin:<secret> entrepot up --data-dir /srv/entrepot --registry-listen 0.0.0.0:5000
+  entrepot up --database-url postgres://entrepot@db.example/entrepot --external-url https://registry.example")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    place: place::PlaceArgs,
+
+    /// Where registry clients such as docker connect.
+    #[arg(long, value_name = "ADDR", default_value_t = local(5000))]
+    registry_listen: SocketAddr,
+
+    /// Where the gRPC API listens.
+    #[arg(long, value_name = "ADDR", default_value_t = local(5001))]
+    api_listen: SocketAddr,
+
+    /// Where probes and Prometheus connect: /livez, /readyz, /metrics.
+    #[arg(long, value_name = "ADDR", default_value_t = local(5002))]
+    operations_listen: SocketAddr,
+
+    /// Let the API be clear text away from loopback: access keys then cross the network readable.
+    #[arg(long)]
+    allow_plain_api: bool,
+
+    /// Where clients reach the registry, if something stands between; without it, their Host header says so.
+    #[arg(long, value_name = "URL", value_parser = external_url)]
+    external_url: Option<Url>,
+
+    /// How log lines look, on standard error: `text` or `json`.
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    log_format: LogFormat,
+
+    /// What is logged, such as `warn` or `info,entrepot_data_plane=debug`.
+    #[arg(long, value_name = "FILTER", default_value = LOG_FILTER)]
+    log_filter: String,
+}
+
+pub(crate) async fn run(args: Box<Args>, environment: Environment) -> Result<ExitCode, Error> {
+    telemetry::init_logs(args.log_format, &args.log_filter).map_err(|error| Error::Usage(chain(&error).to_string()))?;
+    let bootstrap_key = environment.bootstrap_key.as_ref().map(bootstrap_key).transpose()?;
+    let mut signals = Signals::new().map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))?;
+    // A taken port is told before anything is made.
+    let listeners = Listeners::bind(&args)?;
+    let place = args.place.open(&environment)?;
+    let mut process = Process::new(place, listeners, args.external_url.clone(), bootstrap_key).await?;
+    let outcome = tokio::select! {
+        biased;
+        () = signals.received() => Ok(()),
+        outcome = Box::pin(process.run()) => outcome,
+    };
+    process.stop(signals).await;
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// The key of ENTREPOT_BOOTSTRAP_KEY, if it can be one.
+fn bootstrap_key(text: &Secret<std::ffi::OsString>) -> Result<Secret<String>, Error> {
+    let bad = |why: &dyn std::fmt::Display| Error::Usage(format!("ENTREPOT_BOOTSTRAP_KEY: {why}"));
+    let text = text.expose().to_str().ok_or_else(|| bad(&"must be text"))?;
+    let (_, secret) = access_key::parse_pair(text).map_err(|error| bad(&error))?;
+    access_key::check_chosen(&secret).map_err(|error| bad(&error))?;
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn external_url(text: &str) -> Result<Url, String> {
+    let url: Url = text.parse().map_err(|error| format!("{error}"))?;
+    let legal =
+        matches!(url.scheme(), "http" | "https") && url.has_host() && url.path() == "/" && url.query().is_none();
+    if legal {
+        Ok(url)
+    } else {
+        Err("must be scheme, host and perhaps port, such as https://registry.example".to_owned())
+    }
+}
+
+const fn local(port: u16) -> SocketAddr {
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bootstrap_key_is_checked_before_anything_starts() {
+        let read = |text: &str| bootstrap_key(&Secret::new(text.into())).map(|key| key.expose().clone());
+        assert_eq!(read("admin:correct-horse").unwrap(), "admin:correct-horse");
+        for text in ["admin", "admin:short", ":correct-horse"] {
+            assert!(read(text).unwrap_err().to_string().starts_with("ENTREPOT_BOOTSTRAP_KEY"), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_external_url_is_scheme_host_and_port() {
+        assert!(external_url("https://registry.example:8443").is_ok());
+        for text in ["registry.example", "ftp://registry.example", "https://registry.example/v2/"] {
+            assert!(external_url(text).is_err(), "{text}");
+        }
+    }
+}
