@@ -14,15 +14,20 @@ use crate::transport::from_network;
 const DISCARDED_BYTES: usize = 64 * 1024;
 const DISCARD_WAIT: Duration = Duration::from_secs(1);
 
-/// Reads a whole body.
-pub(crate) async fn read(mut response: Response, limit_bytes: usize, stall: Duration) -> Result<Bytes, Error> {
+/// Reads a whole body, which is small enough to be there within `wait`.
+pub(crate) async fn read(response: Response, limit_bytes: usize, wait: Duration) -> Result<Bytes, Error> {
+    let body = tokio::time::timeout(wait, read_all(response, limit_bytes)).await;
+    body.unwrap_or_else(|_| Err(Error::timed_out()))
+}
+
+async fn read_all(mut response: Response, limit_bytes: usize) -> Result<Bytes, Error> {
     let too_large = || Error::TooLarge { limit_bytes };
     let expected = response.content_length().unwrap_or(0);
     if expected > limit_bytes as u64 {
         return Err(too_large());
     }
     let mut body = BytesMut::new();
-    while let Some(chunk) = next(&mut response, stall).await? {
+    while let Some(chunk) = response.chunk().await.map_err(from_network)? {
         if body.len() + chunk.len() > limit_bytes {
             return Err(too_large());
         }

@@ -12,7 +12,7 @@ pub struct Limits {
     pub head: Duration,
     /// One exchange with a token server.
     pub token: Duration,
-    /// Without a byte in the middle of a body.
+    /// Without a byte in the middle of a blob, and for the whole body of a manifest.
     pub stall: Duration,
     /// The largest answer of a token server.
     pub token_body_bytes: usize,

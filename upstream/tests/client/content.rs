@@ -132,7 +132,7 @@ async fn an_upstreams_own_authority_is_trusted_for_it_alone() {
     let (ours, other) = (Authority::new(), Authority::new());
     let fake = FakeUpstream::start_tls(&ours).await;
     fake.publish_image("demo", "v1", &[]);
-    let mut upstream = upstream_at(fake.url());
+    let mut upstream = upstream_at(&fake.url());
     for (pem, is_trusted) in [(ours.pem() + &other.pem(), true), (other.pem(), false), (String::new(), false)] {
         upstream.ca_certificates = pem;
         match client(&upstream).manifest(&name("demo"), &reference("v1")).await {

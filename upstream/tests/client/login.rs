@@ -52,7 +52,7 @@ async fn r_authu_05_a_token_that_is_refused_is_dropped_and_got_anew_exactly_once
     let fake = FakeUpstream::start().await;
     fake.set_auth(token_login());
     fake.publish_image("demo", "v1", &[]);
-    let client = client(&upstream_with_credential(fake.url()));
+    let client = client(&upstream_with_credential(&fake.url()));
     let pull = async || client.manifest(&name("demo"), &reference("v1")).await;
     pull().await.unwrap();
     fake.revoke_tokens();
@@ -63,12 +63,12 @@ async fn r_authu_05_a_token_that_is_refused_is_dropped_and_got_anew_exactly_once
     fake.script("/manifests/", Fault::Status(401, None));
     let challenge = format!(r#"Bearer realm="{}/token""#, fake.url());
     fake.script("/manifests/", Fault::Header("www-authenticate".into(), challenge));
-    let asked = fake.requests();
+    let asked = fake.request_count();
     let denied = pull().await.unwrap_err();
     assert!(matches!(denied, Error::Denied { status: 401, login: Login::Credential, .. }), "{denied:?}");
     assert_eq!(denied.fault(), Whose::Us);
     assert_eq!(fake.token_requests(), 3);
-    assert_eq!(fake.requests() - asked, 4);
+    assert_eq!(fake.request_count() - asked, 4);
 }
 
 #[tokio::test]
@@ -76,10 +76,10 @@ async fn r_authu_08_a_basic_challenge_is_answered_with_the_credential_and_rememb
     let fake = FakeUpstream::start().await;
     fake.set_auth(Auth::Basic(USER.into(), PASSWORD.into()));
     fake.publish_image("demo", "v1", &[]);
-    let logged_in = client(&upstream_with_credential(fake.url()));
+    let logged_in = client(&upstream_with_credential(&fake.url()));
     logged_in.manifest(&name("demo"), &reference("v1")).await.unwrap();
     logged_in.manifest(&name("demo"), &reference("v1")).await.unwrap();
-    assert_eq!(fake.requests(), 3);
+    assert_eq!(fake.request_count(), 3);
     let anonymous = client_of(&fake).manifest(&name("demo"), &reference("v1")).await;
     assert!(matches!(anonymous, Err(Error::Denied { login: Login::Anonymous, .. })), "{anonymous:?}");
 }
@@ -92,7 +92,7 @@ async fn r_authu_11_a_token_server_that_refuses_denies_by_who_was_asked_for() {
     let anonymous = client_of(&fake).manifest(&name("demo"), &reference("v1")).await.unwrap_err();
     assert!(matches!(anonymous, Error::Denied { status: 401, login: Login::Anonymous, .. }), "{anonymous:?}");
     assert_eq!(anonymous.fault(), Whose::Client);
-    let broken = client(&upstream_with_credential(fake.url()));
+    let broken = client(&upstream_with_credential(&fake.url()));
     let broken = broken.manifest(&name("demo"), &reference("v1")).await.unwrap_err();
     assert!(matches!(broken, Error::Denied { status: 401, login: Login::Credential, .. }), "{broken:?}");
     assert!(!format!("{broken} {broken:?}").contains(PASSWORD));
@@ -105,7 +105,7 @@ async fn r_authu_02_a_401_without_a_challenge_is_a_denial() {
     fake.set_challenge("");
     let denied = client_of(&fake).manifest(&name("demo"), &reference("v1")).await;
     assert!(matches!(denied, Err(Error::Denied { status: 401, .. })), "{denied:?}");
-    assert_eq!(fake.requests(), 1);
+    assert_eq!(fake.request_count(), 1);
 }
 
 #[tokio::test]
@@ -124,13 +124,13 @@ async fn r_authu_04_post_is_used_where_get_does_not_exist_and_for_identity_token
     fake.set_auth(token_login());
     fake.publish_image("demo", "v1", &[]);
     fake.script("GET /token", Fault::Status(404, None));
-    let upstream = upstream_with_credential(fake.url());
+    let upstream = upstream_with_credential(&fake.url());
     client(&upstream).manifest(&name("demo"), &reference("v1")).await.unwrap();
     assert_eq!(fake.log()[2].method, "POST");
 
     let mut identity: Upstream = upstream;
     identity.credential.as_mut().unwrap().username = "<token>".into();
-    let asked = fake.requests();
+    let asked = fake.request_count();
     client(&identity).manifest(&name("demo"), &reference("v1")).await.unwrap();
     let methods: Vec<_> = fake.log()[asked..].iter().map(|entry| entry.method.clone()).collect();
     assert_eq!(methods, ["GET", "POST", "GET"]);
@@ -142,7 +142,7 @@ async fn r_authu_07_the_credential_goes_to_no_realm_without_leave() {
     fake.set_auth(token_login());
     fake.publish_image("demo", "v1", &[]);
     fake.set_realm(format!("{}/token", thief.url()));
-    let mut upstream = upstream_with_credential(fake.url());
+    let mut upstream = upstream_with_credential(&fake.url());
     let refused = client(&upstream).manifest(&name("demo"), &reference("v1")).await.unwrap_err();
     assert!(matches!(&refused, Error::RealmRefused { host, .. } if host == "127.0.0.2"), "{refused:?}");
     assert_eq!(thief.connections(), 0);
@@ -159,7 +159,7 @@ async fn r_authu_07_a_realm_must_be_https_if_the_upstream_is() {
     let fake = FakeUpstream::start_tls(&authority).await;
     fake.set_auth(Auth::AnonymousToken);
     fake.set_realm(format!("http://{}/token", fake.address()));
-    let upstream = Upstream { ca_certificates: authority.pem(), ..upstream_at(fake.url()) };
+    let upstream = Upstream { ca_certificates: authority.pem(), ..upstream_at(&fake.url()) };
     let refused = client(&upstream).manifest(&name("demo"), &reference("v1")).await;
     assert!(matches!(refused, Err(Error::RealmRefused { .. })), "{refused:?}");
 }
@@ -169,7 +169,7 @@ async fn a_token_server_that_misbehaves_is_told_from_one_that_refuses() {
     let fake = FakeUpstream::start().await;
     fake.set_auth(Auth::AnonymousToken);
     let client = client_of(&fake);
-    let mut play = async |fault| {
+    let play = async |fault| {
         fake.script_times("/token", fault, 3);
         let error = client.manifest(&name("demo"), &reference("v1")).await.unwrap_err();
         fake.heal();

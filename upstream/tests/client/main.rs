@@ -53,7 +53,7 @@ fn client(upstream: &Upstream) -> Client {
 }
 
 fn client_of(fake: &FakeUpstream) -> Client {
-    client(&upstream_at(fake.url()))
+    client(&upstream_at(&fake.url()))
 }
 
 fn name(text: &str) -> RepositoryName {

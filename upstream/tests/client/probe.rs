@@ -30,7 +30,7 @@ async fn every_step_passes_with_an_upstream_that_works() {
     let fake = FakeUpstream::start_tls(&authority).await;
     fake.set_auth(Auth::Token("puller".into(), "pass-word-1".into()));
     let image = fake.publish_image("demo", "v1", &[]);
-    let upstream = Upstream { ca_certificates: authority.pem(), ..upstream_with_credential(fake.url()) };
+    let upstream = Upstream { ca_certificates: authority.pem(), ..upstream_with_credential(&fake.url()) };
     let steps = probe(&client(&upstream)).await;
     assert!(steps.iter().all(|step| step.state == Passed), "{steps:?}");
     assert!(steps[3].message.contains("credential"), "{steps:?}");
@@ -41,14 +41,14 @@ async fn every_step_passes_with_an_upstream_that_works() {
 async fn plain_http_has_no_tls_and_without_a_sample_there_is_no_manifest() {
     let fake = FakeUpstream::start().await;
     let states: Vec<_> =
-        client(&upstream_at(fake.url())).probe(None).await.into_iter().map(|step| step.state).collect();
+        client(&upstream_at(&fake.url())).probe(None).await.into_iter().map(|step| step.state).collect();
     assert_eq!(states, [Passed, Passed, Skipped, Passed, Skipped]);
 }
 
 #[tokio::test]
 async fn each_failure_names_its_step_and_a_remedy() {
     let fake = FakeUpstream::start().await;
-    let mut upstream = upstream_at(fake.url());
+    let mut upstream = upstream_at(&fake.url());
 
     let steps = probe(&client(&upstream)).await;
     let (kind, message) = failure(&steps);
@@ -59,7 +59,7 @@ async fn each_failure_names_its_step_and_a_remedy() {
     let (kind, message) = failure(&steps);
     assert!(kind == Token && message.contains("give the upstream a credential"), "{message}");
 
-    let steps = probe(&client(&upstream_with_credential(fake.url()))).await;
+    let steps = probe(&client(&upstream_with_credential(&fake.url()))).await;
     let (kind, message) = failure(&steps);
     assert!(kind == Token && message.contains("check its user name and password"), "{message}");
 
@@ -69,19 +69,20 @@ async fn each_failure_names_its_step_and_a_remedy() {
     assert!(kind == Name && message.contains("allow_private_addresses"), "{message}");
 
     fake.stop().await;
-    let steps = probe(&client(&upstream_at(fake.url()))).await;
+    let steps = probe(&client(&upstream_at(&fake.url()))).await;
     let (kind, message) = failure(&steps);
     assert!(kind == Tcp && message.contains("refused"), "{message}");
 }
 
 #[tokio::test]
 async fn names_and_certificates_that_do_not_work_are_told() {
-    let steps = probe(&client(&upstream_at("https://no-such-host.invalid"))).await;
+    let url = format!("https://{}.invalid", "x".repeat(64));
+    let steps = probe(&client(&upstream_at(&url))).await;
     let (kind, message) = failure(&steps);
     assert!(kind == Name && message.contains("spelling"), "{message}");
 
     let fake = FakeUpstream::start_tls(&Authority::new()).await;
-    let steps = probe(&client(&upstream_at(fake.url()))).await;
+    let steps = probe(&client(&upstream_at(&fake.url()))).await;
     let (kind, message) = failure(&steps);
     assert!(kind == Tls && message.contains("ca_certificates"), "{message}");
 
@@ -95,7 +96,7 @@ async fn names_and_certificates_that_do_not_work_are_told() {
 async fn a_probe_ends_though_the_upstream_says_nothing() {
     let fake = FakeUpstream::start().await;
     fake.script("HEAD ", Fault::Silence);
-    let steps = probe(&Client::new(&upstream_at(fake.url()), short()).unwrap()).await;
+    let steps = probe(&Client::new(&upstream_at(&fake.url()), short()).unwrap()).await;
     let (kind, message) = failure(&steps);
     assert!(kind == Token && message.contains("too long"), "{message}");
 }

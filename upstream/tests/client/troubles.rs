@@ -9,7 +9,7 @@ use entrepot_upstream::{Client, Error, Trouble};
 use crate::{client_of, name, read_blob, reference, short, upstream_at};
 
 fn hasty(fake: &FakeUpstream) -> Client {
-    Client::new(&upstream_at(fake.url()), short()).expect("a client")
+    Client::new(&upstream_at(&fake.url()), short()).expect("a client")
 }
 
 async fn pull(client: &Client) -> Result<(), Error> {
@@ -29,12 +29,12 @@ async fn r_up_11_passing_troubles_are_tried_again_twice() {
     pull(&client).await.unwrap();
     fake.script_times("GET ", Fault::CutAfter(10), 2);
     pull(&client).await.unwrap();
-    let asked = fake.requests();
+    let asked = fake.request_count();
     fake.script("GET ", Fault::Status(503, None));
     let away = pull(&client).await.unwrap_err();
     assert!(matches!(away, Error::Away { status: Some(503), trouble: Trouble::Status, .. }), "{away:?}");
     assert!(away.may_retry());
-    assert_eq!(fake.requests() - asked, 3);
+    assert_eq!(fake.request_count() - asked, 3);
 }
 
 #[tokio::test]
@@ -43,9 +43,9 @@ async fn r_up_11_what_will_not_pass_is_not_tried_again() {
     let client = client_of(&fake);
     for status in [400, 403, 404, 418, 429] {
         fake.script_times("GET ", Fault::Status(status, None), 1);
-        let asked = fake.requests();
+        let asked = fake.request_count();
         let error = pull(&client).await.unwrap_err();
-        assert_eq!(fake.requests() - asked, 1, "{status}");
+        assert_eq!(fake.request_count() - asked, 1, "{status}");
         match status {
             403 => assert!(matches!(error, Error::Denied { status: 403, .. }), "{error:?}"),
             404 => assert!(matches!(error, Error::NotFound), "{error:?}"),
@@ -67,10 +67,16 @@ async fn every_wait_ends() {
     fake.publish_image("demo", "v1", &[]);
     let blob = fake.publish_blob("demo", random_bytes(1, 500_000));
     let client = hasty(&fake);
-    let faults = [("/manifests/", Fault::Silence), ("/token", Fault::Silence), ("/manifests/", Fault::StallAfter(10))];
+    let slow = Fault::Rate(20);
+    let faults = [
+        ("/token", Fault::Silence),
+        ("/token", Fault::StallAfter(10)),
+        ("/manifests/", Fault::Silence),
+        ("/manifests/", Fault::StallAfter(10)),
+        ("/manifests/", slow),
+    ];
     for (place, fault) in faults {
         fake.script(place, fault.clone());
-        // The token server's turn comes with the first request only.
         let since = Instant::now();
         let away = pull(&client).await.unwrap_err();
         fake.heal();

@@ -1,0 +1,196 @@
+//! Postgres as a process: where it is, who it runs as, and how it goes.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+/// The superuser of the databases.
+pub(super) const SUPERUSER: &str = "postgres";
+
+/// A folder with a data folder and a socket folder in it. Clones mean the same one.
+#[derive(Clone)]
+pub(super) struct Cluster(Arc<Folder>);
+
+struct Folder {
+    /// The shell that removes what a dying process leaves. It reads a pipe of which this process alone has the other
+    /// end, so it goes on when that is closed, by whatever end of this process.
+    janitor: Child,
+    folder: TempDir,
+    programs: PathBuf,
+    user: Option<User>,
+}
+
+/// Whom a process runs as.
+#[derive(Clone, Copy)]
+struct User {
+    uid: u32,
+    gid: u32,
+}
+
+impl Cluster {
+    /// Makes a new one.
+    pub(super) fn create() -> Self {
+        // Not in `TMPDIR`, which may be too long for a socket's path or closed to the user `postgres`.
+        let folder = tempfile::Builder::new().prefix("pg-").tempdir_in("/tmp").expect("/tmp can be written to");
+        // Postgres refuses to run as root.
+        let user = is_root().then(|| user("postgres"));
+        if let Some(User { uid, gid }) = user {
+            chown(folder.path(), Some(uid), Some(gid)).expect("root can give a folder away");
+        }
+        let cluster = Self(Arc::new(Folder { janitor: janitor(folder.path()), folder, programs: programs(), user }));
+        let made = cluster
+            .command("initdb")
+            .args(["--username", SUPERUSER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "--pgdata"])
+            .arg(cluster.data_folder())
+            .output();
+        let made = made.expect("initdb can be started");
+        assert!(made.status.success(), "initdb failed:\n{}", String::from_utf8_lossy(&made.stderr));
+        cluster
+    }
+
+    pub(super) fn socket_folder(&self) -> PathBuf {
+        self.0.folder.path().to_owned()
+    }
+
+    fn data_folder(&self) -> PathBuf {
+        self.0.folder.path().join("data")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.0.folder.path().join("log")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.0.programs.join(program));
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").current_dir(self.0.folder.path());
+        // A Ctrl-C for the tests is none for it.
+        command.stdin(Stdio::null()).process_group(0);
+        if let Some(User { uid, gid }) = self.0.user {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(self.janitor.stdin.take());
+        let _ = self.janitor.wait();
+    }
+}
+
+/// A running Postgres.
+pub(super) struct Server {
+    child: Child,
+    cluster: Cluster,
+}
+
+impl Server {
+    pub(super) fn start(cluster: &Cluster) -> Self {
+        let log = File::create(cluster.log_file()).expect("the log can be made");
+        let child = cluster
+            .command("postgres")
+            .arg("-D")
+            .arg(cluster.data_folder())
+            .arg("-k")
+            .arg(cluster.socket_folder())
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off"])
+            .args(["-c", "synchronous_commit=off", "-c", "max_connections=200", "-c", "shared_buffers=32MB"])
+            .stdout(log.try_clone().expect("a file can be shared"))
+            .stderr(log)
+            .spawn()
+            .expect("postgres can be started");
+        Self { child, cluster: cluster.clone() }
+    }
+
+    /// What its log says, if it has ended.
+    pub(super) fn epitaph(&mut self) -> Option<String> {
+        match self.child.try_wait() {
+            Ok(None) => None,
+            _ => Some(fs::read_to_string(self.cluster.log_file()).unwrap_or_default()),
+        }
+    }
+
+    /// SIGINT: what Postgres calls a fast shutdown.
+    pub(super) fn stop(mut self) {
+        self.signal("INT");
+        let _ = self.child.wait();
+    }
+
+    /// SIGKILL. Its children notice and go by themselves.
+    pub(super) fn kill(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn signal(&self, name: &str) {
+        let _ = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SIGQUIT: what Postgres calls an immediate shutdown.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal("QUIT");
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until this process is gone, ends the Postgres of `folder`, and removes it.
+fn janitor(folder: &Path) -> Child {
+    const SCRIPT: &str = r#"
+        trap '' INT TERM HUP
+        while read -r _; do :; done
+        pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null)
+        if [ -n "$pid" ] && [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = postgres ]; then
+            kill -QUIT "$pid" 2>/dev/null
+            tries=0
+            while kill -0 "$pid" 2>/dev/null && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+        fi
+        rm -rf "$1""#;
+    Command::new("/bin/sh")
+        .args(["-c", SCRIPT, "janitor"])
+        .arg(folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .current_dir("/")
+        .process_group(0)
+        .spawn()
+        .expect("a shell can be started")
+}
+
+/// The folder with the newest Postgres.
+fn programs() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<(u32, PathBuf)> = versions
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .collect();
+    found.sort();
+    let elsewhere = ["/usr/local/pgsql/bin", "/usr/local/bin", "/usr/bin"].map(PathBuf::from);
+    let folders = found.into_iter().rev().map(|(_, folder)| folder).chain(elsewhere);
+    let mut complete = folders.filter(|folder| folder.join("initdb").exists() && folder.join("postgres").exists());
+    complete.next().expect("Postgres is not installed: `apt-get install postgresql` installs it")
+}
+
+fn is_root() -> bool {
+    let mut status = String::new();
+    let read = File::open("/proc/self/status").and_then(|mut file| file.read_to_string(&mut status));
+    read.is_ok() && status.lines().any(|line| line.starts_with("Uid:\t0\t0\t"))
+}
+
+fn user(name: &str) -> User {
+    let users = fs::read_to_string("/etc/passwd").expect("/etc/passwd can be read");
+    let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == name);
+    let fields = fields.unwrap_or_else(|| panic!("there is no user `{name}`, and Postgres refuses to run as root"));
+    let id = |index: usize| fields.get(index).and_then(|id| id.parse().ok()).expect("ids are numbers");
+    User { uid: id(2), gid: id(3) }
+}

@@ -1,0 +1,199 @@
+//! From a request to its answer.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::auth::TOKEN_PATH;
+use super::body::{Body, Delivery, body};
+use super::content::Found;
+use super::script::Fault;
+use super::{Core, lock};
+
+const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// An answer before it is sent.
+struct Draft {
+    status: StatusCode,
+    headers: HeaderMap,
+    bytes: Bytes,
+    delivery: Delivery,
+    has_length: bool,
+}
+
+/// Answers one request. An error closes the connection without an answer.
+pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let (request, incoming) = request.into_parts();
+    let live = core.log.asked(&request);
+    let (barriers, faults) = lock(&core.script).take(&format!("{} {}", request.method, request.uri.path()));
+    let form = incoming.collect().await.map_err(io::Error::other)?.to_bytes();
+    for barrier in barriers {
+        barrier.pass().await;
+    }
+    let mut draft = draft(&core, &request, &form);
+    for fault in faults {
+        if matches!(fault, Fault::Silence) {
+            std::future::pending::<()>().await;
+        }
+        if matches!(fault, Fault::HangUp) {
+            return Err(io::Error::other("hung up by the script"));
+        }
+        draft.spoil(fault);
+    }
+    live.answered(draft.status.as_u16());
+    let mut response = Response::new(());
+    *response.status_mut() = draft.status;
+    *response.headers_mut() = draft.headers;
+    if draft.has_length {
+        response.headers_mut().insert(header::CONTENT_LENGTH, draft.bytes.len().into());
+    }
+    let bytes = if request.method == Method::HEAD { Bytes::new() } else { draft.bytes };
+    Ok(response.map(|()| body(bytes, draft.delivery, live)))
+}
+
+fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
+    let path = request.uri.path();
+    if path == TOKEN_PATH {
+        let (status, value) = lock(&core.tokens).give(request, form);
+        return Draft::json(status, &value);
+    }
+    let target = target(path);
+    if path != "/v2/" && target.is_none() {
+        return Draft::error(StatusCode::NOT_FOUND, "UNSUPPORTED");
+    }
+    if let Err(challenge) = lock(&core.tokens).admit(request, target.map(|(repository, ..)| repository), &core.base) {
+        let mut draft = Draft::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED");
+        if !challenge.is_empty() {
+            draft.header(header::WWW_AUTHENTICATE, &challenge);
+        }
+        return draft;
+    }
+    if request.method != Method::GET && request.method != Method::HEAD {
+        return Draft::error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED");
+    }
+    let Some((repository, kind, name)) = target else { return Draft::json(StatusCode::OK, &json!({})) };
+    let content = lock(&core.content);
+    let (found, unknown) = match kind {
+        Kind::Manifest => (content.manifest(repository, name), "MANIFEST_UNKNOWN"),
+        Kind::Blob => (content.blob(repository, name), "BLOB_UNKNOWN"),
+    };
+    match found {
+        None => Draft::error(StatusCode::NOT_FOUND, unknown),
+        Some(found) => Draft::content(found, request.headers.get(header::RANGE).filter(|_| kind == Kind::Blob)),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Manifest,
+    Blob,
+}
+
+/// The repository, and what in it.
+fn target(path: &str) -> Option<(&str, Kind, &str)> {
+    let path = path.strip_prefix("/v2/")?;
+    if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
+        return Some((repository, Kind::Manifest, reference));
+    }
+    path.rsplit_once("/blobs/").map(|(repository, digest)| (repository, Kind::Blob, digest))
+}
+
+impl Draft {
+    fn json(status: StatusCode, value: &serde_json::Value) -> Self {
+        let bytes = value.to_string().into();
+        let mut draft =
+            Self { status, headers: HeaderMap::new(), bytes, delivery: Delivery::default(), has_length: true };
+        draft.header(header::CONTENT_TYPE, "application/json");
+        draft
+    }
+
+    fn error(status: StatusCode, code: &str) -> Self {
+        Self::json(status, &json!({ "errors": [{ "code": code, "message": "said by the fake upstream" }] }))
+    }
+
+    fn content(found: Found, range: Option<&HeaderValue>) -> Self {
+        let mut draft = Self::json(StatusCode::OK, &json!({}));
+        draft.header(header::CONTENT_TYPE, &found.media_type);
+        draft.header(DIGEST, &found.digest);
+        draft.header(header::ACCEPT_RANGES, "bytes");
+        let size = found.bytes.len();
+        draft.bytes = found.bytes;
+        match range.and_then(|range| parse_range(range.to_str().ok()?, size)) {
+            None => {}
+            Some(Some(Range { start, end })) => {
+                draft.status = StatusCode::PARTIAL_CONTENT;
+                draft.header(header::CONTENT_RANGE, &format!("bytes {start}-{}/{size}", end - 1));
+                draft.bytes = draft.bytes.slice(start..end);
+            }
+            Some(None) => {
+                draft = Self::error(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID");
+                draft.header(header::CONTENT_RANGE, &format!("bytes */{size}"));
+            }
+        }
+        draft
+    }
+
+    fn header(&mut self, name: HeaderName, value: &str) {
+        self.headers.insert(name, HeaderValue::try_from(value).expect("the script's headers are legal"));
+    }
+
+    fn spoil(&mut self, fault: Fault) {
+        match fault {
+            Fault::Silence | Fault::HangUp => {}
+            Fault::StallAfter(bytes) => self.delivery.stall_after = Some(bytes),
+            Fault::CutAfter(bytes) => self.delivery.cut_after = Some(bytes),
+            Fault::Rate(rate) => self.delivery.bytes_per_second = Some(rate.max(1)),
+            Fault::FlipBit => {
+                let mut bytes = self.bytes.to_vec();
+                let middle = bytes.len() / 2;
+                if let Some(byte) = bytes.get_mut(middle) {
+                    *byte ^= 1;
+                }
+                self.bytes = bytes.into();
+            }
+            Fault::DigestHeader(digest) => self.header(DIGEST, &digest),
+            Fault::NoDigestHeader => {
+                self.headers.remove(DIGEST);
+            }
+            Fault::NoLength => self.has_length = false,
+            Fault::Html => {
+                *self = Self::json(StatusCode::OK, &json!({}));
+                self.header(header::CONTENT_TYPE, "text/html; charset=utf-8");
+                self.bytes = "<!doctype html><title>Sign in</title>".into();
+            }
+            Fault::Status(status, retry_after) => {
+                *self = Self::error(StatusCode::from_u16(status).expect("the script's status is legal"), "UNKNOWN");
+                if let Some(retry_after) = retry_after {
+                    self.header(header::RETRY_AFTER, &retry_after);
+                }
+            }
+            Fault::Redirect(status, location) => {
+                self.spoil(Fault::Status(status, None));
+                self.header(header::LOCATION, &location);
+            }
+            Fault::Header(name, value) => {
+                self.header(HeaderName::try_from(name).expect("the script's headers are legal"), &value);
+            }
+            Fault::Body(bytes) => self.bytes = bytes.into(),
+        }
+    }
+}
+
+/// The one range that is asked for; `None` if it is none that is understood, `Some(None)` if it lies outside.
+fn parse_range(text: &str, size: usize) -> Option<Option<Range<usize>>> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let (start, end) = if first.is_empty() {
+        (size.saturating_sub(last.parse().ok()?), size)
+    } else {
+        let last = if last.is_empty() { usize::MAX } else { last.parse().ok()? };
+        (first.parse().ok()?, last.saturating_add(1).min(size))
+    };
+    Some((start < end).then_some(start..end))
+}

@@ -1,0 +1,65 @@
+//! Bodies that may stall, break off or be slow.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
+
+use super::log::Live;
+
+/// The body of an answer.
+pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// How a body comes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Delivery {
+    pub(super) stall_after: Option<u64>,
+    pub(super) cut_after: Option<u64>,
+    pub(super) bytes_per_second: Option<u64>,
+}
+
+struct Sending {
+    rest: Bytes,
+    sent_bytes: u64,
+    delivery: Delivery,
+    live: Arc<Live>,
+}
+
+/// A body that sends `bytes` as `delivery` says, and counts them in the log.
+pub(super) fn body(bytes: Bytes, delivery: Delivery, live: Arc<Live>) -> Body {
+    let sending = Sending { rest: bytes, sent_bytes: 0, delivery, live };
+    StreamBody::new(stream::try_unfold(sending, next)).boxed_unsync()
+}
+
+async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)>> {
+    let left_until = |end: Option<u64>| end.map_or(u64::MAX, |end| end.saturating_sub(sending.sent_bytes));
+    let (until_stall, until_cut) = (left_until(sending.delivery.stall_after), left_until(sending.delivery.cut_after));
+    if until_cut == 0 {
+        // What was sent so far leaves the buffer when the body has nothing to give for a moment.
+        tokio::task::yield_now().await;
+        return Err(io::Error::other("cut by the script"));
+    }
+    if until_stall == 0 {
+        std::future::pending::<()>().await;
+    }
+    if sending.rest.is_empty() {
+        return Ok(None);
+    }
+    let mut size = CHUNK_BYTES;
+    if let Some(rate) = sending.delivery.bytes_per_second {
+        // Twenty pieces each second.
+        size = usize::try_from(rate / 20).unwrap_or(size).clamp(1, size);
+        tokio::time::sleep(Duration::from_secs_f64(size as f64 / rate as f64)).await;
+    }
+    let bound = usize::try_from(until_stall.min(until_cut)).unwrap_or(usize::MAX);
+    let chunk = sending.rest.split_to(size.min(bound).min(sending.rest.len()));
+    sending.sent_bytes += chunk.len() as u64;
+    sending.live.sent(chunk.len());
+    Ok(Some((Frame::data(chunk), sending)))
+}

@@ -1,0 +1,68 @@
+//! What a registry holds.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use crate::images::sha256;
+
+/// All repositories.
+#[derive(Default)]
+pub(super) struct Content {
+    repositories: HashMap<String, Repository>,
+}
+
+#[derive(Default)]
+struct Repository {
+    blobs: HashMap<String, Bytes>,
+    manifests: HashMap<String, (String, Bytes)>,
+    tags: HashMap<String, String>,
+}
+
+/// A manifest or blob that was found.
+pub(super) struct Found {
+    pub(super) digest: String,
+    pub(super) media_type: String,
+    pub(super) bytes: Bytes,
+}
+
+impl Content {
+    pub(super) fn put_blob(&mut self, repository: &str, bytes: Bytes) -> String {
+        let digest = sha256(&bytes);
+        self.repository(repository).blobs.insert(digest.clone(), bytes);
+        digest
+    }
+
+    pub(super) fn put_manifest(&mut self, name: &str, tag: Option<&str>, media_type: &str, bytes: Bytes) -> String {
+        let digest = sha256(&bytes);
+        let repository = self.repository(name);
+        repository.manifests.insert(digest.clone(), (media_type.to_owned(), bytes));
+        if let Some(tag) = tag {
+            repository.tags.insert(tag.to_owned(), digest.clone());
+        }
+        digest
+    }
+
+    pub(super) fn remove(&mut self, name: &str, content: &str) {
+        let repository = self.repository(name);
+        repository.tags.remove(content);
+        repository.manifests.remove(content);
+        repository.blobs.remove(content);
+    }
+
+    pub(super) fn manifest(&self, repository: &str, reference: &str) -> Option<Found> {
+        let repository = self.repositories.get(repository)?;
+        let digest = repository.tags.get(reference).map_or(reference, String::as_str);
+        let (media_type, bytes) = repository.manifests.get(digest)?.clone();
+        Some(Found { digest: digest.to_owned(), media_type, bytes })
+    }
+
+    pub(super) fn blob(&self, repository: &str, digest: &str) -> Option<Found> {
+        let bytes = self.repositories.get(repository)?.blobs.get(digest)?.clone();
+        Some(Found { digest: digest.to_owned(), media_type: "application/octet-stream".to_owned(), bytes })
+    }
+
+    fn repository(&mut self, name: &str) -> &mut Repository {
+        self.repositories.entry(name.to_owned()).or_default()
+    }
+}

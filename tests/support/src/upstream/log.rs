@@ -1,0 +1,99 @@
+//! What was asked and what was answered.
+
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use http::request::Parts;
+use http::{HeaderMap, header};
+
+use super::lock;
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct LogEntry {
+    /// Its method.
+    pub method: String,
+    /// Its path.
+    pub path: String,
+    /// Its query; empty for none.
+    pub query: String,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// The status that was answered; 0 if there was no answer yet.
+    pub status: u16,
+    /// How many bytes of the answer's body were sent so far.
+    pub sent_bytes: u64,
+}
+
+impl LogEntry {
+    /// Whether it was answered with content, or not answered yet.
+    pub fn is_fetch(&self) -> bool {
+        matches!(self.status, 0 | 200 | 206)
+    }
+
+    /// Its `Authorization`.
+    pub fn authorization(&self) -> Option<&str> {
+        self.headers.get(header::AUTHORIZATION)?.to_str().ok()
+    }
+}
+
+/// A request that is being answered.
+pub(super) struct Live {
+    asked: LogEntry,
+    status: AtomicU16,
+    sent_bytes: AtomicU64,
+}
+
+impl Live {
+    pub(super) fn answered(&self, status: u16) {
+        self.status.store(status, Ordering::SeqCst);
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::SeqCst);
+    }
+
+    fn entry(&self) -> LogEntry {
+        let (status, sent_bytes) = (self.status.load(Ordering::SeqCst), self.sent_bytes.load(Ordering::SeqCst));
+        LogEntry { status, sent_bytes, ..self.asked.clone() }
+    }
+}
+
+/// All requests and connections.
+#[derive(Default)]
+pub(super) struct Log {
+    requests: Mutex<Vec<Arc<Live>>>,
+    connections: AtomicUsize,
+}
+
+impl Log {
+    pub(super) fn asked(&self, request: &Parts) -> Arc<Live> {
+        let asked = LogEntry {
+            method: request.method.to_string(),
+            path: request.uri.path().to_owned(),
+            query: request.uri.query().unwrap_or_default().to_owned(),
+            headers: request.headers.clone(),
+            status: 0,
+            sent_bytes: 0,
+        };
+        let live = Arc::new(Live { asked, status: AtomicU16::default(), sent_bytes: AtomicU64::default() });
+        lock(&self.requests).push(live.clone());
+        live
+    }
+
+    pub(super) fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn entries(&self) -> Vec<LogEntry> {
+        lock(&self.requests).iter().map(|live| live.entry()).collect()
+    }
+
+    pub(super) fn count(&self, which: impl Fn(&LogEntry) -> bool) -> usize {
+        self.entries().iter().filter(|entry| which(entry)).count()
+    }
+}

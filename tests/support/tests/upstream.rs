@@ -1,0 +1,112 @@
+//! The scripted upstream, asked by a plain client.
+
+use std::time::Duration;
+
+use entrepot_test_support::images::{random_bytes, sha256};
+use entrepot_test_support::{Auth, FakeUpstream, Fault, wait_until};
+use reqwest::{Client, Method, Response};
+
+async fn get(upstream: &FakeUpstream, path: &str) -> Response {
+    client().get(format!("{}{path}", upstream.url())).send().await.expect("the upstream answers")
+}
+
+fn client() -> Client {
+    Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build().expect("a client can be made")
+}
+
+#[tokio::test]
+async fn an_image_is_served_by_tag_and_digest_whole_and_in_ranges() {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("demo/app", "v1", &[random_bytes(1, 100_000)]);
+    let by_tag = get(&upstream, "/v2/demo/app/manifests/v1").await;
+    assert_eq!(by_tag.headers()["docker-content-digest"], image.manifest.as_str());
+    let bytes = by_tag.bytes().await.unwrap();
+    assert_eq!(sha256(&bytes), image.manifest);
+    let path = format!("/v2/demo/app/blobs/{}", image.layers[0]);
+    assert_eq!(get(&upstream, &path).await.bytes().await.unwrap(), random_bytes(1, 100_000));
+
+    let url = format!("{}{path}", upstream.url());
+    let range = client().get(&url).header("range", "bytes=10-19").send().await.unwrap();
+    assert_eq!(
+        (range.status().as_u16(), range.headers()["content-range"].to_str().unwrap()),
+        (206, "bytes 10-19/100000")
+    );
+    assert_eq!(range.bytes().await.unwrap(), random_bytes(1, 100_000)[10..20]);
+    let outside = client().get(&url).header("range", "bytes=100000-").send().await.unwrap();
+    assert_eq!(outside.status(), 416);
+    let head = client().request(Method::HEAD, &url).send().await.unwrap();
+    assert_eq!(head.headers()["content-length"], "100000");
+    assert_eq!(get(&upstream, "/v2/demo/app/manifests/v2").await.status(), 404);
+
+    assert_eq!(upstream.fetches_of(&image.layers[0]), 2);
+    assert_eq!(upstream.log()[1].sent_bytes, 100_000);
+}
+
+#[tokio::test]
+async fn the_script_spoils_answers_while_it_lasts() {
+    let upstream = FakeUpstream::start().await;
+    let blob = upstream.publish_blob("demo", random_bytes(2, 200_000));
+    let path = format!("/v2/demo/blobs/{blob}");
+
+    upstream.script_times(&blob, Fault::CutAfter(70_000), 1);
+    assert!(get(&upstream, &path).await.bytes().await.is_err());
+    upstream.script_times(&blob, Fault::FlipBit, 1);
+    assert_ne!(sha256(&get(&upstream, &path).await.bytes().await.unwrap()), blob);
+    upstream.script_times("GET ", Fault::Status(429, Some("7".into())), 1);
+    assert_eq!(get(&upstream, &path).await.headers()["retry-after"], "7");
+    upstream.script_times(&blob, Fault::NoLength, 1);
+    assert_eq!(get(&upstream, &path).await.content_length(), None);
+    upstream.script_times(&blob, Fault::HangUp, 1);
+    assert!(client().get(format!("{}{path}", upstream.url())).send().await.is_err());
+    assert_eq!(sha256(&get(&upstream, &path).await.bytes().await.unwrap()), blob);
+}
+
+#[tokio::test]
+async fn a_gate_holds_the_first_byte_until_it_is_released() {
+    let upstream = FakeUpstream::start().await;
+    let blob = upstream.publish_blob("demo", random_bytes(3, 10));
+    let gate = upstream.hold(&blob);
+    let path = format!("/v2/demo/blobs/{blob}");
+    let release = async {
+        gate.until_waiting(2).await;
+        assert_eq!(upstream.log()[0].status, 0);
+        gate.release();
+    };
+    let (one, other, ()) = tokio::join!(get(&upstream, &path), get(&upstream, &path), release);
+    assert_eq!((one.status(), other.status()), (200.try_into().unwrap(), 200.try_into().unwrap()));
+    assert_eq!(get(&upstream, &path).await.status(), 200);
+}
+
+#[tokio::test]
+async fn it_goes_away_and_comes_back_at_the_same_address() {
+    let upstream = FakeUpstream::start().await;
+    let client = client();
+    let ask = async || client.get(format!("{}/v2/", upstream.url())).send().await.is_ok();
+    assert!(ask().await);
+    upstream.stop().await;
+    assert!(!ask().await);
+    upstream.resume().await;
+    wait_until(Duration::from_secs(5), "the upstream is back", ask).await;
+}
+
+#[tokio::test]
+async fn tokens_are_for_one_repository_until_they_are_revoked() {
+    let upstream = FakeUpstream::start().await;
+    upstream.set_auth(Auth::AnonymousToken);
+    upstream.publish_image("demo", "v1", &[]);
+    let challenged = get(&upstream, "/v2/demo/manifests/v1").await;
+    assert_eq!(challenged.status(), 401);
+    let challenge = challenged.headers()["www-authenticate"].to_str().unwrap();
+    assert!(challenge.contains("scope=\"repository:demo:pull\""), "{challenge}");
+    let answer = get(&upstream, "/token?scope=repository:demo:pull").await.text().await.unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let pull = async |repository: &str| {
+        let url = format!("{}/v2/{repository}/manifests/v1", upstream.url());
+        let token = answer["token"].as_str().unwrap();
+        client().get(url).bearer_auth(token).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!((pull("demo").await, pull("other").await), (200, 401));
+    upstream.revoke_tokens();
+    assert_eq!(pull("demo").await, 401);
+    assert_eq!(upstream.token_requests(), 1);
+}
