@@ -70,7 +70,10 @@ async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Resu
     let principal = principals::get(&tx, &principal_id).await?;
     drop(tx);
     if stored.as_ref().is_some_and(|key| key.state == State::Revoked) {
-        warn!(key.id = key_id, "ENTREPOT_BOOTSTRAP_KEY holds a key that was revoked, which it stays; choose another id");
+        warn!(
+            key.id = key_id,
+            "ENTREPOT_BOOTSTRAP_KEY holds a key that was revoked, which it stays; choose another id"
+        );
         return Ok(());
     }
     if let (Some(key), Some(principal)) = (&stored, &principal) {

@@ -35,9 +35,9 @@ const WAIT_LIMIT: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// After how long the kernel gives up on a connection whose other end does not acknowledge.
 const TCP_LIMIT: Duration = Duration::from_secs(10);
-/// What Postgres itself ends.
-const SESSION_LIMITS: &str =
-    "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=20s -c timezone=UTC";
+/// What Postgres itself ends, and what it must not put off: a node forgets an event once it is told that it is durable.
+const SESSION: &str = "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=20s \
+                       -c synchronous_commit=on -c timezone=UTC";
 
 /// Why a text does not say where Postgres is.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ impl Address {
     pub(crate) fn parse(text: &str) -> Result<Self, AddressError> {
         let mut config = tokio_postgres::Config::from_str(text).map_err(AddressError)?;
         let own = config.get_options().map(|options| format!(" {options}")).unwrap_or_default();
-        config.options(format!("{SESSION_LIMITS}{own}"));
+        config.options(format!("{SESSION}{own}"));
         config.connect_timeout(CONNECT_LIMIT).tcp_user_timeout(TCP_LIMIT).keepalives_idle(TCP_LIMIT);
         if config.get_application_name().is_none() {
             config.application_name("entrepot");
@@ -74,8 +74,7 @@ pub(crate) struct Tx<'c>(deadpool_postgres::Transaction<'c>);
 impl Db {
     pub(crate) fn new(address: Address, pool_size: usize) -> Self {
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Verified };
-        let timeouts =
-            Timeouts { wait: Some(WAIT_LIMIT), create: Some(CONNECT_LIMIT), recycle: Some(PROBE_LIMIT) };
+        let timeouts = Timeouts { wait: Some(WAIT_LIMIT), create: Some(CONNECT_LIMIT), recycle: Some(PROBE_LIMIT) };
         let pool = Pool::builder(Manager::from_config(address.0, NoTls, manager))
             .max_size(pool_size.max(1))
             .timeouts(timeouts)

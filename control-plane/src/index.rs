@@ -105,11 +105,11 @@ async fn meet(
         Verdict::Dead => repositories::bury(tx, &[incarnation], plane.clock.now()).await?,
         Verdict::Undecided => {
             let creation = batch.iter().filter(|event| event.incarnation == incarnation);
-            let creation = creation.filter_map(|event| match &event.kind {
+            let mut creation = creation.filter_map(|event| match &event.kind {
                 Kind::RepositoryCreated { rule_uid, create_time } => Some((*rule_uid, *create_time)),
                 Kind::ImageCached(_) | Kind::TagMoved { .. } | Kind::Pulled { .. } | Kind::ConfigCached { .. } => None,
             });
-            if let Some((rule_uid, create_time)) = creation.last() {
+            if let Some((rule_uid, create_time)) = creation.next_back() {
                 repositories::put(tx, &Created { incarnation, name, rule_uid, create_time }).await?;
             }
         }
@@ -137,8 +137,8 @@ fn created<'n>(name: &'n RepositoryName, record: &RepositoryRecord) -> Created<'
 async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> Result<(), db::Error> {
     let incarnation = event.incarnation;
     match &event.kind {
-        // The index has it by now.
-        Kind::RepositoryCreated { .. } => Ok(()),
+        // The index has it by now; a repository may have come under another rule since it was created.
+        Kind::RepositoryCreated { rule_uid, .. } => repositories::adopt(tx, incarnation, *rule_uid).await,
         Kind::ImageCached(image) => images::put(tx, incarnation, image).await,
         Kind::TagMoved { tag, digest, revision, validate_time } => {
             let moved = Moved { tag, digest: Some(digest), revision: *revision, validate_time: *validate_time };

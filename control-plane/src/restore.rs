@@ -48,7 +48,9 @@ pub async fn restore(config: Config, store: &dyn BlobStore) -> Result<Restored, 
     let tx = connection.begin("restore").await?;
     let registry = registry::get(&tx).await?;
     let head = records::read::<SnapshotHead>(store, &layout::snapshot_head()).await?;
-    let Some((head, _)) = head.filter(|(head, _)| Version { epoch: head.epoch, revision: head.revision } > registry.version) else {
+    let Some((head, _)) =
+        head.filter(|(head, _)| Version { epoch: head.epoch, revision: head.revision } > registry.version)
+    else {
         return Ok(Restored::NotBehind(registry.version));
     };
     let published = store.get(&head.key).await?.and_then(|object| wire::Snapshot::decode(object.bytes).ok());

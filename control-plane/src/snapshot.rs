@@ -110,13 +110,7 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    pub(crate) fn new(
-        db: Db,
-        store: Arc<dyn BlobStore>,
-        signer: SnapshotSigner,
-        clock: Clock,
-        meter: &Meter,
-    ) -> Self {
+    pub(crate) fn new(db: Db, store: Arc<dyn BlobStore>, signer: SnapshotSigner, clock: Clock, meter: &Meter) -> Self {
         Self {
             db,
             store,
@@ -150,7 +144,8 @@ impl Snapshots {
         self.wake.notify_one();
         let mut published = self.published.subscribe();
         let settled = async {
-            let is_there = |published: &Option<Arc<Published>>| published.as_ref().is_some_and(|p| p.version >= version);
+            let is_there =
+                |published: &Option<Arc<Published>>| published.as_ref().is_some_and(|p| p.version >= version);
             drop(published.wait_for(is_there).await);
             self.watchers.all_at(version).await;
         };
@@ -228,7 +223,11 @@ impl Snapshots {
             drop(bounded(self.store.delete(&key)).await);
         }
         replaced?;
-        info!(snapshot.epoch = version.epoch, snapshot.revision = version.revision, "published the snapshot of {version}");
+        info!(
+            snapshot.epoch = version.epoch,
+            snapshot.revision = version.revision,
+            "published the snapshot of {version}"
+        );
         Ok(())
     }
 
@@ -274,7 +273,9 @@ impl Snapshots {
         let Ok(keys) = bounded(self.store.list(&layout::snapshots_prefix(), None, 1000)).await else { return };
         let Some(current) = self.published.borrow().as_ref().map(|published| published.version) else { return };
         let is_older = |key: &&Key| match layout::parse(key) {
-            Some(Parsed::Snapshot { epoch, revision, .. }) => Version { epoch, revision }.cmp(&current) == Ordering::Less,
+            Some(Parsed::Snapshot { epoch, revision, .. }) => {
+                Version { epoch, revision }.cmp(&current) == Ordering::Less
+            }
             Some(_) | None => false,
         };
         let older: Vec<&Key> = keys.iter().filter(is_older).collect();

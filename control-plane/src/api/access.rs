@@ -108,9 +108,8 @@ async fn create_principal(
     let request_id = violations.merge(RequestId::read("CreatePrincipal", &request.request_id, request));
     let id = violations.take("principal_id", request.principal_id.parse::<ResourceId>());
     let sent = violations.take("principal", request.principal.as_ref().ok_or("must be set"));
-    let set = sent.and_then(|sent| {
-        violations.take("principal.permission_set", PermissionSet::read(sent.permission_set))
-    });
+    let set =
+        sent.and_then(|sent| violations.take("principal.permission_set", PermissionSet::read(sent.permission_set)));
     let complete = (|| Some((request_id?, id?, set?)))();
     let (request_id, id, permission_set) = violations.finish(complete)?;
 
@@ -204,10 +203,7 @@ async fn create_key(
     Ok((pb::CreateAccessKeyResponse { access_key, secret: secret.expose().clone() }, registry.version))
 }
 
-async fn list_keys(
-    plane: &Plane,
-    request: &pb::ListAccessKeysRequest,
-) -> Result<pb::ListAccessKeysResponse, ApiError> {
+async fn list_keys(plane: &Plane, request: &pb::ListAccessKeysRequest) -> Result<pb::ListAccessKeysResponse, ApiError> {
     let mut violations = Violations::default();
     let id = violations.take("parent", names::parse_principal(&request.parent));
     let page = violations.merge(Page::<String>::read(
@@ -230,12 +226,8 @@ async fn list_keys(
     Ok(pb::ListAccessKeysResponse { access_keys, next_page_token })
 }
 
-async fn revoke_key(
-    plane: &Plane,
-    request: &pb::RevokeAccessKeyRequest,
-) -> Result<(pb::AccessKey, Version), ApiError> {
-    let (id, key_id) =
-        names::parse_access_key(&request.name).map_err(|error| ApiError::field("name", error))?;
+async fn revoke_key(plane: &Plane, request: &pb::RevokeAccessKeyRequest) -> Result<(pb::AccessKey, Version), ApiError> {
+    let (id, key_id) = names::parse_access_key(&request.name).map_err(|error| ApiError::field("name", error))?;
     let mut connection = plane.db.connect().await?;
     let (tx, registry) = plane.begin_change(&mut connection, "revoke_access_key").await?;
     let principal = require(&tx, &id).await?;
@@ -259,7 +251,9 @@ fn last_administrator(subject: &str) -> ApiError {
     ApiError::Precondition {
         kind: "LAST_ADMINISTRATOR",
         subject: subject.to_owned(),
-        description: format!("without `{subject}` nobody could administer: create a key for another administrator first"),
+        description: format!(
+            "without `{subject}` nobody could administer: create a key for another administrator first"
+        ),
     }
 }
 

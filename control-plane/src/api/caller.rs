@@ -93,7 +93,6 @@ fn credentials(metadata: &MetadataMap) -> Result<(&str, &str), ApiError> {
 
 fn bearer(metadata: &MetadataMap) -> Result<&str, LoginFault> {
     let header = metadata.get("authorization").ok_or(LoginFault::Missing)?;
-    let (scheme, token) =
-        header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(LoginFault::Malformed)?;
+    let (scheme, token) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(LoginFault::Malformed)?;
     if scheme.eq_ignore_ascii_case("bearer") { Ok(token.trim()) } else { Err(LoginFault::Malformed) }
 }

@@ -12,8 +12,8 @@ use super::error::ApiError;
 use super::images::{self as images_api, absent};
 use super::repositories as repositories_api;
 use crate::app::Plane;
-use crate::db::{Tx, images};
 use crate::db::tags::{self, Moved};
+use crate::db::{Tx, images};
 use crate::{at_once, index, tombstone};
 
 /// How many keys the store lists at a time.
@@ -130,12 +130,7 @@ async fn delete_tags_of(
 }
 
 /// Notes in the index what was deleted in the store.
-async fn note(
-    tx: &Tx<'_>,
-    record: &RepositoryRecord,
-    deleted: &Deleted,
-    now: DateTime<Utc>,
-) -> Result<(), ApiError> {
+async fn note(tx: &Tx<'_>, record: &RepositoryRecord, deleted: &Deleted, now: DateTime<Utc>) -> Result<(), ApiError> {
     for (tag, revision) in &deleted.tags {
         let moved = Moved { tag, digest: None, revision: *revision, validate_time: None };
         tags::put(tx, record.incarnation, moved).await?;

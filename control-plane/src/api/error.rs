@@ -224,10 +224,9 @@ impl From<db::Error> for ApiError {
             db::Error::Contended(_) | db::Error::Taken(_) | db::Error::Reference(_) => {
                 Self::Contended(Some(error.into()))
             }
-            db::Error::Corrupt { .. }
-            | db::Error::TooOld { .. }
-            | db::Error::Migrate(_)
-            | db::Error::Refused(_) => Self::Internal(error.into()),
+            db::Error::Corrupt { .. } | db::Error::TooOld { .. } | db::Error::Migrate(_) | db::Error::Refused(_) => {
+                Self::Internal(error.into())
+            }
         }
     }
 }

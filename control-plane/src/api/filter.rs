@@ -114,7 +114,8 @@ impl Parser {
     }
 
     fn word(&mut self) -> String {
-        let word: String = self.text[self.at..].iter().take_while(|c| c.is_ascii_alphanumeric() || **c == '_').collect();
+        let word: String =
+            self.text[self.at..].iter().take_while(|c| c.is_ascii_alphanumeric() || **c == '_').collect();
         self.at += word.len();
         word
     }

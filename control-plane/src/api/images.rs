@@ -143,10 +143,8 @@ fn read_filter(text: &str) -> Result<Filter, Violations> {
 }
 
 fn to_wire(repository: &RepositoryName, image: Image, tags: &[Tagged]) -> pb::Image {
-    let tag = |tagged: &Tagged| pb::Tag {
-        tag: tagged.tag.to_string(),
-        validate_time: tagged.validate_time.map(timestamp),
-    };
+    let tag =
+        |tagged: &Tagged| pb::Tag { tag: tagged.tag.to_string(), validate_time: tagged.validate_time.map(timestamp) };
     pb::Image {
         name: names::image(repository, &image.digest),
         digest: image.digest.to_string(),

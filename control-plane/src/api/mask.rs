@@ -25,11 +25,7 @@ impl<R> Field<R> {
         Self { path, is_set, rule: Rule::Mutable { copy } }
     }
 
-    pub(super) const fn immutable(
-        path: &'static str,
-        is_set: fn(&R) -> bool,
-        is_same: fn(&R, &R) -> bool,
-    ) -> Self {
+    pub(super) const fn immutable(path: &'static str, is_set: fn(&R) -> bool, is_same: fn(&R, &R) -> bool) -> Self {
         Self { path, is_set, rule: Rule::Immutable { is_same } }
     }
 

@@ -131,10 +131,7 @@ fn listen(node: &ResourceId, watcher: &Watcher, message: &pb::WatchSnapshotReque
 }
 
 /// Sends what is published in chunks; `None` if the node is gone.
-async fn send_newest(
-    published: &mut watch::Receiver<Option<Arc<Published>>>,
-    outgoing: &Outgoing,
-) -> Option<()> {
+async fn send_newest(published: &mut watch::Receiver<Option<Arc<Published>>>, outgoing: &Outgoing) -> Option<()> {
     let Some(newest) = published.borrow_and_update().clone() else { return Some(()) };
     let mut rest = newest.body.clone();
     let mut head = newest.head.clone();

@@ -52,10 +52,7 @@ async fn get(plane: &Plane, request: &pb::GetRepositoryRequest) -> Result<pb::Re
     Ok(to_wire(&require(&tx, &name).await?))
 }
 
-async fn list(
-    plane: &Plane,
-    request: &pb::ListRepositoriesRequest,
-) -> Result<pb::ListRepositoriesResponse, ApiError> {
+async fn list(plane: &Plane, request: &pb::ListRepositoriesRequest) -> Result<pb::ListRepositoriesResponse, ApiError> {
     let mut violations = Violations::default();
     let page = violations.merge(Page::<String>::read(
         &plane.cluster_key,
@@ -131,9 +128,7 @@ fn read_filter(text: &str) -> Result<Filter, Violations> {
             }
             ("cached", Value::Flag(cached)) => filter.cached.replace(*cached).is_some(),
             _ => {
-                return Err(term.wrong(
-                    "a term is `prefix = \"hub/\"`, `rule = \"rules/hub\"` or `cached = true`",
-                ));
+                return Err(term.wrong("a term is `prefix = \"hub/\"`, `rule = \"rules/hub\"` or `cached = true`"));
             }
         };
         if twice {
@@ -163,8 +158,7 @@ mod tests {
     #[test]
     fn filters_say_which_repositories() {
         let filter = read_filter(r#"prefix = "hub/" AND rule = "rules/hub" AND cached = true"#).unwrap();
-        let expected =
-            Filter { prefix: Some("hub/".into()), rule: Some("hub".parse().unwrap()), cached: Some(true) };
+        let expected = Filter { prefix: Some("hub/".into()), rule: Some("hub".parse().unwrap()), cached: Some(true) };
         assert_eq!(filter, expected);
         for (text, said) in [
             ("cached = true AND cached = false", "at character 19: `cached` is given twice"),

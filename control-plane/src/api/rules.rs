@@ -26,7 +26,11 @@ const KIND: &str = "entrepot.v1.Rule";
 const FIELDS: &[Field<pb::Rule>] = &[
     Field::immutable("name", |rule| !rule.name.is_empty(), |sent, stored| sent.name == stored.name),
     Field::mutable("prefix", |rule| !rule.prefix.is_empty(), |sent, stored| stored.prefix = sent.prefix.clone()),
-    Field::mutable("upstream", |rule| !rule.upstream.is_empty(), |sent, stored| stored.upstream = sent.upstream.clone()),
+    Field::mutable(
+        "upstream",
+        |rule| !rule.upstream.is_empty(),
+        |sent, stored| stored.upstream = sent.upstream.clone(),
+    ),
     Field::mutable(
         "upstream_prefix",
         |rule| !rule.upstream_prefix.is_empty(),
@@ -133,8 +137,7 @@ async fn get(plane: &Plane, request: &pb::GetRuleRequest) -> Result<pb::Rule, Ap
 }
 
 async fn list(plane: &Plane, request: &pb::ListRulesRequest) -> Result<pb::ListRulesResponse, ApiError> {
-    let page: Page<String> =
-        Page::read(&plane.cluster_key, "ListRules", &[], request.page_size, &request.page_token)?;
+    let page: Page<String> = Page::read(&plane.cluster_key, "ListRules", &[], request.page_size, &request.page_token)?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("list_rules").await?;
     let mut rows = rules::list(&tx, page.after.as_deref().unwrap_or_default(), page.fetch()).await?;

@@ -177,8 +177,7 @@ async fn update(plane: &Plane, request: &pb::UpdateUpstreamRequest) -> Result<(p
     check_etag(&wire.name, &sent.etag, &wire.etag)?;
     mask::apply("upstream", FIELDS, request.update_mask.as_ref(), sent, &mut wire)?;
     upstream.settings = Settings::read(&wire)?;
-    upstream.sealed_password =
-        seal(plane, upstream.uid, &upstream.settings.password, upstream.sealed_password.take());
+    upstream.sealed_password = seal(plane, upstream.uid, &upstream.settings.password, upstream.sealed_password.take());
     upstream.revision = registry.version.revision;
     upstream.update_time = plane.clock.now();
     client(plane, &upstream)?;
@@ -197,8 +196,11 @@ async fn delete(plane: &Plane, request: &pb::DeleteUpstreamRequest) -> Result<(p
     let naming = rules::naming(&tx, upstream.uid, NAMED_RULES).await?;
     if !naming.is_empty() {
         let rules: Vec<String> = naming.iter().map(names::rule).collect();
-        let description =
-            format!("`{}` is named by {}: delete these rules or point them elsewhere first", wire.name, rules.join(", "));
+        let description = format!(
+            "`{}` is named by {}: delete these rules or point them elsewhere first",
+            wire.name,
+            rules.join(", ")
+        );
         return Err(ApiError::Precondition { kind: "UPSTREAM_IN_USE", subject: wire.name, description });
     }
     upstreams::delete(&tx, upstream.uid).await?;
@@ -253,9 +255,7 @@ fn seal(plane: &Plane, uid: Uuid, password: &Password, stored: Option<Vec<u8>>) 
     match password {
         Password::None => None,
         Password::Keep => stored,
-        Password::New(password) => {
-            Some(plane.cluster_key.seal(&password_purpose(uid), password.expose().as_bytes()))
-        }
+        Password::New(password) => Some(plane.cluster_key.seal(&password_purpose(uid), password.expose().as_bytes())),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What can go wrong with the database, by what somebody does about it.
 
+use std::error::Error as _;
+
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -59,6 +61,10 @@ impl Unique {
     const ALL: [Self; 6] =
         [Self::UpstreamId, Self::RuleId, Self::RulePrefix, Self::PrincipalId, Self::KeyId, Self::RepositoryName];
 
+    fn of(constraint: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|unique| unique.name() == constraint)
+    }
+
     /// The constraint's name, which is part of the contract with the migrations.
     fn name(self) -> &'static str {
         match self {
@@ -89,11 +95,18 @@ impl Error {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
-        match error.as_db_error() {
-            Some(refusal) => kind(refusal)(error),
-            // Nothing that Postgres said: the connection broke, or could not be made.
-            None if error.is_closed() || is_io(&error) => Self::Away(error.into()),
-            None => Self::Refused(error.into()),
+        const CONTENDED: [SqlState; 3] =
+            [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
+        let constraint = error.as_db_error().and_then(DbError::constraint).unwrap_or_default();
+        match error.code() {
+            Some(&SqlState::UNIQUE_VIOLATION) => match Unique::of(constraint) {
+                Some(unique) => Self::Taken(unique),
+                None => Self::Refused(error.into()),
+            },
+            Some(&SqlState::FOREIGN_KEY_VIOLATION) => Self::Reference(constraint.to_owned()),
+            Some(state) if CONTENDED.contains(state) => Self::Contended(error.into()),
+            Some(_) | None if is_away(&error) => Self::Away(error.into()),
+            Some(_) | None => Self::Refused(error.into()),
         }
     }
 }
@@ -101,48 +114,23 @@ impl From<tokio_postgres::Error> for Error {
 impl From<PoolError> for Error {
     fn from(error: PoolError) -> Self {
         match error {
-            PoolError::Backend(error) => match Self::from(error) {
-                // Whatever keeps us from connecting, waiting or repairing it elsewhere is the remedy.
-                Self::Refused(source) => Self::Away(source),
-                other => other,
-            },
-            PoolError::Timeout(_) | PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-                Self::Away(error.into())
-            }
+            // Whatever keeps us from connecting, waiting or repairing it elsewhere is the remedy.
+            PoolError::Backend(error) => Self::Away(error.into()),
+            PoolError::Timeout(_)
+            | PoolError::Closed
+            | PoolError::NoRuntimeSpecified
+            | PoolError::PostCreateHook(_) => Self::Away(error.into()),
         }
     }
 }
 
-fn is_io(error: &tokio_postgres::Error) -> bool {
-    let mut next = std::error::Error::source(error);
-    while let Some(source) = next {
-        if source.is::<std::io::Error>() {
-            return true;
-        }
-        next = source.source();
-    }
-    // Timeouts of connecting have no source; they say so.
-    error.to_string().contains("timeout") || error.to_string().contains("connecting to server")
-}
-
-fn kind(refusal: &DbError) -> Box<dyn FnOnce(tokio_postgres::Error) -> Error> {
-    let constraint = refusal.constraint().unwrap_or_default();
-    let code = refusal.code();
-    if *code == SqlState::UNIQUE_VIOLATION {
-        if let Some(unique) = Unique::ALL.into_iter().find(|unique| unique.name() == constraint) {
-            return Box::new(move |_| Error::Taken(unique));
-        }
-    }
-    if *code == SqlState::FOREIGN_KEY_VIOLATION {
-        let constraint = constraint.to_owned();
-        return Box::new(move |_| Error::Reference(constraint));
-    }
-    let contended =
-        [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
-    if contended.contains(code) {
-        return Box::new(|error| Error::Contended(error.into()));
-    }
+/// Whether `error` is about the connection rather than about what was asked.
+pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
     // 08 connection, 53 resources, 57 operator (shutdown, statement_timeout), 25P03 idle in transaction.
-    let away = ["08", "53", "57", "25P03"].iter().any(|class| code.code().starts_with(class));
-    if away { Box::new(|error| Error::Away(error.into())) } else { Box::new(|error| Error::Refused(error.into())) }
+    let says_so = |state: &SqlState| ["08", "53", "57", "25P03"].iter().any(|class| state.code().starts_with(class));
+    match error.code() {
+        Some(state) => says_so(state),
+        // Nothing that Postgres said: the connection broke, or could not be made.
+        None => error.is_closed() || error.source().is_some_and(|source| source.is::<std::io::Error>()),
+    }
 }

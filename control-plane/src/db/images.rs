@@ -170,12 +170,7 @@ pub(crate) async fn own_children(tx: &Tx<'_>, incarnation: Uuid, parent: &Digest
 }
 
 /// Notes for which platform an image is.
-pub(crate) async fn put_config(
-    tx: &Tx<'_>,
-    incarnation: Uuid,
-    digest: &Digest,
-    platform: &str,
-) -> Result<(), Error> {
+pub(crate) async fn put_config(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, platform: &str) -> Result<(), Error> {
     const SQL: &str = "-- images.put_config
         INSERT INTO image_configs (incarnation, digest, platform) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
     tx.execute(SQL, &[&incarnation, &digest.to_string(), &platform]).await?;
@@ -183,12 +178,7 @@ pub(crate) async fn put_config(
 }
 
 /// Notes that an image was pulled.
-pub(crate) async fn pulled(
-    tx: &Tx<'_>,
-    incarnation: Uuid,
-    digest: &Digest,
-    time: DateTime<Utc>,
-) -> Result<(), Error> {
+pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, time: DateTime<Utc>) -> Result<(), Error> {
     const SQL: &str = "-- images.pulled
         UPDATE images SET last_pull_time = $3
          WHERE incarnation = $1 AND digest = $2 AND NOT deleted AND (last_pull_time IS NULL OR last_pull_time < $3)";

@@ -2,6 +2,7 @@
 
 use deadpool_postgres::Object;
 
+use super::error::is_away;
 use super::{Db, Error};
 
 mod embedded {
@@ -52,22 +53,14 @@ fn release(text: &str) -> Vec<u64> {
 }
 
 fn migrate_error(error: refinery::Error) -> Error {
-    match error.kind() {
-        refinery::error::Kind::Connection(..) if is_away(&error) => Error::Away(error.into()),
-        _ => Error::Migrate(error.into()),
-    }
-}
-
-/// Whether the connection broke, rather than the migration.
-fn is_away(error: &refinery::Error) -> bool {
-    let mut next = std::error::Error::source(error);
+    let mut next = std::error::Error::source(&error);
     while let Some(source) = next {
-        if let Some(postgres) = source.downcast_ref::<tokio_postgres::Error>() {
-            return postgres.is_closed();
+        if source.downcast_ref().is_some_and(is_away) {
+            return Error::Away(error.into());
         }
         next = source.source();
     }
-    false
+    Error::Migrate(error.into())
 }
 
 #[cfg(test)]

@@ -148,6 +148,14 @@ pub(crate) async fn forget(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<(), Err
     Ok(())
 }
 
+/// Notes which rule fills a repository now.
+pub(crate) async fn adopt(tx: &Tx<'_>, incarnation: Uuid, rule_uid: Option<Uuid>) -> Result<(), Error> {
+    const SQL: &str = "-- repositories.adopt
+        UPDATE repositories SET rule_uid = $2 WHERE incarnation = $1 AND rule_uid IS DISTINCT FROM $2";
+    tx.execute(SQL, &[&incarnation, &rule_uid]).await?;
+    Ok(())
+}
+
 /// Notes that something in a repository was pulled.
 pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, time: DateTime<Utc>) -> Result<(), Error> {
     const SQL: &str = "-- repositories.pulled

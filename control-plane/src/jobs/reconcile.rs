@@ -65,6 +65,9 @@ async fn check_index(plane: &Plane, after: &str) -> Result<Reconcile, ApiError> 
         let record = read::<RepositoryRecord>(plane, &layout::repository(name)).await?;
         match record {
             Some(record) if record.incarnation == *incarnation && record.state == State::Live => {
+                let tx = connection.begin("reconcile_rule").await?;
+                repositories::adopt(&tx, *incarnation, record.rule_uid).await?;
+                tx.commit().await?;
                 check_images(plane, &mut connection, name, *incarnation).await?;
                 check_tags(plane, &mut connection, name, *incarnation).await?;
             }

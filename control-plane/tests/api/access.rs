@@ -1,7 +1,5 @@
 //! Who may call: keys, permission sets, the first administrator.
 
-use std::sync::Arc;
-
 use entrepot_control_plane::StartError;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
@@ -14,7 +12,11 @@ use uuid::Uuid;
 use crate::fixture::{ADMIN, Fixture, LIMIT, World, create_rule, fields, kind};
 
 async fn principal_with_key(fixture: &Fixture, id: &str, set: pb::PermissionSet) -> (String, String) {
-    let mut client = fixture.access();
+    principal_with_key_by(ADMIN, fixture, id, set).await
+}
+
+async fn principal_with_key_by(admin: &str, fixture: &Fixture, id: &str, set: pb::PermissionSet) -> (String, String) {
+    let mut client = fixture.access_as(admin);
     let request = pb::CreatePrincipalRequest {
         principal_id: id.into(),
         principal: Some(pb::Principal { permission_set: set.into(), ..Default::default() }),
@@ -113,10 +115,8 @@ async fn the_last_administrator_cannot_be_lost() {
 #[tokio::test]
 async fn a_secret_is_handed_out_once() {
     let fixture = Fixture::start().await;
-    let request = pb::CreateAccessKeyRequest {
-        parent: "principals/admin".into(),
-        request_id: Uuid::new_v4().to_string(),
-    };
+    let request =
+        pb::CreateAccessKeyRequest { parent: "principals/admin".into(), request_id: Uuid::new_v4().to_string() };
     fixture.access().create_access_key(request.clone()).await.unwrap();
     let error = fixture.access().create_access_key(request).await.unwrap_err();
     assert_eq!(kind(&error), (Code::AlreadyExists, "SECRET_NOT_KEPT".into()));
@@ -138,7 +138,8 @@ async fn the_bootstrap_key_is_made_true_at_every_start() {
     assert!(call(&fixture, ADMIN).await.is_err());
     call(&fixture, "admin:another secret").await.unwrap();
 
-    let (_, other) = principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
+    let admin = "admin:another secret";
+    let (_, other) = principal_with_key_by(admin, &fixture, "ops", pb::PermissionSet::Administrator).await;
     let revoke = pb::RevokeAccessKeyRequest { name: "principals/admin/accessKeys/admin".into() };
     fixture.access_as(&other).revoke_access_key(revoke).await.unwrap();
     let fixture = fixture.stop().await.start().await;
@@ -158,7 +159,8 @@ async fn without_an_administrator_a_first_key_is_made_once() {
 
 #[tokio::test]
 async fn a_bootstrap_key_that_is_too_short_stops_the_start_with_the_reason() {
-    for (key, said) in [("admin:short", "at least 8"), ("admin", "<key id>:<secret>"), ("Ad min:long enough", "key id")] {
+    for (key, said) in [("admin:short", "at least 8"), ("admin", "<key id>:<secret>"), ("Ad min:long enough", "key id")]
+    {
         let fixture = World::new().await.launch(Some(key)).await;
         let Err(StartError::Refused { why }) = fixture.plane.ready(LIMIT).await else { panic!("{key} was taken") };
         assert!(why.contains("ENTREPOT_BOOTSTRAP_KEY") && why.contains(said), "{why}");
@@ -201,10 +203,10 @@ async fn health_and_reflection_are_open() {
 }
 
 async fn reflected_services(fixture: &Fixture) -> Vec<String> {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    use tonic_reflection::pb::v1::ServerReflectionRequest;
     let request = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),

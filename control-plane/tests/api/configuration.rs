@@ -43,7 +43,7 @@ async fn an_upstream_lives_from_create_to_delete() {
     let update = pb::UpdateUpstreamRequest { upstream: Some(sent), update_mask: mask(&["endpoint"]) };
     let updated = client.update_upstream(update.clone()).await.unwrap().into_inner();
     assert_eq!(updated.endpoint, "https://other.example.com");
-    assert!(updated.has_password && updated.etag != created.etag && updated.update_time > created.update_time);
+    assert!(updated.has_password && updated.etag != created.etag && updated.update_time != created.update_time);
 
     let stale = client.update_upstream(update).await.unwrap_err();
     assert_eq!(kind(&stale), (Code::Aborted, "ETAG_STALE".into()));
@@ -207,13 +207,11 @@ async fn a_repeated_request_gets_the_first_answer() {
 async fn an_image_name_is_explained() {
     let fixture = Fixture::start().await;
     let hub = pb::Upstream { kind: pb::UpstreamKind::DockerHub.into(), ..Default::default() };
-    let request =
-        pb::CreateUpstreamRequest { upstream_id: "docker".into(), upstream: Some(hub), ..Default::default() };
+    let request = pb::CreateUpstreamRequest { upstream_id: "docker".into(), upstream: Some(hub), ..Default::default() };
     fixture.upstreams().create_upstream(request).await.unwrap();
     fixture.create_rule("hub", "docker").await;
     let mut client = fixture.rules();
-    let mut explain =
-        async |image: &str| client.explain_rule(pb::ExplainRuleRequest { image: image.into() }).await;
+    let mut explain = async |image: &str| client.explain_rule(pb::ExplainRuleRequest { image: image.into() }).await;
 
     let answer = explain("hub/nginx:1.27").await.unwrap().into_inner();
     assert!(answer.covered && !answer.repository_exists);
@@ -232,7 +230,7 @@ async fn an_image_name_is_explained() {
 async fn a_rule_is_validated_step_by_step() {
     let fixture = Fixture::start().await;
     let fake = FakeUpstream::start().await;
-    fake.publish_image("team/app", "v1", &[entrepot_test_support::images::random_blob(1, 100)]);
+    fake.publish_image("team/app", "v1", &[entrepot_test_support::images::random_bytes(1, 100)]);
     let upstream = pb::Upstream { allow_plain_http: true, allow_private_addresses: true, ..oci(&fake.url()) };
     let request =
         pb::CreateUpstreamRequest { upstream_id: "fake".into(), upstream: Some(upstream), ..Default::default() };

@@ -1,6 +1,5 @@
 //! A control plane with all that it needs, and clients of it.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,33 +27,32 @@ use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// The key of `ENTREPOT_BOOTSTRAP_KEY` in these tests.
-pub const ADMIN: &str = "admin:correct horse";
+pub(crate) const ADMIN: &str = "admin:correct horse";
 /// How long anything may take.
-pub const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// What outlives a control plane: its database, its store, its keys.
-pub struct World {
-    pub database: String,
-    pub store: Store,
-    pub clock: Clock,
-    pub folder: TempDir,
+pub(crate) struct World {
+    pub(crate) database: String,
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) folder: TempDir,
 }
 
 /// A running control plane.
-pub struct Fixture {
-    pub world: World,
-    pub plane: ControlPlane,
-    pub health: Health,
-    pub addr: SocketAddr,
-    pub channel: Channel,
+pub(crate) struct Fixture {
+    pub(crate) world: World,
+    pub(crate) plane: ControlPlane,
+    pub(crate) health: Health,
+    pub(crate) channel: Channel,
     tasks: Tasks,
 }
 
-pub type Authorized = InterceptedService<Channel, Login>;
+pub(crate) type Authorized = InterceptedService<Channel, Login>;
 
 /// Puts credentials on every call.
 #[derive(Clone)]
-pub struct Login(Option<MetadataValue<Ascii>>);
+pub(crate) struct Login(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Login {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -66,34 +64,34 @@ impl Interceptor for Login {
 }
 
 impl World {
-    pub async fn new() -> Self {
-        Self::on(Postgres::shared().await.unwrap()).await
+    pub(crate) async fn new() -> Self {
+        Self::on(Postgres::shared().await).await
     }
 
-    pub async fn on(postgres: &Postgres) -> Self {
+    pub(crate) async fn on(postgres: &Postgres) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
-        Self { database: postgres.database().await.unwrap(), store, clock: Clock::manual(now()), folder }
+        Self { database: postgres.database().await, store, clock: Clock::manual(now()), folder }
     }
 
-    pub fn cluster_key(&self) -> ClusterKey {
+    pub(crate) fn cluster_key(&self) -> ClusterKey {
         ClusterKey::load_or_generate(self.folder.path().join("cluster.key")).unwrap()
     }
 
-    pub fn signer(&self) -> SnapshotSigner {
+    pub(crate) fn signer(&self) -> SnapshotSigner {
         SnapshotSigner::load_or_generate(self.folder.path().join("snapshot.seed")).unwrap()
     }
 
-    pub fn public_key(&self) -> PublicKey {
+    pub(crate) fn public_key(&self) -> PublicKey {
         self.signer().public_key()
     }
 
-    pub fn config(&self) -> Config {
+    pub(crate) fn config(&self) -> Config {
         Config::new(&Secret::new(self.database.clone()), 8).unwrap()
     }
 
     /// Runs a control plane without waiting for it to be ready.
-    pub async fn launch(self, bootstrap_key: Option<&str>) -> Fixture {
+    pub(crate) async fn launch(self, bootstrap_key: Option<&str>) -> Fixture {
         let (tasks, health) = (Tasks::new(), Health::new());
         let deps = Deps {
             store: Arc::clone(&self.store),
@@ -112,11 +110,11 @@ impl World {
         let serving = plane.clone().serve(listener);
         tasks.spawn("serve", async move { serving.await.unwrap() });
         let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().timeout(LIMIT).connect_lazy();
-        Fixture { world: self, plane, health, addr, channel, tasks }
+        Fixture { world: self, plane, health, channel, tasks }
     }
 
     /// Runs the SQL of a test that has to look or reach behind the API.
-    pub async fn sql(&self, sql: &str) -> Vec<tokio_postgres::SimpleQueryMessage> {
+    pub(crate) async fn sql(&self, sql: &str) -> Vec<tokio_postgres::SimpleQueryMessage> {
         let (client, connection) = tokio_postgres::connect(&self.database, tokio_postgres::NoTls).await.unwrap();
         let (rows, _) = tokio::join!(
             async move {
@@ -132,45 +130,45 @@ impl World {
 
 impl Fixture {
     /// A control plane that is ready, with [`ADMIN`] as its administrator.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         World::new().await.start().await
     }
 
-    pub fn login(&self, key: &str) -> Login {
+    pub(crate) fn login(&self, key: &str) -> Login {
         Login(Some(format!("Bearer {key}").parse().unwrap()))
     }
 
-    pub fn upstreams(&self) -> UpstreamsClient<Authorized> {
+    pub(crate) fn upstreams(&self) -> UpstreamsClient<Authorized> {
         UpstreamsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
-    pub fn rules(&self) -> RulesClient<Authorized> {
+    pub(crate) fn rules(&self) -> RulesClient<Authorized> {
         RulesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
-    pub fn repositories(&self) -> RepositoriesClient<Authorized> {
+    pub(crate) fn repositories(&self) -> RepositoriesClient<Authorized> {
         RepositoriesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
-    pub fn images(&self) -> ImagesClient<Authorized> {
+    pub(crate) fn images(&self) -> ImagesClient<Authorized> {
         ImagesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
-    pub fn access(&self) -> AccessClient<Authorized> {
+    pub(crate) fn access(&self) -> AccessClient<Authorized> {
         self.access_as(ADMIN)
     }
 
-    pub fn access_as(&self, key: &str) -> AccessClient<Authorized> {
+    pub(crate) fn access_as(&self, key: &str) -> AccessClient<Authorized> {
         AccessClient::with_interceptor(self.channel.clone(), self.login(key))
     }
 
-    pub fn nodes(&self, node_id: &str) -> NodesClient<Authorized> {
+    pub(crate) fn nodes(&self, node_id: &str) -> NodesClient<Authorized> {
         let token = self.world.cluster_key().tokens().issue_node(node_id, "entrepot.node.v1", self.world.clock.now());
         NodesClient::with_interceptor(self.channel.clone(), self.login(token.expose()))
     }
 
     /// An upstream that nobody goes to.
-    pub async fn create_upstream(&self, id: &str) -> pb::Upstream {
+    pub(crate) async fn create_upstream(&self, id: &str) -> pb::Upstream {
         let request = pb::CreateUpstreamRequest {
             upstream_id: id.into(),
             upstream: Some(pb::Upstream { kind: pb::UpstreamKind::Quay.into(), ..Default::default() }),
@@ -179,12 +177,12 @@ impl Fixture {
         self.upstreams().create_upstream(request).await.unwrap().into_inner()
     }
 
-    pub async fn create_rule(&self, id: &str, upstream_id: &str) -> pb::Rule {
+    pub(crate) async fn create_rule(&self, id: &str, upstream_id: &str) -> pb::Rule {
         self.rules().create_rule(create_rule(id, id, upstream_id)).await.unwrap().into_inner()
     }
 
     /// Stops the control plane, and leaves what outlives it.
-    pub async fn stop(self) -> World {
+    pub(crate) async fn stop(self) -> World {
         assert!(self.tasks.drain(LIMIT).await);
         self.world
     }
@@ -192,25 +190,24 @@ impl Fixture {
 
 impl World {
     /// As [`Fixture::start`], with what is there already.
-    pub async fn start(self) -> Fixture {
+    pub(crate) async fn start(self) -> Fixture {
         let fixture = self.launch(Some(ADMIN)).await;
         fixture.plane.ready(LIMIT).await.unwrap();
         fixture
     }
 }
 
-pub fn create_rule(id: &str, prefix: &str, upstream_id: &str) -> pb::CreateRuleRequest {
-    let rule =
-        pb::Rule { prefix: prefix.into(), upstream: format!("upstreams/{upstream_id}"), ..Default::default() };
+pub(crate) fn create_rule(id: &str, prefix: &str, upstream_id: &str) -> pb::CreateRuleRequest {
+    let rule = pb::Rule { prefix: prefix.into(), upstream: format!("upstreams/{upstream_id}"), ..Default::default() };
     pb::CreateRuleRequest { rule_id: id.into(), rule: Some(rule), ..Default::default() }
 }
 
-pub fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
 }
 
 /// What every error has to have, checked.
-pub fn details(status: &Status) -> ErrorDetails {
+pub(crate) fn details(status: &Status) -> ErrorDetails {
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "entrepot.dev");
@@ -222,12 +219,12 @@ pub fn details(status: &Status) -> ErrorDetails {
 }
 
 /// The code and reason of an error.
-pub fn kind(status: &Status) -> (Code, String) {
+pub(crate) fn kind(status: &Status) -> (Code, String) {
     (status.code(), details(status).error_info().unwrap().reason.clone())
 }
 
 /// The fields that an INVALID_ARGUMENT names.
-pub fn fields(status: &Status) -> Vec<String> {
+pub(crate) fn fields(status: &Status) -> Vec<String> {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     let details = details(status);
     details.bad_request().unwrap().field_violations.iter().map(|violation| violation.field.clone()).collect()

@@ -173,7 +173,9 @@ async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
     let before = published(&fixture.world).await;
     let world = fixture.stop().await;
     // As a backup from before the upstream was created would leave it.
-    world.sql("UPDATE registry SET revision = revision - 1, registry_id = gen_random_uuid(); DELETE FROM upstreams").await;
+    world
+        .sql("UPDATE registry SET revision = revision - 1, registry_id = gen_random_uuid(); DELETE FROM upstreams")
+        .await;
 
     let fixture = world.start().await;
     let error = fixture.rules().create_rule(create_rule("hub", "hub", "quay")).await.unwrap_err();

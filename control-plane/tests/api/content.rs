@@ -1,0 +1,403 @@
+//! Repositories and images: what events tell, what is listed, what is deleted.
+
+use std::time::Duration;
+
+use entrepot_domain::{Digest, MediaType, RepositoryName, Tag};
+use entrepot_proto::convert::timestamp;
+use entrepot_proto::node::v1 as node;
+use entrepot_proto::node::v1::event::Kind;
+use entrepot_proto::v1 as pb;
+use entrepot_store::layout;
+use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::fixture::{Fixture, World, details, fields, kind, now};
+
+/// A repository of these tests, with what a node would write and report of it.
+pub(crate) struct Repository {
+    pub(crate) name: RepositoryName,
+    pub(crate) incarnation: Uuid,
+}
+
+impl Repository {
+    /// One whose record is in the store.
+    pub(crate) async fn create(world: &World, name: &str) -> Self {
+        let repository = Self { name: name.parse().unwrap(), incarnation: Uuid::now_v7() };
+        repository.write(world, State::Live).await;
+        repository
+    }
+
+    pub(crate) async fn write(&self, world: &World, state: State) {
+        let record = RepositoryRecord {
+            incarnation: self.incarnation,
+            state,
+            rule_uid: None,
+            create_time: now(),
+            update_time: now(),
+        };
+        world.store.put(&layout::repository(&self.name), records::encode(&record)).await.unwrap();
+    }
+
+    pub(crate) fn link(&self, digest: &Digest) -> ManifestLink {
+        ManifestLink {
+            object: layout::blob(digest, Uuid::now_v7()),
+            media_type: MediaType::OciManifest,
+            size_bytes: 500,
+            config: Some(Digest::sha256(b"config")),
+            children: vec![],
+            platforms: vec![],
+            content_size_bytes: 4000,
+            cache_time: now(),
+            origin: None,
+            deleted: false,
+        }
+    }
+
+    pub(crate) async fn write_link(&self, world: &World, digest: &Digest, link: &ManifestLink) {
+        let key = layout::manifest_link(&self.name, self.incarnation, digest);
+        world.store.put(&key, records::encode(link)).await.unwrap();
+    }
+
+    pub(crate) async fn write_config(&self, world: &World, platform: &str) {
+        let link = BlobLink {
+            object: layout::blob(&Digest::sha256(b"config"), Uuid::now_v7()),
+            size_bytes: 6,
+            origin: None,
+            cache_time: now(),
+            platform: Some(platform.into()),
+            deleted: false,
+        };
+        let key = layout::blob_link(&self.name, self.incarnation, &Digest::sha256(b"config"));
+        world.store.put(&key, records::encode(&link)).await.unwrap();
+    }
+
+    pub(crate) async fn write_tag(&self, world: &World, tag: &str, digest: Option<&Digest>, revision: i64) {
+        let record = TagRecord { digest: digest.cloned(), revision, validate_time: Some(now()), origin: None };
+        let key = layout::tag(&self.name, self.incarnation, &tag.parse().unwrap());
+        world.store.put(&key, records::encode(&record)).await.unwrap();
+    }
+
+    pub(crate) async fn read_tag(&self, world: &World, tag: &str) -> Option<TagRecord> {
+        let tag: Tag = tag.parse().unwrap();
+        let key = layout::tag(&self.name, self.incarnation, &tag);
+        records::read::<TagRecord>(&*world.store, &key).await.unwrap().map(|(record, _)| record)
+    }
+
+    pub(crate) fn event(&self, kind: Kind) -> node::Event {
+        node::Event {
+            event_id: Uuid::now_v7().to_string(),
+            event_time: Some(timestamp(now())),
+            repository: self.name.to_string(),
+            incarnation: self.incarnation.to_string(),
+            kind: Some(kind),
+        }
+    }
+
+    pub(crate) fn created(&self) -> node::Event {
+        let create_time = Some(timestamp(now()));
+        self.event(Kind::RepositoryCreated(node::RepositoryCreated { rule_uid: String::new(), create_time }))
+    }
+
+    pub(crate) fn cached(&self, content: &[u8], after_seconds: i64) -> node::Event {
+        self.event(Kind::ImageCached(self.image(content, after_seconds)))
+    }
+
+    fn image(&self, content: &[u8], after_seconds: i64) -> node::ImageCached {
+        node::ImageCached {
+            digest: digest(content),
+            media_type: MediaType::OciManifest.to_string(),
+            manifest_size_bytes: 500,
+            content_size_bytes: 4000,
+            platforms: vec![],
+            children: vec![],
+            cache_time: Some(timestamp(now() + Duration::from_secs(after_seconds.unsigned_abs()))),
+            config_digest: digest(b"config"),
+        }
+    }
+
+    pub(crate) fn moved(&self, tag: &str, content: &[u8], revision: i64) -> node::Event {
+        self.event(Kind::TagMoved(node::TagMoved {
+            tag: tag.into(),
+            digest: digest(content),
+            revision,
+            validate_time: Some(timestamp(now())),
+        }))
+    }
+
+    fn pulled(&self, content: &[u8], after_seconds: u64) -> node::Event {
+        let pull_time = Some(timestamp(now() + Duration::from_secs(after_seconds)));
+        self.event(Kind::Pulled(node::Pulled { digest: digest(content), pull_time }))
+    }
+}
+
+fn digest(content: &[u8]) -> String {
+    Digest::sha256(content).to_string()
+}
+
+pub(crate) async fn report(fixture: &Fixture, events: Vec<node::Event>) {
+    let request = node::ReportEventsRequest { node_id: "n1".into(), events };
+    fixture.nodes("n1").report_events(request).await.unwrap();
+}
+
+pub(crate) async fn list_images(fixture: &Fixture, repository: &str, filter: &str) -> Vec<pb::Image> {
+    let parent = format!("repositories/{repository}");
+    let request = pb::ListImagesRequest { parent, filter: filter.into(), ..Default::default() };
+    fixture.images().list_images(request).await.unwrap().into_inner().images
+}
+
+pub(crate) async fn list_repositories(fixture: &Fixture, filter: &str) -> Vec<String> {
+    let request = pb::ListRepositoriesRequest { filter: filter.into(), ..Default::default() };
+    let answer = fixture.repositories().list_repositories(request).await.unwrap().into_inner();
+    answer.repositories.into_iter().map(|repository| repository.name.replace("repositories/", "")).collect()
+}
+
+fn tags(image: &pb::Image) -> Vec<&str> {
+    image.tags.iter().map(|tag| tag.tag.as_str()).collect()
+}
+
+#[tokio::test]
+async fn events_fill_the_index_once_however_often_they_come() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    let config = node::ConfigCached { digest: digest(b"config"), platform: "linux/arm64/v8".into() };
+    let events = vec![
+        app.created(),
+        // The configuration may be told of before its image.
+        app.event(Kind::ConfigCached(config)),
+        app.cached(b"a", 0),
+        app.moved("v1", b"a", 1),
+        app.moved("latest", b"a", 1),
+        app.pulled(b"a", 7),
+        app.pulled(b"a", 5),
+    ];
+    report(&fixture, events.clone()).await;
+    let images = list_images(&fixture, "demo/app", "").await;
+    assert_eq!((images.len(), tags(&images[0])), (1, vec!["latest", "v1"]));
+    assert_eq!(images[0].platforms, ["linux/arm64/v8"]);
+    assert_eq!((images[0].manifest_size_bytes, images[0].content_size_bytes), (500, 4000));
+    assert_eq!(images[0].last_pull_time, Some(timestamp(now() + Duration::from_secs(7))));
+    assert_eq!(images[0].last_validate_time, Some(timestamp(now())));
+
+    report(&fixture, events).await;
+    assert_eq!(list_images(&fixture, "demo/app", "").await, images);
+    let get = pb::GetRepositoryRequest { name: "repositories/demo/app".into() };
+    let repository = fixture.repositories().get_repository(get).await.unwrap().into_inner();
+    assert_eq!((repository.image_count, repository.uid), (1, app.incarnation.to_string()));
+    assert_eq!(repository.last_pull_time, images[0].last_pull_time);
+    let get = pb::GetImageRequest { name: "repositories/demo/app/tags/v1".into() };
+    assert_eq!(fixture.images().get_image(get).await.unwrap().into_inner(), images[0]);
+}
+
+#[tokio::test]
+async fn tags_only_go_forward() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    report(&fixture, vec![app.cached(b"old", 0), app.cached(b"new", 1), app.moved("v1", b"new", 2)]).await;
+    report(&fixture, vec![app.moved("v1", b"old", 1)]).await;
+    let images = list_images(&fixture, "demo/app", "tagged = true").await;
+    assert_eq!((images.len(), images[0].digest.clone()), (1, digest(b"new")));
+    let untagged = list_images(&fixture, "demo/app", "tagged = false").await;
+    assert_eq!((untagged.len(), untagged[0].digest.clone()), (1, digest(b"old")));
+    assert_eq!(list_images(&fixture, "demo/app", r#"tag = "v1""#).await, images);
+    assert!(list_images(&fixture, "demo/app", r#"tag = "v2""#).await.is_empty());
+}
+
+#[tokio::test]
+async fn events_of_dead_incarnations_are_ignored() {
+    let fixture = Fixture::start().await;
+    let old = Repository::create(&fixture.world, "demo/app").await;
+    let new = Repository::create(&fixture.world, "demo/app").await;
+    report(&fixture, vec![old.created(), old.cached(b"a", 0), new.created(), new.cached(b"b", 0)]).await;
+    let images = list_images(&fixture, "demo/app", "").await;
+    assert_eq!((images.len(), images[0].digest.clone()), (1, digest(b"b")));
+
+    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into() };
+    let deleted = fixture.repositories().delete_repository(delete.clone()).await.unwrap().into_inner();
+    assert_eq!(deleted.uid, new.incarnation.to_string());
+    report(&fixture, vec![new.created(), new.cached(b"b", 9), new.moved("v1", b"b", 9)]).await;
+    assert!(list_repositories(&fixture, "").await.is_empty());
+    let error = fixture.repositories().delete_repository(delete).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::NotFound, "NOT_FOUND".into()));
+}
+
+#[tokio::test]
+async fn an_event_may_come_before_its_record_and_a_deletion_before_its_event() {
+    let fixture = Fixture::start().await;
+    let early = Repository { name: "demo/early".parse().unwrap(), incarnation: Uuid::now_v7() };
+    report(&fixture, vec![early.created(), early.cached(b"a", 0)]).await;
+    assert_eq!(list_images(&fixture, "demo/early", "").await.len(), 1);
+
+    // The index has not heard of this one, the store has it: the store decides.
+    let silent = Repository::create(&fixture.world, "demo/silent").await;
+    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/silent".into() };
+    fixture.repositories().delete_repository(delete).await.unwrap();
+    report(&fixture, vec![silent.created(), silent.cached(b"a", 0)]).await;
+    assert_eq!(list_repositories(&fixture, "").await, ["demo/early"]);
+}
+
+#[tokio::test]
+async fn malformed_events_are_refused_by_name_and_nothing_is_applied() {
+    let fixture = Fixture::start().await;
+    let app = Repository { name: "demo/app".parse().unwrap(), incarnation: Uuid::now_v7() };
+    let mut bad = app.cached(b"a", 0);
+    bad.incarnation = "x".into();
+    let request =
+        node::ReportEventsRequest { node_id: "n1".into(), events: vec![app.created(), bad, app.moved("-", b"a", 1)] };
+    let error = fixture.nodes("n1").report_events(request).await.unwrap_err();
+    assert_eq!(fields(&error), ["events[1].incarnation", "events[2].tag_moved.tag"]);
+    assert!(list_repositories(&fixture, "").await.is_empty());
+    let many = vec![app.created(); 1001];
+    let request = node::ReportEventsRequest { node_id: "n1".into(), events: many };
+    assert_eq!(fields(&fixture.nodes("n1").report_events(request).await.unwrap_err()), ["events"]);
+}
+
+#[tokio::test]
+async fn an_index_is_one_image_with_the_size_of_what_is_cached_of_it() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    let index = node::ImageCached {
+        media_type: MediaType::OciIndex.to_string(),
+        content_size_bytes: 0,
+        platforms: vec!["linux/amd64".into(), "linux/arm64".into()],
+        children: vec![digest(b"amd64"), digest(b"arm64")],
+        config_digest: String::new(),
+        ..app.image(b"index", 0)
+    };
+    let events = vec![app.event(Kind::ImageCached(index)), app.moved("v1", b"index", 1), app.cached(b"amd64", 1)];
+    report(&fixture, events).await;
+    let images = list_images(&fixture, "demo/app", "").await;
+    assert_eq!((images.len(), images[0].platforms.len()), (1, 2));
+    assert_eq!(images[0].content_size_bytes, 4500);
+
+    report(&fixture, vec![app.moved("only-amd64", b"amd64", 1)]).await;
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 2, "a child with a tag is an image too");
+    let get = pb::GetImageRequest { name: format!("repositories/demo/app/images/{}", digest(b"amd64")) };
+    assert_eq!(tags(fixture.images().get_image(get).await.unwrap().get_ref()), ["only-amd64"]);
+}
+
+#[tokio::test]
+async fn images_are_listed_the_youngest_first_page_by_page() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    // Two of the same moment.
+    let all = [(b"a", 1), (b"b", 2), (b"c", 2), (b"d", 3), (b"e", 4)];
+    report(&fixture, all.map(|(content, second)| app.cached(content, second)).to_vec()).await;
+    let whole = list_images(&fixture, "demo/app", "").await;
+    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let parent = "repositories/demo/app".to_owned();
+        let request = pb::ListImagesRequest { parent, page_size: 2, page_token, filter: String::new() };
+        let page = fixture.images().list_images(request).await.unwrap().into_inner();
+        seen.extend(page.images);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!((seen.len(), &seen), (5, &whole));
+    assert_eq!((seen[0].digest.clone(), seen[4].digest.clone()), (digest(b"e"), digest(b"a")));
+
+    let request = pb::ListImagesRequest { parent: "repositories/no/such".into(), ..Default::default() };
+    assert_eq!(fixture.images().list_images(request).await.unwrap_err().code(), Code::NotFound);
+    let request =
+        pb::ListImagesRequest { parent: "demo".into(), page_size: -1, filter: "x".into(), ..Default::default() };
+    assert_eq!(fields(&fixture.images().list_images(request).await.unwrap_err()), ["parent", "page_size", "filter"]);
+}
+
+#[tokio::test]
+async fn repositories_are_filtered() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    let rule = fixture.create_rule("hub", "quay").await;
+    let mut events = Vec::new();
+    for name in ["hub/a", "hub/b", "huc/a", "gone/a"] {
+        let repository = Repository { name: name.parse().unwrap(), incarnation: Uuid::now_v7() };
+        let rule_uid = if name.starts_with("hub") { rule.uid.clone() } else { Uuid::new_v4().to_string() };
+        let create_time = Some(timestamp(now()));
+        events.push(repository.event(Kind::RepositoryCreated(node::RepositoryCreated { rule_uid, create_time })));
+    }
+    report(&fixture, events).await;
+    assert_eq!(list_repositories(&fixture, "").await, ["gone/a", "hub/a", "hub/b", "huc/a"]);
+    assert_eq!(list_repositories(&fixture, r#"prefix = "hub""#).await, ["hub/a", "hub/b"]);
+    assert_eq!(list_repositories(&fixture, r#"rule = "rules/hub" AND prefix = "hub/b""#).await, ["hub/b"]);
+    assert_eq!(list_repositories(&fixture, "cached = true").await.len(), 4);
+    assert!(list_repositories(&fixture, "cached = false").await.is_empty());
+
+    let request = pb::ListRepositoriesRequest { filter: "cached = maybe".into(), ..Default::default() };
+    let error = fixture.repositories().list_repositories(request).await.unwrap_err();
+    assert!(error.message().contains("at character 10"), "{}", error.message());
+    let get = pb::GetRepositoryRequest { name: "repositories/hub/a".into() };
+    assert_eq!(fixture.repositories().get_repository(get.clone()).await.unwrap().get_ref().rule, "rules/hub");
+    let delete = pb::DeleteRuleRequest { name: "rules/hub".into(), ..Default::default() };
+    fixture.rules().delete_rule(delete).await.unwrap();
+    let left = fixture.repositories().get_repository(get).await.unwrap().into_inner();
+    assert_eq!((left.rule.as_str(), left.rule_uid), ("", rule.uid));
+}
+
+#[tokio::test]
+async fn a_deleted_tag_is_gone_until_it_is_pulled_again() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    let content = Digest::sha256(b"a");
+    app.write_link(&fixture.world, &content, &app.link(&content)).await;
+    app.write_tag(&fixture.world, "v1", Some(&content), 1).await;
+    report(&fixture, vec![app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
+
+    let name = "repositories/demo/app/tags/v1".to_owned();
+    let delete = pb::DeleteImageRequest { name: name.clone() };
+    let deleted = fixture.images().delete_image(delete.clone()).await.unwrap().into_inner();
+    assert_eq!(tags(&deleted), ["v1"]);
+    let record = app.read_tag(&fixture.world, "v1").await.unwrap();
+    assert_eq!((record.digest, record.revision), (None, 2));
+    report(&fixture, vec![app.moved("v1", b"a", 1)]).await;
+    let error = fixture.images().get_image(pb::GetImageRequest { name: name.clone() }).await.unwrap_err();
+    assert_eq!(details(&error).resource_info().unwrap().resource_name, name);
+    assert_eq!(fixture.images().delete_image(delete).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1, "the image itself stays");
+
+    report(&fixture, vec![app.moved("v1", b"a", 3)]).await;
+    fixture.images().get_image(pb::GetImageRequest { name }).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_deleted_image_goes_with_its_tags_and_its_own_children() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    let (index, child) = (Digest::sha256(b"index"), Digest::sha256(b"child"));
+    let link = ManifestLink {
+        children: vec![child.clone()],
+        media_type: MediaType::OciIndex,
+        config: None,
+        ..app.link(&index)
+    };
+    app.write_link(&fixture.world, &index, &link).await;
+    app.write_link(&fixture.world, &child, &app.link(&child)).await;
+    app.write_tag(&fixture.world, "v1", Some(&index), 4).await;
+    // The index does not know of this tag yet.
+    app.write_tag(&fixture.world, "v2", Some(&index), 1).await;
+    app.write_tag(&fixture.world, "other", Some(&Digest::sha256(b"other")), 1).await;
+    let cached = node::ImageCached { children: vec![digest(b"child")], ..app.image(b"index", 0) };
+    let events = vec![app.event(Kind::ImageCached(cached)), app.cached(b"child", 0), app.moved("v1", b"index", 4)];
+    report(&fixture, events.clone()).await;
+
+    let delete = pb::DeleteImageRequest { name: format!("repositories/demo/app/images/{index}") };
+    let deleted = fixture.images().delete_image(delete.clone()).await.unwrap().into_inner();
+    assert!(tags(&deleted).contains(&"v1"));
+    assert!(list_images(&fixture, "demo/app", "").await.is_empty());
+    for (tag, is_there) in [("v1", false), ("v2", false), ("other", true)] {
+        assert_eq!(app.read_tag(&fixture.world, tag).await.unwrap().digest.is_some(), is_there, "{tag}");
+    }
+    for digest in [&index, &child] {
+        let key = layout::manifest_link(&app.name, app.incarnation, digest);
+        assert!(records::read::<ManifestLink>(&*fixture.world.store, &key).await.unwrap().unwrap().0.deleted);
+    }
+
+    // Late news of what was deleted changes nothing; a new pull does.
+    let late = events.into_iter().map(|event| node::Event { event_id: Uuid::now_v7().to_string(), ..event });
+    report(&fixture, late.collect()).await;
+    assert!(list_images(&fixture, "demo/app", "").await.is_empty());
+    assert_eq!(fixture.images().delete_image(delete).await.unwrap_err().code(), Code::NotFound);
+    report(&fixture, vec![app.cached(b"index", 60)]).await;
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1);
+}

@@ -1,0 +1,99 @@
+//! The index is repaired from the store, and events that a node left behind are taken in.
+
+use entrepot_domain::{Digest, ResourceId};
+use entrepot_proto::node::v1 as node;
+use entrepot_store::layout;
+use entrepot_store::records::{ManifestLink, State};
+use entrepot_test_support::wait_until;
+use prost::Message as _;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use crate::content::{Repository, list_images, list_repositories, report};
+use crate::fixture::{Fixture, LIMIT, World, now};
+
+#[tokio::test]
+async fn what_the_store_has_is_listed_after_a_start() {
+    let world = World::new().await;
+    let (app, gone) = (Repository::create(&world, "demo/app").await, Repository::create(&world, "demo/gone").await);
+    let content = Digest::sha256(b"a");
+    app.write_link(&world, &content, &app.link(&content)).await;
+    app.write_config(&world, "linux/riscv64").await;
+    app.write_tag(&world, "v1", Some(&content), 1).await;
+    let deleted = Digest::sha256(b"deleted");
+    app.write_link(&world, &deleted, &ManifestLink { deleted: true, ..app.link(&deleted) }).await;
+    app.write_tag(&world, "old", None, 5).await;
+    gone.write(&world, State::Deleted).await;
+
+    let fixture = world.start().await;
+    wait_until(LIMIT, "the tag is listed", async || {
+        list_repositories(&fixture, "").await == ["demo/app"]
+            && list_images(&fixture, "demo/app", r#"tag = "v1""#).await.len() == 1
+    })
+    .await;
+    let images = list_images(&fixture, "demo/app", "").await;
+    assert_eq!((images.len(), images[0].platforms.clone()), (1, vec!["linux/riscv64".to_owned()]));
+}
+
+#[tokio::test]
+async fn what_the_store_does_not_have_is_removed() {
+    let fixture = Fixture::start().await;
+    let world = &fixture.world;
+    let app = Repository::create(world, "demo/app").await;
+    let (kept, lost) = (Digest::sha256(b"kept"), Digest::sha256(b"lost"));
+    app.write_link(world, &kept, &app.link(&kept)).await;
+    app.write_tag(world, "moved", Some(&kept), 2).await;
+    let phantom = Repository { name: "demo/phantom".parse().unwrap(), incarnation: Uuid::now_v7() };
+    let events = vec![
+        app.cached(b"kept", 0),
+        app.cached(b"lost", 0),
+        app.moved("moved", b"lost", 1),
+        app.moved("lost", b"lost", 1),
+        phantom.created(),
+    ];
+    report(&fixture, events).await;
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 2);
+
+    let world = fixture.stop().await;
+    world
+        .sql(
+            "UPDATE repositories SET index_time = index_time - interval '1 hour';
+             UPDATE images SET index_time = index_time - interval '1 hour';
+             UPDATE tags SET index_time = index_time - interval '1 hour'",
+        )
+        .await;
+    let fixture = world.start().await;
+    wait_until(LIMIT, "the index is repaired", async || {
+        let images = list_images(&fixture, "demo/app", "").await;
+        let tags = images.first().map(|image| image.tags.iter().map(|tag| tag.tag.clone()).collect::<Vec<_>>());
+        list_repositories(&fixture, "").await == ["demo/app"]
+            && images.len() == 1
+            && images[0].digest == kept.to_string()
+            && tags == Some(vec!["moved".to_owned()])
+    })
+    .await;
+    let _ = lost;
+}
+
+#[tokio::test]
+async fn events_that_a_node_left_behind_are_taken_in() {
+    let world = World::new().await;
+    let app = Repository { name: "demo/app".parse().unwrap(), incarnation: Uuid::now_v7() };
+    let node: ResourceId = "dead-node".parse().unwrap();
+    let at = |seconds_ago: i64| {
+        let seconds = u64::try_from(now().timestamp() - seconds_ago).unwrap();
+        layout::event(&node, Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)))
+    };
+    let (old, broken, young) = (at(90), at(80), at(10));
+    let events = vec![app.created(), app.cached(b"a", 0)];
+    let batch = node::ReportEventsRequest { node_id: node.to_string(), events };
+    world.store.put(&old, batch.encode_to_vec().into()).await.unwrap();
+    world.store.put(&broken, b"\xff not protobuf".to_vec().into()).await.unwrap();
+    world.store.put(&young, batch.encode_to_vec().into()).await.unwrap();
+
+    let fixture = world.start().await;
+    let is_there = async |key| fixture.world.store.head(key).await.unwrap().is_some();
+    wait_until(LIMIT, "the old ones are deleted", async || !is_there(&old).await && !is_there(&broken).await).await;
+    assert!(is_there(&young).await, "the node may still report these itself");
+    assert_eq!(list_repositories(&fixture, "").await, ["demo/app"]);
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1);
+}

@@ -1,0 +1,99 @@
+//! Many clients, one fetch.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use entrepot_test_support::{FakeUpstream, images, wait_until};
+use futures_util::future::try_join_all;
+use http::{Method, StatusCode};
+
+use crate::registry::{LIMIT, Registry};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fifty_clients_that_pull_one_cold_image_fetch_each_content_once() -> Result<()> {
+    const CLIENTS: usize = 50;
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20), images::random_bytes(2, 1000)]);
+    let registry = Arc::new(Registry::start().await?);
+    registry.rule("demo", &upstream).await?;
+
+    let mut paths = vec!["/v2/demo/app/manifests/v1".to_owned()];
+    paths.extend(image.blobs().iter().map(|digest| format!("/v2/demo/app/blobs/{digest}")));
+    for path in &paths {
+        // The upstream holds its first byte until all are waiting.
+        let gate = upstream.hold(path.trim_start_matches("/v2/demo/"));
+        let clients = (0..CLIENTS).map(|_| {
+            let (registry, path) = (registry.clone(), path.clone());
+            tokio::spawn(async move { registry.get(&path).await })
+        });
+        let clients: Vec<_> = clients.collect();
+        let all = "all clients wait";
+        wait_until(LIMIT, all, async || registry.metric("entrepot_pull_active") >= CLIENTS as f64).await;
+        gate.release();
+        for answer in try_join_all(clients).await? {
+            let answer = answer?;
+            let digest = answer.header("docker-content-digest").map(str::to_owned);
+            assert_eq!((answer.status, Some(images::sha256(&answer.bytes))), (StatusCode::OK, digest));
+        }
+        wait_until(LIMIT, "all have gone", async || registry.metric("entrepot_pull_active") == 0.0).await;
+    }
+
+    for digest in image.blobs() {
+        assert_eq!(upstream.fetches_of(&digest), 1, "{digest}");
+    }
+    assert_eq!(upstream.fetches_of("manifests/v1") + upstream.fetches_of(&image.manifest), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_does_not_end_the_fill() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20)]);
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/app", "v1").await?;
+
+    let layer = &image.layers[0];
+    let gate = upstream.hold(layer);
+    let request = registry.request(Method::GET, &format!("/v2/demo/app/blobs/{layer}")).send();
+    let client = tokio::spawn(request);
+    wait_until(LIMIT, "the upstream is asked", async || upstream.fetches_of(layer) == 1).await;
+    client.abort();
+    wait_until(LIMIT, "the client has gone", async || registry.metric("entrepot_pull_active") == 0.0).await;
+    gate.release();
+
+    let links = || registry.object_count("repositories");
+    let before = 3; // the repository, its manifest's link and its tag
+    wait_until(LIMIT, "the blob is linked", async || links().await.is_ok_and(|count| count > before)).await;
+    upstream.stop().await;
+    let answer = registry.blob("demo/app", layer).await?;
+    assert_eq!((answer.status, images::sha256(&answer.bytes)), (StatusCode::OK, layer.clone()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_fill_is_shared_by_repositories_of_a_rule_and_each_needs_its_upstreams_word() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let layer = images::random_bytes(1, 4 << 20);
+    let image = upstream.publish_image("app", "v1", &[layer.clone()]);
+    upstream.publish_image("other", "v1", &[layer]);
+    let registry = Arc::new(Registry::start().await?);
+    registry.rule("demo", &upstream).await?;
+
+    let digest = image.layers[0].clone();
+    let gate = upstream.hold(format!("GET /v2/app/blobs/{digest}"));
+    let get = |repository: &str| {
+        let (registry, path) = (registry.clone(), format!("/v2/demo/{repository}/blobs/{digest}"));
+        tokio::spawn(async move { registry.get(&path).await })
+    };
+    let first = get("app");
+    wait_until(LIMIT, "the upstream is asked", async || upstream.fetches_of(&digest) == 1).await;
+    let (second, stranger) = (get("other"), get("stranger"));
+    assert_eq!(stranger.await??.status, StatusCode::NOT_FOUND);
+    gate.release();
+    for client in [first, second] {
+        assert_eq!(images::sha256(&client.await??.bytes), digest);
+    }
+    assert_eq!(upstream.fetches_of(&digest), 1);
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! What only both planes together can show: a control plane over a real Postgres, a node over real HTTP, and an
+//! upstream whose script says what goes wrong.
+
+#![allow(missing_docs, reason = "tests are named by sentences")]
+
+mod bad_input;
+mod coalescing;
+mod configuration;
+mod deletes;
+mod freshness;
+mod logins;
+mod outages;
+mod pulls;
+mod registry;

@@ -1,0 +1,60 @@
+//! The upstream away, the database away: what is there goes on being served.
+
+use anyhow::Result;
+use entrepot_runtime::Clock;
+use entrepot_test_support::{FakeUpstream, Postgres, images};
+use http::StatusCode;
+
+use crate::registry::Registry;
+
+#[tokio::test]
+async fn cached_pulls_go_on_without_the_upstream_and_new_ones_get_an_honest_error() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 2 << 20)]);
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/app", "v1").await?;
+    for blob in image.blobs() {
+        registry.blob("demo/app", blob).await?;
+    }
+
+    upstream.stop().await;
+    assert_eq!(registry.manifest("demo/app", "v1").await?.status, StatusCode::OK);
+    assert_eq!(registry.manifest("demo/app", &image.manifest).await?.status, StatusCode::OK);
+    for blob in image.blobs() {
+        assert_eq!(images::sha256(&registry.blob("demo/app", &blob).await?.bytes), blob);
+    }
+    let new = registry.manifest("demo/app", "v2").await?;
+    assert_eq!((new.status, new.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"));
+    assert!(new.header("retry-after").is_some());
+    let text = String::from_utf8_lossy(&new.bytes).into_owned();
+    assert!(text.contains("`demo`") && text.contains("upstream"), "names the rule and the upstream: {text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pulls_go_on_without_postgres_and_are_listed_once_when_it_is_back() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    upstream.publish_image("old", "v1", &[images::random_bytes(1, 1000)]);
+    let new = upstream.publish_image("new", "v1", &[images::random_bytes(2, 1000)]);
+    let postgres = Postgres::start().await;
+    let registry = Registry::start_on(&postgres.database().await, Clock::system()).await?;
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/old", "v1").await?;
+    registry.listed("demo/old", "v1").await;
+
+    postgres.kill().await;
+    assert_eq!(registry.manifest("demo/old", "v1").await?.status, StatusCode::OK);
+    assert_eq!(registry.manifest("demo/new", "v1").await?.status, StatusCode::OK);
+    for blob in new.blobs() {
+        assert_eq!(registry.blob("demo/new", &blob).await?.status, StatusCode::OK);
+    }
+    let status = registry.repository_names().await.unwrap_err().downcast::<tonic::Status>()?;
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+
+    postgres.resume().await;
+    registry.listed("demo/new", "v1").await;
+    assert_eq!(registry.repository_names().await?, ["repositories/demo/new", "repositories/demo/old"]);
+    assert_eq!(registry.image_list("demo/new").await?.len(), 1);
+    Ok(())
+}

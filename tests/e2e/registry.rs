@@ -1,0 +1,281 @@
+//! A registry of one control plane and one node, over a real Postgres and a local folder, in this process.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use entrepot_control_plane::{ControlPlane, Reflection};
+use entrepot_data_plane::DataPlane;
+use entrepot_domain::Secret;
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::repositories_client::RepositoriesClient;
+use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_proto::v1::upstreams_client::UpstreamsClient;
+use entrepot_runtime::{Clock, Health, Metrics, Tasks};
+use entrepot_store::{LocalStore, Prefix, Store};
+use entrepot_test_support::{FakeUpstream, wait_until};
+use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
+use http::{HeaderMap, Method, StatusCode};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+
+/// The administrator's key of every registry here.
+const KEY: (&str, &str) = ("admin", "correct horse battery");
+/// How long anything may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// A running registry.
+pub(crate) struct Registry {
+    /// Where the registry is, such as `http://127.0.0.1:34567`.
+    pub(crate) url: String,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: Metrics,
+    pub(crate) store: Store,
+    pub(crate) tasks: Tasks,
+    channel: Channel,
+    client: reqwest::Client,
+    _dir: TempDir,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) bytes: Bytes,
+}
+
+impl Answer {
+    /// A header as text.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The code of the first OCI error.
+    pub(crate) fn code(&self) -> String {
+        let body: serde_json::Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
+        body["errors"][0]["code"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+/// Puts the administrator's key on every call.
+#[derive(Clone)]
+pub(crate) struct AsAdmin;
+
+impl Interceptor for AsAdmin {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let value: MetadataValue<Ascii> = format!("Bearer {}:{}", KEY.0, KEY.1).parse().expect("plain text");
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+}
+
+type Admin = InterceptedService<Channel, AsAdmin>;
+
+impl Registry {
+    /// A registry on a database of its own.
+    pub(crate) async fn start() -> Result<Self> {
+        let database = entrepot_test_support::Postgres::shared().await.database().await;
+        Self::start_on(&database, Clock::system()).await
+    }
+
+    /// A registry on a database of its own, whose clock goes only when it is moved.
+    pub(crate) async fn start_with_manual_clock() -> Result<Self> {
+        let database = entrepot_test_support::Postgres::shared().await.database().await;
+        Self::start_on(&database, Clock::manual(Clock::system().now())).await
+    }
+
+    /// A registry on the database at `database`.
+    pub(crate) async fn start_on(database: &str, clock: Clock) -> Result<Self> {
+        let dir = TempDir::new()?;
+        let store: Store = Arc::new(LocalStore::open(dir.path().join("store"))?);
+        let (metrics, tasks, health) = (Metrics::new("test"), Tasks::new(), Health::new());
+        let cluster_key = ClusterKey::load_or_generate(dir.path().join("cluster.key"))?;
+        let signer = SnapshotSigner::load_or_generate(dir.path().join("snapshot.key"))?;
+        let snapshot_trust = SnapshotTrust::new(signer.public_key(), None);
+        let api = TcpListener::bind("127.0.0.1:0").await?;
+        let registry = TcpListener::bind("127.0.0.1:0").await?;
+        let (api_addr, registry_addr) = (api.local_addr()?, registry.local_addr()?);
+
+        let control_plane = ControlPlane::new(
+            entrepot_control_plane::Config::new(&Secret::new(database.to_owned()), 8)?,
+            entrepot_control_plane::Deps {
+                store: store.clone(),
+                cluster_key: cluster_key.clone(),
+                snapshot_signer: signer,
+                clock: clock.clone(),
+                tasks: tasks.clone(),
+                health: health.clone(),
+                metrics: metrics.clone(),
+                bootstrap_key: Some(Secret::new(format!("{}:{}", KEY.0, KEY.1))),
+                reflection: Reflection::Open,
+            },
+        );
+        let serving = control_plane.clone();
+        tasks.spawn("api", async move { serving.serve(api).await.expect("gRPC is served") });
+        control_plane.ready(LIMIT).await?;
+
+        let config = entrepot_data_plane::Config {
+            node_id: "node-1".to_owned(),
+            external_url: None,
+            control_api: format!("http://{api_addr}").parse()?,
+            spool_dir: dir.path().join("spool"),
+        };
+        let deps = entrepot_data_plane::Deps {
+            store: store.clone(),
+            cluster_key,
+            snapshot_trust,
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+        };
+        let data_plane = DataPlane::new(config, deps)?;
+        tasks.spawn("registry", data_plane.serve(registry));
+        wait_until(LIMIT, "the registry is ready", async || health.is_ready()).await;
+
+        let channel = Endpoint::from_shared(format!("http://{api_addr}"))?.connect().await?;
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build()?;
+        let url = format!("http://{registry_addr}");
+        Ok(Self { url, clock, metrics, store, tasks, channel, client, _dir: dir })
+    }
+
+    pub(crate) fn upstreams(&self) -> UpstreamsClient<Admin> {
+        UpstreamsClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn rules(&self) -> RulesClient<Admin> {
+        RulesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn repositories(&self) -> RepositoriesClient<Admin> {
+        RepositoriesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn images(&self) -> ImagesClient<Admin> {
+        ImagesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn access(&self) -> AccessClient<Admin> {
+        AccessClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    /// Makes an upstream for `upstream`, which is on loopback and plain HTTP, and says so.
+    pub(crate) async fn upstream(&self, id: &str, upstream: &FakeUpstream) -> Result<pb::Upstream> {
+        let request = pb::CreateUpstreamRequest {
+            upstream_id: id.to_owned(),
+            upstream: Some(pb::Upstream {
+                kind: pb::UpstreamKind::Oci.into(),
+                endpoint: upstream.url(),
+                allow_plain_http: true,
+                allow_private_addresses: true,
+                ..Default::default()
+            }),
+            request_id: String::new(),
+        };
+        Ok(self.upstreams().create_upstream(request).await?.into_inner())
+    }
+
+    /// Makes a rule `id` for the prefix `id`, and an upstream of the same name.
+    pub(crate) async fn rule(&self, id: &str, upstream: &FakeUpstream) -> Result<pb::Rule> {
+        self.upstream(id, upstream).await?;
+        self.rule_to(id, id).await
+    }
+
+    /// Makes a rule `id` for the prefix `id` to an upstream that exists.
+    pub(crate) async fn rule_to(&self, id: &str, upstream: &str) -> Result<pb::Rule> {
+        let rule = pb::Rule { upstream: format!("upstreams/{upstream}"), ..Default::default() };
+        let request = pb::CreateRuleRequest { rule_id: id.to_owned(), rule: Some(rule), request_id: String::new() };
+        Ok(self.rules().create_rule(request).await?.into_inner())
+    }
+
+    /// A request as the administrator, by Basic.
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
+    }
+
+    /// A request as nobody.
+    pub(crate) fn anonymous(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    /// The whole answer to a GET.
+    pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
+        send(self.request(Method::GET, path)).await
+    }
+
+    /// The manifest that `reference` means in `repository`.
+    pub(crate) async fn manifest(&self, repository: &str, reference: impl std::fmt::Display) -> Result<Answer> {
+        self.get(&format!("/v2/{repository}/manifests/{reference}")).await
+    }
+
+    /// A blob of `repository`.
+    pub(crate) async fn blob(&self, repository: &str, digest: impl std::fmt::Display) -> Result<Answer> {
+        self.get(&format!("/v2/{repository}/blobs/{digest}")).await
+    }
+
+    /// The names of all repositories.
+    pub(crate) async fn repository_names(&self) -> Result<Vec<String>> {
+        let listed = self.repositories().list_repositories(pb::ListRepositoriesRequest::default()).await?.into_inner();
+        Ok(listed.repositories.into_iter().map(|repository| repository.name).collect())
+    }
+
+    /// The images of a repository.
+    pub(crate) async fn image_list(&self, repository: &str) -> Result<Vec<pb::Image>> {
+        let parent = format!("repositories/{repository}");
+        let request = pb::ListImagesRequest { parent, ..Default::default() };
+        match self.images().list_images(request).await {
+            Ok(listed) => Ok(listed.into_inner().images),
+            Err(status) if status.code() == tonic::Code::NotFound => Ok(vec![]),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    /// Waits until the index lists `tag` in `repository`; events arrive when they arrive.
+    pub(crate) async fn listed(&self, repository: &str, tag: &str) -> pb::Image {
+        let what = format!("`{repository}:{tag}` is listed");
+        let found = std::sync::Mutex::new(None);
+        wait_until(LIMIT, &what, async || {
+            let images = self.image_list(repository).await.unwrap_or_default();
+            let image = images.into_iter().find(|image| image.tags.iter().any(|listed| listed.tag == tag));
+            let is_listed = image.is_some();
+            *found.lock().expect("not poisoned") = image;
+            is_listed
+        })
+        .await;
+        found.into_inner().expect("not poisoned").expect("it was found")
+    }
+
+    /// How many objects the store has below `folder`.
+    pub(crate) async fn object_count(&self, folder: &str) -> Result<usize> {
+        let prefix = Prefix::below(folder).context("a folder")?;
+        Ok(self.store.list(&prefix, None, usize::MAX).await?.len())
+    }
+
+    /// A value from the metrics in Prometheus' text format: the sum of all lines that begin with `name`.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let text = self.metrics.render();
+        let lines = text.lines().filter(|line| line.starts_with(name));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+}
+
+/// The whole answer to a request.
+pub(crate) async fn send(request: reqwest::RequestBuilder) -> Result<Answer> {
+    let response = request.send().await?;
+    let (status, headers) = (response.status(), response.headers().clone());
+    Ok(Answer { status, headers, bytes: response.bytes().await? })
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.tasks.stopping().cancel();
+    }
+}
