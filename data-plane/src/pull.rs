@@ -32,7 +32,8 @@ impl Node {
         match &target.content {
             Content::Manifest(reference) => {
                 let resolved = self.resolver.manifest(&place, reference).await?;
-                if let (Some(incarnation), &Method::GET) = (resolved.incarnation, &request.method) {
+                // A HEAD counts, too: it is all that clients send for an image that they have already.
+                if let Some(incarnation) = resolved.incarnation {
                     self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
                 }
                 Ok(respond::manifest(request, reference, resolved))
