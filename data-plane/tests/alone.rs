@@ -1,6 +1,7 @@
 //! A node without a control plane: it starts from the published snapshot, serves, and keeps what it learns.
 
 #![allow(missing_docs, reason = "tests are named by sentences")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;

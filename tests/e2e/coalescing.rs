@@ -39,7 +39,7 @@ async fn fifty_clients_that_pull_one_cold_image_fetch_each_content_once() -> Res
     }
 
     for digest in image.blobs() {
-        assert_eq!(upstream.fetches_of(&digest), 1, "{digest}");
+        assert_eq!(upstream.fetches_of(digest), 1, "{digest}");
     }
     assert_eq!(upstream.fetches_of("manifests/v1") + upstream.fetches_of(&image.manifest), 1);
     Ok(())
@@ -75,7 +75,7 @@ async fn a_client_that_hangs_up_does_not_end_the_fill() -> Result<()> {
 async fn a_fill_is_shared_by_repositories_of_a_rule_and_each_needs_its_upstreams_word() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     let layer = images::random_bytes(1, 4 << 20);
-    let image = upstream.publish_image("app", "v1", &[layer.clone()]);
+    let image = upstream.publish_image("app", "v1", std::slice::from_ref(&layer));
     upstream.publish_image("other", "v1", &[layer]);
     let registry = Arc::new(Registry::start().await?);
     registry.rule("demo", &upstream).await?;

@@ -2,6 +2,7 @@
 //! upstream whose script says what goes wrong.
 
 #![allow(missing_docs, reason = "tests are named by sentences")]
+#![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
 mod bad_input;
 mod coalescing;
