@@ -96,6 +96,13 @@ pub enum PullError {
     Busy,
 }
 
+impl PullError {
+    /// Whether the upstream has said that the repository may not have this, or does not have it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::UpstreamDenied { .. })
+    }
+}
+
 /// Why nobody known is asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginFault {

@@ -62,17 +62,13 @@ impl Fills {
     }
 
     /// The fill of `digest`, begun from the upstream repository of `place` if none runs.
+    ///
+    /// One that runs may have been begun for another repository: the caller asks whether this one may have it, too.
     pub(crate) fn join_or_start(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Landing {
         let key = (fill.origin, digest.clone());
         let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         match running.entry(key.clone()) {
-            Entry::Occupied(entry) => {
-                let landing = entry.get().clone();
-                // Only a fill of another repository would have needed its upstream's word, and that one was asked for
-                // before; between the two looks it can only have been begun by a reader like this one.
-                landing.confirm_for(place, fill);
-                landing
-            }
+            Entry::Occupied(entry) => entry.get().clone(),
             Entry::Vacant(entry) => {
                 let (landing, progress) = Landing::new(place, fill);
                 entry.insert(landing.clone());

@@ -8,6 +8,7 @@ use std::future::Future;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
+use entrepot_proto::convert::timestamp;
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_runtime::{Clock, chain};
@@ -17,7 +18,6 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::config::limits;
-use crate::control::outbox::wire;
 use crate::control::{FillFrom, Outbox};
 use crate::error::PullError;
 
@@ -270,7 +270,7 @@ impl RepositoryDraft {
         (self.change == Change::Written).then(|| {
             Kind::RepositoryCreated(pb::RepositoryCreated {
                 rule_uid: fill.rule.uid.to_string(),
-                create_time: Some(wire(self.record.create_time)),
+                create_time: Some(timestamp(self.record.create_time)),
             })
         })
     }
@@ -297,7 +297,7 @@ impl TagDraft {
             tag: self.tag.to_string(),
             digest: self.record.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
             revision: self.record.revision,
-            validate_time: self.record.validate_time.map(wire),
+            validate_time: self.record.validate_time.map(timestamp),
         })
     }
 
@@ -331,7 +331,7 @@ fn image_cached(digest: &Digest, link: &ManifestLink) -> Kind {
         content_size_bytes: signed(link.content_size_bytes),
         platforms: link.platforms.clone(),
         children: link.children.iter().map(Digest::to_string).collect(),
-        cache_time: Some(wire(link.cache_time)),
+        cache_time: Some(timestamp(link.cache_time)),
         config_digest: link.config.as_ref().map(Digest::to_string).unwrap_or_default(),
     })
 }

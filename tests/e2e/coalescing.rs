@@ -97,3 +97,28 @@ async fn a_fill_is_shared_by_repositories_of_a_rule_and_each_needs_its_upstreams
     assert_eq!(upstream.fetches_of(&digest), 1);
     Ok(())
 }
+
+#[tokio::test]
+async fn an_upstreams_refusal_for_one_repository_ends_only_that_repositorys_readers() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20)]);
+    let registry = Arc::new(Registry::start().await?);
+    registry.rule("demo", &upstream).await?;
+
+    let digest = image.layers[0].clone();
+    let gate = upstream.hold(format!("GET /v2/stranger/blobs/{digest}"));
+    let get = |repository: &str| {
+        let (registry, path) = (registry.clone(), format!("/v2/demo/{repository}/blobs/{digest}"));
+        tokio::spawn(async move { registry.get(&path).await })
+    };
+    let stranger = get("stranger");
+    gate.until_waiting(1).await;
+    let app = get("app");
+    let asked = "the upstream has confirmed the blob for `app`";
+    wait_until(LIMIT, asked, async || upstream.log().iter().any(|entry| entry.method == "HEAD" && entry.status == 200))
+        .await;
+    gate.release();
+    assert_eq!(stranger.await??.status, StatusCode::NOT_FOUND);
+    assert_eq!(images::sha256(&app.await??.bytes), digest);
+    Ok(())
+}

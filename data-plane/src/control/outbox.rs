@@ -12,6 +12,7 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, ResourceId};
+use entrepot_proto::convert::timestamp;
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
@@ -163,7 +164,8 @@ impl Outbox {
         let pulls: Vec<_> = pulls.into_iter().collect();
         for (done, batch) in pulls.chunks(BATCH).enumerate() {
             let events = batch.iter().map(|(pulled, at)| {
-                let kind = Kind::Pulled(pb::Pulled { digest: pulled.digest.to_string(), pull_time: Some(wire(*at)) });
+                let kind =
+                    Kind::Pulled(pb::Pulled { digest: pulled.digest.to_string(), pull_time: Some(timestamp(*at)) });
                 self.event(&pulled.repository, pulled.incarnation, *at, kind)
             });
             let report = pb::ReportEventsRequest { node_id: self.inner.node.to_string(), events: events.collect() };
@@ -192,7 +194,7 @@ impl Outbox {
     fn event(&self, repository: &RepositoryName, incarnation: Uuid, at: DateTime<Utc>, kind: Kind) -> pb::Event {
         pb::Event {
             event_id: Uuid::now_v7().to_string(),
-            event_time: Some(wire(at)),
+            event_time: Some(timestamp(at)),
             repository: repository.to_string(),
             incarnation: incarnation.to_string(),
             kind: Some(kind),
@@ -210,10 +212,4 @@ async fn report_within_limit(
         Ok(answer) => answer.map(drop),
         Err(_) => Err(tonic::Status::deadline_exceeded("the control plane took too long")),
     }
-}
-
-/// An instant on the wire.
-pub(crate) fn wire(at: DateTime<Utc>) -> prost_types::Timestamp {
-    let nanos = i32::try_from(at.timestamp_subsec_nanos()).unwrap_or_default();
-    prost_types::Timestamp { seconds: at.timestamp(), nanos }
 }

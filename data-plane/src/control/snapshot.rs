@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
-use entrepot_domain::{NamespacePrefix, RepositoryName, Rule, RuleSet, Secret, Upstream, UpstreamKind};
+use entrepot_domain::{RepositoryName, Rule, RuleSet, Secret, Upstream};
+use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
 use entrepot_trust::ClusterKey;
 use entrepot_trust::access_key::AccessKeyHash;
@@ -74,8 +74,11 @@ pub(crate) enum SnapshotError {
     #[error("the snapshot cannot be decoded")]
     Decode(#[from] prost::DecodeError),
     /// Something in it breaks a rule that the control plane should have kept.
-    #[error("the snapshot's {field} `{value}` is malformed")]
-    Malformed {
+    #[error("the snapshot is malformed")]
+    Malformed(#[from] Violations),
+    /// A uid in it is none.
+    #[error("the snapshot's {field} `{value}` is no uid")]
+    Uid {
         /// Which field.
         field: &'static str,
         /// What it holds.
@@ -106,15 +109,15 @@ impl Snapshot {
         let version = Version { epoch: version.epoch, revision: version.revision };
         let mut upstreams = HashMap::new();
         for upstream in wire.upstreams {
-            let source = source(upstream, key, previous)?;
+            let source = source(&upstream, key, previous)?;
             upstreams.insert(source.upstream.uid, source);
         }
         let (mut principals, mut access_keys) = (HashSet::new(), HashMap::new());
         for principal in wire.principals {
-            let principal_uid = parse("principal.uid", &principal.uid)?;
+            let principal_uid = uid("principal.uid", &principal.uid)?;
             principals.insert(principal_uid);
             for access_key in principal.access_keys {
-                let purpose = format!("access-key/{}", access_key.key_id);
+                let purpose = convert::access_key_purpose(&access_key.key_id);
                 let hash = key.unseal(&purpose, &access_key.sealed_hash).ok();
                 let hash = hash.and_then(|bytes| AccessKeyHash::decode(bytes.expose()).ok());
                 let hash = hash.ok_or_else(|| SnapshotError::Sealed { what: purpose })?;
@@ -123,8 +126,8 @@ impl Snapshot {
         }
         Ok(Self {
             version,
-            registry_id: parse("registry_id", &wire.registry_id)?,
-            rules: wire.rules.into_iter().map(rule).collect::<Result<_, _>>()?,
+            registry_id: uid("registry_id", &wire.registry_id)?,
+            rules: wire.rules.iter().map(convert::rule).collect::<Result<_, _>>()?,
             upstreams,
             principals,
             access_keys,
@@ -158,60 +161,27 @@ impl Snapshot {
     }
 }
 
-fn source(wire: pb::SnapshotUpstream, key: &ClusterKey, previous: Option<&Snapshot>) -> Result<Source, SnapshotError> {
-    let uid = parse("upstream.uid", &wire.uid)?;
+/// The upstream with its client: the one of `previous`, if nothing has changed.
+fn source(wire: &pb::SnapshotUpstream, key: &ClusterKey, previous: Option<&Snapshot>) -> Result<Source, SnapshotError> {
+    let uid = uid("upstream.uid", &wire.uid)?;
     let same = previous.and_then(|snapshot| snapshot.upstreams.get(&uid));
     if let Some(same) = same.filter(|source| source.upstream.revision == wire.revision) {
         return Ok(same.clone());
     }
-    let plain_http = if wire.allow_plain_http { PlainHttp::Allowed } else { PlainHttp::Refused };
-    let credential = if wire.username.is_empty() {
-        None
-    } else {
-        let what = format!("upstream-password/{uid}");
-        let password = key.unseal(&what, &wire.sealed_password).ok();
-        let password = password.and_then(|bytes| String::from_utf8(bytes.expose().clone()).ok());
-        let password = Secret::new(password.ok_or(SnapshotError::Sealed { what })?);
-        Some(Credential { username: wire.username, password })
-    };
-    let upstream = Upstream {
-        uid,
-        id: parse("upstream.upstream_id", &wire.upstream_id)?,
-        kind: UpstreamKind::from_name(&wire.kind).ok_or_else(|| malformed("upstream.kind", &wire.kind))?,
-        endpoint: Endpoint::parse(&wire.endpoint, plain_http)
-            .map_err(|_| malformed("upstream.endpoint", &wire.endpoint))?,
-        allow_private_addresses: wire.allow_private_addresses,
-        allow_hosts: wire
-            .allow_hosts
-            .iter()
-            .map(|host| parse("upstream.allow_hosts", host))
-            .collect::<Result<_, _>>()?,
-        ca_certificates: wire.ca_certificates,
-        credential,
-        revision: wire.revision,
-    };
+    let password = if wire.username.is_empty() { None } else { Some(password(uid, wire, key)?) };
+    let upstream = convert::upstream(wire, password)?;
     let client = entrepot_upstream::Client::new(&upstream, entrepot_upstream::Limits::default())
         .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
     Ok(Source { upstream: Arc::new(upstream), client })
 }
 
-fn rule(wire: pb::SnapshotRule) -> Result<Rule, SnapshotError> {
-    Ok(Rule {
-        uid: parse("rule.uid", &wire.uid)?,
-        id: parse("rule.rule_id", &wire.rule_id)?,
-        prefix: parse("rule.prefix", &wire.prefix)?,
-        upstream_uid: parse("rule.upstream_uid", &wire.upstream_uid)?,
-        upstream_prefix: match wire.upstream_prefix.as_str() {
-            "" => NamespacePrefix::root(),
-            prefix => parse("rule.upstream_prefix", prefix)?,
-        },
-    })
+fn password(uid: Uuid, wire: &pb::SnapshotUpstream, key: &ClusterKey) -> Result<Secret<String>, SnapshotError> {
+    let what = convert::password_purpose(uid);
+    let password = key.unseal(&what, &wire.sealed_password).ok();
+    let password = password.and_then(|bytes| String::from_utf8(bytes.expose().clone()).ok());
+    password.map(Secret::new).ok_or(SnapshotError::Sealed { what })
 }
 
-fn parse<T: std::str::FromStr>(field: &'static str, value: &str) -> Result<T, SnapshotError> {
-    value.parse().map_err(|_| malformed(field, value))
-}
-
-fn malformed(field: &'static str, value: &str) -> SnapshotError {
-    SnapshotError::Malformed { field, value: value.to_owned() }
+fn uid(field: &'static str, value: &str) -> Result<Uuid, SnapshotError> {
+    value.parse().map_err(|_| SnapshotError::Uid { field, value: value.to_owned() })
 }

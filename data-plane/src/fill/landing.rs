@@ -20,6 +20,8 @@ const CHUNK: u64 = 256 * 1024;
 #[derive(Clone)]
 pub(crate) struct Landing {
     progress: watch::Receiver<Progress>,
+    /// The repository whose upstream is asked for the bytes.
+    begun_for: RepositoryName,
     /// The repositories whose upstream has the content; they are linked when it is stored.
     confirmed: Arc<Mutex<Vec<(RepositoryName, FillFrom)>>>,
 }
@@ -64,7 +66,12 @@ impl Landing {
     pub(super) fn new(place: &Place, fill: &FillFrom) -> (Self, watch::Sender<Progress>) {
         let (sender, progress) = watch::channel(Progress::default());
         let confirmed = Arc::new(Mutex::new(vec![(place.repository.clone(), fill.clone())]));
-        (Self { progress, confirmed }, sender)
+        (Self { progress, begun_for: place.repository.clone(), confirmed }, sender)
+    }
+
+    /// Whether this is the repository that the upstream is asked for.
+    pub(crate) fn is_begun_for(&self, repository: &RepositoryName) -> bool {
+        self.begun_for == *repository
     }
 
     /// Whether the upstream has said that this repository has the content.

@@ -59,7 +59,7 @@ impl Resolver {
                 return self.presence(fill, digest).await;
             }
             let landing = match self.fills.running(fill.origin, digest) {
-                Some(landing) => self.confirmed(landing, place, fill, digest).await?,
+                Some(landing) => landing,
                 None => {
                     if let Some(stored) = self.permitted(place, fill, digest).await? {
                         return Ok(stored);
@@ -67,10 +67,14 @@ impl Resolver {
                     self.fills.join_or_start(place, fill, digest)
                 }
             };
-            match landing.head().await? {
-                Some(landed) => return Ok(Blob::Landing(landed)),
+            self.confirm(&landing, place, fill, digest).await?;
+            match landing.head().await {
+                Ok(Some(landed)) => return Ok(Blob::Landing(landed)),
                 // The fill found it in the store: look there.
-                None => continue,
+                Ok(None) => continue,
+                // The upstream refuses the repository that the fill was begun for, which is not ours.
+                Err(error) if error.is_refusal() && !landing.is_begun_for(&place.repository) => continue,
+                Err(error) => return Err(error),
             }
         }
         Err(PullError::Busy)
@@ -96,20 +100,20 @@ impl Resolver {
         Ok(Blob::Known { size_bytes })
     }
 
-    /// A running fill that this repository's upstream has confirmed, too.
-    async fn confirmed(
+    /// Makes sure that the upstream has the blob in this repository, too, before its readers get a running fill's bytes.
+    async fn confirm(
         &self,
-        landing: Landing,
+        landing: &Landing,
         place: &Place,
         fill: &FillFrom,
         digest: &Digest,
-    ) -> Result<Landing, PullError> {
+    ) -> Result<(), PullError> {
         if !landing.is_confirmed_for(&place.repository) {
             let seen = fill.source.client.head_blob(&fill.repository, digest).await;
             seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
             landing.confirm_for(place, fill);
         }
-        Ok(landing)
+        Ok(())
     }
 
     /// The blob, if its bytes are in the store already and the upstream says that this repository has it.
