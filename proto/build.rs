@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use prost::Message as _;
-
 const FILES: [&str; 6] = [
     "entrepot/v1/upstreams.proto",
     "entrepot/v1/rules.proto",
@@ -17,11 +15,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true);
     compiler.open_files(FILES)?;
-    let descriptors = compiler.file_descriptor_set();
-
     let path = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?).join("descriptors.bin");
-    std::fs::write(path, descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // This form keeps the fields' annotations, which the other one has no place for.
+    std::fs::write(path, compiler.encode_file_descriptor_set())?;
+    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
 
     for folder in ["entrepot", "google", "build.rs"] {
         println!("cargo:rerun-if-changed={folder}");

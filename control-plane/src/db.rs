@@ -35,9 +35,10 @@ const WAIT_LIMIT: Duration = Duration::from_secs(5);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// After how long the kernel gives up on a connection whose other end does not acknowledge.
 const TCP_LIMIT: Duration = Duration::from_secs(10);
-/// What Postgres itself ends, and what it must not put off: a node forgets an event once it is told that it is durable.
+/// What Postgres itself ends; what it must not put off, since a node forgets an event once it is told that it is
+/// durable; and what costs more than it brings in short statements.
 const SESSION: &str = "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=20s \
-                       -c synchronous_commit=on -c timezone=UTC";
+                       -c synchronous_commit=on -c jit=off -c timezone=UTC";
 
 /// Why a text does not say where Postgres is.
 #[derive(Debug, thiserror::Error)]

@@ -20,14 +20,30 @@ use crate::db::repositories::{self, Created};
 use crate::db::tags::{self, Moved};
 use crate::db::{self, Tx, events, images};
 
-/// What a store's record says about an incarnation that the index does not know.
-enum Verdict {
+/// What a repository's record says about an incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
     /// It is the live one.
-    Live(RepositoryRecord),
+    Live,
     /// It was deleted, or never came to be.
     Dead,
     /// Its record is not written yet, or never will be.
     Undecided,
+}
+
+impl Verdict {
+    /// What `record` says about `incarnation`.
+    pub(crate) fn of(record: Option<&RepositoryRecord>, incarnation: Uuid) -> Self {
+        match record {
+            Some(record) if record.incarnation == incarnation => match record.state {
+                State::Live => Self::Live,
+                State::Deleted => Self::Dead,
+            },
+            // The name is another's: this one came before it, or has lost against it.
+            Some(record) if record.state == State::Live => Self::Dead,
+            Some(_) | None => Self::Undecided,
+        }
+    }
 }
 
 /// Applies events, all or none of them.
@@ -100,16 +116,13 @@ async fn meet(
     if !repositories::known(tx, &[incarnation]).await?.is_empty() {
         return Ok(());
     }
-    match judge(plane, name, incarnation).await? {
-        Verdict::Live(record) => repositories::put(tx, &created(name, &record)).await?,
-        Verdict::Dead => repositories::bury(tx, &[incarnation], plane.clock.now()).await?,
-        Verdict::Undecided => {
-            let creation = batch.iter().filter(|event| event.incarnation == incarnation);
-            let mut creation = creation.filter_map(|event| match &event.kind {
-                Kind::RepositoryCreated { rule_uid, create_time } => Some((*rule_uid, *create_time)),
-                Kind::ImageCached(_) | Kind::TagMoved { .. } | Kind::Pulled { .. } | Kind::ConfigCached { .. } => None,
-            });
-            if let Some((rule_uid, create_time)) = creation.next_back() {
+    let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(name)).await?;
+    let record = record.map(|(record, _)| record);
+    match (Verdict::of(record.as_ref(), incarnation), record) {
+        (Verdict::Live, Some(record)) => repositories::put(tx, &created(name, &record)).await?,
+        (Verdict::Dead, _) => repositories::bury(tx, &[incarnation], plane.clock.now()).await?,
+        (Verdict::Live | Verdict::Undecided, _) => {
+            if let Some((rule_uid, create_time)) = creation(batch, incarnation) {
                 repositories::put(tx, &Created { incarnation, name, rule_uid, create_time }).await?;
             }
         }
@@ -117,16 +130,11 @@ async fn meet(
     Ok(())
 }
 
-async fn judge(plane: &Plane, name: &RepositoryName, incarnation: Uuid) -> Result<Verdict, ApiError> {
-    let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(name)).await?;
-    Ok(match record {
-        Some((record, _)) if record.incarnation == incarnation => match record.state {
-            State::Live => Verdict::Live(record),
-            State::Deleted => Verdict::Dead,
-        },
-        // The name is another's: this one came before it, or lost against it.
-        Some((record, _)) if record.state == State::Live => Verdict::Dead,
-        Some(_) | None => Verdict::Undecided,
+/// What a batch says about the creation of a repository.
+fn creation(batch: &[Event], incarnation: Uuid) -> Option<(Option<Uuid>, DateTime<Utc>)> {
+    batch.iter().filter(|event| event.incarnation == incarnation).find_map(|event| match &event.kind {
+        Kind::RepositoryCreated { rule_uid, create_time } => Some((*rule_uid, *create_time)),
+        Kind::ImageCached(_) | Kind::TagMoved { .. } | Kind::Pulled { .. } | Kind::ConfigCached { .. } => None,
     })
 }
 

@@ -11,12 +11,6 @@ use uuid::Uuid;
 /// How often somebody else may be faster before it is given up.
 const ATTEMPTS: usize = 16;
 
-/// A repository's live record, if it has one.
-pub(crate) async fn live(store: &dyn BlobStore, name: &RepositoryName) -> Result<Option<RepositoryRecord>, Error> {
-    let record = records::read::<RepositoryRecord>(store, &layout::repository(name)).await?;
-    Ok(record.map(|(record, _)| record).filter(|record| record.state == State::Live))
-}
-
 /// Deletes a repository, and returns the record that was live.
 pub(crate) async fn bury_repository(
     store: &dyn BlobStore,
@@ -52,17 +46,19 @@ pub(crate) async fn bury_tag(
     }))
 }
 
-/// Deletes the link of a manifest, and returns it.
+/// Deletes the link of a manifest, and returns it, also if it was deleted before.
 pub(crate) async fn bury_manifest(
     store: &dyn BlobStore,
     name: &RepositoryName,
     incarnation: Uuid,
     digest: &Digest,
 ) -> Result<Option<ManifestLink>, Error> {
-    bury(store, &layout::manifest_link(name, incarnation, digest), |link: &mut ManifestLink| {
-        !std::mem::replace(&mut link.deleted, true)
-    })
-    .await
+    let key = layout::manifest_link(name, incarnation, digest);
+    let buried = bury(store, &key, |link: &mut ManifestLink| !std::mem::replace(&mut link.deleted, true)).await?;
+    match buried {
+        Some(link) => Ok(Some(link)),
+        None => Ok(records::read::<ManifestLink>(store, &key).await?.map(|(link, _)| link)),
+    }
 }
 
 /// Replaces a record by the tombstone that `to_tombstone` makes of it, unless that says that it is not to be deleted;

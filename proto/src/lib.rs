@@ -5,7 +5,7 @@
 pub mod convert;
 
 /// The API for operators, SDKs and the `entrepot` command.
-#[allow(clippy::all, rustdoc::all, reason = "generated code")]
+#[allow(clippy::all, clippy::pedantic, clippy::restriction, missing_docs, rustdoc::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("entrepot.v1");
 }
@@ -13,7 +13,7 @@ pub mod v1 {
 /// What nodes and the control plane say to each other.
 pub mod node {
     /// Version 1.
-    #[allow(clippy::all, rustdoc::all, reason = "generated code")]
+    #[allow(clippy::all, clippy::pedantic, clippy::restriction, missing_docs, rustdoc::all, reason = "generated code")]
     pub mod v1 {
         tonic::include_proto!("entrepot.node.v1");
     }

@@ -1,5 +1,7 @@
 //! Walks the descriptors: what every service, message and field of the contract has to have.
 
+#![expect(clippy::unwrap_used, reason = "these are tests, their helpers too")]
+
 use entrepot_proto::DESCRIPTORS;
 use prost_reflect::{
     Cardinality, DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,

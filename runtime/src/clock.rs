@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 
 /// Tells the time: the system's, or one that a test moves by hand.
 #[derive(Clone, Debug)]
@@ -26,11 +26,11 @@ impl Clock {
         Self(Source::Manual(Arc::new(Mutex::new(at))))
     }
 
-    /// The time now.
+    /// The time now, in whole microseconds: what Postgres keeps, so that what was written reads the same.
     pub fn now(&self) -> DateTime<Utc> {
         match &self.0 {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
-            Source::System => Utc::now(),
+            Source::System => Utc::now().trunc_subsecs(6),
             Source::Manual(at) => *at.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }

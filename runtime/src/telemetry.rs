@@ -1,6 +1,7 @@
 //! Logs and metrics.
 
 use std::fmt;
+use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 
 use opentelemetry::metrics::{Meter, MeterProvider};
@@ -71,7 +72,9 @@ pub enum LogsError {
 pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogsError> {
     let parsed =
         EnvFilter::try_new(filter).map_err(|source| LogsError::Filter { filter: filter.to_owned(), source })?;
-    let logs = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr);
+    // Colours are for people; whoever reads a file or a journal looks for words.
+    let logs = if io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };
     match format {
         LogFormat::Text => logs.try_init(),
         LogFormat::Json => logs.json().flatten_event(true).try_init(),

@@ -1,12 +1,11 @@
 //! Deletes images and tags: the store's records first, which decide, then the index.
 
-use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_proto::convert::names::ImageSelector;
 use entrepot_proto::convert::{names, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_store::layout::{self, Parsed};
-use entrepot_store::records::{self, ManifestLink, RepositoryRecord};
+use entrepot_store::records::{self, ManifestLink, RepositoryRecord, State, TagRecord};
 
 use super::error::ApiError;
 use super::images::{self as images_api, absent};
@@ -19,21 +18,20 @@ use crate::{at_once, index, tombstone};
 /// How many keys the store lists at a time.
 const LISTED: usize = 1000;
 
-/// What is deleted of a repository; what was found in the store is told apart from what only the index has.
+/// What is deleted of a repository, as the store's records have it; some of it may have been deleted before.
 #[derive(Default)]
 struct Deleted {
     /// Tags with their tombstones' revisions.
     tags: Vec<(Tag, i64)>,
-    /// Tags that the store does not show.
-    absent_tags: Vec<Tag>,
     /// Manifests with the links that they had.
-    manifests: Vec<(Digest, Option<ManifestLink>)>,
+    manifests: Vec<(Digest, ManifestLink)>,
 }
 
 /// Deletes an image with all its tags, or only a tag, and returns the image as it was.
 pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<pb::Image, ApiError> {
     let (name, selector) = images_api::parse_name(&request.name)?;
-    let record = tombstone::live(&*plane.store, &name).await?;
+    let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(&name)).await?;
+    let record = record.map(|(record, _)| record).filter(|record| record.state == State::Live);
     let record = record.ok_or_else(|| repositories_api::absent(&name))?;
 
     let mut connection = plane.db.connect().await?;
@@ -53,8 +51,10 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
 
     let tx = connection.begin("delete_image").await?;
     index::ensure(&tx, &name, &record).await?;
-    note(&tx, &record, &deleted, plane.clock.now()).await?;
+    note(&tx, &record, &deleted).await?;
     tx.commit().await?;
+    // What only the index has may be an image whose record is about to be written: nothing of it could be deleted.
+    let before = before.filter(|_| !deleted.tags.is_empty() || !deleted.manifests.is_empty());
     before.or(unlisted).ok_or_else(|| absent(&request.name))
 }
 
@@ -68,7 +68,9 @@ async fn delete_tag(
 ) -> Result<Option<pb::Image>, ApiError> {
     let store = &*plane.store;
     let Some((before, revision)) = tombstone::bury_tag(store, name, record.incarnation, tag, |_| true).await? else {
-        deleted.absent_tags.push(tag.clone());
+        // It may have been deleted by a call that did not get to the index.
+        let stale = records::read::<TagRecord>(store, &layout::tag(name, record.incarnation, tag)).await?;
+        deleted.tags.extend(stale.map(|(stale, _)| (tag.clone(), stale.revision)));
         return Ok(None);
     };
     deleted.tags.push((tag.clone(), revision));
@@ -94,10 +96,11 @@ async fn delete_manifest(
         Ok::<_, ApiError>((digest, link))
     };
     let all = [digest.clone()].into_iter().chain(children);
-    deleted.manifests = at_once::all(all.map(bury)).await?;
-    let own = deleted.manifests.first().and_then(|(_, link)| link.as_ref());
+    let buried: Vec<_> = at_once::all(all.map(bury)).await?;
+    deleted.manifests = buried.into_iter().filter_map(|(digest, link)| Some((digest, link?))).collect();
+    let own = deleted.manifests.iter().find(|(buried, link)| buried == digest && !link.deleted);
     let tag = |(tag, _): &(Tag, i64)| pb::Tag { tag: tag.to_string(), validate_time: None };
-    Ok(own.map(|link| to_wire(name, digest, link, deleted.tags.iter().map(tag).collect())))
+    Ok(own.map(|(_, link)| to_wire(name, digest, link, deleted.tags.iter().map(tag).collect())))
 }
 
 /// Deletes all tags that mean `digest`, also those that the index does not have yet.
@@ -130,19 +133,15 @@ async fn delete_tags_of(
 }
 
 /// Notes in the index what was deleted in the store.
-async fn note(tx: &Tx<'_>, record: &RepositoryRecord, deleted: &Deleted, now: DateTime<Utc>) -> Result<(), ApiError> {
+async fn note(tx: &Tx<'_>, record: &RepositoryRecord, deleted: &Deleted) -> Result<(), ApiError> {
     for (tag, revision) in &deleted.tags {
         let moved = Moved { tag, digest: None, revision: *revision, validate_time: None };
         tags::put(tx, record.incarnation, moved).await?;
     }
-    tags::forget(tx, record.incarnation, &deleted.absent_tags).await?;
     for (digest, link) in &deleted.manifests {
         // The row stays as a tombstone, so there must be one.
-        if let Some(link) = link {
-            images::put(tx, record.incarnation, &index::image(digest, link)).await?;
-        }
-        let cache_time = link.as_ref().map_or(now, |link| link.cache_time);
-        images::delete(tx, record.incarnation, digest, cache_time).await?;
+        images::put(tx, record.incarnation, &index::image(digest, link)).await?;
+        images::delete(tx, record.incarnation, digest, link.cache_time).await?;
     }
     Ok(())
 }

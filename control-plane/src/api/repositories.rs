@@ -4,7 +4,10 @@ use entrepot_domain::RepositoryName;
 use entrepot_proto::convert::{Violations, names, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::repositories_server::Repositories;
+use entrepot_store::layout;
+use entrepot_store::records::{self, RepositoryRecord};
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
 use super::Api;
 use super::caller::Permission;
@@ -14,6 +17,7 @@ use super::page::Page;
 use crate::app::Plane;
 use crate::db::Tx;
 use crate::db::repositories::{self, Filter, Repository};
+use crate::index::Verdict;
 use crate::tombstone;
 
 const KIND: &str = "entrepot.v1.Repository";
@@ -83,13 +87,16 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     drop(tx);
 
     let record = tombstone::bury_repository(&*plane.store, &name, now).await?;
-    let dead = [record.as_ref().map(|record| record.incarnation), indexed.as_ref().map(|row| row.incarnation)];
-    let dead: Vec<_> = dead.into_iter().flatten().collect();
     let tx = connection.begin("delete_repository").await?;
     repositories::lock_name(&tx, &name).await?;
-    repositories::bury(&tx, &dead, now).await?;
+    if let Some(record) = &record {
+        repositories::bury(&tx, &[record.incarnation], now).await?;
+    }
+    let indexed = match indexed {
+        Some(row) if forget(plane, &tx, &name, record.as_ref(), row.incarnation).await? => Some(row),
+        Some(_) | None => None,
+    };
     tx.commit().await?;
-
     match (indexed, record) {
         (Some(row), _) => Ok(to_wire(&row)),
         // Its creation has not come here yet.
@@ -102,6 +109,31 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
             ..Default::default()
         }),
         (None, None) => Err(absent(&name)),
+    }
+}
+
+/// Removes what the index has under a name whose live record was `buried`. Says whether that was deleted, now or before:
+/// a repository whose record is not written yet is none that could be.
+async fn forget(
+    plane: &Plane,
+    tx: &Tx<'_>,
+    name: &RepositoryName,
+    buried: Option<&RepositoryRecord>,
+    incarnation: Uuid,
+) -> Result<bool, ApiError> {
+    let current = match buried {
+        Some(_) => None,
+        None => records::read::<RepositoryRecord>(&*plane.store, &layout::repository(name)).await?,
+    };
+    let record = buried.or(current.as_ref().map(|(record, _)| record));
+    match Verdict::of(record, incarnation) {
+        Verdict::Dead => {
+            repositories::bury(tx, &[incarnation], plane.clock.now()).await?;
+            Ok(true)
+        }
+        // Of the record that was buried, the row is gone by now; of a new one, it is not what was to be deleted.
+        Verdict::Live => Ok(buried.is_some()),
+        Verdict::Undecided => Ok(repositories::forget(tx, incarnation).await?),
     }
 }
 

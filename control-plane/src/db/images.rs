@@ -1,4 +1,7 @@
 //! The index of images: manifests and indexes, what they name, and the platforms of single images.
+//!
+//! What is below an index is looked up row by row (the `OFFSET 0` and the subquery see to that): joined, Postgres reads
+//! all images of the repository, since it cannot know how few there are below.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Tag};
@@ -7,7 +10,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::row::{column, parsed};
-use super::{Error, Tx};
+use super::{Error, Tx, tags};
 
 /// An image as the index has it.
 #[derive(Clone, Debug)]
@@ -54,11 +57,13 @@ pub(crate) async fn get(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Resu
        LATERAL (WITH RECURSIVE below (digest) AS (
                        SELECT child FROM image_children WHERE incarnation = i.incarnation AND parent = i.digest
                        UNION
-                       SELECT child FROM below JOIN image_children c
-                                           ON c.incarnation = i.incarnation AND parent = below.digest)
-                SELECT coalesce(sum(b.manifest_size_bytes + b.content_size_bytes), 0)::bigint AS size_bytes
-                  FROM below JOIN images b ON b.incarnation = i.incarnation AND b.digest = below.digest
-                 WHERE NOT b.deleted) children
+                       SELECT c.child FROM below, LATERAL (
+                              SELECT child FROM image_children
+                               WHERE incarnation = i.incarnation AND parent = below.digest OFFSET 0) c)
+                SELECT coalesce(sum((SELECT b.manifest_size_bytes + b.content_size_bytes FROM images b
+                                      WHERE b.incarnation = i.incarnation AND b.digest = below.digest
+                                        AND NOT b.deleted)), 0)::bigint AS size_bytes
+                  FROM below) children
          WHERE i.incarnation = $1 AND i.digest = $2 AND NOT deleted";
     tx.query_opt(SQL, &[&incarnation, &digest.to_string()]).await?.as_ref().map(Image::from_row).transpose()
 }
@@ -81,23 +86,28 @@ pub(crate) async fn list(
        LATERAL (WITH RECURSIVE below (digest) AS (
                        SELECT child FROM image_children WHERE incarnation = i.incarnation AND parent = i.digest
                        UNION
-                       SELECT child FROM below JOIN image_children c
-                                           ON c.incarnation = i.incarnation AND parent = below.digest)
-                SELECT coalesce(sum(b.manifest_size_bytes + b.content_size_bytes), 0)::bigint AS size_bytes
-                  FROM below JOIN images b ON b.incarnation = i.incarnation AND b.digest = below.digest
-                 WHERE NOT b.deleted) children,
+                       SELECT c.child FROM below, LATERAL (
+                              SELECT child FROM image_children
+                               WHERE incarnation = i.incarnation AND parent = below.digest OFFSET 0) c)
+                SELECT coalesce(sum((SELECT b.manifest_size_bytes + b.content_size_bytes FROM images b
+                                      WHERE b.incarnation = i.incarnation AND b.digest = below.digest
+                                        AND NOT b.deleted)), 0)::bigint AS size_bytes
+                  FROM below) children,
        LATERAL (SELECT EXISTS (SELECT FROM tags t
                                 WHERE t.incarnation = i.incarnation AND t.digest = i.digest) AS tagged) own
          WHERE i.incarnation = $1 AND NOT deleted
-           AND ($2::timestamptz IS NULL OR (cache_time, i.digest) < ($2, $3))
+           AND (cache_time, i.digest) < (coalesce($2::timestamptz, 'infinity'), coalesce($3, '~'))
            AND (tagged OR NOT EXISTS (SELECT FROM image_children c
                                        WHERE c.incarnation = i.incarnation AND c.child = i.digest))
-           AND ($4::text IS NULL OR i.digest = (SELECT t.digest FROM tags t WHERE t.incarnation = $1 AND t.tag = $4))
-           AND ($5::boolean IS NULL OR tagged = $5)
-         ORDER BY cache_time DESC, i.digest DESC LIMIT $6";
+           AND ($4::boolean IS NULL OR tagged = $4)
+         ORDER BY cache_time DESC, i.digest DESC LIMIT $5";
+    if let Some(tag) = &filter.tag {
+        let tagged = tags::get(tx, incarnation, tag).await?.filter(|_| filter.tagged != Some(false) && after.is_none());
+        let Some(tagged) = tagged else { return Ok(Vec::new()) };
+        return Ok(get(tx, incarnation, &tagged.digest).await?.into_iter().collect());
+    }
     let (time, digest) = after.map(|(time, digest)| (*time, digest.as_str())).unzip();
-    let tag = filter.tag.as_ref().map(Tag::as_str);
-    let rows = tx.query(SQL, &[&incarnation, &time, &digest, &tag, &filter.tagged, &limit]).await?;
+    let rows = tx.query(SQL, &[&incarnation, &time, &digest, &filter.tagged, &limit]).await?;
     rows.iter().map(Image::from_row).collect()
 }
 
@@ -156,6 +166,14 @@ pub(crate) async fn delete(
     Ok(())
 }
 
+/// Forgets an image that has no link, if nothing was noted of it for long enough.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<(), Error> {
+    const SQL: &str = "-- images.forget
+        DELETE FROM images WHERE incarnation = $1 AND digest = $2 AND index_time < now() - interval '1 minute'";
+    tx.execute(SQL, &[&incarnation, &digest.to_string()]).await?;
+    Ok(())
+}
+
 /// The manifests that only belong to `parent`: listed by it and by no other index here, and without a tag.
 pub(crate) async fn own_children(tx: &Tx<'_>, incarnation: Uuid, parent: &Digest) -> Result<Vec<Digest>, Error> {
     const SQL: &str = "-- images.own_children
@@ -186,20 +204,14 @@ pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, time
     Ok(())
 }
 
-/// At most `limit` images of an incarnation with when they were cached, those behind `after`, noted long enough ago to
-/// have their links.
-pub(crate) async fn settled(
-    tx: &Tx<'_>,
-    incarnation: Uuid,
-    after: &str,
-    limit: i64,
-) -> Result<Vec<(Digest, DateTime<Utc>)>, Error> {
+/// At most `limit` images of an incarnation, those behind `after`, noted long enough ago to have their links.
+pub(crate) async fn settled(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Digest>, Error> {
     const SQL: &str = "-- images.settled
-        SELECT digest, cache_time FROM images
+        SELECT digest FROM images
          WHERE incarnation = $1 AND digest > $2 AND NOT deleted AND index_time < now() - interval '1 minute'
          ORDER BY digest LIMIT $3";
     let rows = tx.query(SQL, &[&incarnation, &after, &limit]).await?;
-    rows.iter().map(|row| Ok((parsed(row, "digest")?, column(row, "cache_time")?))).collect()
+    rows.iter().map(|row| parsed(row, "digest")).collect()
 }
 
 /// Those of these images that the index lacks, as indexes into `images`.

@@ -136,16 +136,18 @@ pub(crate) async fn known(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<Vec<(Uui
 pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>) -> Result<(), Error> {
     const REMEMBER: &str = "-- repositories.bury: remember
         INSERT INTO dead_incarnations (incarnation, death_time) SELECT unnest($1::uuid[]), $2 ON CONFLICT DO NOTHING";
+    const FORGET: &str = "-- repositories.bury: forget
+        DELETE FROM repositories WHERE incarnation = ANY($1)";
     tx.execute(REMEMBER, &[&incarnations, &now]).await?;
-    forget(tx, incarnations).await
+    tx.execute(FORGET, &[&incarnations]).await?;
+    Ok(())
 }
 
-/// Forgets all that the index has of incarnations.
-pub(crate) async fn forget(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<(), Error> {
+/// Forgets all that the index has of an incarnation without a record, if it was noted long enough ago; says whether.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid) -> Result<bool, Error> {
     const SQL: &str = "-- repositories.forget
-        DELETE FROM repositories WHERE incarnation = ANY($1)";
-    tx.execute(SQL, &[&incarnations]).await?;
-    Ok(())
+        DELETE FROM repositories WHERE incarnation = $1 AND index_time < now() - interval '1 minute'";
+    Ok(tx.execute(SQL, &[&incarnation]).await? > 0)
 }
 
 /// Notes which rule fills a repository now.

@@ -48,28 +48,41 @@ pub(crate) async fn naming(tx: &Tx<'_>, incarnation: Uuid, digests: &[Digest]) -
     tx.query(SQL, &[&incarnation, &digests]).await?.iter().map(Tagged::from_row).collect()
 }
 
-/// Notes what a tag's record says, unless the index knows a later revision.
+/// Notes what a tag's record says, or will say, unless the index knows a later revision.
 pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<(), Error> {
-    // A confirmation need not be a new revision: of one revision, the latest validation stands.
+    // Of one revision the tombstone stands, since it is a record, where an event may tell of one that never came to
+    // be; and then the latest validation, since a confirmation need not be a new revision.
     const SQL: &str = "-- tags.put
         INSERT INTO tags (incarnation, tag, digest, revision, validate_time) VALUES ($1, $2, $3, $4, $5)
         ON CONFLICT ON CONSTRAINT tags_pkey DO UPDATE
            SET digest = excluded.digest, revision = excluded.revision, validate_time = excluded.validate_time,
                index_time = now()
          WHERE tags.revision < excluded.revision
-            OR (tags.revision = excluded.revision AND tags.digest = excluded.digest
-                AND (tags.validate_time IS NULL OR tags.validate_time < excluded.validate_time))";
+            OR (tags.revision = excluded.revision
+                AND (excluded.digest IS NULL
+                     OR (tags.digest = excluded.digest
+                         AND (tags.validate_time IS NULL OR tags.validate_time < excluded.validate_time))))";
     let digest = moved.digest.map(ToString::to_string);
     tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await?;
     Ok(())
 }
 
-/// Forgets tags that have no record, or whose tombstone the index did not see.
-pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tags: &[Tag]) -> Result<(), Error> {
+/// Makes the index say what a tag's record says, if nothing was noted of it for long enough.
+pub(crate) async fn correct(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<(), Error> {
+    const SQL: &str = "-- tags.correct
+        UPDATE tags SET digest = $3, revision = $4, validate_time = $5
+         WHERE incarnation = $1 AND tag = $2 AND index_time < now() - interval '1 minute'
+           AND (digest, revision, validate_time) IS DISTINCT FROM ($3, $4, $5)";
+    let digest = moved.digest.map(ToString::to_string);
+    tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await?;
+    Ok(())
+}
+
+/// Forgets a tag that has no record, if nothing was noted of it for long enough.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<(), Error> {
     const SQL: &str = "-- tags.forget
-        DELETE FROM tags WHERE incarnation = $1 AND tag = ANY($2) AND digest IS NOT NULL";
-    let tags: Vec<&str> = tags.iter().map(Tag::as_str).collect();
-    tx.execute(SQL, &[&incarnation, &tags]).await?;
+        DELETE FROM tags WHERE incarnation = $1 AND tag = $2 AND index_time < now() - interval '1 minute'";
+    tx.execute(SQL, &[&incarnation, &tag.as_str()]).await?;
     Ok(())
 }
 

@@ -17,9 +17,10 @@ use uuid::Uuid;
 use super::{Job, Progress};
 use crate::api::error::ApiError;
 use crate::app::Plane;
+use crate::at_once;
 use crate::db::tags::{self, Moved};
 use crate::db::{Connection, images, repositories};
-use crate::{at_once, index};
+use crate::index::{self, Verdict};
 
 /// How many repositories of the index a pass looks at.
 const REPOSITORIES: i64 = 50;
@@ -63,25 +64,24 @@ async fn check_index(plane: &Plane, after: &str) -> Result<Reconcile, ApiError> 
     drop(tx);
     for (name, incarnation) in &rows {
         let record = read::<RepositoryRecord>(plane, &layout::repository(name)).await?;
-        match record {
-            Some(record) if record.incarnation == *incarnation && record.state == State::Live => {
-                let tx = connection.begin("reconcile_rule").await?;
-                repositories::adopt(&tx, *incarnation, record.rule_uid).await?;
-                tx.commit().await?;
-                check_images(plane, &mut connection, name, *incarnation).await?;
-                check_tags(plane, &mut connection, name, *incarnation).await?;
-            }
-            record => {
-                let tx = connection.begin("reconcile_gone").await?;
-                repositories::lock_name(&tx, name).await?;
-                match record {
-                    Some(_) => repositories::bury(&tx, &[*incarnation], plane.clock.now()).await?,
-                    None => repositories::forget(&tx, &[*incarnation]).await?,
-                }
-                tx.commit().await?;
-                info!(repository.name = %name, "removed `{name}` from the index: the store does not have it");
-            }
+        let verdict = Verdict::of(record.as_ref(), *incarnation);
+        if let (Verdict::Live, Some(record)) = (verdict, &record) {
+            let tx = connection.begin("reconcile_rule").await?;
+            repositories::adopt(&tx, *incarnation, record.rule_uid).await?;
+            tx.commit().await?;
+            check_images(plane, &mut connection, name, *incarnation).await?;
+            check_tags(plane, &mut connection, name, *incarnation).await?;
+            continue;
         }
+        let tx = connection.begin("reconcile_gone").await?;
+        repositories::lock_name(&tx, name).await?;
+        if verdict == Verdict::Dead {
+            repositories::bury(&tx, &[*incarnation], plane.clock.now()).await?;
+        } else {
+            repositories::forget(&tx, *incarnation).await?;
+        }
+        tx.commit().await?;
+        info!(repository.name = %name, "removed `{name}` from the index: the store does not have it");
     }
     Ok(match rows.last() {
         Some((last, _)) => Reconcile::Index(last.to_string()),
@@ -101,16 +101,20 @@ async fn check_images(
         let tx = connection.begin("reconcile_images").await?;
         let rows = images::settled(&tx, incarnation, &after, ROWS).await?;
         drop(tx);
-        let Some((last, _)) = rows.last() else { return Ok(()) };
+        let Some(last) = rows.last() else { return Ok(()) };
         after = last.to_string();
-        let links = rows.into_iter().map(|(digest, cache_time)| async move {
+        let links = rows.into_iter().map(|digest| async move {
             let link = read::<ManifestLink>(plane, &layout::manifest_link(name, incarnation, &digest)).await?;
-            Ok::<_, ApiError>(link.is_none_or(|link| link.deleted).then_some((digest, cache_time)))
+            Ok::<_, ApiError>((digest, link))
         });
-        let gone: Vec<_> = at_once::all(links).await?;
+        let links = at_once::all(links).await?;
         let tx = connection.begin("reconcile_images").await?;
-        for (digest, cache_time) in gone.into_iter().flatten() {
-            images::delete(&tx, incarnation, &digest, cache_time).await?;
+        for (digest, link) in links {
+            match link {
+                Some(link) if link.deleted => images::delete(&tx, incarnation, &digest, link.cache_time).await?,
+                Some(_) => {}
+                None => images::forget(&tx, incarnation, &digest).await?,
+            }
         }
         tx.commit().await?;
     }
@@ -138,8 +142,8 @@ async fn check_tags(
         let tx = connection.begin("reconcile_tags").await?;
         for (tag, record) in read {
             match record {
-                Some(record) => tags::put(&tx, incarnation, moved(&tag, &record)).await?,
-                None => tags::forget(&tx, incarnation, &[tag]).await?,
+                Some(record) => tags::correct(&tx, incarnation, moved(&tag, &record)).await?,
+                None => tags::forget(&tx, incarnation, &tag).await?,
             }
         }
         tx.commit().await?;

@@ -401,3 +401,41 @@ async fn a_deleted_image_goes_with_its_tags_and_its_own_children() {
     report(&fixture, vec![app.cached(b"index", 60)]).await;
     assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1);
 }
+
+#[tokio::test]
+async fn what_is_about_to_be_written_outlives_a_delete_that_came_before_it() {
+    let fixture = Fixture::start().await;
+    let app = Repository { name: "demo/app".parse().unwrap(), incarnation: Uuid::now_v7() };
+    let content = Digest::sha256(b"a");
+    report(&fixture, vec![app.created(), app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
+
+    // The node has told of all this, and has written none of it yet.
+    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into() };
+    assert_eq!(fixture.repositories().delete_repository(delete.clone()).await.unwrap_err().code(), Code::NotFound);
+    app.write(&fixture.world, State::Live).await;
+    for name in [format!("images/{content}"), "tags/v1".into()] {
+        let delete = pb::DeleteImageRequest { name: format!("repositories/demo/app/{name}") };
+        assert_eq!(fixture.images().delete_image(delete).await.unwrap_err().code(), Code::NotFound);
+    }
+    app.write_link(&fixture.world, &content, &app.link(&content)).await;
+    app.write_tag(&fixture.world, "v1", Some(&content), 1).await;
+    let images = list_images(&fixture, "demo/app", "").await;
+    assert_eq!((images.len(), tags(&images[0])), (1, vec!["v1"]));
+    fixture.repositories().delete_repository(delete).await.unwrap();
+    assert!(list_repositories(&fixture, "").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_tombstone_stands_against_an_event_of_its_revision() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    app.write_tag(&fixture.world, "v1", Some(&Digest::sha256(b"old")), 1).await;
+    // The node tells of revision 2, and the delete writes it first.
+    report(&fixture, vec![app.cached(b"new", 0), app.moved("v1", b"new", 2)]).await;
+    let name = "repositories/demo/app/tags/v1".to_owned();
+    fixture.images().delete_image(pb::DeleteImageRequest { name: name.clone() }).await.unwrap();
+    let get = pb::GetImageRequest { name };
+    assert_eq!(fixture.images().get_image(get.clone()).await.unwrap_err().code(), Code::NotFound);
+    report(&fixture, vec![app.moved("v1", b"new", 3)]).await;
+    fixture.images().get_image(get).await.unwrap();
+}

@@ -219,6 +219,8 @@ mod tests {
         let violations = Event::read("events[7]", &wrong).unwrap_err();
         let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, ["events[7].repository", "events[7].tag_moved.tag", "events[7].tag_moved.digest"]);
-        assert!(Event::read("events[0]", &event(None)).unwrap_err().to_string().contains("`events[0].kind` must be set"));
+        assert!(
+            Event::read("events[0]", &event(None)).unwrap_err().to_string().contains("`events[0].kind` must be set")
+        );
     }
 }

@@ -30,9 +30,8 @@ impl Settings {
             "" => Some(NamespacePrefix::root()),
             text => violations.take("rule.upstream_prefix", text.parse()),
         };
-        let settings = (|| {
-            Some(Self { prefix: prefix?, upstream_id: upstream_id?, upstream_prefix: upstream_prefix? })
-        })();
+        let settings =
+            (|| Some(Self { prefix: prefix?, upstream_id: upstream_id?, upstream_prefix: upstream_prefix? }))();
         violations.finish(settings)
     }
 
@@ -61,7 +60,12 @@ mod tests {
 
     #[test]
     fn every_wrong_field_is_named() {
-        let rule = wire::Rule { prefix: "A".into(), upstream: "hub".into(), upstream_prefix: "/".into(), ..Default::default() };
+        let rule = wire::Rule {
+            prefix: "A".into(),
+            upstream: "hub".into(),
+            upstream_prefix: "/".into(),
+            ..Default::default()
+        };
         let violations = Settings::read(&"r".parse().unwrap(), &rule).unwrap_err();
         let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, ["rule.prefix", "rule.upstream", "rule.upstream_prefix"]);

@@ -44,10 +44,7 @@ pub fn rule_to_wire(rule: &Rule) -> wire::SnapshotRule {
 ///
 /// # Errors
 /// With every field that is wrong.
-pub fn upstream(
-    upstream: &wire::SnapshotUpstream,
-    password: Option<Secret<String>>,
-) -> Result<Upstream, Violations> {
+pub fn upstream(upstream: &wire::SnapshotUpstream, password: Option<Secret<String>>) -> Result<Upstream, Violations> {
     let mut violations = Violations::default();
     let plain_http = if upstream.allow_plain_http { PlainHttp::Allowed } else { PlainHttp::Refused };
     let uid = violations.take("uid", upstream.uid.parse());

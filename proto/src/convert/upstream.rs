@@ -191,7 +191,10 @@ mod tests {
         assert_eq!(fields(&all), expected);
         assert_eq!(fields(&wire(|upstream| upstream.kind = wire::UpstreamKind::Oci.into())), ["upstream.endpoint"]);
         assert_eq!(fields(&wire(|upstream| upstream.password = "p".into())), ["upstream.username"]);
-        assert_eq!(fields(&wire(|upstream| upstream.ca_certificates = "x".repeat(300_000))), ["upstream.ca_certificates"]);
+        assert_eq!(
+            fields(&wire(|upstream| upstream.ca_certificates = "x".repeat(300_000))),
+            ["upstream.ca_certificates"]
+        );
     }
 
     #[test]
@@ -199,7 +202,10 @@ mod tests {
         let read = |change: fn(&mut wire::Upstream)| Settings::read(&wire(change)).unwrap().password;
         let stored = |upstream: &mut wire::Upstream| (upstream.has_password, upstream.username) = (true, "me".into());
         assert!(matches!(read(stored), Password::Keep));
-        assert!(matches!(read(|upstream| (upstream.username, upstream.password) = ("a".into(), "b".into())), Password::New(_)));
+        assert!(matches!(
+            read(|upstream| (upstream.username, upstream.password) = ("a".into(), "b".into())),
+            Password::New(_)
+        ));
         assert!(matches!(read(|upstream| upstream.has_password = true), Password::None));
     }
 }
