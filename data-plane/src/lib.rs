@@ -1,6 +1,6 @@
 //! The data plane: stateless nodes that serve pulls and fill what they lack.
 //!
-//! Read it in this order: [`control`] is the line to the control plane; [`http`] is the edge; `pull.rs` is the walk of
+//! Read it in this order: `control.rs` is the line to the control plane; [`http`] is the edge; `pull.rs` is the walk of
 //! a pull, which calls `auth`, `resolve`, the store and `fill` in this order.
 
 mod app;

@@ -207,18 +207,26 @@ mod tests {
         assert!(!folder.path().join("a").exists());
     }
 
-    #[tokio::test]
-    async fn an_upload_whose_part_was_interrupted_cannot_be_completed() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = LocalStore::open(folder.path()).unwrap();
-        let mut upload = store.begin_upload(&key("a")).await.unwrap();
-        {
-            let mut part = Box::pin(upload.part("half".into()));
-            assert!(futures_util::poll!(part.as_mut()).is_pending());
-        }
-        assert!(upload.part("more".into()).await.is_err());
-        assert!(upload.complete().await.is_err());
-        assert_eq!(store.head(&key("a")).await.unwrap(), None);
+    #[test]
+    fn an_upload_whose_part_was_interrupted_cannot_be_completed() {
+        // One thread for blocking work, which the test can hold: so the part is surely under way when it is dropped.
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let store = LocalStore::open(folder.path()).unwrap();
+            let mut upload = store.begin_upload(&key("a")).await.unwrap();
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let held = tokio::task::spawn_blocking(move || released.recv());
+            {
+                let mut part = Box::pin(upload.part("half".into()));
+                assert!(futures_util::poll!(part.as_mut()).is_pending());
+            }
+            drop(release);
+            assert!(held.await.unwrap().is_err());
+            assert!(upload.part("more".into()).await.is_err());
+            assert!(upload.complete().await.is_err());
+            assert_eq!(store.head(&key("a")).await.unwrap(), None);
+        });
     }
 
     #[tokio::test]
