@@ -1,1 +1,158 @@
+//! Which crate may know which, and where a library may be named at all. The arrows are drawn in ARCHITECTURE.md.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// What each crate may depend on, of ours.
+const ARROWS: [(&str, &[&str]); 9] = [
+    ("domain", &[]),
+    ("runtime", &[]),
+    ("proto", &["domain"]),
+    ("store", &["domain"]),
+    ("trust", &["domain"]),
+    ("upstream", &["domain"]),
+    ("control-plane", &["domain", "proto", "runtime", "store", "trust", "upstream"]),
+    ("data-plane", &["domain", "proto", "runtime", "store", "trust", "upstream"]),
+    ("cli", &["domain", "proto", "runtime", "store", "trust", "upstream", "control-plane", "data-plane"]),
+];
+
+/// The folders and files, by how their paths begin, where alone something may be named.
+const HOMES: [(&str, &[&str]); 7] = [
+    ("tokio_postgres::", &["control-plane/src/db"]),
+    ("use tokio_postgres", &["control-plane/src/db"]),
+    ("reqwest::", &["upstream/"]),
+    ("use reqwest", &["upstream/"]),
+    // What is generated; `entrepot_proto::convert`, which leads from it to the domain, is for everybody.
+    ("entrepot_proto::v1", API_EDGES),
+    ("entrepot_proto::node", API_EDGES),
+    ("entrepot_proto::{", API_EDGES),
+];
+
+const API_EDGES: &[&str] = &[
+    "proto/",
+    "control-plane/src/api",
+    "control-plane/src/snapshot",
+    "data-plane/src/control",
+    "cli/",
+    // Snapshots and events are kept in the store as the messages that they travel in: who reads or makes them there.
+    "control-plane/src/restore.rs",
+    "control-plane/src/jobs/leftovers.rs",
+    "data-plane/src/repository.rs",
+];
+
+#[test]
+fn crates_depend_only_along_the_arrows() {
+    let arrows: BTreeMap<&str, &[&str]> = ARROWS.into();
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().expect("cargo lists packages");
+    for package in packages {
+        let name = ours(package).expect("the workspace holds nothing but our crates");
+        let (normal, dev) = dependencies(package);
+        match name {
+            // The tests may use all; what supports them knows none of those that use it.
+            "tests" => continue,
+            "test-support" => {
+                assert!(normal.is_empty() && dev.is_empty(), "test-support depends on {normal:?} {dev:?}")
+            }
+            _ => {
+                let allowed = arrows.get(name).unwrap_or_else(|| panic!("{name} has no place among the arrows"));
+                let wrong: Vec<_> = normal.iter().filter(|on| !allowed.contains(&on.as_str())).collect();
+                assert!(wrong.is_empty(), "{name} may not depend on {wrong:?}");
+                let wrong: Vec<_> =
+                    dev.iter().filter(|on| *on != "test-support" && !allowed.contains(&on.as_str())).collect();
+                assert!(wrong.is_empty(), "the tests of {name} may not depend on {wrong:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_crate_has_its_place() {
+    let metadata = metadata();
+    let packages = metadata["packages"].as_array().expect("cargo lists packages");
+    let found: BTreeSet<&str> = packages.iter().filter_map(ours).collect();
+    let known: BTreeSet<&str> = ARROWS.iter().map(|(name, _)| *name).chain(["tests", "test-support"]).collect();
+    assert_eq!(found, known);
+}
+
+#[test]
+fn libraries_are_named_only_in_their_homes() {
+    let root = root();
+    for (name, homes) in HOMES {
+        let mut strangers = Vec::new();
+        for (krate, _) in ARROWS {
+            for file in sources(&root.join(krate)) {
+                let path =
+                    file.strip_prefix(&root).expect("it was found below the root").to_string_lossy().into_owned();
+                // Tests may look at anything.
+                let is_test = path.contains("/tests/") || path.ends_with("/tests.rs");
+                if !is_test && !homes.iter().any(|home| path.starts_with(home)) && names(&file, name) {
+                    strangers.push(path);
+                }
+            }
+        }
+        assert!(strangers.is_empty(), "`{name}` belongs in {homes:?} alone, and is named in {strangers:?}");
+    }
+}
+
+/// The short name of a crate of ours.
+fn ours(package: &Value) -> Option<&str> {
+    package["name"].as_str()?.strip_prefix("entrepot-")
+}
+
+/// The crates of ours that a package depends on, to be built and in its tests.
+fn dependencies(package: &Value) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut normal, mut dev) = (BTreeSet::new(), BTreeSet::new());
+    for dependency in package["dependencies"].as_array().expect("cargo lists dependencies") {
+        if let Some(on) = ours(dependency) {
+            let kind = if dependency["kind"] == "dev" { &mut dev } else { &mut normal };
+            kind.insert(on.to_owned());
+        }
+    }
+    (normal, dev)
+}
+
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("cargo writes JSON")
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are below the root").to_owned()
+}
+
+/// The Rust files below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.expect("the folder can be read").path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Whether the code of a file has this in it, as whole words; comments do not count.
+fn names(file: &Path, what: &str) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    let ends_in_word = is_word(what.chars().next_back());
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).any(|code| {
+        code.match_indices(what).any(|(at, _)| {
+            let (before, after) = (code[..at].chars().next_back(), code[at + what.len()..].chars().next());
+            !is_word(before) && (!ends_in_word || !is_word(after))
+        })
+    })
+}

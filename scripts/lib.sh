@@ -1,0 +1,110 @@
+# What the scripts and the client suites share. Sourced, never run.
+# shellcheck shell=bash
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Everything that is built or fetched is kept outside the tree.
+cache=${ENTREPOT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/var/tmp}/.cache}/entrepot}
+export PATH=$cache/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
+mkdir -p "$cache/bin"
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    say "error: $*"
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Runs a command that may not take longer than so many seconds, never reads this terminal, and ends with Ctrl-C.
+bounded() { timeout --foreground --kill-after=10 "$@" </dev/null; }
+
+# Waits at most so many seconds until a command succeeds.
+wait_until() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || return 1
+        sleep 0.1
+    done
+}
+
+# The same, for what a process that was started does; there is no use in waiting once it has ended.
+wait_for_process() {
+    local deadline=$((SECONDS + $2)) id=$1
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        if [ "$SECONDS" -ge "$deadline" ] || is_gone "$id"; then return 1; fi
+        sleep 0.1
+    done
+}
+
+# A port on the loopback address that nobody listens on; below those that the kernel gives to outgoing connections.
+declare -A given_ports=()
+free_port() {
+    while :; do
+        free_port=$((20000 + RANDOM % 12000))
+        [ -z "${given_ports[$free_port]-}" ] || continue
+        (exec 3<>"/dev/tcp/127.0.0.1/$free_port") 2>/dev/null || break
+    done
+    given_ports[$free_port]=1
+}
+
+# Processes that were started here, so that none outlives the script.
+started=()
+stop() {
+    local id
+    for id in "$@"; do kill "$id" 2>/dev/null || true; done
+    for id in "$@"; do
+        wait_until 15 is_gone "$id" || kill -9 "$id" 2>/dev/null || true
+        wait "$id" 2>/dev/null || true
+    done
+}
+is_gone() { [ ! -e "/proc/$1" ] || grep -q '^State:.*zombie' "/proc/$1/status"; }
+stop_started() {
+    local at
+    for ((at = ${#started[@]} - 1; at >= 0; at--)); do stop "${started[at]}"; done
+    started=()
+}
+
+# Installs what is missing, as root where there is apt; elsewhere says the one line that would, and fails.
+install_packages() {
+    local packages=("$@") log=$cache/apt.log
+    if [ "$(id -u)" != 0 ] || ! have apt-get; then
+        say "missing; this would install it: sudo apt-get install -y ${packages[*]}"
+        return 1
+    fi
+    say "installing ${packages[*]}"
+    (
+        # Debian starts services as they are installed. Nobody asked for them, and some take ports.
+        policy=/usr/sbin/policy-rc.d
+        if [ -e "$policy" ]; then
+            mv "$policy" "$policy.entrepot"
+            trap 'mv "$policy.entrepot" "$policy"' EXIT
+        else
+            trap 'rm -f "$policy"' EXIT
+        fi
+        trap 'exit 130' INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+        export DEBIAN_FRONTEND=noninteractive
+        install=(apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 "${packages[@]}")
+        bounded 900 "${install[@]}" >"$log" 2>&1 ||
+            { bounded 300 apt-get update -q >>"$log" 2>&1 && bounded 900 "${install[@]}" >>"$log" 2>&1; }
+    ) || {
+        say "apt could not install ${packages[*]}:"
+        tail -n 5 "$log" >&2
+        return 1
+    }
+}
+
+# Collects the packages of those commands that are not there: `need COMMAND PACKAGE`, then `install_needed`.
+needed=()
+need() { have "$1" || needed+=("$2"); }
+install_needed() {
+    [ ${#needed[@]} -eq 0 ] || install_packages "${needed[@]}" || return 1
+    needed=()
+}
+
+# Entrepot looks for `postgres` in the same places.
+have_postgres() { have postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
+
+have_venv() { python3 -c 'import ensurepip, venv' >/dev/null 2>&1; }
