@@ -40,7 +40,6 @@ const API_EDGES: &[&str] = &[
     // Snapshots and events are kept in the store as the messages that they travel in: who reads or makes them there.
     "control-plane/src/restore.rs",
     "control-plane/src/jobs/leftovers.rs",
-    "data-plane/src/repository.rs",
 ];
 
 #[test]

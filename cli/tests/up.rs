@@ -3,116 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+#[path = "shared/registry.rs"]
+mod registry;
 
-const LIMIT: Duration = Duration::from_secs(90);
-const KEY: &str = "admin:correct-horse-battery";
-
-/// A registry of its own on free ports.
-struct Registry {
-    process: Child,
-    /// What it says when it is ready, a line each.
-    welcome: Vec<String>,
-}
-
-impl Registry {
-    fn start(folder: &Path, key: Option<&str>) -> Self {
-        let mut process = up(folder, key).stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
-        // It says all of it at once, and this is near the end.
-        let mut welcome = vec![];
-        for line in lines {
-            let last = line.contains("docker login");
-            welcome.push(line);
-            if last {
-                break;
-            }
-        }
-        assert_eq!(welcome.first().map(String::as_str), Some("Entrepot is ready."));
-        Self { process, welcome }
-    }
-
-    /// What it says about `what`.
-    fn told(&self, what: &str) -> &str {
-        let line = self.welcome.iter().find_map(|line| line.trim_start().strip_prefix(what));
-        line.unwrap().trim()
-    }
-
-    fn run(&self, line: &str) -> Output {
-        self.run_as(line, KEY)
-    }
-
-    fn run_as(&self, line: &str, key: &str) -> Output {
-        let mut words = line.split(' ');
-        assert_eq!(words.next(), Some("entrepot"));
-        let api = self.told("API");
-        entrepot().args(words).env("ENTREPOT_API", api).env("ENTREPOT_KEY", key).output().unwrap()
-    }
-
-    #[track_caller]
-    fn json(&self, line: &str) -> Value {
-        serde_json::from_str(&self.text(line)).unwrap()
-    }
-
-    #[track_caller]
-    fn text(&self, line: &str) -> String {
-        let output = self.run(line);
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Asks it to stop as a service manager would.
-    fn stop(mut self) {
-        kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
-        let deadline = Instant::now() + LIMIT;
-        while self.process.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it does not stop");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn entrepot() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_entrepot"));
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command
-}
-
-fn up(folder: &Path, key: Option<&str>) -> Command {
-    let mut command = entrepot();
-    command.arg("up").arg("--data-dir").arg(folder);
-    command.args(["--registry-listen", "127.0.0.1:0", "--api-listen", "127.0.0.1:0"]);
-    command.args(["--operations-listen", "127.0.0.1:0"]).envs(key.map(|key| ("ENTREPOT_BOOTSTRAP_KEY", key)));
-    command
-}
-
-/// A folder that the user who runs Postgres may pass through.
-fn passable() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
-    folder
-}
-
-fn processes_in(folder: &Path) -> usize {
-    let entries = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
-    entries.filter(|path| fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))).count()
-}
+use registry::{KEY, LIMIT, Registry, entrepot, passable, processes_in, up};
 
 #[test]
 fn the_lines_that_scripts_rely_on_work_as_written() {
@@ -198,10 +97,9 @@ fn a_first_key_is_made_shown_once_and_good_and_stopping_leaves_nothing_running()
 fn it_comes_back_after_kill_9_and_serves_pulls_without_postgres() {
     let folder = passable();
     let data = folder.path().join("data");
-    let mut registry = Registry::start(&data, Some(KEY));
+    let registry = Registry::start(&data, Some(KEY));
     registry.text("entrepot upstream create quay --kind quay");
-    registry.process.kill().unwrap();
-    registry.process.wait().unwrap();
+    registry.kill();
 
     let registry = Registry::start(&data, Some(KEY));
     assert!(registry.text("entrepot upstream list").contains("quay"));

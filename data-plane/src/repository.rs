@@ -8,9 +8,7 @@ use std::future::Future;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
-use entrepot_proto::convert::timestamp;
-use entrepot_proto::node::v1 as pb;
-use entrepot_proto::node::v1::event::Kind;
+use entrepot_proto::convert::event::{Image, Kind};
 use entrepot_runtime::{Clock, chain};
 use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
 use entrepot_store::{Error, Key, Store, Version, layout};
@@ -195,7 +193,7 @@ impl Repositories {
             deleted: false,
         };
         if let Some(platform) = link.platform.clone() {
-            let event = Kind::ConfigCached(pb::ConfigCached { digest: digest.to_string(), platform });
+            let event = Kind::ConfigCached { digest: digest.clone(), platform };
             self.outbox.record(name, live.record.incarnation, vec![event]).await?;
         }
         match records::replace(&*self.store, &key, version.as_ref(), &link).await {
@@ -249,7 +247,8 @@ impl Repositories {
             validate_time: Some(now),
             origin: Some(fill.origin),
         };
-        Ok(TagDraft { key, tag: tag.clone(), old_digest: old.and_then(|old| old.digest), version, record })
+        let (tag, digest, old_digest) = (tag.clone(), digest.clone(), old.and_then(|old| old.digest));
+        Ok(TagDraft { key, tag, digest, old_digest, version, record })
     }
 }
 
@@ -267,12 +266,8 @@ enum Change {
 
 impl RepositoryDraft {
     fn event(&self, fill: &FillFrom) -> Option<Kind> {
-        (self.change == Change::Written).then(|| {
-            Kind::RepositoryCreated(pb::RepositoryCreated {
-                rule_uid: fill.rule.uid.to_string(),
-                create_time: Some(timestamp(self.record.create_time)),
-            })
-        })
+        let (rule_uid, create_time) = (Some(fill.rule.uid), self.record.create_time);
+        (self.change == Change::Written).then_some(Kind::RepositoryCreated { rule_uid, create_time })
     }
 
     async fn write(&self, store: &Store, name: &RepositoryName) -> Result<(), Error> {
@@ -286,6 +281,7 @@ impl RepositoryDraft {
 struct TagDraft {
     key: Key,
     tag: Tag,
+    digest: Digest,
     old_digest: Option<Digest>,
     version: Option<Version>,
     record: TagRecord,
@@ -293,12 +289,12 @@ struct TagDraft {
 
 impl TagDraft {
     fn event(&self) -> Kind {
-        Kind::TagMoved(pb::TagMoved {
-            tag: self.tag.to_string(),
-            digest: self.record.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
+        Kind::TagMoved {
+            tag: self.tag.clone(),
+            digest: self.digest.clone(),
             revision: self.record.revision,
-            validate_time: self.record.validate_time.map(timestamp),
-        })
+            validate_time: self.record.validate_time,
+        }
     }
 
     async fn write(&self, store: &Store) -> Result<(), Error> {
@@ -324,15 +320,15 @@ fn link_of(verified: &Verified, object: &Key, fill: &FillFrom, now: DateTime<Utc
 
 fn image_cached(digest: &Digest, link: &ManifestLink) -> Kind {
     let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
-    Kind::ImageCached(pb::ImageCached {
-        digest: digest.to_string(),
-        media_type: link.media_type.to_string(),
+    Kind::ImageCached(Image {
+        digest: digest.clone(),
+        media_type: link.media_type,
         manifest_size_bytes: signed(link.size_bytes),
         content_size_bytes: signed(link.content_size_bytes),
         platforms: link.platforms.clone(),
-        children: link.children.iter().map(Digest::to_string).collect(),
-        cache_time: Some(timestamp(link.cache_time)),
-        config_digest: link.config.as_ref().map(Digest::to_string).unwrap_or_default(),
+        children: link.children.clone(),
+        config: link.config.clone(),
+        cache_time: link.cache_time,
     })
 }
 

@@ -12,9 +12,8 @@ use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, ResourceId};
-use entrepot_proto::convert::timestamp;
+use entrepot_proto::convert::event::{Event, Kind};
 use entrepot_proto::node::v1 as pb;
-use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_runtime::{Clock, Tasks, chain};
 use entrepot_store::{Key, Store, layout};
@@ -164,8 +163,7 @@ impl Outbox {
         let pulls: Vec<_> = pulls.into_iter().collect();
         for (done, batch) in pulls.chunks(BATCH).enumerate() {
             let events = batch.iter().map(|(pulled, at)| {
-                let kind =
-                    Kind::Pulled(pb::Pulled { digest: pulled.digest.to_string(), pull_time: Some(timestamp(*at)) });
+                let kind = Kind::Pulled { digest: pulled.digest.clone(), pull_time: *at };
                 self.event(&pulled.repository, pulled.incarnation, *at, kind)
             });
             let report = pb::ReportEventsRequest { node_id: self.inner.node.to_string(), events: events.collect() };
@@ -192,13 +190,8 @@ impl Outbox {
     }
 
     fn event(&self, repository: &RepositoryName, incarnation: Uuid, at: DateTime<Utc>, kind: Kind) -> pb::Event {
-        pb::Event {
-            event_id: Uuid::now_v7().to_string(),
-            event_time: Some(timestamp(at)),
-            repository: repository.to_string(),
-            incarnation: incarnation.to_string(),
-            kind: Some(kind),
-        }
+        let event = Event { id: Uuid::now_v7(), repository: repository.clone(), incarnation, kind };
+        event.to_wire(at)
     }
 }
 

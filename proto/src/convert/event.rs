@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, MediaType, RepositoryName, Tag};
 use uuid::Uuid;
 
-use super::{Violations, time};
+use super::{Violations, time, timestamp};
 use crate::node::v1 as wire;
 
 /// The longest platform; `os/architecture/variant` of 32 bytes each fits.
@@ -103,6 +103,60 @@ impl Event {
         };
         let event = (|| Some(Self { id: id?, repository: repository?, incarnation: incarnation?, kind: kind? }))();
         read.violations.finish(event)
+    }
+
+    /// Writes the event, which happened at `time`.
+    pub fn to_wire(&self, time: DateTime<Utc>) -> wire::Event {
+        wire::Event {
+            event_id: self.id.to_string(),
+            event_time: Some(timestamp(time)),
+            repository: self.repository.to_string(),
+            incarnation: self.incarnation.to_string(),
+            kind: Some(self.kind.to_wire()),
+        }
+    }
+}
+
+impl Kind {
+    fn to_wire(&self) -> wire::event::Kind {
+        match self {
+            Self::RepositoryCreated { rule_uid, create_time } => {
+                wire::event::Kind::RepositoryCreated(wire::RepositoryCreated {
+                    rule_uid: rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
+                    create_time: Some(timestamp(*create_time)),
+                })
+            }
+            Self::ImageCached(image) => wire::event::Kind::ImageCached(image.to_wire()),
+            Self::TagMoved { tag, digest, revision, validate_time } => wire::event::Kind::TagMoved(wire::TagMoved {
+                tag: tag.to_string(),
+                digest: digest.to_string(),
+                revision: *revision,
+                validate_time: validate_time.map(timestamp),
+            }),
+            Self::Pulled { digest, pull_time } => wire::event::Kind::Pulled(wire::Pulled {
+                digest: digest.to_string(),
+                pull_time: Some(timestamp(*pull_time)),
+            }),
+            Self::ConfigCached { digest, platform } => wire::event::Kind::ConfigCached(wire::ConfigCached {
+                digest: digest.to_string(),
+                platform: platform.clone(),
+            }),
+        }
+    }
+}
+
+impl Image {
+    fn to_wire(&self) -> wire::ImageCached {
+        wire::ImageCached {
+            digest: self.digest.to_string(),
+            media_type: self.media_type.to_string(),
+            manifest_size_bytes: self.manifest_size_bytes,
+            content_size_bytes: self.content_size_bytes,
+            platforms: self.platforms.clone(),
+            children: self.children.iter().map(Digest::to_string).collect(),
+            cache_time: Some(timestamp(self.cache_time)),
+            config_digest: self.config.as_ref().map(Digest::to_string).unwrap_or_default(),
+        }
     }
 }
 
@@ -205,11 +259,31 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_read_whole() {
-        let digest = Digest::sha256(b"");
-        let config = wire::ConfigCached { digest: digest.to_string(), platform: "linux/arm64/v8".into() };
-        let read = Event::read("events[0]", &event(Some(wire::event::Kind::ConfigCached(config)))).unwrap();
-        assert_eq!(read.kind, Kind::ConfigCached { digest, platform: "linux/arm64/v8".into() });
+    fn events_survive_the_wire() {
+        let (digest, at) = (Digest::sha256(b""), DateTime::UNIX_EPOCH);
+        let image = Image {
+            digest: digest.clone(),
+            media_type: MediaType::OciIndex,
+            manifest_size_bytes: 1,
+            content_size_bytes: 2,
+            platforms: vec!["linux/arm64/v8".into()],
+            children: vec![digest.clone()],
+            config: None,
+            cache_time: at,
+        };
+        for kind in [
+            Kind::RepositoryCreated { rule_uid: Some(Uuid::max()), create_time: at },
+            Kind::RepositoryCreated { rule_uid: None, create_time: at },
+            Kind::ImageCached(Image { config: Some(digest.clone()), ..image.clone() }),
+            Kind::ImageCached(image),
+            Kind::TagMoved { tag: "v1".parse().unwrap(), digest: digest.clone(), revision: 3, validate_time: Some(at) },
+            Kind::Pulled { digest: digest.clone(), pull_time: at },
+            Kind::ConfigCached { digest, platform: "linux/arm64/v8".into() },
+        ] {
+            let repository = "hub/nginx".parse().unwrap();
+            let event = Event { id: Uuid::nil(), repository, incarnation: Uuid::nil(), kind };
+            assert_eq!(Event::read("events[0]", &event.to_wire(at)), Ok(event));
+        }
     }
 
     #[test]
