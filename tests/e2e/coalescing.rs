@@ -122,3 +122,35 @@ async fn an_upstreams_refusal_for_one_repository_ends_only_that_repositorys_read
     assert_eq!(images::sha256(&app.await??.bytes), digest);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_repository_that_joins_a_fill_at_its_very_end_is_linked_too() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let layer = images::random_bytes(1, 1000);
+    let digest = images::sha256(&layer);
+    let registry = Arc::new(Registry::start().await?);
+    registry.rule("demo", &upstream).await?;
+    for name in ["one", "two"] {
+        upstream.publish_image(name, "v1", std::slice::from_ref(&layer));
+        registry.manifest(&format!("demo/{name}"), "v1").await?;
+    }
+    let pull = |repository: &'static str| {
+        let (registry, digest) = (registry.clone(), digest.clone());
+        tokio::spawn(async move { registry.blob(repository, &digest).await })
+    };
+    let bytes = upstream.hold(format!("GET /v2/one/blobs/{digest}"));
+    let word = upstream.hold(format!("HEAD /v2/two/blobs/{digest}"));
+    let one = pull("demo/one");
+    bytes.until_waiting(1).await;
+    let two = pull("demo/two");
+    word.until_waiting(1).await;
+    bytes.release();
+    assert_eq!(one.await??.status, StatusCode::OK);
+    word.release();
+    assert_eq!(two.await??.status, StatusCode::OK);
+
+    upstream.stop().await;
+    let again = registry.blob("demo/two", &digest).await?;
+    assert_eq!((again.status, images::sha256(&again.bytes)), (StatusCode::OK, digest));
+    Ok(())
+}

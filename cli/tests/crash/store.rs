@@ -95,9 +95,10 @@ impl StoreFolder {
         };
         let mut keys = vec![];
         for entry in entries {
-            let path = entry.unwrap().path();
+            let entry = entry.unwrap();
+            let path = entry.path();
             let name = path.strip_prefix(&self.0).unwrap().to_str().unwrap();
-            match path.is_dir() {
+            match entry.file_type().unwrap().is_dir() {
                 _ if name.starts_with('.') => {}
                 true => keys.extend(self.keys(name)),
                 false => keys.push(Key::parse(name).unwrap_or_else(|error| panic!("{name}: {error}"))),

@@ -1,7 +1,7 @@
 //! A fill as its readers see it.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use entrepot_domain::RepositoryName;
@@ -22,8 +22,16 @@ pub(crate) struct Landing {
     progress: watch::Receiver<Progress>,
     /// The repository whose upstream is asked for the bytes.
     begun_for: RepositoryName,
-    /// The repositories whose upstream has the content; they are linked when it is stored.
-    confirmed: Arc<Mutex<Vec<(RepositoryName, FillFrom)>>>,
+    confirmed: Arc<Mutex<Confirmed>>,
+}
+
+/// The repositories whose upstream has the content; they are linked when it is stored.
+struct Confirmed {
+    repositories: Vec<(RepositoryName, FillFrom)>,
+    /// How many of them the fill has taken to link.
+    taken: usize,
+    /// Whether the fill takes no more.
+    closed: bool,
 }
 
 /// How far a fill is.
@@ -65,7 +73,8 @@ pub(crate) struct Landed {
 impl Landing {
     pub(super) fn new(place: &Place, fill: &FillFrom) -> (Self, watch::Sender<Progress>) {
         let (sender, progress) = watch::channel(Progress::default());
-        let confirmed = Arc::new(Mutex::new(vec![(place.repository.clone(), fill.clone())]));
+        let repositories = vec![(place.repository.clone(), fill.clone())];
+        let confirmed = Arc::new(Mutex::new(Confirmed { repositories, taken: 0, closed: false }));
         (Self { progress, begun_for: place.repository.clone(), confirmed }, sender)
     }
 
@@ -76,20 +85,34 @@ impl Landing {
 
     /// Whether the upstream has said that this repository has the content.
     pub(crate) fn is_confirmed_for(&self, repository: &RepositoryName) -> bool {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(name, _)| name == repository)
+        self.confirmed().repositories.iter().any(|(name, _)| name == repository)
     }
 
-    /// Notes that the upstream has said so.
-    pub(crate) fn confirm_for(&self, place: &Place, fill: &FillFrom) {
-        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        if !confirmed.iter().any(|(name, _)| *name == place.repository) {
-            confirmed.push((place.repository.clone(), fill.clone()));
+    /// Notes that the upstream has said so. Returns whether the fill links this repository: one that has stored the
+    /// content and linked all that it knew of leaves that to the caller.
+    #[must_use]
+    pub(crate) fn confirm_for(&self, place: &Place, fill: &FillFrom) -> bool {
+        let mut confirmed = self.confirmed();
+        let known = confirmed.repositories.iter().any(|(name, _)| *name == place.repository);
+        if !known && !confirmed.closed {
+            confirmed.repositories.push((place.repository.clone(), fill.clone()));
         }
+        known || !confirmed.closed
     }
 
-    /// The repositories to link.
-    pub(super) fn confirmed(&self) -> Vec<(RepositoryName, FillFrom)> {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The next repository to link. After the last one, the fill takes no more.
+    pub(super) fn next_to_link(&self) -> Option<(RepositoryName, FillFrom)> {
+        let mut confirmed = self.confirmed();
+        let next = confirmed.repositories.get(confirmed.taken).cloned();
+        match next {
+            Some(_) => confirmed.taken += 1,
+            None => confirmed.closed = true,
+        }
+        next
+    }
+
+    fn confirmed(&self) -> MutexGuard<'_, Confirmed> {
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until there is something to send; `None` if the store has it all.

@@ -203,7 +203,7 @@ impl Driver<'_> {
             return false;
         }
         let platform = self.config.as_deref().and_then(platform_of_config);
-        for (repository, fill) in self.landing.confirmed() {
+        while let Some((repository, fill)) = self.landing.next_to_link() {
             let repositories = &self.fills.inner.repositories;
             let link =
                 repositories.link_blob(&repository, &fill, self.digest, &self.object, self.landed, platform.clone());

@@ -67,7 +67,9 @@ impl Resolver {
                     self.fills.join_or_start(place, fill, digest)
                 }
             };
-            self.confirm(&landing, place, fill, digest).await?;
+            if let Some(stored) = self.confirm(&landing, place, fill, digest).await? {
+                return Ok(stored);
+            }
             match landing.head().await {
                 Ok(Some(landed)) => return Ok(Blob::Landing(landed)),
                 // The fill found it in the store: look there.
@@ -100,20 +102,27 @@ impl Resolver {
         Ok(Blob::Known { size_bytes })
     }
 
-    /// Makes sure that the upstream has the blob in this repository, too, before its readers get a running fill's bytes.
+    /// Makes sure that the upstream has the blob in this repository, too, before its readers get a running fill's
+    /// bytes. A fill that is about to end no longer links the repository; then it is linked here, to what was stored.
     async fn confirm(
         &self,
         landing: &Landing,
         place: &Place,
         fill: &FillFrom,
         digest: &Digest,
-    ) -> Result<(), PullError> {
-        if !landing.is_confirmed_for(&place.repository) {
-            let seen = fill.source.client.head_blob(&fill.repository, digest).await;
-            seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
-            landing.confirm_for(place, fill);
+    ) -> Result<Option<Blob>, PullError> {
+        if landing.is_confirmed_for(&place.repository) {
+            return Ok(None);
         }
-        Ok(())
+        let seen = fill.source.client.head_blob(&fill.repository, digest).await;
+        seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
+        if landing.confirm_for(place, fill) {
+            return Ok(None);
+        }
+        match within_limit(self.repositories.stored(digest)).await? {
+            Some(object) => self.link(place, fill, digest, object).await,
+            None => Ok(None),
+        }
     }
 
     /// The blob, if its bytes are in the store already and the upstream says that this repository has it.
@@ -125,6 +134,17 @@ impl Resolver {
             // Some upstreams refuse HEAD; a GET decides.
             Err(_) => return Ok(None),
         }
+        self.link(place, fill, digest, object).await
+    }
+
+    /// The blob that `object` holds, linked: the upstream has just said that this repository has it.
+    async fn link(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        digest: &Digest,
+        object: Key,
+    ) -> Result<Option<Blob>, PullError> {
         let Some(size_bytes) = within_limit(self.repositories.store.head(&object)).await? else { return Ok(None) };
         let platform = self.platform(&object, size_bytes).await;
         let link = self.repositories.link_blob(&place.repository, fill, digest, &object, size_bytes, platform);
