@@ -103,3 +103,20 @@ async fn r_pull_04_to_06_head_conditions_and_ranges() -> Result<()> {
     assert_eq!(head.header("docker-content-digest"), Some(image.manifest.as_str()));
     Ok(())
 }
+
+#[tokio::test]
+async fn r_edge_12_a_blob_without_bytes_is_a_blob() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[vec![]]);
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/app", "v1").await?;
+    let empty = &image.layers[0];
+    let cold = registry.blob("demo/app", empty).await?;
+    assert_eq!((cold.status, cold.header("content-length"), cold.bytes.len()), (StatusCode::OK, Some("0"), 0));
+    // It was answered, so it is stored.
+    upstream.stop().await;
+    let warm = registry.blob("demo/app", empty).await?;
+    assert_eq!((warm.status, warm.header("content-length")), (StatusCode::OK, Some("0")));
+    Ok(())
+}

@@ -48,6 +48,7 @@ pub(super) async fn drive(
         landing,
         object: layout::blob(digest, Uuid::now_v7()),
         upload: None,
+        head: None,
         landed: 0,
         config: None,
         failure: None,
@@ -74,6 +75,8 @@ struct Driver<'a> {
     object: Key,
     /// On its way into the store; `None` when the store does not take it.
     upload: Option<Box<dyn Upload>>,
+    /// What readers of a small blob get only with its bytes.
+    head: Option<Head>,
     landed: u64,
     /// The bytes, while they are few enough to be an image's configuration.
     config: Option<BytesMut>,
@@ -100,7 +103,11 @@ impl Driver<'_> {
             }),
             Step::Commit => Some(if self.commit().await { Event::Committed } else { Event::CommitFailed }),
             Step::ReleaseTail => {
-                self.progress.send_modify(|progress| progress.released = self.landed);
+                let head = self.head.take();
+                self.progress.send_modify(|progress| {
+                    progress.released = self.landed;
+                    progress.head = head.or(progress.head.take());
+                });
                 None
             }
             Step::AbortUpload => {
@@ -131,8 +138,9 @@ impl Driver<'_> {
         let whole_first = size_bytes.is_some_and(|size| size <= WHOLE_BYTES);
         if whole_first {
             self.config = Some(BytesMut::new());
+            self.head = Some(head);
         } else {
-            self.progress.send_modify(|progress| progress.head = Some(head.clone()));
+            self.progress.send_modify(|progress| progress.head = Some(head));
         }
 
         let mut verifier = Verifier::new(self.digest.clone());
@@ -153,9 +161,6 @@ impl Driver<'_> {
             return Err(self.bad("it does not hash to its digest"));
         }
         self.upload_part(part.freeze()).await;
-        if whole_first {
-            self.progress.send_modify(|progress| progress.head = Some(head));
-        }
         Ok(())
     }
 
