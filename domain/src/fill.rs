@@ -4,6 +4,9 @@
 //! the claim another node may have committed, and without the second look two transfers happen with no fault at all.
 //! The lease saves work and protects nothing: content is addressed by its digest, so two leaders are harmless.
 //!
+//! Who does not get the lease waits for the store, and now and then looks and claims again: a leader that has finished,
+//! failed or died is followed at once. Patience has an end, and then the fill goes on without the lease.
+//!
 //! [`Fill::on`] is total: an event that comes too late changes nothing. The driver carries out the steps, in order,
 //! and reports what came of them as events.
 
@@ -12,9 +15,11 @@
 pub enum Fill {
     /// Asking the store whether the content has come meanwhile.
     Looking,
-    /// Waiting for the lease.
+    /// Asking for the lease.
     Claiming,
-    /// Asking the store once more, now with the lease.
+    /// Another holds the lease: it will bring the content, or give the lease up.
+    Waiting,
+    /// Asking the store once more, now with the lease, or at the end of our patience.
     LookingAgain,
     /// Bytes land from the upstream.
     Transferring,
@@ -46,6 +51,12 @@ pub enum Event {
     StoreAway,
     /// The lease is ours, or none can be had and none is needed.
     Granted,
+    /// Another holds the lease.
+    Busy,
+    /// A moment of waiting has passed, and there is patience left.
+    Waited,
+    /// We have waited for as long as we may.
+    OutOfPatience,
     /// The upstream did not deliver, or not what the digest means.
     TransferFailed,
     /// All bytes have landed and hash to the digest.
@@ -65,6 +76,8 @@ pub enum Step {
     Look,
     /// Take the lease.
     Claim,
+    /// Let a moment pass.
+    Wait,
     /// Request the content from the upstream and land it.
     Transfer,
     /// Let readers have the bytes that were held back.
@@ -73,7 +86,7 @@ pub enum Step {
     Commit,
     /// Undo what of the upload exists; only what this fill made.
     AbortUpload,
-    /// Give the lease back.
+    /// Give the lease back, if it is ours.
     ReleaseLease,
 }
 
@@ -93,7 +106,11 @@ impl Fill {
             (F::Looking, E::Absent | E::StoreAway) => (F::Claiming, &[S::Claim]),
             (F::Looking, E::Abandoned) => (F::Finished(O::Failed), &[]),
             (F::Claiming, E::Granted) => (F::LookingAgain, &[S::Look]),
+            (F::Claiming, E::Busy) => (F::Waiting, &[S::Wait]),
             (F::Claiming, E::Abandoned) => (F::Finished(O::Failed), &[]),
+            (F::Waiting, E::Waited) => (F::Looking, &[S::Look]),
+            (F::Waiting, E::OutOfPatience) => (F::LookingAgain, &[S::Look]),
+            (F::Waiting, E::Abandoned) => (F::Finished(O::Failed), &[]),
             (F::LookingAgain, E::Found) => (F::Finished(O::Stored), &[S::ReleaseLease]),
             (F::LookingAgain, E::Absent | E::StoreAway) => (F::Transferring, &[S::Transfer]),
             (F::LookingAgain, E::Abandoned) => (F::Finished(O::Failed), &[S::ReleaseLease]),
@@ -112,15 +129,21 @@ impl Fill {
 }
 
 #[cfg(test)]
+mod model;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::collections::HashSet;
 
-    const EVENTS: [Event; 9] = [
+    const EVENTS: [Event; 12] = [
         Event::Found,
         Event::Absent,
         Event::StoreAway,
         Event::Granted,
+        Event::Busy,
+        Event::Waited,
+        Event::OutOfPatience,
         Event::TransferFailed,
         Event::Verified,
         Event::Committed,
@@ -128,53 +151,86 @@ mod tests {
         Event::Abandoned,
     ];
 
-    /// Every path of at most `depth` events from the start.
-    fn paths(depth: usize) -> Vec<(Vec<Event>, Fill, Vec<Step>)> {
+    #[derive(Clone)]
+    struct Path {
+        events: Vec<Event>,
+        state: Fill,
+        steps: Vec<Step>,
+    }
+
+    /// Every path of at most `depth` events that change something. All others are these, with events in between that
+    /// change nothing.
+    fn paths(depth: usize) -> Vec<Path> {
         let (state, steps) = Fill::start();
-        let mut all = vec![(vec![], state, steps.to_vec())];
+        let mut all = vec![Path { events: vec![], state, steps: steps.to_vec() }];
         let mut last = all.clone();
         for _ in 0..depth {
-            last = last
-                .iter()
-                .flat_map(|(events, state, steps)| {
-                    EVENTS.map(|event| {
-                        let (next, more) = state.on(event);
-                        ([events.as_slice(), &[event]].concat(), next, [steps.as_slice(), more].concat())
-                    })
-                })
-                .collect();
+            last = last.iter().flat_map(|path| EVENTS.into_iter().filter_map(|event| path.with(event))).collect();
             all.extend(last.iter().cloned());
         }
         all
     }
 
+    impl Path {
+        fn with(&self, event: Event) -> Option<Self> {
+            let (state, more) = self.state.on(event);
+            if state == self.state {
+                assert!(more.is_empty(), "{event:?} changes nothing, and is nothing to act upon");
+                return None;
+            }
+            let (events, steps) = ([self.events.as_slice(), &[event]].concat(), [self.steps.as_slice(), more].concat());
+            Some(Self { events, state, steps })
+        }
+    }
+
+    /// Deep enough for three rounds of waiting and a whole fill.
+    const DEPTH: usize = 14;
+
     #[test]
     fn no_path_transfers_without_a_second_look_nor_releases_the_tail_unverified() {
-        for (events, state, steps) in paths(6) {
-            let at = |step| steps.iter().position(|s| *s == step);
-            if let Some(transfer) = at(Step::Transfer) {
-                assert_eq!(steps[..transfer].iter().filter(|s| **s == Step::Look).count(), 2, "{events:?}");
-                assert!(at(Step::Claim).is_some_and(|claim| claim < transfer), "{events:?}");
+        for Path { events, state, steps } in paths(DEPTH) {
+            let count = |step| steps.iter().filter(|s| **s == step).count();
+            if let Some(transfer) = steps.iter().position(|step| *step == Step::Transfer) {
+                // The last thing before it is a look that came after the claim.
+                assert_eq!(steps[transfer - 1], Step::Look, "{events:?}");
+                let asked = steps[..transfer - 1].iter().rposition(|step| matches!(step, Step::Claim | Step::Wait));
+                let looked = steps[..transfer - 1].iter().rposition(|step| *step == Step::Look);
+                assert!(asked > looked, "{events:?}");
+                assert_eq!(count(Step::Transfer), 1, "{events:?}");
             }
-            if at(Step::ReleaseTail).is_some() || at(Step::Commit).is_some() {
+            if count(Step::ReleaseTail) + count(Step::Commit) > 0 {
                 assert!(events.contains(&Event::Verified), "{events:?}");
             }
             if let Fill::Finished(_) = state {
                 // What was taken is given back, once.
-                let claimed = at(Step::Look).is_some() && events.contains(&Event::Granted) && at(Step::Claim).is_some();
-                let released = steps.iter().filter(|s| **s == Step::ReleaseLease).count();
-                assert!(released <= 1 && (released == 1 || !claimed || at(Step::Transfer).is_none()), "{events:?}");
+                let granted = events.contains(&Event::Granted) || events.contains(&Event::OutOfPatience);
+                assert_eq!(count(Step::ReleaseLease), usize::from(granted), "{events:?}");
             }
         }
     }
 
     #[test]
+    fn who_waits_looks_and_claims_again_and_transfers_at_the_end_of_its_patience() {
+        let after = |events: &[Event]| events.iter().fold(Fill::start(), |(state, _), event| state.on(*event));
+        let waiting = [Event::Absent, Event::Busy];
+        assert_eq!(after(&waiting), (Fill::Waiting, &[Step::Wait][..]));
+        let again = [&waiting[..], &[Event::Waited]].concat();
+        assert_eq!(after(&again), (Fill::Looking, &[Step::Look][..]));
+        let claims = [&again[..], &[Event::Absent]].concat();
+        assert_eq!(after(&claims), (Fill::Claiming, &[Step::Claim][..]));
+        let alone = [&waiting[..], &[Event::OutOfPatience, Event::Absent]].concat();
+        assert_eq!(after(&alone), (Fill::Transferring, &[Step::Transfer][..]));
+    }
+
+    #[test]
     fn every_state_can_be_reached_and_every_end_is_an_end() {
-        let states: HashSet<Fill> = paths(6).into_iter().map(|(_, state, _)| state).collect();
-        assert_eq!(states.len(), 8);
-        for event in EVENTS {
-            let end = Fill::Finished(Outcome::Stored);
-            assert_eq!(end.on(event), (end, &[][..]));
+        let states: HashSet<Fill> = paths(DEPTH).into_iter().map(|path| path.state).collect();
+        assert_eq!(states.len(), 9);
+        for end in [Outcome::Stored, Outcome::Uncached, Outcome::Failed].map(Fill::Finished) {
+            assert!(states.contains(&end));
+            for event in EVENTS {
+                assert_eq!(end.on(event), (end, &[][..]));
+            }
         }
     }
 }
