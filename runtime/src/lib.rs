@@ -1,17 +1,23 @@
-//! What any Entrepot process needs before its job: a clock, tasks that shutdown can wait for, readiness, logs and
-//! metrics, and the listener that operators look at.
+//! What any Entrepot process needs before its job: configuration, a clock, tasks that shutdown can wait for, readiness,
+//! listeners with TLS, logs, metrics and traces, and the listener that operators look at.
 
 pub mod clock;
+pub mod config;
 pub mod health;
 pub mod listen;
 pub mod operations;
+pub mod program;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 
 mod chain;
 
 pub use chain::chain;
 pub use clock::Clock;
 pub use health::{Condition, Health};
+pub use listen::Listener;
+pub use program::{Drain, Program};
 pub use tasks::Tasks;
-pub use telemetry::{LogFormat, Metrics};
+pub use telemetry::{LogFormat, Metrics, Telemetry};
+pub use tls::Tls;

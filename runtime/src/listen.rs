@@ -1,18 +1,192 @@
-//! Listening sockets, with errors that say what to do.
+//! Listening sockets, clear text or TLS, with errors that say what to do.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::tls::Tls;
 
 const BACKLOG: u32 = 1024;
+/// How long a client may take for TLS's handshake.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Listens on `addr`. `what` is the flag or setting that the address comes from, such as `--registry-listen`.
-///
-/// # Errors
-/// If the address cannot be had; the text names the remedy.
-pub fn bind(addr: SocketAddr, what: &str) -> io::Result<TcpListener> {
-    listen(addr).map_err(|error| io::Error::new(error.kind(), explain(addr, what, &error)))
+/// A listening socket, with or without TLS.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Listener {
+    /// Listens on `addr`. `what` is the flag or key that the address comes from, such as `registry.listen`.
+    ///
+    /// # Errors
+    /// If the address cannot be had; the text names the remedy.
+    pub fn bind(addr: SocketAddr, what: &str, tls: Option<Arc<Tls>>) -> io::Result<Self> {
+        let socket = listen(addr).map_err(|error| io::Error::new(error.kind(), explain(addr, what, &error)))?;
+        Ok(Self { socket, tls })
+    }
+
+    /// A socket without TLS.
+    pub fn plain(socket: TcpListener) -> Self {
+        Self { socket, tls: None }
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// If the system does not say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Whether its clients have to speak TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// The next connection. TLS has not begun on it, so that a slow client holds up no other.
+    ///
+    /// # Errors
+    /// If the system has none to give; a moment later it may.
+    pub async fn accept(&self) -> io::Result<(Accepted, SocketAddr)> {
+        let (stream, peer) = self.socket.accept().await?;
+        Ok((Accepted { stream, tls: self.tls.clone() }, peer))
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(socket: TcpListener) -> Self {
+        Self::plain(socket)
+    }
+}
+
+/// A connection whose client has still to show that it speaks TLS, where the listener wants it.
+#[derive(Debug)]
+pub struct Accepted {
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+}
+
+impl Accepted {
+    /// Does TLS's handshake, within 10 s; without TLS there is nothing to do.
+    ///
+    /// # Errors
+    /// If the client does not manage it.
+    pub async fn handshake(self) -> io::Result<Stream> {
+        let Some(tls) = self.tls else { return Ok(Stream(Transport::Plain(self.stream))) };
+        let accepting = TlsAcceptor::from(tls.current()).accept(self.stream);
+        let stream = tokio::time::timeout(HANDSHAKE_LIMIT, accepting)
+            .await
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client did not finish TLS's handshake"))??;
+        Ok(Stream(Transport::Tls(Box::new(stream))))
+    }
+}
+
+/// A connection, clear text or TLS.
+#[derive(Debug)]
+pub struct Stream(Transport);
+
+#[derive(Debug)]
+enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Whether client and server have agreed on HTTP/2 in TLS's handshake. Clear text never has.
+    pub fn is_http2(&self) -> bool {
+        match &self.0 {
+            Transport::Plain(_) => false,
+            Transport::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// Whether it is encrypted.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.0, Transport::Tls(_))
+    }
+
+    /// Whether small writes go out at once.
+    ///
+    /// # Errors
+    /// If the system does not let it be set.
+    pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
+        self.tcp().set_nodelay(nodelay)
+    }
+
+    /// Who is at the other end.
+    ///
+    /// # Errors
+    /// If nobody is, by now.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.tcp().peer_addr()
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match &self.0 {
+            Transport::Plain(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Transport::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.0 {
+            Transport::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.0 {
+            Transport::Plain(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.0 {
+            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
 }
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -49,9 +223,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_address_says_how_to_find_by_whom() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), "--registry-listen").unwrap();
+        let first = Listener::bind("127.0.0.1:0".parse().unwrap(), "--registry-listen", None).unwrap();
         let addr = first.local_addr().unwrap();
-        let error = bind(addr, "--registry-listen").unwrap_err();
+        let error = Listener::bind(addr, "--registry-listen", None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let text = error.to_string();
         for part in [addr.to_string(), format!("ss -ltnp 'sport = :{}'", addr.port()), "--registry-listen".to_owned()] {
@@ -61,7 +235,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_of_another_machine_says_so() {
-        let error = bind("192.0.2.1:5000".parse().unwrap(), "--api-listen").unwrap_err();
+        let error = Listener::bind("192.0.2.1:5000".parse().unwrap(), "--api-listen", None).unwrap_err();
         assert!(error.to_string().contains("no address 192.0.2.1"), "{error}");
     }
 }

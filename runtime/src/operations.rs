@@ -12,11 +12,11 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tracing::{debug, warn};
 
-use crate::{Health, Metrics, Tasks, chain};
+use crate::listen::Accepted;
+use crate::{Health, Listener, Metrics, Tasks, chain};
 
 /// How long a client may take to send a request's head; also how long an idle connection is kept.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
@@ -26,7 +26,8 @@ const CONNECTION_LIMIT: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts to serve on `listener` as tasks of `tasks`, until they are told to stop.
-pub async fn serve(listener: TcpListener, health: Health, metrics: Metrics, tasks: &Tasks) {
+pub async fn serve(listener: impl Into<Listener>, health: Health, metrics: Metrics, tasks: &Tasks) {
+    let listener = listener.into();
     let router = router(health, metrics);
     let inner = tasks.clone();
     tasks.spawn("operations", async move {
@@ -59,15 +60,15 @@ async fn render(State(metrics): State<Metrics>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }
 
-async fn accept(listener: TcpListener, router: Router, tasks: &Tasks) {
+async fn accept(listener: Listener, router: Router, tasks: &Tasks) {
     let slots = Arc::new(Semaphore::new(CONNECTION_LIMIT));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((accepted, _)) => {
                 let (router, stopping) = (router.clone(), tasks.stopping());
                 tasks.spawn("operations.connection", async move {
-                    stopping.run_until_cancelled(converse(stream, router)).await;
+                    stopping.run_until_cancelled(converse(accepted, router)).await;
                     drop(slot);
                 });
             }
@@ -79,7 +80,11 @@ async fn accept(listener: TcpListener, router: Router, tasks: &Tasks) {
     }
 }
 
-async fn converse(stream: TcpStream, router: Router) {
+async fn converse(accepted: Accepted, router: Router) {
+    let stream = match accepted.handshake().await {
+        Ok(stream) => stream,
+        Err(error) => return debug!("an operations connection did not begin: {}", chain(&error)),
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
@@ -91,10 +96,20 @@ async fn converse(stream: TcpStream, router: Router) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::net::SocketAddr;
+    use std::sync::Arc;
 
-    async fn get(addr: std::net::SocketAddr, path: &str) -> String {
+    use entrepot_test_support::tls::Authority;
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::tls::{Alpn, Tls};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    async fn get(addr: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(addr).await.unwrap();
         let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
@@ -106,7 +121,7 @@ mod tests {
     #[tokio::test]
     async fn probes_see_life_readiness_and_metrics() {
         let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("entrepot-test"));
-        let listener = crate::listen::bind("127.0.0.1:0".parse().unwrap(), "--operations-listen").unwrap();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "operations.listen", None).unwrap();
         let addr = listener.local_addr().unwrap();
         let store = health.condition("store");
         metrics.meter("test").u64_counter("entrepot.test").build().add(1, &[]);
@@ -122,6 +137,36 @@ mod tests {
 
         // An idle connection does not hold up the end.
         let _idle = TcpStream::connect(addr).await.unwrap();
+        assert!(tasks.drain(Duration::from_secs(10)).await);
+    }
+
+    #[tokio::test]
+    async fn probes_can_come_over_tls() {
+        let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+        let (certificate, key) = authority.certificate_for(&["127.0.0.1"]);
+        let (certificate_file, key_file) = (folder.path().join("crt"), folder.path().join("key"));
+        std::fs::write(&certificate_file, certificate).unwrap();
+        std::fs::write(&key_file, key).unwrap();
+        let tls = Tls::load(certificate_file, key_file, Alpn::Http1).unwrap();
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "operations.listen", Some(tls)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let tasks = Tasks::new();
+        serve(listener, Health::new(), Metrics::new("entrepot-test"), &tasks).await;
+
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(rustls::crypto::aws_lc_rs::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(tasks.drain(Duration::from_secs(10)).await);
     }
 }

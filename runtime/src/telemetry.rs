@@ -1,170 +1,177 @@
-//! Logs and metrics.
+//! What a program tells of itself: logs on standard error, metrics for Prometheus, and both metrics and traces for a
+//! receiver of OpenTelemetry's protocol (OTLP), if there is one.
+//!
+//! Telemetry never gets in the way of the work. What a receiver does not take is kept in a bounded queue, then dropped,
+//! and said in the log now and then.
+
+mod logs;
+mod metrics;
+mod otlp;
+mod propagation;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
-use std::io::{self, IsTerminal as _};
-use std::str::FromStr;
+use std::time::Duration;
 
-use opentelemetry::metrics::{Meter, MeterProvider};
+use http::{HeaderName, HeaderValue};
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::ExporterBuildError;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::metrics::{Aggregation, Instrument, SdkMeterProvider, Stream};
-use prometheus::{Registry, TextEncoder};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
 use tracing::warn;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use url::Url;
 
-use crate::chain;
+pub use logs::{LogFormat, LogFormatError, check_filter};
+pub use metrics::Metrics;
+pub use propagation::{inject, parent_of, set_parent};
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// One JSON object per line, for programs.
-    Json,
+/// What a program tells of itself, and where.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What the program is called, such as `entrepot-data-plane`.
+    pub service: &'static str,
+    /// Which of several this one is, such as the node's id.
+    pub instance: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged, such as `info,entrepot_store=debug`.
+    pub log_filter: String,
+    /// Where traces and metrics are sent to, if anywhere.
+    pub otlp: Option<Otlp>,
 }
 
-impl FromStr for LogFormat {
-    type Err = LogFormatError;
-
-    fn from_str(text: &str) -> Result<Self, LogFormatError> {
-        match text {
-            "text" => Ok(Self::Text),
-            "json" => Ok(Self::Json),
-            _ => Err(LogFormatError),
-        }
-    }
+/// A receiver of OTLP over gRPC.
+#[derive(Clone)]
+pub struct Otlp {
+    /// Where it is, such as `http://127.0.0.1:4317`.
+    pub endpoint: Url,
+    /// How often metrics are sent.
+    pub interval: Duration,
+    /// Which part of the traces is recorded whose callers have not decided that, from 0 to 1.
+    pub trace_ratio: f64,
+    /// Sent with each request; they may hold credentials.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-impl fmt::Display for LogFormat {
+impl fmt::Debug for Otlp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Text => "text",
-            Self::Json => "json",
-        })
+        f.debug_struct("Otlp").field("endpoint", &self.endpoint.as_str()).finish_non_exhaustive()
     }
 }
 
-/// A text that is not a log format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("must be `text` or `json`")]
-pub struct LogFormatError;
-
-/// Why logging could not be set up.
+/// Why telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum LogsError {
+pub enum TelemetryError {
     /// The filter cannot be read.
     #[error("the log filter `{filter}` cannot be read; write for example `info` or `info,entrepot_data_plane=debug`")]
     Filter {
         /// What was given.
         filter: String,
         /// Why it cannot be read.
-        source: tracing_subscriber::filter::ParseError,
+        source: ParseError,
     },
     /// Something in this process set up logging before.
     #[error("logging is set up already")]
     Twice,
+    /// The receiver's address or its headers cannot be used.
+    #[error("traces and metrics cannot be sent to {endpoint}")]
+    Otlp {
+        /// The address.
+        endpoint: Url,
+        /// Why not.
+        source: ExporterBuildError,
+    },
 }
 
-/// Sends the logs of this process to standard error, those that `filter` lets through (`info,entrepot_store=debug`).
-///
-/// # Errors
-/// If the filter cannot be read, or logging is set up already.
-pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), LogsError> {
-    let parsed =
-        EnvFilter::try_new(filter).map_err(|source| LogsError::Filter { filter: filter.to_owned(), source })?;
-    let logs = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(io::stderr);
-    // Colours are for people; whoever reads a file or a journal looks for words.
-    let logs = if io::stderr().is_terminal() { logs } else { logs.with_ansi(false) };
-    match format {
-        LogFormat::Text => logs.try_init(),
-        LogFormat::Json => logs.json().flatten_event(true).try_init(),
-    }
-    .map_err(|_| LogsError::Twice)
+/// The logs, traces and metrics of a process.
+#[derive(Debug)]
+pub struct Telemetry {
+    metrics: Metrics,
+    /// Where spans go, if anybody looks at them.
+    traces: Option<SdkTracerProvider>,
 }
 
-/// The metrics of a process: instruments are made from meters, and Prometheus reads them all. Clones share them.
-#[derive(Clone, Debug)]
-pub struct Metrics {
-    provider: SdkMeterProvider,
-    registry: Registry,
-}
-
-impl Metrics {
-    /// Bounds of every histogram in seconds: from a warm manifest to a large blob.
-    const SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-
-    /// Metrics of the service that is called `service`, such as `entrepot-data-plane`.
-    pub fn new(service: &'static str) -> Self {
-        let registry = Registry::new();
-        let exporter = opentelemetry_prometheus::exporter()
-            .with_registry(registry.clone())
-            .build()
-            .expect("a new registry has no collector that the exporter's could collide with");
-        let provider = SdkMeterProvider::builder()
-            .with_reader(exporter)
-            .with_resource(Resource::builder().with_service_name(service).build())
-            .with_view(durations_in_seconds)
-            .build();
-        Self { provider, registry }
-    }
-
-    /// A meter for the part of the program that is called `name`, such as `entrepot.pull`.
+impl Telemetry {
+    /// Sets everything up, for the whole process. With a receiver, this must be called within Tokio.
     ///
-    /// Durations are histograms with the unit `s`; they get useful bounds by that.
-    pub fn meter(&self, name: &'static str) -> Meter {
-        self.provider.meter(name)
+    /// # Errors
+    /// If something in the configuration cannot be used, or logging is set up already. That a receiver is away is no
+    /// error.
+    pub fn init(config: Config) -> Result<Self, TelemetryError> {
+        let (telemetry, subscriber) = Self::build(&config)?;
+        logs::install(subscriber)?;
+        Ok(telemetry)
     }
 
-    /// All metrics in Prometheus' text format.
-    pub fn render(&self) -> String {
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
-            warn!("could not render the metrics: {}", chain(&error));
-            String::new()
-        })
-    }
-}
-
-/// OpenTelemetry's own bounds begin at 5, which is useless for seconds.
-fn durations_in_seconds(instrument: &Instrument) -> Option<Stream> {
-    if instrument.unit() != "s" {
-        return None;
-    }
-    let bounds = Aggregation::ExplicitBucketHistogram { boundaries: Metrics::SECONDS.to_vec(), record_min_max: false };
-    Some(Stream::builder().with_aggregation(bounds).build().expect("the bounds ascend"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use opentelemetry::KeyValue;
-
-    #[test]
-    fn durations_get_bounds_in_seconds_and_counts_stay_counts() {
-        let metrics = Metrics::new("entrepot-test");
-        let meter = metrics.meter("entrepot.pull");
-        let hit = [KeyValue::new("outcome", "hit")];
-        meter.f64_histogram("entrepot.pull.duration").with_unit("s").build().record(0.007, &hit);
-        meter.u64_counter("entrepot.pull.count").build().add(3, &hit);
-
-        let text = metrics.render();
-        let lines = |part: &str| text.lines().filter(|line| line.contains(part)).collect::<Vec<_>>();
-        assert!(lines(r#"le="0.005""#)[0].ends_with(" 0"), "{text}");
-        assert!(lines(r#"le="0.01""#)[0].ends_with(" 1"), "{text}");
-        assert_eq!(lines("entrepot_pull_duration_seconds_bucket").len(), Metrics::SECONDS.len() + 1, "{text}");
-        assert!(lines("entrepot_pull_count_total{")[0].ends_with(" 3"), "{text}");
+    /// As [`Telemetry::init`], and nothing is logged.
+    #[cfg(test)]
+    pub(crate) fn unheard(config: &Config) -> Result<Self, TelemetryError> {
+        Self::build(config).map(|(telemetry, _)| telemetry)
     }
 
-    #[test]
-    fn formats_are_read_as_they_are_written() {
-        for format in [LogFormat::Text, LogFormat::Json] {
-            assert_eq!(format.to_string().parse(), Ok(format));
+    /// Everything, with the subscriber not installed yet.
+    fn build(config: &Config) -> Result<(Self, tracing::Dispatch), TelemetryError> {
+        let resource = resource(config);
+        let failed = |otlp: &Otlp, source| TelemetryError::Otlp { endpoint: otlp.endpoint.clone(), source };
+        let metrics = match &config.otlp {
+            None => Metrics::with(resource.clone(), |provider| provider),
+            Some(otlp) => {
+                let reader = otlp::metrics(otlp).map_err(|source| failed(otlp, source))?;
+                Metrics::with(resource.clone(), |provider| provider.with_reader(reader))
+            }
+        };
+        let traces = match &config.otlp {
+            // Nobody looks at spans, and log lines for people do not name them.
+            None if config.log_format == LogFormat::Text => None,
+            // Spans only give log lines their ids.
+            None => Some(traces(resource, Sampler::AlwaysOff).build()),
+            Some(otlp) => {
+                let processor = otlp::traces(otlp).map_err(|source| failed(otlp, source))?;
+                let sampler = Sampler::TraceIdRatioBased(otlp.trace_ratio);
+                Some(traces(resource, sampler).with_span_processor(processor).build())
+            }
+        };
+        let tracer = traces.as_ref().map(|provider| provider.tracer("entrepot"));
+        let subscriber = logs::subscriber(config.log_format, &config.log_filter, tracer, std::io::stderr)?;
+        Ok((Self { metrics, traces }, subscriber))
+    }
+
+    /// The metrics, to make instruments of.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
+    /// Sends what is still waiting, and ends; a receiver that is away holds this up for `limit` at most.
+    pub async fn shutdown(self, limit: Duration) {
+        let (done, ended) = tokio::sync::oneshot::channel();
+        // A thread of its own, since this blocks, and the end of Tokio would wait for one of Tokio's.
+        let flush = std::thread::Builder::new().name("telemetry.flush".to_owned()).spawn(move || {
+            let traces = self.traces.map(|traces| traces.shutdown_with_timeout(limit));
+            let metrics = self.metrics.shutdown(limit);
+            let _ = done.send(traces.is_none_or(|flushed| flushed.is_ok()) && metrics.is_ok());
+        });
+        let flushed = match flush {
+            Ok(_) => tokio::time::timeout(limit, ended).await.is_ok_and(|flushed| flushed == Ok(true)),
+            Err(_) => false,
+        };
+        if !flushed {
+            warn!("the last traces and metrics could not be sent within {limit:?}");
         }
-        assert_eq!("xml".parse::<LogFormat>(), Err(LogFormatError));
     }
+}
 
-    #[test]
-    fn a_bad_filter_is_named() {
-        let error = init_logs(LogFormat::Text, "entrepot=loud").unwrap_err();
-        assert!(error.to_string().contains("`entrepot=loud`"), "{error}");
-    }
+/// Whether a trace is recorded is for the caller to say; where it says nothing, for `root`.
+fn traces(resource: Resource, root: Sampler) -> opentelemetry_sdk::trace::TracerProviderBuilder {
+    SdkTracerProvider::builder().with_resource(resource).with_sampler(Sampler::ParentBased(Box::new(root)))
+}
+
+fn resource(config: &Config) -> Resource {
+    Resource::builder()
+        .with_service_name(config.service)
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attribute(KeyValue::new("service.instance.id", config.instance.clone()))
+        .build()
 }

@@ -44,6 +44,14 @@ impl ClusterKey {
         key_file::load_or_generate(LABEL, path.as_ref()).map(Self)
     }
 
+    /// Reads the key file at `path`.
+    ///
+    /// # Errors
+    /// If there is none, or others can read it, or it holds something else, or it cannot be read.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
+        key_file::load(LABEL, path.as_ref()).map(Self)
+    }
+
     /// Reads a key as key files hold it.
     ///
     /// # Errors
@@ -93,7 +101,7 @@ impl ClusterKey {
     }
 
     /// A key of its own for each use, so that no use endangers another.
-    fn derive(&self, usage: &str) -> KeyBytes {
+    pub(crate) fn derive(&self, usage: &str) -> KeyBytes {
         struct Length;
         impl hkdf::KeyType for Length {
             fn len(&self) -> usize {

@@ -11,6 +11,10 @@ use zeroize::Zeroizing;
 /// How many bytes a key has.
 pub(crate) const KEY_BYTES: usize = 32;
 
+/// Permissions of files with secrets, and of those without.
+const OWNER: u32 = 0o600;
+const EVERYBODY: u32 = 0o644;
+
 /// A key's bytes, wiped when dropped.
 pub(crate) type KeyBytes = Zeroizing<[u8; KEY_BYTES]>;
 
@@ -28,6 +32,12 @@ pub enum KeyFileError {
         /// Its permissions.
         mode: u32,
     },
+    /// There is none, and it is not for a program that serves to make one.
+    #[error("the key file {} does not exist: make it with `entrepot keys generate`, once for the whole cluster, or copy it here", .path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
     /// It does not hold such a key.
     #[error("the key file {} {source}", .path.display())]
     Malformed {
@@ -35,6 +45,12 @@ pub enum KeyFileError {
         path: PathBuf,
         /// What is wrong with the text.
         source: KeyTextError,
+    },
+    /// A public key is there that belongs to another seed.
+    #[error("the key file {} holds another key: move it away, nodes may still need it", .path.display())]
+    Taken {
+        /// The file.
+        path: PathBuf,
     },
     /// It can be neither read nor made.
     #[error("the key file {} can be neither read nor made", .path.display())]
@@ -74,19 +90,41 @@ pub(crate) fn parse(label: &'static str, text: &str) -> Result<KeyBytes, KeyText
     if let Some(Ok(())) = read { Ok(bytes) } else { Err(KeyTextError { label }) }
 }
 
+/// Reads the key at `path`, which must be there.
+pub(crate) fn load(label: &'static str, path: &Path) -> Result<KeyBytes, KeyFileError> {
+    read(label, path)?.ok_or_else(|| KeyFileError::Missing { path: path.to_owned() })
+}
+
 /// Reads the key at `path`, or makes one there. Of several processes that make one, all get the same.
 pub(crate) fn load_or_generate(label: &'static str, path: &Path) -> Result<KeyBytes, KeyFileError> {
     let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
-    match load(label, path)? {
+    match read(label, path)? {
         Some(key) => Ok(key),
         None => {
-            create(path, &encode(label, &generate())).map_err(failed)?;
-            load(label, path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
+            create(path, &encode(label, &generate()), OWNER).map_err(failed)?;
+            read(label, path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
         }
     }
 }
 
-fn load(label: &'static str, path: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
+/// Reads a public key, which everybody may read, from the file at `path`.
+pub(crate) fn load_public(label: &'static str, path: &Path) -> Result<KeyBytes, KeyFileError> {
+    let mut text = String::with_capacity(256);
+    match File::open(path).and_then(|file| file.take(256).read_to_string(&mut text)) {
+        Ok(_) => parse(label, &text).map_err(|source| KeyFileError::Malformed { path: path.to_owned(), source }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(KeyFileError::Missing { path: path.to_owned() }),
+        Err(source) => Err(KeyFileError::Io { path: path.to_owned(), source }),
+    }
+}
+
+/// Writes a public key, for everybody to read. A file that is there already is left as it is, and must hold this key.
+pub(crate) fn save_public(label: &'static str, path: &Path, bytes: &KeyBytes) -> Result<(), KeyFileError> {
+    let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
+    create(path, &encode(label, bytes), EVERYBODY).map_err(failed)?;
+    if *load_public(label, path)? == **bytes { Ok(()) } else { Err(KeyFileError::Taken { path: path.to_owned() }) }
+}
+
+fn read(label: &'static str, path: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
     let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -103,13 +141,13 @@ fn load(label: &'static str, path: &Path) -> Result<Option<KeyBytes>, KeyFileErr
 }
 
 /// Makes the file whole or not at all, and leaves one that is there already.
-fn create(path: &Path, text: &str) -> io::Result<()> {
+fn create(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = folder.join(format!(".key-{}", uuid::Uuid::new_v4()));
     let written = (|| {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(OWNER).open(&temporary)?;
         // Whatever the process's mask says.
-        file.set_permissions(Permissions::from_mode(0o600))?;
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         match fs::hard_link(&temporary, path) {
@@ -155,7 +193,7 @@ mod tests {
     fn a_file_with_something_else_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        create(&path, &encode("entrepot-other-key", &generate())).unwrap();
+        create(&path, &encode("entrepot-other-key", &generate()), OWNER).unwrap();
         let error = load_or_generate(LABEL, &path).unwrap_err();
         assert!(matches!(error, KeyFileError::Malformed { .. }));
         assert!(error.to_string().contains("`entrepot-test-key:` and 64 hex digits"), "{error}");
@@ -167,6 +205,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = load_or_generate(LABEL, &folder.path().join("none/key")).unwrap_err();
         assert!(matches!(error, KeyFileError::Io { .. }));
+    }
+
+    #[test]
+    fn a_program_that_serves_makes_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        for error in [load(LABEL, &path).unwrap_err(), load_public(LABEL, &path).unwrap_err()] {
+            assert!(matches!(error, KeyFileError::Missing { .. }));
+            assert!(error.to_string().contains("`entrepot keys generate`"), "{error}");
+        }
+        assert!(!path.exists());
+        let key = load_or_generate(LABEL, &path).unwrap();
+        assert_eq!(*load(LABEL, &path).unwrap(), *key);
+    }
+
+    #[test]
+    fn a_public_key_is_for_everybody_and_never_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pub");
+        let (key, other) = (generate(), generate());
+        for _ in 0..2 {
+            save_public(LABEL, &path, &key).unwrap();
+        }
+        assert_eq!(*load_public(LABEL, &path).unwrap(), *key);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o644);
+        assert!(matches!(save_public(LABEL, &path, &other), Err(KeyFileError::Taken { .. })));
+        assert_eq!(*load_public(LABEL, &path).unwrap(), *key);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use crate::key_file::{self, KeyBytes, KeyFileError};
 
@@ -63,6 +64,14 @@ impl SnapshotSigner {
         key_file::load_or_generate(SEED_LABEL, path.as_ref()).map(|seed| Self::from_seed(&seed))
     }
 
+    /// Reads the seed file at `path`.
+    ///
+    /// # Errors
+    /// If there is none, or others can read it, or it holds something else, or it cannot be read.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
+        key_file::load(SEED_LABEL, path.as_ref()).map(|seed| Self::from_seed(&seed))
+    }
+
     /// The key that nodes pin.
     pub fn public_key(&self) -> PublicKey {
         PublicKey(self.0.public_key().as_ref().try_into().expect("Ed25519 has public keys of 32 bytes"))
@@ -95,6 +104,22 @@ pub struct PublicKey([u8; 32]);
 pub struct PublicKeyError;
 
 impl PublicKey {
+    /// Reads the file at `path`, which holds the key as it is written.
+    ///
+    /// # Errors
+    /// If there is none, or it holds something else, or it cannot be read.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
+        key_file::load_public(PUBLIC_LABEL, path.as_ref()).map(|bytes| Self(*bytes))
+    }
+
+    /// Writes the file that [`PublicKey::load`] reads, mode 0644; one that is there already must hold this key.
+    ///
+    /// # Errors
+    /// If there is another key, or the file cannot be made.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), KeyFileError> {
+        key_file::save_public(PUBLIC_LABEL, path.as_ref(), &Zeroizing::new(self.0))
+    }
+
     /// What signatures name the key by.
     pub fn id(&self) -> String {
         hex::encode(&Sha256::digest(self.0)[..8])
@@ -198,7 +223,12 @@ mod tests {
         assert_eq!(SnapshotSigner::load_or_generate(&path).unwrap().public_key(), signer.public_key());
         assert_eq!(signer.public_key().to_string().parse(), Ok(signer.public_key()));
         assert_eq!("entrepot-snapshot-key:00".parse::<PublicKey>(), Err(PublicKeyError));
-        // The two kinds of key file cannot be mixed up.
+        let public = folder.path().join("public");
+        signer.public_key().save(&public).unwrap();
+        assert_eq!(PublicKey::load(&public).unwrap(), signer.public_key());
+        assert_eq!(SnapshotSigner::load(&path).unwrap().public_key(), signer.public_key());
+        // The kinds of key file cannot be mixed up.
+        assert!(SnapshotSigner::load(&public).is_err() && PublicKey::load(&path).is_err());
         assert!(crate::ClusterKey::load_or_generate(&path).is_err());
     }
 }

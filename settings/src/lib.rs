@@ -1,0 +1,18 @@
+//! The sections of the configuration that both planes read, and how.
+//!
+//! Neither plane knows the other, and the store knows nothing of configuration. Without this crate each plane would
+//! read the same sections in its own way, and one file could not serve both.
+
+pub mod ca_file;
+pub mod keys;
+pub mod listener;
+pub mod process;
+pub mod secret;
+pub mod store;
+
+pub use ca_file::ca_file;
+pub use keys::{ControlKeys, NodeKeys};
+pub use listener::ListenerSettings;
+pub use process::{DrainSettings, OperationsSettings, TelemetrySettings};
+pub use secret::{required_secret, secret};
+pub use store::StoreSettings;
