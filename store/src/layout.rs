@@ -12,6 +12,7 @@
 //! snapshot/<epoch>/<revision>/<uuid>                snapshots, numbers with 19 digits so that they sort
 //! nodes/<id>                                        live nodes
 //! events/<node>/<uuidv7>                            events that wait for the control plane
+//! probe/<uuidv7>/…                                  what whoever opens a bucket tries out, removed at once
 //! ```
 //!
 //! `_` cannot begin a part of a repository name, so records never collide with names, and no key is both a file and a
@@ -88,6 +89,11 @@ pub fn uploads_prefix(node: &ResourceId) -> Prefix {
     Prefix::assembled(format!("uploads/{node}"))
 }
 
+/// All uploads that any node has begun.
+pub fn all_uploads_prefix() -> Prefix {
+    Prefix::assembled("uploads".to_owned())
+}
+
 /// The head, which says which snapshot is published.
 pub fn snapshot_head() -> Key {
     Key::assembled("snapshot/head".to_owned())
@@ -123,6 +129,21 @@ pub fn events_prefix(node: &ResourceId) -> Prefix {
     Prefix::assembled(format!("events/{node}"))
 }
 
+/// Something that is written to try out a bucket. `name` is written like a key.
+pub(crate) fn probe(probe: Uuid, name: &str) -> Key {
+    Key::assembled(format!("probe/{probe}/{name}"))
+}
+
+/// What one probe has written.
+pub(crate) fn probe_prefix(probe: Uuid) -> Prefix {
+    Prefix::assembled(format!("probe/{probe}"))
+}
+
+/// What all probes have written and not removed yet.
+pub fn probes_prefix() -> Prefix {
+    Prefix::assembled("probe".to_owned())
+}
+
 /// What a key is for, with what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the arguments of the functions of the same names")]
@@ -147,6 +168,8 @@ pub enum Parsed {
     Node { id: ResourceId },
     /// See [`event`].
     Event { node: ResourceId, event: Uuid },
+    /// See [`probes_prefix`].
+    Probe { probe: Uuid, name: Key },
 }
 
 /// Reads a key back; `None` if it is not in the drawing.
@@ -176,6 +199,10 @@ pub fn parse(key: &Key) -> Option<Parsed> {
             let [node, event] = parts(rest)?;
             Parsed::Event { node: node.parse().ok()?, event: event.parse().ok()? }
         }
+        "probe" => {
+            let (probe, name) = rest.split_once('/')?;
+            Parsed::Probe { probe: probe.parse().ok()?, name: name.parse().ok()? }
+        }
         _ => return None,
     };
     // One spelling per key: a UUID in capitals or a number without its zeroes is somebody else's.
@@ -196,6 +223,7 @@ impl Parsed {
             Self::Snapshot { epoch, revision, object } => snapshot(*epoch, *revision, *object),
             Self::Node { id } => node(id),
             Self::Event { node, event: id } => event(node, *id),
+            Self::Probe { probe: id, name } => probe(*id, name.as_str()),
         }
     }
 }
@@ -274,6 +302,7 @@ mod tests {
             }),
             ids().prop_map(|id| Parsed::Node { id }),
             (ids(), uuids()).prop_map(|(node, event)| Parsed::Event { node, event }),
+            uuids().prop_map(|probe| Parsed::Probe { probe, name: Key::parse("a/1").unwrap() }),
         ]
     }
 
@@ -292,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn any_key_is_in_the_drawing_or_not(text in "(blobs|repositories|snapshot|nodes|events|uploads)(/[a-z0-9_-]{1,12}){0,4}") {
+        fn any_key_is_in_the_drawing_or_not(text in "(blobs|repositories|snapshot|nodes|events|uploads|probe)(/[a-z0-9_-]{1,12}){0,4}") {
             if let Ok(key) = Key::parse(&text) && let Some(parsed) = parse(&key) {
                 prop_assert_eq!(parsed.key(), key);
             }
@@ -317,6 +346,7 @@ mod tests {
             (snapshot(1, 42, id), format!("snapshot/0000000000000000001/0000000000000000042/{id}")),
             (node(&node_id), "nodes/node-1".to_owned()),
             (event(&node_id, id), format!("events/node-1/{id}")),
+            (probe(id, "a/1"), format!("probe/{id}/a/1")),
         ] {
             assert_eq!(key.as_str(), text);
         }
@@ -335,9 +365,12 @@ mod tests {
             (manifest_links_prefix(&name, id), manifest_link(&name, id, &digest)),
             (tags_prefix(&name, id), tag(&name, id, &"v1".parse().unwrap())),
             (uploads_prefix(&node_id), upload(&node_id, id)),
+            (all_uploads_prefix(), upload(&node_id, id)),
             (snapshots_prefix(), snapshot_head()),
             (nodes_prefix(), node(&node_id)),
             (events_prefix(&node_id), event(&node_id, id)),
+            (probe_prefix(id), probe(id, "a/1")),
+            (probes_prefix(), probe(id, "a/1")),
         ] {
             assert!(key.as_str().starts_with(prefix.as_str()), "{key} in {prefix}");
         }

@@ -4,6 +4,7 @@
 //! drawn in [`layout`]; what the records say is in [`records`]. Writers rely on put-once and replace-if, never on a
 //! conditional delete: a deletion is a replacement by a tombstone.
 
+pub mod bucket;
 pub mod conformance;
 pub mod key;
 pub mod layout;
@@ -15,8 +16,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use entrepot_domain::ResourceId;
 use futures_util::stream::BoxStream;
 
+pub use bucket::{BucketConfig, BucketStore};
 pub use key::{Key, KeyError, Prefix};
 pub use local::{LocalStore, OpenError};
 
@@ -36,6 +39,10 @@ pub struct Version(String);
 impl Version {
     pub(crate) fn new(text: String) -> Self {
         Self(text)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
     }
 }
 
@@ -65,7 +72,8 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Writes an object if it is still at `expected`; `None` means that it must not exist.
     ///
     /// # Errors
-    /// [`Error::Conflict`], which leaves the object as it is.
+    /// [`Error::Conflict`], which leaves the object as it is. After trouble on the way to the store it may also mean
+    /// that the object was written and has been replaced since.
     async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error>;
 
     /// Reads a small object.
@@ -77,7 +85,8 @@ pub trait BlobStore: Send + Sync + 'static {
     /// The size of an object in bytes.
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error>;
 
-    /// Reads a range of an object as it was when this returned, even if it is deleted or replaced meanwhile.
+    /// Reads a range of an object as it was when this returned. If it is deleted or replaced meanwhile, the stream goes
+    /// on or fails, and never mixes two objects.
     ///
     /// What of the range lies beyond the end is left out, so the stream may be shorter than asked for, or empty.
     async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error>;
@@ -90,9 +99,14 @@ pub trait BlobStore: Send + Sync + 'static {
 
     /// Begins to write an object in parts. Nothing is visible under `key` before [`Upload::complete`].
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error>;
+
+    /// Gives up the uploads that `owner` has begun and left behind, and says how many there were. It must not have
+    /// any under way.
+    async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error>;
 }
 
-/// An object on its way into a store. Dropped, it leaves nothing behind, at the latest when the store is opened again.
+/// An object on its way into a store. Dropped, it leaves nothing behind, at the latest after
+/// [`BlobStore::abort_uploads`] or when a local store is opened again.
 #[async_trait]
 pub trait Upload: Send {
     /// Appends bytes.

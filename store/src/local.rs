@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use entrepot_domain::ResourceId;
 
 use crate::{BlobStore, ByteStream, Error, Key, Object, Prefix, Upload, Version};
 use files::{Condition, Files};
@@ -115,6 +116,11 @@ impl BlobStore for LocalStore {
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
         let key = key.clone();
         self.blocking(move |files| Ok(Box::new(upload::LocalUpload::begin(files, key)?) as Box<dyn Upload>)).await
+    }
+
+    /// Opening the folder has removed what an earlier process left, and dropped uploads remove their own.
+    async fn abort_uploads(&self, _owner: &ResourceId) -> Result<usize, Error> {
+        Ok(0)
     }
 }
 

@@ -102,6 +102,15 @@ pub struct TagRecord {
     pub origin: Option<Uuid>,
 }
 
+/// An upload that was begun, at [`crate::layout::upload`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadRecord {
+    /// The object that it is to become.
+    pub key: Key,
+    /// What the bucket calls it.
+    pub upload_id: String,
+}
+
 /// Which snapshot is published, at [`crate::layout::snapshot_head`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotHead {

@@ -1,0 +1,273 @@
+//! A store in a bucket: S3, Google Cloud Storage, Azure Blob Storage, or what speaks S3's protocol.
+//!
+//! Nodes and control planes share a bucket without knowing of each other. What keeps them from overwriting each other
+//! are the bucket's conditional writes, so [`BucketStore::open`] tries them out and refuses a bucket that ignores them.
+//!
+//! Whatever is asked of a bucket ends within limits that are written down in [`limits`]; trying again is done here, and
+//! not by the library below, which knows neither these limits nor what a repeated conditional write may mean.
+
+mod client;
+mod failure;
+mod limits;
+mod list;
+mod probe;
+mod read;
+mod transport;
+mod upload;
+mod write;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use entrepot_domain::{ResourceId, Secret};
+use futures_util::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{GetOptions, ObjectStoreExt as _};
+use url::Url;
+
+use crate::{BlobStore, ByteStream, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Upload, Version};
+use client::Client;
+use failure::Failure;
+use limits::Tries;
+use list::Order;
+use write::Condition;
+
+/// Which bucket, and who may use it.
+#[derive(Clone, Debug)]
+pub struct BucketConfig {
+    /// The bucket's name; Azure calls it a container.
+    pub bucket: String,
+    /// What all names in the bucket begin with, for a bucket that is shared with others.
+    pub prefix: Prefix,
+    /// Where the service is, if not at its provider's own address.
+    pub endpoint: Option<Url>,
+    /// Whether that address may be clear text.
+    pub allow_plain_http: bool,
+    /// Certificates in PEM that are trusted besides those of the machine.
+    pub trusted_certificates: Option<String>,
+    /// A proxy on the way to the service. Without it there is none, whatever the environment says.
+    pub proxy: Option<Secret<Url>>,
+    /// Whose service it is.
+    pub service: Service,
+}
+
+/// Whose service a bucket belongs to. Without credentials here, those are used that the machine has: from the
+/// environment, as the provider's own tools read it, or from the role of the instance.
+#[derive(Clone, Debug)]
+pub enum Service {
+    /// Amazon S3, or what speaks its protocol.
+    S3 {
+        /// The region.
+        region: String,
+        /// Whether the bucket's name goes into the path instead of the host.
+        path_style: bool,
+        /// An access key.
+        credentials: Option<AccessKey>,
+    },
+    /// Google Cloud Storage.
+    Gcs {
+        /// The JSON file of a service account.
+        service_account_file: Option<PathBuf>,
+    },
+    /// Azure Blob Storage.
+    Azure {
+        /// The storage account.
+        account: String,
+        /// Its key.
+        access_key: Option<Secret<String>>,
+    },
+}
+
+/// An access key of S3.
+#[derive(Clone, Debug)]
+pub struct AccessKey {
+    /// Its id.
+    pub id: String,
+    /// Its secret.
+    pub secret: Secret<String>,
+}
+
+/// Why a bucket cannot be a store.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// What was configured cannot be used.
+    #[error("the bucket `{bucket}` is not configured rightly")]
+    BadConfig {
+        /// The bucket.
+        bucket: String,
+        /// What is wrong.
+        source: Cause,
+    },
+    /// There is no such bucket.
+    #[error("there is no bucket `{bucket}`: make it, or correct `bucket` and `endpoint`")]
+    NoBucket {
+        /// The bucket.
+        bucket: String,
+        /// What the service said.
+        source: Cause,
+    },
+    /// The service does not let us do what a store must do.
+    #[error(
+        "the bucket `{bucket}` refuses access: check the access key and its secret, and that they may list, read, write and delete there"
+    )]
+    Denied {
+        /// The bucket.
+        bucket: String,
+        /// What the service said.
+        source: Cause,
+    },
+    /// Two writers would overwrite each other there.
+    #[error(
+        "the bucket `{bucket}` ignores conditional writes, so nodes would overwrite each other ({what}): use a service that has If-None-Match and If-Match on writes"
+    )]
+    IgnoresConditions {
+        /// The bucket.
+        bucket: String,
+        /// What was seen.
+        what: &'static str,
+    },
+    /// What is listed there cannot be relied on.
+    #[error("the bucket `{bucket}` does not list what was just written to it: use a service that does")]
+    BadLists {
+        /// The bucket.
+        bucket: String,
+    },
+    /// It cannot be reached at the moment. Try again.
+    #[error("the bucket `{bucket}` is away")]
+    Away {
+        /// The bucket.
+        bucket: String,
+        /// Why.
+        source: Cause,
+    },
+}
+
+/// What a failure was caused by.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+impl OpenError {
+    /// Whether it may be otherwise soon, without anybody changing anything.
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::Away { .. } => true,
+            Self::BadConfig { .. }
+            | Self::NoBucket { .. }
+            | Self::Denied { .. }
+            | Self::IgnoresConditions { .. }
+            | Self::BadLists { .. } => false,
+        }
+    }
+}
+
+/// A bucket that holds objects under the keys of [`crate::layout`], behind its prefix.
+#[derive(Clone, Debug)]
+pub struct BucketStore(Arc<Bucket>);
+
+#[derive(Debug)]
+struct Bucket {
+    client: Client,
+    prefix: Prefix,
+    /// Under whose name uploads are recorded.
+    owner: ResourceId,
+    order: Order,
+}
+
+impl BucketStore {
+    /// Opens a bucket, having tried out what is relied on. `owner` is who begins uploads.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. A bucket that is away is not waited for.
+    pub async fn open(config: BucketConfig, owner: ResourceId) -> Result<Self, OpenError> {
+        let name = config.bucket.clone();
+        let client = Client::build(&config).map_err(|source| OpenError::BadConfig { bucket: name.clone(), source })?;
+        let bucket = Bucket { client, prefix: config.prefix, owner, order: Order::Bytes };
+        let store = Self(Arc::new(bucket));
+        let order = probe::run(&store, &name).await?;
+        let Bucket { client, prefix, owner, .. } = &*store.0;
+        Ok(Self(Arc::new(Bucket { client: client.clone(), prefix: prefix.clone(), owner: owner.clone(), order })))
+    }
+}
+
+impl Bucket {
+    fn path(&self, key: &Key) -> Path {
+        Path::from(format!("{}{key}", self.prefix))
+    }
+
+    async fn delete(&self, path: &Path) -> Result<(), object_store::Error> {
+        self.client.objects().delete(path).await
+    }
+
+    /// The size of an object, without reading it.
+    async fn size(&self, path: &Path) -> Result<Option<u64>, Failure> {
+        let mut tries = Tries::small();
+        let head = tries.idempotent(|| self.client.get(path, GetOptions { head: true, ..GetOptions::default() })).await;
+        Failure::absent_is_none(head.map(|result| result.meta.size))
+    }
+}
+
+#[async_trait]
+impl BlobStore for BucketStore {
+    async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        self.0.write(&self.0.path(key), bytes.into(), Condition::Absent).await.map_err(|failure| failure.of_put_once())
+    }
+
+    async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        Ok(self.0.write(&self.0.path(key), bytes.into(), Condition::Any).await?)
+    }
+
+    async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
+        let condition = expected.cloned().map_or(Condition::Absent, Condition::Is);
+        Ok(self.0.write(&self.0.path(key), bytes.into(), condition).await?)
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        let path = self.0.path(key);
+        let mut tries = Tries::small();
+        let found = tries
+            .idempotent(|| async {
+                let result = self.0.client.get(&path, GetOptions::default()).await?;
+                let (size_bytes, version) = (result.meta.size, self.0.client.version_of(&result.meta));
+                if size_bytes > GET_LIMIT_BYTES {
+                    return Ok(Err(size_bytes));
+                }
+                let chunks: Vec<Bytes> = result.into_stream().try_collect().await?;
+                let bytes = if let [one] = &chunks[..] { one.clone() } else { chunks.concat().into() };
+                Ok(Ok((bytes, version)))
+            })
+            .await;
+        match Failure::absent_is_none(found)? {
+            None => Ok(None),
+            Some(Err(size_bytes)) => Err(Error::TooLarge { key: key.clone(), size_bytes }),
+            Some(Ok((bytes, version))) => Ok(Some(Object { bytes, version: version? })),
+        }
+    }
+
+    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+        Ok(self.0.size(&self.0.path(key)).await?)
+    }
+
+    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
+        Ok(read::open(&self.0, self.0.path(key), range).await?)
+    }
+
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+        Ok(list::list(&self.0, prefix, start_after, limit).await?)
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        let path = self.0.path(key);
+        Failure::absent_is_none(Tries::small().idempotent(|| self.0.delete(&path)).await)?;
+        Ok(())
+    }
+
+    async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
+        Ok(Box::new(upload::BucketUpload::begin(Arc::clone(&self.0), key.clone())))
+    }
+
+    async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error> {
+        upload::abort_all(self, owner).await
+    }
+}

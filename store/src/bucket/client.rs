@@ -1,0 +1,239 @@
+//! The library's client for each kind of service, and in what they differ.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::list::PaginatedListStore;
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use object_store::{
+    BackoffConfig, Certificate, ClientOptions, GetOptions, GetResult, HeaderValue, ObjectMeta, ObjectStore, PutResult,
+    RetryConfig, UpdateVersion,
+};
+use url::Url;
+
+use super::failure::Failure;
+use super::transport::Connector;
+use super::{BucketConfig, Cause, Service};
+use crate::Version;
+
+const CONNECT: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(60);
+/// Where machines ask for their own credentials: never through a proxy.
+const NEVER_BY_PROXY: &str = "localhost,127.0.0.1,169.254.0.0/16,metadata.google.internal";
+
+/// All that the library offers for a kind of service.
+pub(super) trait Objects: ObjectStore + MultipartStore + PaginatedListStore {}
+
+impl<T: ObjectStore + MultipartStore + PaginatedListStore> Objects for T {}
+
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    objects: Arc<dyn Objects>,
+    mark: Mark,
+}
+
+/// What tells the values of an object apart.
+#[derive(Clone, Copy, Debug)]
+enum Mark {
+    ETag,
+    Generation,
+}
+
+/// The service did not say what it must say about an object.
+#[derive(Debug, thiserror::Error)]
+#[error("the service did not say which version of the object this is")]
+struct NoVersion;
+
+#[derive(Debug, thiserror::Error)]
+#[error("`endpoint` has no host to put the bucket's name before: set `path_style`")]
+struct NoHost;
+
+#[derive(Debug, thiserror::Error)]
+#[error("`endpoint` is clear text: give it `https`, or set `allow_plain_http`")]
+struct ClearText;
+
+impl Client {
+    pub(super) fn build(config: &BucketConfig) -> Result<Self, Cause> {
+        if config.endpoint.as_ref().is_some_and(|endpoint| endpoint.scheme() != "https") && !config.allow_plain_http {
+            return Err(ClearText.into());
+        }
+        let options = options(config)?;
+        Ok(match &config.service {
+            Service::S3 { .. } => Self { objects: s3(config, options)?, mark: Mark::ETag },
+            Service::Gcs { .. } => Self { objects: gcs(config, options)?, mark: Mark::Generation },
+            Service::Azure { .. } => Self { objects: azure(config, options)?, mark: Mark::ETag },
+        })
+    }
+
+    pub(super) fn objects(&self) -> &dyn Objects {
+        &*self.objects
+    }
+
+    pub(super) async fn get(&self, path: &Path, options: GetOptions) -> Result<GetResult, object_store::Error> {
+        self.objects.get_opts(path, options).await
+    }
+
+    pub(super) fn version_of(&self, meta: &ObjectMeta) -> Result<Version, Failure> {
+        self.version(meta.e_tag.as_deref(), meta.version.as_deref())
+    }
+
+    pub(super) fn version_of_put(&self, put: &PutResult) -> Result<Version, Failure> {
+        self.version(put.e_tag.as_deref(), put.version.as_deref())
+    }
+
+    fn version(&self, e_tag: Option<&str>, generation: Option<&str>) -> Result<Version, Failure> {
+        let mark = match self.mark {
+            Mark::ETag => e_tag,
+            Mark::Generation => generation,
+        };
+        mark.map(|mark| Version::new(mark.to_owned())).ok_or_else(|| Failure::Other(Box::new(NoVersion)))
+    }
+
+    /// What the library wants to be told for a write that replaces `version` alone.
+    pub(super) fn update_of(&self, version: &Version) -> UpdateVersion {
+        let mark = Some(version.as_str().to_owned());
+        match self.mark {
+            Mark::ETag => UpdateVersion { e_tag: mark, version: None },
+            Mark::Generation => UpdateVersion { e_tag: None, version: mark },
+        }
+    }
+}
+
+fn s3(config: &BucketConfig, options: ClientOptions) -> Result<Arc<dyn Objects>, Cause> {
+    let Service::S3 { region, path_style, credentials } = &config.service else { unreachable!("the caller looked") };
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(&config.bucket)
+        .with_region(region)
+        .with_virtual_hosted_style_request(!path_style)
+        .with_conditional_put(S3ConditionalPut::ETagMatch)
+        // One key is deleted by one DELETE, which every service has.
+        .with_disable_bulk_delete(true);
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(s3_endpoint(endpoint, &config.bucket, *path_style)?);
+    }
+    if let Some(key) = credentials {
+        builder = builder.with_access_key_id(&key.id).with_secret_access_key(key.secret.expose());
+    } else {
+        // Who we are comes from the environment, and nothing else: not where the bucket is, nor how to get there.
+        let environment = AmazonS3Builder::from_env();
+        for key in [
+            AmazonS3ConfigKey::AccessKeyId,
+            AmazonS3ConfigKey::SecretAccessKey,
+            AmazonS3ConfigKey::Token,
+            AmazonS3ConfigKey::WebIdentityTokenFile,
+            AmazonS3ConfigKey::RoleArn,
+            AmazonS3ConfigKey::RoleSessionName,
+            AmazonS3ConfigKey::StsEndpoint,
+            AmazonS3ConfigKey::ContainerCredentialsRelativeUri,
+            AmazonS3ConfigKey::ContainerCredentialsFullUri,
+            AmazonS3ConfigKey::ContainerAuthorizationTokenFile,
+            AmazonS3ConfigKey::MetadataEndpoint,
+        ] {
+            if let Some(value) = environment.get_config_value(&key) {
+                builder = builder.with_config(key, value);
+            }
+        }
+    }
+    Ok(Arc::new(builder.with_client_options(options).with_retry(no_retries()).with_http_connector(Connector).build()?))
+}
+
+/// The library wants the bucket's name in the host already, where it belongs there.
+fn s3_endpoint(endpoint: &Url, bucket: &str, path_style: bool) -> Result<String, Cause> {
+    let mut endpoint = endpoint.clone();
+    if !path_style {
+        let host = endpoint.domain().ok_or(NoHost)?;
+        let host = format!("{bucket}.{host}");
+        endpoint.set_host(Some(&host))?;
+    }
+    Ok(endpoint.as_str().trim_end_matches('/').to_owned())
+}
+
+fn gcs(config: &BucketConfig, options: ClientOptions) -> Result<Arc<dyn Objects>, Cause> {
+    let Service::Gcs { service_account_file } = &config.service else { unreachable!("the caller looked") };
+    let mut builder = GoogleCloudStorageBuilder::new();
+    if let Some(path) = service_account_file {
+        builder = builder.with_service_account_path(path.to_string_lossy());
+    } else {
+        let environment = GoogleCloudStorageBuilder::from_env();
+        for key in [
+            GoogleConfigKey::ServiceAccount,
+            GoogleConfigKey::ServiceAccountKey,
+            GoogleConfigKey::ApplicationCredentials,
+        ] {
+            if let Some(value) = environment.get_config_value(&key) {
+                builder = builder.with_config(key, value);
+            }
+        }
+    }
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_base_url(endpoint.as_str().trim_end_matches('/'));
+    }
+    Ok(Arc::new(
+        builder
+            .with_bucket_name(&config.bucket)
+            .with_client_options(options)
+            .with_retry(no_retries())
+            .with_http_connector(Connector)
+            .build()?,
+    ))
+}
+
+fn azure(config: &BucketConfig, options: ClientOptions) -> Result<Arc<dyn Objects>, Cause> {
+    let Service::Azure { account, access_key } = &config.service else { unreachable!("the caller looked") };
+    let mut builder = MicrosoftAzureBuilder::new().with_account(account).with_container_name(&config.bucket);
+    if let Some(endpoint) = &config.endpoint {
+        builder = builder.with_endpoint(endpoint.as_str().trim_end_matches('/').to_owned());
+    }
+    if let Some(key) = access_key {
+        builder = builder.with_access_key(key.expose());
+    } else {
+        let environment = MicrosoftAzureBuilder::from_env();
+        for key in [
+            AzureConfigKey::AccessKey,
+            AzureConfigKey::ClientId,
+            AzureConfigKey::ClientSecret,
+            AzureConfigKey::AuthorityId,
+            AzureConfigKey::AuthorityHost,
+            AzureConfigKey::FederatedTokenFile,
+            AzureConfigKey::MsiEndpoint,
+            AzureConfigKey::MsiResourceId,
+            AzureConfigKey::ObjectId,
+            AzureConfigKey::SasKey,
+        ] {
+            if let Some(value) = environment.get_config_value(&key) {
+                builder = builder.with_config(key, value);
+            }
+        }
+    }
+    Ok(Arc::new(builder.with_client_options(options).with_retry(no_retries()).with_http_connector(Connector).build()?))
+}
+
+/// Limits are set around each call, where it is known what it is for.
+fn options(config: &BucketConfig) -> Result<ClientOptions, Cause> {
+    let mut options = ClientOptions::new()
+        .with_user_agent(HeaderValue::from_static(concat!("entrepot/", env!("CARGO_PKG_VERSION"))))
+        .with_allow_http(config.allow_plain_http)
+        .with_timeout_disabled()
+        .with_connect_timeout(CONNECT)
+        .with_pool_idle_timeout(IDLE);
+    for certificate in config.trusted_certificates.iter().map(|pem| Certificate::from_pem_bundle(pem.as_bytes())) {
+        for certificate in certificate? {
+            options = options.with_root_certificate(certificate);
+        }
+    }
+    Ok(match &config.proxy {
+        Some(proxy) => options.with_proxy_url(proxy.expose().as_str()).with_proxy_excludes(NEVER_BY_PROXY),
+        // Without a proxy of its own, the HTTP client would take one from the environment. This one is for nobody:
+        // neither for names, which the star covers, nor for addresses, which it does not.
+        None => options.with_proxy_url("http://127.0.0.1:9").with_proxy_excludes("*,0.0.0.0/0,::/0"),
+    })
+}
+
+/// Repeating is decided above, where it is known what a repeated write may mean.
+fn no_retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
+}

@@ -1,0 +1,139 @@
+//! What may come of a request to a bucket instead of success.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use super::Cause;
+use super::transport::Refusal;
+use crate::Error;
+
+/// Why a request came to nothing, sorted by what is done about it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// There is no such object, or no such upload.
+    #[error("there is no such object")]
+    Absent,
+    /// The object is there, or is another one, contrary to a write's condition.
+    #[error("the condition does not hold")]
+    Condition(#[source] Cause),
+    /// Somebody else was writing the same object at that moment.
+    #[error("another write was under way")]
+    Raced(#[source] Cause),
+    /// The range begins behind the object's end.
+    #[error("the range begins behind the end")]
+    BehindEnd,
+    /// There is no such bucket.
+    #[error("there is no such bucket")]
+    NoBucket(#[source] Cause),
+    /// Not with these credentials.
+    #[error("access is refused")]
+    Denied(#[source] Cause),
+    /// The service understood, and will not do it however often it is asked.
+    #[error("the bucket refused the request")]
+    Refused(#[source] Cause),
+    /// Anything that may be otherwise next time.
+    #[error("the bucket could not be asked")]
+    Other(#[source] Cause),
+    /// No answer in time.
+    #[error("the bucket did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// The object is not the one any more that was begun to be read.
+    #[error("the object was changed while it was read")]
+    Changed,
+}
+
+impl Failure {
+    /// Whether the same request may succeed if it is made again at once.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Raced(_) | Self::Other(_) | Self::TimedOut(_) => true,
+            Self::Absent
+            | Self::Condition(_)
+            | Self::BehindEnd
+            | Self::NoBucket(_)
+            | Self::Denied(_)
+            | Self::Refused(_)
+            | Self::Changed => false,
+        }
+    }
+
+    /// For calls to which a missing object is an answer.
+    pub(super) fn absent_is_none<T>(result: Result<T, Self>) -> Result<Option<T>, Self> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(Self::Absent) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// What a refused put-once is called.
+    pub(super) fn of_put_once(self) -> Error {
+        match Error::from(self) {
+            Error::Conflict => Error::AlreadyExists,
+            other => other,
+        }
+    }
+}
+
+impl From<object_store::Error> for Failure {
+    fn from(error: object_store::Error) -> Self {
+        if let Some(refusal) = find::<Refusal>(&error) {
+            return match refusal {
+                Refusal::NoBucket => Self::NoBucket(said(&error)),
+                Refusal::BehindEnd => Self::BehindEnd,
+                Refusal::Status { status, .. } => match status.as_u16() {
+                    401 | 403 => Self::Denied(said(&error)),
+                    // The two that mean "later".
+                    408 | 429 => Self::Other(said(&error)),
+                    400..500 => Self::Refused(said(&error)),
+                    _ => Self::Other(said(&error)),
+                },
+            };
+        }
+        #[expect(clippy::wildcard_enum_match_arm, reason = "the library's errors grow, and the rest is one to us")]
+        match error {
+            object_store::Error::NotFound { .. } => Self::Absent,
+            object_store::Error::Precondition { .. } | object_store::Error::NotModified { .. } => {
+                Self::Condition(said(&error))
+            }
+            // The library says the same of 412 and of 409, and only for the first one it was a precondition before.
+            object_store::Error::AlreadyExists { ref source, .. } => {
+                let precondition = matches!(
+                    source.downcast_ref(),
+                    Some(object_store::Error::Precondition { .. } | object_store::Error::NotModified { .. })
+                );
+                if precondition { Self::Condition(said(&error)) } else { Self::Raced(said(&error)) }
+            }
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                Self::Denied(said(&error))
+            }
+            _ => Self::Other(said(&error)),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Condition(_) => Self::Conflict,
+            other => Self::Away(Box::new(other)),
+        }
+    }
+}
+
+/// The library's errors say in their own text what their sources say again.
+fn said(error: &object_store::Error) -> Cause {
+    error.to_string().into()
+}
+
+/// An error of a certain kind in a chain of causes.
+fn find<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}

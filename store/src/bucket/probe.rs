@@ -1,0 +1,128 @@
+//! Trying out what is relied on, before a bucket is used.
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::list::Order;
+use super::{BucketStore, OpenError, list};
+use crate::{BlobStore as _, Error, Key, Version, layout};
+
+/// How many writers race each other.
+const RACERS: usize = 3;
+/// What earlier probes may have left that is removed by the way.
+const LEFT: usize = 30;
+/// A probe that began this long ago is over.
+const OVER_SECONDS: u64 = 3600;
+
+/// Finds out in which order the bucket lists, and refuses one that would lose writes.
+pub(super) async fn run(store: &BucketStore, bucket: &str) -> Result<Order, OpenError> {
+    let probe = Probe { store, bucket, id: Uuid::now_v7() };
+    let order = probe.all().await;
+    probe.tidy_up().await;
+    order
+}
+
+struct Probe<'a> {
+    store: &'a BucketStore,
+    bucket: &'a str,
+    id: Uuid,
+}
+
+impl Probe<'_> {
+    async fn all(&self) -> Result<Order, OpenError> {
+        // Also says whether a missing object is called that, and not a lack of permission.
+        self.store.get(&self.key("absent")).await.map_err(|error| self.refusal(error))?;
+        let key = self.key("race");
+        let created = self.race(&key, None, "several writers created the same object").await?;
+        let replaced = self.race(&key, Some(&created), "several writers replaced the same object").await?;
+        for (expected, what) in [
+            (None, "an object was created a second time"),
+            (Some(&created), "an object was replaced that had been replaced before"),
+        ] {
+            match self.store.replace_if(&key, expected, "late".into()).await {
+                Ok(_) => return Err(self.ignores(what)),
+                Err(Error::Conflict) => {}
+                Err(error) => return Err(self.refusal(error)),
+            }
+        }
+        self.delete(&key).await?;
+        if self.store.replace_if(&key, Some(&replaced), "late".into()).await.is_ok() {
+            return Err(self.ignores("an object was replaced that was not there"));
+        }
+        self.order().await
+    }
+
+    /// Lets writers race for `key`, of whom one must win.
+    async fn race(&self, key: &Key, expected: Option<&Version>, what: &'static str) -> Result<Version, OpenError> {
+        let racers = (0..RACERS).map(|racer| {
+            let bytes = format!("{racer} {}", Uuid::new_v4());
+            self.store.replace_if(key, expected, bytes.into())
+        });
+        let mut winner = None;
+        for result in join_all(racers).await {
+            match result {
+                Ok(_) if winner.is_some() => return Err(self.ignores(what)),
+                Ok(version) => winner = Some(version),
+                Err(Error::Conflict) => {}
+                Err(error) => return Err(self.refusal(error)),
+            }
+        }
+        winner.ok_or_else(|| self.ignores("nobody could write a new object"))
+    }
+
+    async fn order(&self) -> Result<Order, OpenError> {
+        // By bytes `-` comes before `/`; by folders `a` comes before `a-`.
+        let (in_folder, beside) = (self.key("a/1"), self.key("a-1"));
+        for key in [&in_folder, &beside] {
+            self.store.put(key, Bytes::new()).await.map_err(|error| self.refusal(error))?;
+        }
+        let prefix = layout::probe_prefix(self.id);
+        let listed = list::raw(&self.store.0, &prefix).await.map_err(|failure| self.refusal(failure.into()))?;
+        let at = |key: &Key| listed.iter().position(|listed| listed == key);
+        match (at(&in_folder), at(&beside)) {
+            (Some(in_folder), Some(beside)) if beside < in_folder => Ok(Order::Bytes),
+            (Some(_), Some(_)) => Ok(Order::Folders),
+            _ => Err(OpenError::BadLists { bucket: self.bucket.to_owned() }),
+        }
+    }
+
+    /// Removes what this probe wrote, and what earlier ones could not.
+    async fn tidy_up(&self) {
+        let began = |id: Uuid| id.get_timestamp().map_or(0, |time| time.to_unix().0);
+        let Ok(left) = list::raw(&self.store.0, &layout::probes_prefix()).await else { return };
+        let over = |key: &Key| match layout::parse(key) {
+            Some(layout::Parsed::Probe { probe, .. }) => {
+                probe == self.id || began(probe) + OVER_SECONDS < began(self.id)
+            }
+            _ => false,
+        };
+        let deletes = left.iter().filter(|key| over(key)).take(LEFT).map(|key| self.store.delete(key));
+        // The next one tries again.
+        let _ = join_all(deletes).await;
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), OpenError> {
+        self.store.delete(key).await.map_err(|error| self.refusal(error))
+    }
+
+    fn key(&self, name: &str) -> Key {
+        layout::probe(self.id, name)
+    }
+
+    fn ignores(&self, what: &'static str) -> OpenError {
+        OpenError::IgnoresConditions { bucket: self.bucket.to_owned(), what }
+    }
+
+    fn refusal(&self, error: Error) -> OpenError {
+        let bucket = self.bucket.to_owned();
+        let Error::Away(source) = error else { return OpenError::Away { bucket, source: Box::new(error) } };
+        match source.downcast_ref() {
+            Some(Failure::NoBucket(_)) => OpenError::NoBucket { bucket, source },
+            Some(Failure::Denied(_)) => OpenError::Denied { bucket, source },
+            Some(Failure::Refused(_)) => OpenError::BadConfig { bucket, source },
+            _ => OpenError::Away { bucket, source },
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What a bucket must be, and what is said of one that is not.
+
+use std::time::Duration;
+
+use entrepot_domain::Secret;
+use entrepot_store::bucket::{AccessKey, BucketConfig, BucketStore, OpenError, Service};
+use entrepot_store::{BlobStore as _, Prefix, layout};
+use entrepot_test_support::Seaweed;
+
+use crate::proxy::careless;
+use crate::{config, open};
+
+async fn refusal(config: BucketConfig) -> OpenError {
+    BucketStore::open(config, "node-1".parse().unwrap()).await.unwrap_err()
+}
+
+/// What an operator reads.
+fn told(error: &OpenError) -> String {
+    let mut told = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        told += &format!(": {cause}");
+        source = cause.source();
+    }
+    told
+}
+
+#[tokio::test]
+async fn a_bucket_that_ignores_conditions_is_refused_with_the_remedy() {
+    let (address, _serving) = careless().await;
+    let mut config = plain("some-bucket");
+    config.endpoint = Some(format!("http://{address}").parse().unwrap());
+    let error = refusal(config).await;
+    let text = error.to_string();
+    assert!(matches!(error, OpenError::IgnoresConditions { .. }) && !error.retry(), "{error:?}");
+    assert!(text.contains("`some-bucket`") && text.contains("If-None-Match"), "{text}");
+}
+
+#[tokio::test]
+async fn a_wrong_secret_and_a_missing_bucket_are_told_apart() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let mut wrong = config(seaweed, &bucket, "");
+    if let Service::S3 { credentials, .. } = &mut wrong.service {
+        let secret = Secret::new("another-secret-than-it-is".to_owned());
+        *credentials = Some(AccessKey { id: Seaweed::ACCESS_KEY_ID.to_owned(), secret });
+    }
+    let error = refusal(wrong).await;
+    assert!(matches!(error, OpenError::Denied { .. }) && !error.retry(), "{error:?}");
+    assert!(error.to_string().contains("access key and its secret"), "{error}");
+    assert!(!told(&error).contains("another-secret-than-it-is"));
+    assert!(!format!("{error:?}").contains("another-secret-than-it-is"));
+
+    let error = refusal(config(seaweed, "no-such-bucket", "")).await;
+    assert!(matches!(error, OpenError::NoBucket { .. }) && !error.retry(), "{error:?}");
+    assert!(error.to_string().contains("no bucket `no-such-bucket`"), "{error}");
+}
+
+#[tokio::test]
+async fn a_bucket_that_is_away_is_to_be_tried_again() {
+    let mut config = plain("some-bucket");
+    // Nobody listens there.
+    config.endpoint = Some("http://127.0.0.1:9".parse().unwrap());
+    let error = tokio::time::timeout(Duration::from_secs(30), refusal(config)).await.unwrap();
+    assert!(matches!(error, OpenError::Away { .. }) && error.retry(), "{error:?}");
+}
+
+#[tokio::test]
+async fn clear_text_is_refused_unless_it_is_allowed() {
+    let mut config = plain("some-bucket");
+    config.endpoint = Some("http://127.0.0.1:9".parse().unwrap());
+    config.allow_plain_http = false;
+    let error = refusal(config).await;
+    println!("{}", told(&error));
+    assert!(matches!(error, OpenError::BadConfig { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn opening_leaves_nothing_behind() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    for prefix in ["", "shared/with-others"] {
+        let store = open(config(seaweed, &bucket, prefix)).await;
+        assert!(store.list(&layout::probes_prefix(), None, 10).await.unwrap().is_empty());
+        assert!(store.list(&Prefix::all(), None, 10).await.unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn the_environment_names_no_proxy() {
+    // This test runs itself in a second process, whose environment names a proxy that is not there.
+    const NAME: &str = "opening::the_environment_names_no_proxy";
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    if let Some(endpoint) = std::env::var_os("TEST_ENDPOINT") {
+        let mut config = plain(std::env::var_os("TEST_BUCKET").unwrap().to_str().unwrap());
+        config.endpoint = Some(endpoint.to_str().unwrap().parse().unwrap());
+        open(config).await;
+        println!("opened");
+        return;
+    }
+    let bucket = seaweed.bucket().await;
+    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", NAME, "--nocapture"]).env("TEST_ENDPOINT", seaweed.endpoint()).env("TEST_BUCKET", bucket);
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env(name, "http://127.0.0.1:9");
+    }
+    let output = command.env_remove("NO_PROXY").env_remove("no_proxy").output().await.unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("opened"), "{output:?}");
+}
+
+#[test]
+fn secrets_are_not_printed() {
+    let text = format!("{:?}", plain("bucket"));
+    assert!(text.contains(Seaweed::ACCESS_KEY_ID) && !text.contains(Seaweed::SECRET_ACCESS_KEY), "{text}");
+}
+
+fn plain(bucket: &str) -> BucketConfig {
+    BucketConfig {
+        bucket: bucket.to_owned(),
+        prefix: Prefix::all(),
+        endpoint: None,
+        allow_plain_http: true,
+        trusted_certificates: None,
+        proxy: None,
+        service: Service::S3 {
+            region: Seaweed::REGION.to_owned(),
+            path_style: true,
+            credentials: Some(AccessKey {
+                id: Seaweed::ACCESS_KEY_ID.to_owned(),
+                secret: Secret::new(Seaweed::SECRET_ACCESS_KEY.to_owned()),
+            }),
+        },
+    }
+}
