@@ -7,8 +7,11 @@ mod caller;
 mod deletion;
 mod filter;
 mod images;
+mod incoming;
+mod live_nodes;
 mod mask;
 mod nodes;
+mod observe;
 mod page;
 mod probe;
 mod repositories;
@@ -23,23 +26,24 @@ use entrepot_proto::DESCRIPTORS;
 use entrepot_proto::node::v1::nodes_server::NodesServer;
 use entrepot_proto::v1::access_server::AccessServer;
 use entrepot_proto::v1::images_server::ImagesServer;
+use entrepot_proto::v1::nodes_server::NodesServer as LiveNodesServer;
 use entrepot_proto::v1::repositories_server::RepositoriesServer;
 use entrepot_proto::v1::rules_server::RulesServer;
 use entrepot_proto::v1::upstreams_server::UpstreamsServer;
-use tokio::net::TcpListener;
+use entrepot_runtime::Listener;
 use tonic::Response;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
-use tracing::{info_span, warn};
+use tracing::warn;
 
 use crate::app::{Plane, Reflection, ServeError, Stage};
 use crate::snapshot::Version;
 
 pub(crate) use nodes::report;
+use observe::Observe;
 
 /// How long a call may take until its answer begins; validating a rule takes the longest.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
@@ -73,7 +77,7 @@ impl Api {
 }
 
 /// Serves all services on `listener` until the process is stopping.
-pub(crate) async fn serve(plane: Arc<Plane>, listener: TcpListener) -> Result<(), ServeError> {
+pub(crate) async fn serve(plane: Arc<Plane>, listener: Listener) -> Result<(), ServeError> {
     let stopping = plane.tasks.stopping();
     let routes = routes(&plane)?;
     let server = Server::builder()
@@ -81,9 +85,9 @@ pub(crate) async fn serve(plane: Arc<Plane>, listener: TcpListener) -> Result<()
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .max_concurrent_streams(STREAMS)
-        .trace_fn(|request| info_span!("rpc", rpc.method = request.uri().path()))
+        .layer(Observe::new(&plane.metrics.meter("entrepot.control_plane")))
         .add_routes(routes);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming::connections(listener, &plane.tasks);
     let serving = server.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     tokio::select! {
         ended = serving => Ok(ended?),
@@ -100,6 +104,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
         .add_service(RepositoriesServer::new(api.clone()))
         .add_service(ImagesServer::new(api.clone()))
         .add_service(AccessServer::new(api.clone()))
+        .add_service(LiveNodesServer::new(api.clone()))
         .add_service(NodesServer::new(api));
     if plane.reflection == Reflection::Open {
         let describe = || {
@@ -115,13 +120,14 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 7] = [
+    const SERVICES: [&str; 8] = [
         "",
         "entrepot.v1.Upstreams",
         "entrepot.v1.Rules",
         "entrepot.v1.Repositories",
         "entrepot.v1.Images",
         "entrepot.v1.Access",
+        "entrepot.v1.Nodes",
         "entrepot.node.v1.Nodes",
     ];
     let set = async |status: ServingStatus| {

@@ -1,14 +1,14 @@
 //! What the control plane is made of, and how it starts: at once, with everything that needs Postgres or the store
 //! coming about in the background, again and again until it has.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_domain::Secret;
-use entrepot_runtime::{Clock, Condition, Health, Metrics, Tasks, chain};
+use entrepot_runtime::{Clock, Condition, Health, Listener, Metrics, Tasks, chain};
 use entrepot_store::BlobStore;
-use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotSigner, Tokens};
-use tokio::net::TcpListener;
+use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotSigner, SnapshotTrust, Tokens};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -18,11 +18,18 @@ use crate::bootstrap;
 use crate::config::Config;
 use crate::db::registry::{self, Registry};
 use crate::db::{Connection, Db, Tx};
-use crate::snapshot::{PublishError, Snapshots};
+use crate::metrics::{self, Instruments};
+use crate::snapshot::{PublishError, Snapshots, Version};
 use crate::{api, db, jobs};
 
 /// How long a start waits before it tries again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What of readiness is the control plane's own.
+///
+/// It holds from the end of the start on, also while Postgres is away: operators' calls fail then, each with the reason,
+/// but nodes go on to be streamed what is published, and must not be turned away.
+pub(crate) const CONDITION: &str = "control plane";
 
 /// What a control plane works with.
 pub struct Deps {
@@ -32,6 +39,8 @@ pub struct Deps {
     pub cluster_key: ClusterKey,
     /// Signs snapshots.
     pub snapshot_signer: SnapshotSigner,
+    /// Whose snapshots count as published: the signer's own, and during an exchange of seeds those of the other one.
+    pub snapshot_trust: SnapshotTrust,
     /// Tells the time.
     pub clock: Clock,
     /// Runs what goes on in the background; its end is this control plane's.
@@ -42,8 +51,21 @@ pub struct Deps {
     pub metrics: Metrics,
     /// `<key id>:<secret>` of a key that must work, as `ENTREPOT_BOOTSTRAP_KEY` holds it.
     pub bootstrap_key: Option<Secret<String>>,
+    /// What becomes of a key that is made because there is no other one.
+    pub first_key: FirstKey,
     /// Whether reflection is served.
     pub reflection: Reflection,
+}
+
+/// What becomes of the first administrator's key where it has to be made up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirstKey {
+    /// [`Ready`] has it: whoever starts the control plane shows it, once.
+    Shown,
+    /// It is written to this file, for its owner only.
+    File(PathBuf),
+    /// None is made: the start is refused.
+    None,
 }
 
 /// Whether callers may ask for the API's description.
@@ -107,9 +129,32 @@ pub(crate) struct Plane {
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
     pub(crate) reflection: Reflection,
+    pub(crate) metrics: Metrics,
+    pub(crate) instruments: Instruments,
     stage: watch::Sender<Stage>,
     condition: Condition,
     bootstrap_key: Option<Secret<String>>,
+    first_key: FirstKey,
+}
+
+/// A change of configuration that is about to begin.
+pub(crate) struct Change {
+    /// What was published before.
+    published: Option<Version>,
+}
+
+impl Change {
+    /// Begins it in a transaction that is open already; no other change goes on until that has ended.
+    ///
+    /// # Errors
+    /// [`ApiError::Behind`] if the published snapshot is ahead of this database.
+    pub(crate) async fn begin(&self, tx: &Tx<'_>) -> Result<Registry, ApiError> {
+        let registry = registry::bump(tx).await?;
+        match self.published {
+            Some(published) if published >= registry.version => Err(ApiError::Behind { published }),
+            Some(_) | None => Ok(registry),
+        }
+    }
 }
 
 /// How far the start has come.
@@ -127,10 +172,11 @@ impl ControlPlane {
     /// Makes a control plane that starts in the background. It answers `UNAVAILABLE` until it is ready.
     pub fn new(config: Config, deps: Deps) -> Self {
         let db = Db::new(config.database, config.pool_size);
+        metrics::observe_pool(&deps.metrics, &db);
         let snapshots = Snapshots::new(
             db.clone(),
             Arc::clone(&deps.store),
-            deps.snapshot_signer,
+            (deps.snapshot_signer, deps.snapshot_trust, deps.cluster_key.clone()),
             deps.clock.clone(),
             &deps.metrics.meter("entrepot.control_plane"),
         );
@@ -144,9 +190,12 @@ impl ControlPlane {
             clock: deps.clock,
             tasks: deps.tasks,
             reflection: deps.reflection,
+            instruments: Instruments::new(&deps.metrics.meter("entrepot.control_plane")),
+            metrics: deps.metrics,
             stage: watch::Sender::new(Stage::Starting { why: "it has just begun".to_owned() }),
-            condition: deps.health.condition("control plane"),
+            condition: deps.health.condition(CONDITION),
             bootstrap_key: deps.bootstrap_key,
+            first_key: deps.first_key,
         });
         plane.tasks.spawn("control plane", Arc::clone(&plane).run());
         Self(plane)
@@ -156,8 +205,8 @@ impl ControlPlane {
     ///
     /// # Errors
     /// If the listener fails.
-    pub async fn serve(self, listener: TcpListener) -> Result<(), ServeError> {
-        api::serve(self.0, listener).await
+    pub async fn serve(self, listener: impl Into<Listener>) -> Result<(), ServeError> {
+        api::serve(self.0, listener.into()).await
     }
 
     /// Waits, at most for `limit`, until the database is migrated, an administrator exists and a snapshot is
@@ -188,6 +237,11 @@ impl Plane {
         self.stage.subscribe()
     }
 
+    /// Looks at what a change of configuration must not fall behind. Before any lock: the store can be slow.
+    pub(crate) async fn prepare_change(&self) -> Result<Change, ApiError> {
+        Ok(Change { published: self.snapshots.head().await? })
+    }
+
     /// Begins a change of configuration, which no other one overtakes.
     ///
     /// # Errors
@@ -197,25 +251,19 @@ impl Plane {
         connection: &'c mut Connection,
         name: &'static str,
     ) -> Result<(Tx<'c>, Registry), ApiError> {
+        let change = self.prepare_change().await?;
         let tx = connection.begin(name).await?;
-        let registry = self.bump(&tx).await?;
+        let registry = change.begin(&tx).await?;
         Ok((tx, registry))
-    }
-
-    /// As [`Plane::begin_change`], in a transaction that is open already.
-    pub(crate) async fn bump(&self, tx: &Tx<'_>) -> Result<Registry, ApiError> {
-        let registry = registry::bump(tx).await?;
-        match self.snapshots.head().await? {
-            Some(head) if head >= registry.version => Err(ApiError::Behind { published: head }),
-            Some(_) | None => Ok(registry),
-        }
     }
 
     async fn run(self: Arc<Self>) {
         let stopping = self.tasks.stopping();
         let Some(Some(())) = stopping.run_until_cancelled(self.start()).await else { return };
         jobs::spawn(&self);
-        stopping.run_until_cancelled(self.snapshots.keep_published()).await;
+        let publish_and_listen =
+            async { tokio::join!(self.snapshots.keep_published(), self.db.listen(|| self.snapshots.wake())) };
+        stopping.run_until_cancelled(Box::pin(publish_and_listen)).await;
     }
 
     /// Starts, however often it takes; `None` if it has given up.
@@ -254,21 +302,35 @@ impl Plane {
         let registry = registry::get(&tx).await?;
         drop(tx);
         drop(connection);
-        match self.snapshots.head().await? {
-            Some(published) if published > registry.version => {
-                error!(
-                    "the published snapshot {published} is ahead of this database ({}): pulls go on, but the configuration \
-                     cannot be changed before `entrepot admin restore` has run",
-                    registry.version
-                );
-            }
-            Some(_) | None => {
-                let made = bootstrap::run(self, self.bootstrap_key.as_ref()).await?;
+        // Before anything is changed: a stranger's snapshot shows that this is not the place, or not the key.
+        self.snapshots.pass_on().await?;
+        let published = self.snapshots.head().await?;
+        match published.filter(|published| *published > registry.version) {
+            Some(published) => error!(
+                "the published snapshot ({published}) is ahead of this database ({}): pulls and events go on, but the \
+                 configuration cannot be changed before `entrepot admin restore` has run",
+                registry.version
+            ),
+            None => {
+                let made = bootstrap::run(self, self.bootstrap_key.as_ref(), &self.first_key).await?;
                 *first_key = made.or(first_key.take());
+                self.renew().await?;
             }
         }
         self.snapshots.publish().await?;
         Ok(registry.registry_id)
+    }
+
+    /// Begins a revision where what is published has to be published anew.
+    async fn renew(&self) -> Result<(), AttemptError> {
+        if !self.snapshots.is_worn().await? {
+            return Ok(());
+        }
+        let mut connection = self.db.connect().await?;
+        let (tx, registry) = self.begin_change(&mut connection, "renew_snapshot").await?;
+        tx.commit().await?;
+        info!("publishing the snapshot anew, as {}: it was signed with another seed, or is lost", registry.version);
+        Ok(())
     }
 }
 

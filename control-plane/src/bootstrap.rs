@@ -1,5 +1,10 @@
 //! The first administrator: from the key that the operator set, or made up once.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
 use entrepot_domain::{ResourceId, Secret};
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::snapshot::access_key_purpose;
@@ -10,13 +15,15 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::api::error::ApiError;
-use crate::app::Plane;
+use crate::app::{FirstKey, Plane};
 use crate::db::access_keys::{AccessKey, State};
 use crate::db::principals::Principal;
 use crate::db::{self, Tx, access_keys, principals};
 
 /// What the first administrator is called where nobody said.
 const FIRST: &str = "admin";
+/// How often another control plane may be faster to make the same key true.
+const ATTEMPTS: usize = 5;
 
 /// Why the bootstrap key cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,12 +43,22 @@ pub(crate) enum Error {
     Key(#[from] BootstrapKeyError),
     #[error("the first administrator cannot be seen to")]
     Change(#[from] ApiError),
+    #[error(
+        "nobody can administer this registry yet: set ENTREPOT_BOOTSTRAP_KEY=<key id>:<secret> (or ENTREPOT_BOOTSTRAP_KEY_FILE), or api.first_key_file, where a generated key is then written to"
+    )]
+    Nobody,
+    #[error("the first administrator's key cannot be written to `{}` (api.first_key_file)", .path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 impl Error {
     pub(crate) fn may_retry(&self) -> bool {
         match self {
-            Self::Key(_) => false,
+            Self::Key(_) | Self::Nobody | Self::File { .. } => false,
             Self::Change(error) => error.may_retry(),
         }
     }
@@ -53,16 +70,26 @@ impl From<db::Error> for Error {
     }
 }
 
-/// Makes the bootstrap key true, or makes a first administrator where there is none; returns its key.
-pub(crate) async fn run(plane: &Plane, key: Option<&Secret<String>>) -> Result<Option<Secret<String>>, Error> {
-    let Some(key) = key else { return generate(plane).await };
+/// Makes the bootstrap key true, or makes a first administrator where there is none; returns its key, if it is to be
+/// shown.
+pub(crate) async fn run(
+    plane: &Plane,
+    key: Option<&Secret<String>>,
+    first_key: &FirstKey,
+) -> Result<Option<Secret<String>>, Error> {
+    let Some(key) = key else { return generate(plane, first_key).await };
     let (key_id, secret) = access_key::parse_pair(key.expose()).map_err(BootstrapKeyError::from)?;
     check_chosen(&secret).map_err(BootstrapKeyError::from)?;
-    make_true(plane, &key_id, &secret).await?;
-    Ok(None)
+    for _ in 0..ATTEMPTS {
+        if make_true(plane, &key_id, &secret).await? {
+            return Ok(None);
+        }
+    }
+    Err(ApiError::Contended(None).into())
 }
 
-async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Result<(), Error> {
+/// Makes a key true; `false` if it was changed meanwhile, as by another control plane that starts.
+async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Result<bool, Error> {
     let principal_id: ResourceId = key_id.parse().map_err(|_| BootstrapKeyError::Pair(PairError))?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("look_for_bootstrap_key").await?;
@@ -74,23 +101,28 @@ async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Resu
             key.id = key_id,
             "ENTREPOT_BOOTSTRAP_KEY holds a key that was revoked, which it stays; choose another id"
         );
-        return Ok(());
+        return Ok(true);
     }
     if let (Some(key), Some(principal)) = (&stored, &principal) {
         let is_its_key = key.principal_uid == Some(principal.uid);
         let is_administrator = principal.permission_set == PermissionSet::Administrator;
         if is_its_key && is_administrator && holds(plane, key, secret).await {
-            return Ok(());
+            return Ok(true);
         }
     }
 
     // Slow on purpose, so before anything is locked.
     let hash = access_key::hash_chosen(secret).await;
     let (tx, _) = plane.begin_change(&mut connection, "make_bootstrap_key_true").await?;
+    let current = access_keys::get(&tx, key_id).await?;
+    let same = |key: &AccessKey| (key.state, key.principal_uid, key.sealed_hash.clone());
+    if current.as_ref().map(same) != stored.as_ref().map(same) {
+        return Ok(false);
+    }
     put_administrator(plane, &tx, principal_id, key_id, &hash).await?;
     tx.commit().await?;
     info!(key.id = key_id, "made the key of ENTREPOT_BOOTSTRAP_KEY true");
-    Ok(())
+    Ok(true)
 }
 
 /// Whether `secret` is the one of a stored key.
@@ -103,13 +135,16 @@ async fn holds(plane: &Plane, key: &AccessKey, secret: &Secret<String>) -> bool 
 }
 
 /// Makes an administrator with a generated key, if nobody can administer.
-async fn generate(plane: &Plane) -> Result<Option<Secret<String>>, Error> {
+async fn generate(plane: &Plane, first_key: &FirstKey) -> Result<Option<Secret<String>>, Error> {
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("look_for_administrator").await?;
     let exists = principals::count_administrator_keys(&tx, None, None).await? > 0;
     drop(tx);
     if exists {
         return Ok(None);
+    }
+    if matches!(first_key, FirstKey::None) {
+        return Err(Error::Nobody);
     }
     let (tx, _) = plane.begin_change(&mut connection, "make_first_administrator").await?;
     // Another control plane may have been faster.
@@ -119,8 +154,34 @@ async fn generate(plane: &Plane) -> Result<Option<Secret<String>>, Error> {
     let id = FIRST.parse().expect("a legal id");
     let (key_id, secret) = (generate_key_id(), generate_secret());
     put_administrator(plane, &tx, id, &key_id, &access_key::hash_generated(&secret)).await?;
+    let pair = Secret::new(format!("{key_id}:{}", secret.expose()));
+    if let FirstKey::File(path) = first_key {
+        // Before it is true: a key that is true and nowhere to be found would lock everybody out.
+        write(path, &pair).map_err(|source| Error::File { path: path.clone(), source })?;
+    }
     tx.commit().await?;
-    Ok(Some(Secret::new(format!("{key_id}:{}", secret.expose()))))
+    match first_key {
+        FirstKey::Shown => Ok(Some(pair)),
+        FirstKey::File(path) => {
+            info!(key.id = key_id, "wrote the first administrator's key to `{}`", path.display());
+            Ok(None)
+        }
+        FirstKey::None => Ok(None),
+    }
+}
+
+/// Writes a key to a file that only its owner can read; one that is there is of an administrator that is no more.
+fn write(path: &Path, pair: &Secret<String>) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(_) | Ok(()) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    writeln!(file, "{}", pair.expose())?;
+    file.sync_all()?;
+    fs::rename(&new, path)
 }
 
 async fn put_administrator(

@@ -1,4 +1,4 @@
-//! What a control plane is told before it starts.
+//! Where the database is, as a control plane is told before it starts.
 
 use entrepot_domain::Secret;
 
@@ -11,13 +11,20 @@ pub struct Config {
     pub(crate) pool_size: usize,
 }
 
+/// What there is to say about the database besides its address.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Login<'a> {
+    /// Whom it is logged in with, where the address does not say.
+    pub password: Option<&'a Secret<String>>,
+    /// Certificates in PEM format; the database must show one that they certify.
+    pub ca: Option<&'a [u8]>,
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The database's address is none.
-    #[error(
-        "the database's address must be a URL such as `postgres://user@host/database`, or pairs such as `host=/run/postgresql user=entrepot`"
-    )]
+    /// The database's address is none, or nobody could be trusted there.
+    #[error("the database's address cannot be used")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// No connection could ever be made.
     #[error("the pool's size must be at least 1")]
@@ -30,7 +37,16 @@ impl Config {
     /// # Errors
     /// If the address is none, or `pool_size` is 0.
     pub fn new(database: &Secret<String>, pool_size: usize) -> Result<Self, ConfigError> {
-        let database = db::Address::parse(database.expose()).map_err(|error| ConfigError::Database(error.into()))?;
+        Self::with(database, Login::default(), pool_size)
+    }
+
+    /// As [`Config::new`], with more to say.
+    ///
+    /// # Errors
+    /// As [`Config::new`], and if the certificates are none.
+    pub fn with(database: &Secret<String>, login: Login<'_>, pool_size: usize) -> Result<Self, ConfigError> {
+        let database = db::Address::parse(database.expose(), login.password, login.ca);
+        let database = database.map_err(|error| ConfigError::Database(error.into()))?;
         if pool_size == 0 { Err(ConfigError::PoolSize) } else { Ok(Self { database, pool_size }) }
     }
 }

@@ -5,10 +5,12 @@
 //! Connections are probed before they are handed out, so after Postgres was away everything works again by itself.
 
 pub(crate) mod access_keys;
+pub(crate) mod address;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod images;
 pub(crate) mod migrate;
+pub(crate) mod news;
 pub(crate) mod principals;
 pub(crate) mod registry;
 pub(crate) mod repositories;
@@ -16,55 +18,30 @@ pub(crate) mod requests;
 pub(crate) mod row;
 pub(crate) mod rules;
 pub(crate) mod tags;
+mod tls;
 pub(crate) mod upstreams;
 
-use std::str::FromStr as _;
 use std::time::Duration;
 
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts};
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Status, Timeouts};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{IsolationLevel, NoTls, Row};
+use tokio_postgres::{IsolationLevel, Row};
 
+pub(crate) use address::Address;
+use address::CONNECT_LIMIT;
 pub(crate) use error::Error;
 
-/// How long a connection may take to come about.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a connection to become free.
-const WAIT_LIMIT: Duration = Duration::from_secs(5);
+const WAIT_LIMIT: Duration = Duration::from_secs(1);
 /// How long an idle connection may take to show that it is alive.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
-/// After how long the kernel gives up on a connection whose other end does not acknowledge.
-const TCP_LIMIT: Duration = Duration::from_secs(10);
-/// What Postgres itself ends; what it must not put off, since a node forgets an event once it is told that it is
-/// durable; and what costs more than it brings in short statements.
-const SESSION: &str = "-c statement_timeout=10s -c lock_timeout=5s -c idle_in_transaction_session_timeout=20s \
-                       -c synchronous_commit=on -c jit=off -c timezone=UTC";
-
-/// Why a text does not say where Postgres is.
-#[derive(Debug, thiserror::Error)]
-#[error("must be a Postgres URL such as `postgres://user@host/database`, or pairs such as `host=/run/postgresql`")]
-pub(crate) struct AddressError(#[source] tokio_postgres::Error);
-
-/// Where Postgres is.
-#[derive(Clone, Debug)]
-pub(crate) struct Address(tokio_postgres::Config);
-
-impl Address {
-    pub(crate) fn parse(text: &str) -> Result<Self, AddressError> {
-        let mut config = tokio_postgres::Config::from_str(text).map_err(AddressError)?;
-        let own = config.get_options().map(|options| format!(" {options}")).unwrap_or_default();
-        config.options(format!("{SESSION}{own}"));
-        config.connect_timeout(CONNECT_LIMIT).tcp_user_timeout(TCP_LIMIT).keepalives_idle(TCP_LIMIT);
-        if config.get_application_name().is_none() {
-            config.application_name("entrepot");
-        }
-        Ok(Self(config))
-    }
-}
 
 /// The database, through a pool of connections. Nothing connects before the first [`Db::connect`].
 #[derive(Clone)]
-pub(crate) struct Db(Pool);
+pub(crate) struct Db {
+    pool: Pool,
+    address: Address,
+}
 
 /// One connection, given back to the pool when it is dropped.
 pub(crate) struct Connection(Object);
@@ -76,17 +53,26 @@ impl Db {
     pub(crate) fn new(address: Address, pool_size: usize) -> Self {
         let manager = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let timeouts = Timeouts { wait: Some(WAIT_LIMIT), create: Some(CONNECT_LIMIT), recycle: Some(PROBE_LIMIT) };
-        let pool = Pool::builder(Manager::from_config(address.0, NoTls, manager))
+        let pool = Pool::builder(Manager::from_config(address.config(), address.tls(), manager))
             .max_size(pool_size.max(1))
             .timeouts(timeouts)
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with a runtime can have timeouts");
-        Self(pool)
+        Self { pool, address }
     }
 
     pub(crate) async fn connect(&self) -> Result<Connection, Error> {
-        Ok(Connection(self.0.get().await?))
+        Ok(Connection(self.pool.get().await?))
+    }
+
+    /// How the pool stands.
+    pub(crate) fn status(&self) -> Status {
+        self.pool.status()
+    }
+
+    fn address(&self) -> &Address {
+        &self.address
     }
 }
 

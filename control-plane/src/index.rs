@@ -6,12 +6,14 @@
 //! removes it again if the record never appears.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName};
 use entrepot_proto::convert::event::{Event, Image, Kind};
 use entrepot_store::layout;
 use entrepot_store::records::{self, ManifestLink, RepositoryRecord, State};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::api::error::ApiError;
@@ -19,6 +21,10 @@ use crate::app::Plane;
 use crate::db::repositories::{self, Created};
 use crate::db::tags::{self, Moved};
 use crate::db::{self, Tx, events, images};
+use crate::metrics::EventOutcome;
+
+/// How long the store may take while a name is locked.
+const STORE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a repository's record says about an incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,22 +63,33 @@ pub(crate) async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError
     let fresh: HashSet<Uuid> = events::note(&tx, &ids, now).await?.into_iter().collect();
     let mut pulls = Pulls::default();
     let mut applied = HashSet::new();
+    let mut outcomes = Vec::with_capacity(batch.len());
     for event in batch {
-        if alive.contains(&event.incarnation) && fresh.contains(&event.id) && applied.insert(event.id) {
+        let outcome = if !alive.contains(&event.incarnation) {
+            EventOutcome::Ignored
+        } else if fresh.contains(&event.id) && applied.insert(event.id) {
             apply_one(&tx, event, &mut pulls).await?;
-        }
+            EventOutcome::Applied
+        } else {
+            EventOutcome::Repeated
+        };
+        outcomes.push((&event.kind, outcome));
     }
     pulls.write(&tx).await?;
-    Ok(tx.commit().await?)
+    tx.commit().await?;
+    // What was rolled back has not happened.
+    outcomes.into_iter().for_each(|(kind, outcome)| plane.instruments.event(kind, outcome));
+    Ok(())
 }
 
-/// Makes sure that the index has a repository whose live record is `record`.
-pub(crate) async fn ensure(tx: &Tx<'_>, name: &RepositoryName, record: &RepositoryRecord) -> Result<(), db::Error> {
+/// Makes sure that the index has a repository whose live record is `record`; says whether it lacked it.
+pub(crate) async fn ensure(tx: &Tx<'_>, name: &RepositoryName, record: &RepositoryRecord) -> Result<bool, db::Error> {
     repositories::lock_name(tx, name).await?;
-    if repositories::known(tx, &[record.incarnation]).await?.is_empty() {
+    let is_new = repositories::known(tx, &[record.incarnation]).await?.is_empty();
+    if is_new {
         repositories::put(tx, &created(name, record)).await?;
     }
-    Ok(())
+    Ok(is_new)
 }
 
 /// What the index keeps of a manifest link.
@@ -116,11 +133,15 @@ async fn meet(
     if !repositories::known(tx, &[incarnation]).await?.is_empty() {
         return Ok(());
     }
-    let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(name)).await?;
+    let key = layout::repository(name);
+    let record = timeout(STORE_LIMIT, records::read::<RepositoryRecord>(&*plane.store, &key)).await;
+    let record = record.map_err(|elapsed| ApiError::Away { what: "the store", cause: elapsed.into() })??;
     let record = record.map(|(record, _)| record);
     match (Verdict::of(record.as_ref(), incarnation), record) {
         (Verdict::Live, Some(record)) => repositories::put(tx, &created(name, &record)).await?,
-        (Verdict::Dead, _) => repositories::bury(tx, &[incarnation], plane.clock.now()).await?,
+        (Verdict::Dead, _) => {
+            repositories::bury(tx, &[incarnation], plane.clock.now()).await?;
+        }
         (Verdict::Live | Verdict::Undecided, _) => {
             if let Some((rule_uid, create_time)) = creation(batch, incarnation) {
                 repositories::put(tx, &Created { incarnation, name, rule_uid, create_time }).await?;
@@ -146,18 +167,20 @@ async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> 
     let incarnation = event.incarnation;
     match &event.kind {
         // The index has it by now; a repository may have come under another rule since it was created.
-        Kind::RepositoryCreated { rule_uid, .. } => repositories::adopt(tx, incarnation, *rule_uid).await,
-        Kind::ImageCached(image) => images::put(tx, incarnation, image).await,
+        Kind::RepositoryCreated { rule_uid, .. } => {
+            repositories::adopt(tx, incarnation, *rule_uid).await?;
+        }
+        Kind::ImageCached(image) => {
+            images::put(tx, incarnation, image).await?;
+        }
         Kind::TagMoved { tag, digest, revision, validate_time } => {
             let moved = Moved { tag, digest: Some(digest), revision: *revision, validate_time: *validate_time };
-            tags::put(tx, incarnation, moved).await
+            tags::put(tx, incarnation, moved).await?;
         }
-        Kind::ConfigCached { digest, platform } => images::put_config(tx, incarnation, digest, platform).await,
-        Kind::Pulled { digest, pull_time } => {
-            pulls.note(incarnation, digest, *pull_time);
-            Ok(())
-        }
+        Kind::ConfigCached { digest, platform } => images::put_config(tx, incarnation, digest, platform).await?,
+        Kind::Pulled { digest, pull_time } => pulls.note(incarnation, digest, *pull_time),
     }
+    Ok(())
 }
 
 /// The last pulls of a batch, one per image and repository however often they were pulled.

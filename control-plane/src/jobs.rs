@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_runtime::chain;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, info_span, warn};
 
 use crate::api::error::ApiError;
@@ -48,8 +48,11 @@ fn spawn_one<J: Job>(plane: &Arc<Plane>, mut job: J) {
     plane.clone().tasks.spawn(J::NAME, async move {
         let run = async {
             loop {
-                let span = info_span!("pass", job.name = J::NAME);
-                let pause = match job.pass(&plane).instrument(span).await {
+                let span = info_span!("pass", otel.name = J::NAME, job.name = J::NAME);
+                let begun = Instant::now();
+                let ended = job.pass(&plane).instrument(span).await;
+                plane.instruments.pass(J::NAME, begun.elapsed(), ended.as_ref().ok().copied());
+                let pause = match ended {
                     Ok(Progress::More) => BREATH,
                     Ok(Progress::Done) => jittered(J::EVERY),
                     Err(error) => {

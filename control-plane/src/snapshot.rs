@@ -4,8 +4,14 @@
 //! changes the configuration commits, then wakes the publisher, which brings the head forward, never back, by
 //! compare-and-swap. Nodes are sent only what was read back from the store, so the bytes of an outage are the bytes
 //! of every day.
+//!
+//! Several control planes may publish at once: one of them wins, wakes the others, and each passes on to its own nodes
+//! what won. To exchange the seed that snapshots are signed with, first every node and every control plane gets both
+//! public keys, then one control plane after the other the new seed (the last of them sees to it that what is published
+//! is signed with it), and then the old key goes from everywhere.
 
 mod build;
+mod settle;
 mod watchers;
 
 use std::cmp::Ordering;
@@ -18,7 +24,7 @@ use entrepot_runtime::{Clock, chain};
 use entrepot_store::layout::{self, Parsed};
 use entrepot_store::records::{self, SnapshotHead};
 use entrepot_store::{BlobStore, Key};
-use entrepot_trust::{Signature, SnapshotSigner, SnapshotTrust, Statement};
+use entrepot_trust::{ClusterKey, Signature, SnapshotSigner, SnapshotTrust, Statement};
 use opentelemetry::metrics::{Gauge, Meter};
 use prost::Message as _;
 use tokio::sync::{Notify, watch};
@@ -28,14 +34,13 @@ use uuid::Uuid;
 
 use crate::db::{self, Db};
 
+pub(crate) use settle::runs;
 pub(crate) use watchers::{Watcher, Watchers};
 
 /// How often the database and the head are compared without anybody saying so: another control plane may publish.
 const PERIOD: Duration = Duration::from_secs(5);
 /// How long the publisher waits after a failure, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// How long a change of configuration waits for the nodes to follow.
-const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 /// How many snapshots before the published one are kept, for nodes that are reading them.
 const KEPT: usize = 3;
 /// How long the store may take for one small object.
@@ -80,7 +85,7 @@ pub(crate) enum PublishError {
     #[error("the published snapshot `{0}` is missing from the store")]
     Missing(Key),
     #[error(
-        "the published snapshot is signed with another key or was changed: start this control plane with the snapshot seed that it was published with"
+        "the published snapshot is signed with another key or was changed: start this control plane with the snapshot seed that it was published with, or name that seed's public key in keys.snapshot_public_key_files"
     )]
     Untrusted(#[source] entrepot_trust::snapshot::SnapshotError),
 }
@@ -101,7 +106,10 @@ pub(crate) struct Snapshots {
     db: Db,
     store: Arc<dyn BlobStore>,
     signer: SnapshotSigner,
+    /// Whose heads count as published: its own, and those of the seed before it during an exchange.
     trust: SnapshotTrust,
+    /// Nodes' records are signed with it.
+    cluster_key: ClusterKey,
     clock: Clock,
     wake: Notify,
     published: watch::Sender<Option<Arc<Published>>>,
@@ -110,12 +118,20 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    pub(crate) fn new(db: Db, store: Arc<dyn BlobStore>, signer: SnapshotSigner, clock: Clock, meter: &Meter) -> Self {
+    pub(crate) fn new(
+        db: Db,
+        store: Arc<dyn BlobStore>,
+        keys: (SnapshotSigner, SnapshotTrust, ClusterKey),
+        clock: Clock,
+        meter: &Meter,
+    ) -> Self {
+        let (signer, trust, cluster_key) = keys;
         Self {
             db,
             store,
-            trust: SnapshotTrust::new(signer.public_key(), None),
+            trust,
             signer,
+            cluster_key,
             clock,
             wake: Notify::new(),
             published: watch::Sender::new(None),
@@ -134,23 +150,27 @@ impl Snapshots {
         self.watchers.enter(node_id)
     }
 
+    /// Has the publisher look whether there is something to publish, or to pass on.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// What is known to be published.
+    pub(crate) fn published_version(&self) -> Option<Version> {
+        self.published.borrow().as_ref().map(|published| published.version)
+    }
+
+    /// Whether what is published should be published anew, though it is not behind: it is signed with the seed before
+    /// this one, which nodes shall not have to trust for ever, or it is lost, so that no node can start from it.
+    pub(crate) async fn is_worn(&self) -> Result<bool, PublishError> {
+        let Some((head, _)) = self.read_head().await? else { return Ok(false) };
+        let is_signed_by_own = head.key_id == self.signer.public_key().id();
+        Ok(!is_signed_by_own || bounded(self.store.head(&head.key)).await?.is_none())
+    }
+
     /// The version of the head in the store.
     pub(crate) async fn head(&self) -> Result<Option<Version>, PublishError> {
         Ok(self.read_head().await?.map(|(head, _)| version(&head)))
-    }
-
-    /// Waits until `version` is published and every watching node runs it, but not for long; names those that do not.
-    pub(crate) async fn settle(&self, version: Version) -> Vec<String> {
-        self.wake.notify_one();
-        let mut published = self.published.subscribe();
-        let settled = async {
-            let is_there =
-                |published: &Option<Arc<Published>>| published.as_ref().is_some_and(|p| p.version >= version);
-            drop(published.wait_for(is_there).await);
-            self.watchers.all_at(version).await;
-        };
-        drop(timeout(SETTLE_LIMIT, settled).await);
-        self.watchers.behind(version)
     }
 
     /// Publishes whenever the configuration has changed, for ever.
@@ -173,8 +193,7 @@ impl Snapshots {
 
     /// Brings the head up to the database, if it is behind, and hands what is published to whoever watches.
     pub(crate) async fn publish(&self) -> Result<(), PublishError> {
-        // What others have published is passed on with the database away, too.
-        self.load().await?;
+        self.pass_on().await?;
         for _ in 0..ATTEMPTS {
             let current = build::version(&self.db).await?;
             let head = self.read_head().await?;
@@ -188,12 +207,35 @@ impl Snapshots {
                 Err(error) => return Err(error),
                 Ok(()) => {
                     self.load().await?;
+                    self.tell_others().await;
                     self.delete_old().await;
                     return Ok(());
                 }
             }
         }
         Err(PublishError::Contended)
+    }
+
+    /// Hands what others have published to whoever watches, with the database away, too.
+    ///
+    /// # Errors
+    /// [`PublishError::Untrusted`] if it was published by a stranger.
+    pub(crate) async fn pass_on(&self) -> Result<(), PublishError> {
+        match self.load().await {
+            // Nodes cannot start from that one; a newer one is the remedy.
+            Err(error @ PublishError::Missing(_)) => {
+                warn!(error = %chain(&error), "what is published cannot be read");
+                Ok(())
+            }
+            loaded => loaded,
+        }
+    }
+
+    /// Wakes other control planes, which pass on to their nodes what was published. Without it they look by themselves.
+    async fn tell_others(&self) {
+        if let Err(error) = self.db.tell_published().await {
+            warn!(error = %chain(&error), "other control planes will see the published snapshot a little later");
+        }
     }
 
     async fn put(
@@ -216,13 +258,19 @@ impl Snapshots {
         };
         bounded(self.store.put_once(&key, body)).await?;
         let replaced = bounded(records::replace(&*self.store, &layout::snapshot_head(), expected, &head)).await;
-        if let Err(PublishError::Store(error)) = &replaced
-            && error.is_conflict()
-        {
-            // Nothing names it; if it stays, a later round deletes it.
-            drop(bounded(self.store.delete(&key)).await);
+        match replaced {
+            Ok(_) => {}
+            Err(PublishError::Store(error)) if error.is_conflict() => {
+                // A write whose answer was lost is tried again by the store's client, and then finds itself in its way.
+                let found = self.read_head().await?;
+                if found.is_none_or(|(found, _)| found.key != key) {
+                    // Nothing names it; if it stays, a later round deletes it.
+                    drop(bounded(self.store.delete(&key)).await);
+                    return Err(error.into());
+                }
+            }
+            Err(error) => return Err(error),
         }
-        replaced?;
         info!(
             snapshot.epoch = version.epoch,
             snapshot.revision = version.revision,

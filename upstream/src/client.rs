@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::body;
 use crate::error::{BuildError, Error};
 use crate::limits::Limits;
+use crate::metrics::RequestMetrics;
 use crate::request::{Ask, Requests};
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -54,7 +55,15 @@ impl Client {
     /// # Errors
     /// If its authorities cannot be read, or TLS cannot be set up.
     pub fn new(upstream: &Upstream, limits: Limits) -> Result<Self, BuildError> {
-        let requests = Requests::new(upstream, limits)?;
+        Self::measured(upstream, limits, &RequestMetrics::none())
+    }
+
+    /// As [`Client::new`], with every request counted.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn measured(upstream: &Upstream, limits: Limits, metrics: &RequestMetrics) -> Result<Self, BuildError> {
+        let requests = Requests::new(upstream, limits, metrics)?;
         Ok(Self(Arc::new(Inner { endpoint: upstream.endpoint.clone(), requests })))
     }
 

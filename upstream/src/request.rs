@@ -15,6 +15,7 @@ use crate::body;
 use crate::error::{BuildError, Error, Login, Trouble};
 use crate::limits::Limits;
 use crate::login::{Logins, Pass, Place};
+use crate::metrics::RequestMetrics;
 use crate::transport::{Transport, place};
 
 /// What is asked of an upstream.
@@ -41,8 +42,8 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(upstream: &Upstream, limits: Limits) -> Result<Self, BuildError> {
-        let transport = Arc::new(Transport::new(upstream, &limits)?);
+    pub(crate) fn new(upstream: &Upstream, limits: Limits, metrics: &RequestMetrics) -> Result<Self, BuildError> {
+        let transport = Arc::new(Transport::new(upstream, &limits, metrics.clone())?);
         Ok(Self { logins: Logins::new(upstream, transport.clone(), limits), transport, limits })
     }
 

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use entrepot_domain::Upstream;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{Certificate, Request, Response, redirect};
+use tracing::Instrument as _;
 use url::{Host, Url};
 
 use crate::egress::{self, Leave, Policy, Refusal};
 use crate::error::{BuildError, Error, Trouble};
 use crate::limits::Limits;
+use crate::metrics::RequestMetrics;
 
 const USER_AGENT: &str = concat!("entrepot/", env!("CARGO_PKG_VERSION"));
 
@@ -21,21 +23,32 @@ pub(crate) struct Transport {
     policy: Policy,
     public: reqwest::Client,
     private: Option<reqwest::Client>,
+    metrics: RequestMetrics,
 }
 
 impl Transport {
-    pub(crate) fn new(upstream: &Upstream, limits: &Limits) -> Result<Self, BuildError> {
+    pub(crate) fn new(upstream: &Upstream, limits: &Limits, metrics: RequestMetrics) -> Result<Self, BuildError> {
         let policy = Policy::of(upstream);
         Ok(Self {
             public: client(upstream, limits, Leave::Public)?,
             private: policy.gives_leave().then(|| client(upstream, limits, Leave::Private)).transpose()?,
             policy,
+            metrics,
         })
     }
 
     /// Sends one request and waits for the head of its answer. Follows nothing and judges no status.
+    ///
+    /// Nobody else's trace goes out with it: what the upstream is told is its business alone.
     pub(crate) async fn send(&self, request: Request) -> Result<Response, Error> {
         let (host, port) = place(request.url())?;
+        let exchange = self.metrics.begin(request.method(), &host, port);
+        let result = self.send_to(request, host, port).instrument(exchange.span()).await;
+        exchange.end(&result);
+        result
+    }
+
+    async fn send_to(&self, request: Request, host: String, port: u16) -> Result<Response, Error> {
         if let Some(ip) = literal(request.url()) {
             let refused = |reason| Error::AddressRefused { host: host.clone(), reason };
             self.policy.check(ip, &host, port).map_err(refused)?;

@@ -113,6 +113,7 @@ async fn create_principal(
     let complete = (|| Some((request_id?, id?, set?)))();
     let (request_id, id, permission_set) = violations.finish(complete)?;
 
+    let change = plane.prepare_change().await?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("create_principal").await?;
     match request_id.claim(plane, &tx, caller).await? {
@@ -120,7 +121,7 @@ async fn create_principal(
         Earlier::Answered(answer) => return Ok((answer, registry::get(&tx).await?.version)),
         Earlier::NotKept => return Err(ApiError::SecretNotKept),
     }
-    let registry = plane.bump(&tx).await?;
+    let registry = change.begin(&tx).await?;
     if principals::get(&tx, &id).await?.is_some() {
         let remedy = "; choose another `principal_id`".to_owned();
         return Err(ApiError::Exists { kind: KIND, name: names::principal(&id), remedy });
@@ -181,13 +182,14 @@ async fn create_key(
     let complete = (|| Some((request_id?, id?)))();
     let (request_id, id) = violations.finish(complete)?;
 
+    let change = plane.prepare_change().await?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("create_access_key").await?;
     match request_id.claim::<pb::CreateAccessKeyResponse>(plane, &tx, caller).await? {
         Earlier::None => {}
         Earlier::Answered(_) | Earlier::NotKept => return Err(ApiError::SecretNotKept),
     }
-    let registry = plane.bump(&tx).await?;
+    let registry = change.begin(&tx).await?;
     let principal = require(&tx, &id).await?;
     let (key_id, secret) = (generate_key_id(), generate_secret());
     let key = AccessKey {

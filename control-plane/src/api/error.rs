@@ -49,7 +49,7 @@ pub(crate) enum ApiError {
     Precondition { kind: &'static str, subject: String, description: String },
     /// The database is older than what is published.
     #[error(
-        "the database is behind the published snapshot ({published}), as after a restore from a backup: run `entrepot admin restore`, which raises the epoch and rebuilds the index"
+        "the database is behind the published snapshot ({published}), as after a restore from a backup: run `entrepot admin restore --config FILE` with this control plane's configuration (for `entrepot up`: `entrepot admin restore --data-dir DIR`), which raises the epoch and rebuilds the index"
     )]
     Behind { published: Version },
     /// Somebody else changed it.

@@ -133,7 +133,7 @@ async fn forget(
         }
         // Of the record that was buried, the row is gone by now; of a new one, it is not what was to be deleted.
         Verdict::Live => Ok(buried.is_some()),
-        Verdict::Undecided => Ok(repositories::forget(tx, incarnation).await?),
+        Verdict::Undecided => Ok(repositories::forget(tx, incarnation).await? > 0),
     }
 }
 

@@ -107,6 +107,7 @@ async fn create(
     let complete = (|| Some((request_id?, id?, settings?)))();
     let (request_id, id, settings) = violations.finish(complete)?;
 
+    let change = plane.prepare_change().await?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("create_rule").await?;
     match request_id.claim(plane, &tx, caller).await? {
@@ -114,7 +115,7 @@ async fn create(
         Earlier::Answered(answer) => return Ok((answer, registry::get(&tx).await?.version)),
         Earlier::NotKept => return Err(ApiError::SecretNotKept),
     }
-    let registry = plane.bump(&tx).await?;
+    let registry = change.begin(&tx).await?;
     if rules::get(&tx, &id).await?.is_some() {
         let remedy = "; update it, or choose another `rule_id`".to_owned();
         return Err(ApiError::Exists { kind: KIND, name: names::rule(&id), remedy });

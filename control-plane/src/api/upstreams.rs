@@ -128,6 +128,7 @@ async fn create(
     let mut upstream = Upstream { uid, id, settings, sealed_password, revision: 0, create_time: now, update_time: now };
     client(plane, &upstream)?;
 
+    let change = plane.prepare_change().await?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("create_upstream").await?;
     match request_id.claim(plane, &tx, caller).await? {
@@ -135,7 +136,7 @@ async fn create(
         Earlier::Answered(answer) => return Ok((answer, registry::get(&tx).await?.version)),
         Earlier::NotKept => return Err(ApiError::SecretNotKept),
     }
-    let registry = plane.bump(&tx).await?;
+    let registry = change.begin(&tx).await?;
     if upstreams::get(&tx, &upstream.id).await?.is_some() {
         let remedy = "; update it, or choose another `upstream_id`".to_owned();
         return Err(ApiError::Exists { kind: KIND, name: names::upstream(&upstream.id), remedy });

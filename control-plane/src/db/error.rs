@@ -95,8 +95,6 @@ impl Error {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
-        const CONTENDED: [SqlState; 3] =
-            [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
         let constraint = error.as_db_error().and_then(DbError::constraint).unwrap_or_default();
         match error.code() {
             Some(&SqlState::UNIQUE_VIOLATION) => match Unique::of(constraint) {
@@ -104,7 +102,7 @@ impl From<tokio_postgres::Error> for Error {
                 None => Self::Refused(error.into()),
             },
             Some(&SqlState::FOREIGN_KEY_VIOLATION) => Self::Reference(constraint.to_owned()),
-            Some(state) if CONTENDED.contains(state) => Self::Contended(error.into()),
+            Some(_) if is_contended(&error) => Self::Contended(error.into()),
             Some(_) | None if is_away(&error) => Self::Away(error.into()),
             Some(_) | None => Self::Refused(error.into()),
         }
@@ -124,10 +122,19 @@ impl From<PoolError> for Error {
     }
 }
 
+/// Whether another transaction was in the way.
+pub(super) fn is_contended(error: &tokio_postgres::Error) -> bool {
+    const CONTENDED: [SqlState; 3] =
+        [SqlState::T_R_DEADLOCK_DETECTED, SqlState::T_R_SERIALIZATION_FAILURE, SqlState::LOCK_NOT_AVAILABLE];
+    error.code().is_some_and(|state| CONTENDED.contains(state))
+}
+
 /// Whether `error` is about the connection rather than about what was asked.
 pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
-    // 08 connection, 53 resources, 57 operator (shutdown, statement_timeout), 25P03 idle in transaction.
-    let says_so = |state: &SqlState| ["08", "53", "57", "25P03"].iter().any(|class| state.code().starts_with(class));
+    // 08 connection, 53 resources, 57 operator (shutdown, statement_timeout), 25P03 idle in transaction, 25006 a server
+    // that has just become another one's standby.
+    let says_so =
+        |state: &SqlState| ["08", "53", "57", "25P03", "25006"].iter().any(|class| state.code().starts_with(class));
     match error.code() {
         Some(state) => says_so(state),
         // Nothing that Postgres said: the connection broke, or could not be made.

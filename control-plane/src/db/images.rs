@@ -111,8 +111,8 @@ pub(crate) async fn list(
     rows.iter().map(Image::from_row).collect()
 }
 
-/// Notes an image. A deleted one comes back only if it was cached again since.
-pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<(), Error> {
+/// Notes an image, and says how many rows that has changed. A deleted one comes back only if it was cached again since.
+pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<u64, Error> {
     const SQL: &str = "-- images.put
         INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
                             config_digest, cache_time)
@@ -144,34 +144,34 @@ pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Resul
     if changed > 0 && !children.is_empty() {
         tx.execute(CHILDREN, &[&incarnation, &digest, &children]).await?;
     }
-    Ok(())
+    Ok(changed)
 }
 
-/// Notes that an image is deleted whose link was cached at `cache_time` or before.
+/// Notes that an image is deleted whose link was cached at `cache_time` or before; says how many were not before.
 pub(crate) async fn delete(
     tx: &Tx<'_>,
     incarnation: Uuid,
     digest: &Digest,
     cache_time: DateTime<Utc>,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     const MARK: &str = "-- images.delete: mark
         UPDATE images SET deleted = true, last_pull_time = NULL
-         WHERE incarnation = $1 AND digest = $2 AND cache_time <= $3";
+         WHERE incarnation = $1 AND digest = $2 AND cache_time <= $3 AND NOT deleted";
     const CHILDREN: &str = "-- images.delete: children
         DELETE FROM image_children WHERE incarnation = $1 AND parent = $2";
     let digest = digest.to_string();
-    if tx.execute(MARK, &[&incarnation, &digest, &cache_time]).await? > 0 {
+    let marked = tx.execute(MARK, &[&incarnation, &digest, &cache_time]).await?;
+    if marked > 0 {
         tx.execute(CHILDREN, &[&incarnation, &digest]).await?;
     }
-    Ok(())
+    Ok(marked)
 }
 
-/// Forgets an image that has no link, if nothing was noted of it for long enough.
-pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<(), Error> {
+/// Forgets an image that has no link, if nothing was noted of it for long enough; says how many that were.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<u64, Error> {
     const SQL: &str = "-- images.forget
         DELETE FROM images WHERE incarnation = $1 AND digest = $2 AND index_time < now() - interval '1 minute'";
-    tx.execute(SQL, &[&incarnation, &digest.to_string()]).await?;
-    Ok(())
+    tx.execute(SQL, &[&incarnation, &digest.to_string()]).await
 }
 
 /// The manifests that only belong to `parent`: listed by it and by no other index here, and without a tag.
@@ -204,11 +204,11 @@ pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, time
     Ok(())
 }
 
-/// At most `limit` images of an incarnation, those behind `after`, noted long enough ago to have their links.
-pub(crate) async fn settled(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Digest>, Error> {
-    const SQL: &str = "-- images.settled
+/// At most `limit` images of an incarnation, those behind `after`.
+pub(crate) async fn page(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Digest>, Error> {
+    const SQL: &str = "-- images.page
         SELECT digest FROM images
-         WHERE incarnation = $1 AND digest > $2 AND NOT deleted AND index_time < now() - interval '1 minute'
+         WHERE incarnation = $1 AND digest > $2 AND NOT deleted
          ORDER BY digest LIMIT $3";
     let rows = tx.query(SQL, &[&incarnation, &after, &limit]).await?;
     rows.iter().map(|row| parsed(row, "digest")).collect()

@@ -2,7 +2,7 @@
 
 use deadpool_postgres::Object;
 
-use super::error::is_away;
+use super::error::{is_away, is_contended};
 use super::{Db, Error};
 
 mod embedded {
@@ -19,11 +19,13 @@ impl Db {
     /// [`Error::TooOld`] if the schema has moved on to where this release cannot follow.
     pub(crate) async fn migrate(&self) -> Result<(), Error> {
         // Taken out of the pool: what the session is given here, the lock too, ends with the connection.
-        let mut client = Object::take(self.0.get().await?);
-        client.batch_execute("SET statement_timeout = '10min'").await?;
+        let mut client = Object::take(self.pool.get().await?);
+        client.batch_execute("SET statement_timeout = '10min'; SET lock_timeout = '1min'").await?;
         client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
 
         check_release(&client).await?;
+        // A migration that waits for a table makes everybody wait behind it; better that it is tried again.
+        client.batch_execute("SET lock_timeout = '5s'").await?;
         // A newer release may have applied migrations that this one does not have.
         let runner = embedded::migrations::runner().set_abort_missing(false);
         let report = runner.run_async(&mut *client).await.map_err(migrate_error)?;
@@ -55,10 +57,11 @@ fn release(text: &str) -> Vec<u64> {
 fn migrate_error(error: refinery::Error) -> Error {
     let mut next = std::error::Error::source(&error);
     while let Some(source) = next {
-        if source.downcast_ref().is_some_and(is_away) {
-            return Error::Away(error.into());
+        match source.downcast_ref::<tokio_postgres::Error>() {
+            Some(source) if is_away(source) => return Error::Away(error.into()),
+            Some(source) if is_contended(source) => return Error::Contended(error.into()),
+            Some(_) | None => next = source.source(),
         }
-        next = source.source();
     }
     Error::Migrate(error.into())
 }

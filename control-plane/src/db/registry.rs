@@ -28,6 +28,13 @@ pub(crate) async fn get(tx: &Tx<'_>) -> Result<Registry, Error> {
     Registry::from_row(&tx.query_one(SQL, &[]).await?)
 }
 
+/// What the row says now, and until this transaction has ended.
+pub(crate) async fn lock(tx: &Tx<'_>) -> Result<Registry, Error> {
+    const SQL: &str = "-- registry.lock
+        SELECT registry_id, epoch, revision FROM registry FOR UPDATE";
+    Registry::from_row(&tx.query_one(SQL, &[]).await?)
+}
+
 /// Begins a change of configuration: no other one goes on until this transaction has ended.
 pub(crate) async fn bump(tx: &Tx<'_>) -> Result<Registry, Error> {
     const SQL: &str = "-- registry.bump

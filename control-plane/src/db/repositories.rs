@@ -132,30 +132,29 @@ pub(crate) async fn known(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<Vec<(Uui
     rows.iter().map(|row| Ok((column(row, "incarnation")?, column(row, "alive")?))).collect()
 }
 
-/// Remembers that incarnations are dead, and forgets all that the index has of them.
-pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>) -> Result<(), Error> {
+/// Remembers that incarnations are dead, and forgets all that the index has of them; says how many it had.
+pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>) -> Result<u64, Error> {
     const REMEMBER: &str = "-- repositories.bury: remember
         INSERT INTO dead_incarnations (incarnation, death_time) SELECT unnest($1::uuid[]), $2 ON CONFLICT DO NOTHING";
     const FORGET: &str = "-- repositories.bury: forget
         DELETE FROM repositories WHERE incarnation = ANY($1)";
     tx.execute(REMEMBER, &[&incarnations, &now]).await?;
-    tx.execute(FORGET, &[&incarnations]).await?;
-    Ok(())
+    tx.execute(FORGET, &[&incarnations]).await
 }
 
-/// Forgets all that the index has of an incarnation without a record, if it was noted long enough ago; says whether.
-pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid) -> Result<bool, Error> {
+/// Forgets all that the index has of an incarnation without a record, if it was noted long enough ago; says
+/// how many that were.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid) -> Result<u64, Error> {
     const SQL: &str = "-- repositories.forget
         DELETE FROM repositories WHERE incarnation = $1 AND index_time < now() - interval '1 minute'";
-    Ok(tx.execute(SQL, &[&incarnation]).await? > 0)
+    tx.execute(SQL, &[&incarnation]).await
 }
 
-/// Notes which rule fills a repository now.
-pub(crate) async fn adopt(tx: &Tx<'_>, incarnation: Uuid, rule_uid: Option<Uuid>) -> Result<(), Error> {
+/// Notes which rule fills a repository now; says how many repositories had another one.
+pub(crate) async fn adopt(tx: &Tx<'_>, incarnation: Uuid, rule_uid: Option<Uuid>) -> Result<u64, Error> {
     const SQL: &str = "-- repositories.adopt
         UPDATE repositories SET rule_uid = $2 WHERE incarnation = $1 AND rule_uid IS DISTINCT FROM $2";
-    tx.execute(SQL, &[&incarnation, &rule_uid]).await?;
-    Ok(())
+    tx.execute(SQL, &[&incarnation, &rule_uid]).await
 }
 
 /// Notes that something in a repository was pulled.
@@ -167,11 +166,10 @@ pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, time: DateTime<Utc>) 
     Ok(())
 }
 
-/// At most `limit` names with their incarnations, those behind `after`, made long enough ago to have their records.
-pub(crate) async fn settled(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<(RepositoryName, Uuid)>, Error> {
-    const SQL: &str = "-- repositories.settled
-        SELECT name, incarnation FROM repositories
-         WHERE name > $1 AND index_time < now() - interval '1 minute' ORDER BY name LIMIT $2";
+/// At most `limit` names with their incarnations, those behind `after`.
+pub(crate) async fn page(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<(RepositoryName, Uuid)>, Error> {
+    const SQL: &str = "-- repositories.page
+        SELECT name, incarnation FROM repositories WHERE name > $1 ORDER BY name LIMIT $2";
     let rows = tx.query(SQL, &[&after, &limit]).await?;
     rows.iter().map(|row| Ok((parsed(row, "name")?, column(row, "incarnation")?))).collect()
 }

@@ -41,7 +41,9 @@ pub(crate) async fn claim(
     if tx.execute(INSERT, &[&principal_uid, &request_id, &sealed_hash, &now]).await? == 1 {
         return Ok(Claim::New);
     }
-    let row = tx.query_one(SELECT, &[&principal_uid, &request_id]).await?;
+    let row = tx.query_opt(SELECT, &[&principal_uid, &request_id]).await?;
+    // Forgotten between the two statements, as by another control plane's prune.
+    let row = row.ok_or_else(|| Error::Contended("the request id was just forgotten".into()))?;
     Ok(Claim::Answered { sealed_hash: column(&row, "sealed_hash")?, response: column(&row, "response")? })
 }
 

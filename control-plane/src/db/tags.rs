@@ -48,8 +48,9 @@ pub(crate) async fn naming(tx: &Tx<'_>, incarnation: Uuid, digests: &[Digest]) -
     tx.query(SQL, &[&incarnation, &digests]).await?.iter().map(Tagged::from_row).collect()
 }
 
-/// Notes what a tag's record says, or will say, unless the index knows a later revision.
-pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<(), Error> {
+/// Notes what a tag's record says, or will say, unless the index knows a later revision; says how many rows that has
+/// changed.
+pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<u64, Error> {
     // Of one revision the tombstone stands, since it is a record, where an event may tell of one that never came to
     // be; and then the latest validation, since a confirmation need not be a new revision.
     const SQL: &str = "-- tags.put
@@ -63,34 +64,32 @@ pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Res
                      OR (tags.digest = excluded.digest
                          AND (tags.validate_time IS NULL OR tags.validate_time < excluded.validate_time))))";
     let digest = moved.digest.map(ToString::to_string);
-    tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await?;
-    Ok(())
+    tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await
 }
 
-/// Makes the index say what a tag's record says, if nothing was noted of it for long enough.
-pub(crate) async fn correct(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<(), Error> {
+/// Makes the index say what a tag's record says, if nothing was noted of it for long enough; says how many rows said
+/// something else.
+pub(crate) async fn correct(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<u64, Error> {
     const SQL: &str = "-- tags.correct
         UPDATE tags SET digest = $3, revision = $4, validate_time = $5
          WHERE incarnation = $1 AND tag = $2 AND index_time < now() - interval '1 minute'
            AND (digest, revision, validate_time) IS DISTINCT FROM ($3, $4, $5)";
     let digest = moved.digest.map(ToString::to_string);
-    tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await?;
-    Ok(())
+    tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await
 }
 
-/// Forgets a tag that has no record, if nothing was noted of it for long enough.
-pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<(), Error> {
+/// Forgets a tag that has no record, if nothing was noted of it for long enough; says how many that were.
+pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<u64, Error> {
     const SQL: &str = "-- tags.forget
         DELETE FROM tags WHERE incarnation = $1 AND tag = $2 AND index_time < now() - interval '1 minute'";
-    tx.execute(SQL, &[&incarnation, &tag.as_str()]).await?;
-    Ok(())
+    tx.execute(SQL, &[&incarnation, &tag.as_str()]).await
 }
 
-/// At most `limit` tags of an incarnation, those behind `after`, noted long enough ago to have their records.
-pub(crate) async fn settled(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Tag>, Error> {
-    const SQL: &str = "-- tags.settled
+/// At most `limit` tags of an incarnation that mean something, those behind `after`.
+pub(crate) async fn page(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Tag>, Error> {
+    const SQL: &str = "-- tags.page
         SELECT tag FROM tags
-         WHERE incarnation = $1 AND tag > $2 AND digest IS NOT NULL AND index_time < now() - interval '1 minute'
+         WHERE incarnation = $1 AND tag > $2 AND digest IS NOT NULL
          ORDER BY tag LIMIT $3";
     tx.query(SQL, &[&incarnation, &after, &limit]).await?.iter().map(|row| parsed(row, "tag")).collect()
 }

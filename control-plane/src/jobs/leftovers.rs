@@ -37,7 +37,13 @@ impl Job for Leftovers {
         let keys = plane.store.list(&all, self.after.as_ref(), BATCH).await?;
         for key in &keys {
             if matches!(layout::parse(key), Some(Parsed::Event { event, .. }) if is_due(event, now)) {
-                take_in(plane, key).await?;
+                match take_in(plane, key).await {
+                    // One that cannot be taken in must not keep the others waiting.
+                    Err(error) if !error.may_retry() => {
+                        warn!(error = %chain(&error), "left the events at `{key}`, which cannot be taken in");
+                    }
+                    taken => taken?,
+                }
             }
         }
         let progress = if keys.len() < BATCH { Progress::Done } else { Progress::More };

@@ -1,14 +1,22 @@
-//! Forgets what nobody asks for again: ids of events and answers to requests.
+//! Forgets what nobody asks for again: ids of events, answers to requests, records of nodes that are long gone.
 
 use std::time::Duration;
+
+use entrepot_store::layout::{self, Parsed};
+use tracing::info;
 
 use super::{Job, Progress};
 use crate::api::error::ApiError;
 use crate::app::Plane;
 use crate::db::{events, requests};
+use crate::live_nodes;
 
 /// How many rows a batch deletes of each.
 const BATCH: i64 = 5000;
+/// How many records of nodes are looked at.
+const NODES: usize = 1000;
+/// After how long a silent node is taken to be gone for good; one that comes back writes its record anew.
+const GONE: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) struct Prune;
 
@@ -22,6 +30,25 @@ impl Job for Prune {
         let tx = connection.begin("prune").await?;
         let forgotten = events::prune(&tx, now, BATCH).await?.max(requests::prune(&tx, now, BATCH).await?);
         tx.commit().await?;
-        Ok(if i64::try_from(forgotten).unwrap_or(BATCH) < BATCH { Progress::Done } else { Progress::More })
+        drop(connection);
+        if i64::try_from(forgotten).unwrap_or(BATCH) >= BATCH {
+            return Ok(Progress::More);
+        }
+        forget_nodes(plane).await?;
+        Ok(Progress::Done)
     }
+}
+
+/// Deletes the records of nodes that are gone, so that those of short-lived ones do not pile up.
+async fn forget_nodes(plane: &Plane) -> Result<(), ApiError> {
+    let now = plane.clock.now();
+    for key in plane.store.list(&layout::nodes_prefix(), None, NODES).await? {
+        let Some(Parsed::Node { id }) = layout::parse(&key) else { continue };
+        let record = live_nodes::read(&*plane.store, &plane.cluster_key, &id).await?;
+        if record.is_some_and(|record| record.write_time < now && record.age(now) > GONE) {
+            plane.store.delete(&key).await?;
+            info!(node.id = %id, "forgot the node `{id}`, which has been silent for a day");
+        }
+    }
+    Ok(())
 }

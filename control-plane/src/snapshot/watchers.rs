@@ -1,6 +1,6 @@
 //! Which nodes watch, and which snapshot each of them runs.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -50,6 +50,11 @@ impl Watchers {
             // The sender lives as long as `self`.
             drop(changes.changed().await);
         }
+    }
+
+    /// The nodes that watch.
+    pub(super) fn ids(&self) -> HashSet<String> {
+        self.lock().nodes.values().map(|node| node.id.clone()).collect()
     }
 
     /// The nodes that do not run `version` or a later one.

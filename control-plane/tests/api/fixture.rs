@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use entrepot_control_plane::{Config, ControlPlane, Deps, Reflection};
+use entrepot_control_plane::{Config, ControlPlane, Deps, FirstKey, Reflection};
 use entrepot_domain::Secret;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::nodes_client::NodesClient as LiveNodesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
 use entrepot_store::{LocalStore, Store};
 use entrepot_test_support::Postgres;
-use entrepot_trust::{ClusterKey, PublicKey, SnapshotSigner};
+use entrepot_trust::{ClusterKey, PublicKey, SnapshotSigner, SnapshotTrust};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -31,12 +32,13 @@ pub(crate) const ADMIN: &str = "admin:correct horse";
 /// How long anything may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// What outlives a control plane: its database, its store, its keys.
+/// What outlives a control plane: its database, its store, its keys. A clone is the same world, for another replica.
+#[derive(Clone)]
 pub(crate) struct World {
     pub(crate) database: String,
     pub(crate) store: Store,
     pub(crate) clock: Clock,
-    pub(crate) folder: TempDir,
+    pub(crate) folder: Arc<TempDir>,
 }
 
 /// A running control plane.
@@ -45,6 +47,7 @@ pub(crate) struct Fixture {
     pub(crate) plane: ControlPlane,
     pub(crate) health: Health,
     pub(crate) channel: Channel,
+    pub(crate) metrics: Metrics,
     tasks: Tasks,
 }
 
@@ -71,7 +74,7 @@ impl World {
     pub(crate) async fn on(postgres: &Postgres) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
-        Self { database: postgres.database().await, store, clock: Clock::manual(now()), folder }
+        Self { database: postgres.database().await, store, clock: Clock::manual(now()), folder: Arc::new(folder) }
     }
 
     pub(crate) fn cluster_key(&self) -> ClusterKey {
@@ -92,25 +95,33 @@ impl World {
 
     /// Runs a control plane without waiting for it to be ready.
     pub(crate) async fn launch(self, bootstrap_key: Option<&str>) -> Fixture {
-        let (tasks, health) = (Tasks::new(), Health::new());
-        let deps = Deps {
+        self.launch_with(bootstrap_key, |_| {}).await
+    }
+
+    /// As [`World::launch`], with something changed in what the control plane works with.
+    pub(crate) async fn launch_with(self, bootstrap_key: Option<&str>, change: impl FnOnce(&mut Deps)) -> Fixture {
+        let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("control-plane-test"));
+        let mut deps = Deps {
             store: Arc::clone(&self.store),
             cluster_key: self.cluster_key(),
             snapshot_signer: self.signer(),
+            snapshot_trust: SnapshotTrust::new(self.public_key(), None),
             clock: self.clock.clone(),
             tasks: tasks.clone(),
             health: health.clone(),
-            metrics: Metrics::new("control-plane-test"),
+            metrics: metrics.clone(),
             bootstrap_key: bootstrap_key.map(|key| Secret::new(key.to_owned())),
+            first_key: FirstKey::Shown,
             reflection: Reflection::Open,
         };
+        change(&mut deps);
         let plane = ControlPlane::new(self.config(), deps);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let serving = plane.clone().serve(listener);
         tasks.spawn("serve", async move { serving.await.unwrap() });
         let channel = Endpoint::from_shared(format!("http://{addr}")).unwrap().timeout(LIMIT).connect_lazy();
-        Fixture { world: self, plane, health, channel, tasks }
+        Fixture { world: self, plane, health, channel, metrics, tasks }
     }
 
     /// Runs the SQL of a test that has to look or reach behind the API.
@@ -179,6 +190,20 @@ impl Fixture {
 
     pub(crate) async fn create_rule(&self, id: &str, upstream_id: &str) -> pb::Rule {
         self.rules().create_rule(create_rule(id, id, upstream_id)).await.unwrap().into_inner()
+    }
+
+    /// Nodes as operators see them.
+    pub(crate) fn live_nodes(&self) -> LiveNodesClient<Authorized> {
+        LiveNodesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    /// A value from the metrics in Prometheus' text format: the sum of all lines that begin with `name` and have all
+    /// these labels.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.metrics.render();
+        let lines =
+            text.lines().filter(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
     /// Stops the control plane, and leaves what outlives it.

@@ -5,7 +5,13 @@
 mod access;
 mod configuration;
 mod content;
+mod deaf_store;
 mod fixture;
+mod live_nodes;
+mod node;
 mod outage;
 mod reconcile;
+mod replicas;
+mod restore;
+mod schema;
 mod snapshot;

@@ -1,57 +1,25 @@
 //! The snapshot: published, signed, forward only, streamed, waited for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use entrepot_control_plane::{Restored, restore};
+use entrepot_control_plane::restore;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
-use entrepot_store::layout;
 use entrepot_store::records::{self, SnapshotHead};
+use entrepot_store::{Store, layout};
 use entrepot_trust::{Signature, SnapshotTrust, Statement};
 use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Streaming};
+use tonic::Code;
 
+use crate::deaf_store::DeafStore;
 use crate::fixture::{Fixture, World, create_rule, kind};
+use crate::node::Node;
 
-/// A node of these tests: it takes snapshots and says so when it is told to.
-struct Node {
-    say: mpsc::Sender<node::WatchSnapshotRequest>,
-    stream: Streaming<node::WatchSnapshotResponse>,
-    id: &'static str,
-}
-
-impl Node {
-    async fn watch(fixture: &Fixture, id: &'static str) -> Self {
-        let (say, said) = mpsc::channel(8);
-        say.send(node::WatchSnapshotRequest { node_id: id.into(), ..Default::default() }).await.unwrap();
-        let stream = fixture.nodes(id).watch_snapshot(ReceiverStream::new(said)).await.unwrap().into_inner();
-        Self { say, stream, id }
-    }
-
-    /// The next snapshot with its head.
-    async fn next(&mut self) -> (SnapshotHead, node::Snapshot) {
-        let (mut head, mut bytes) = (Vec::new(), Vec::new());
-        loop {
-            let part = self.stream.message().await.unwrap().unwrap();
-            assert!(part.chunk.len() <= 1024 * 1024);
-            head.extend(part.head);
-            bytes.extend(part.chunk);
-            if part.last {
-                let snapshot = node::Snapshot::decode(bytes.as_slice()).unwrap();
-                return (serde_json::from_slice(&head).unwrap(), snapshot);
-            }
-        }
-    }
-
-    async fn runs(&self, snapshot: &node::Snapshot) {
-        let said = node::WatchSnapshotRequest { node_id: self.id.into(), running: snapshot.version, refused: None };
-        self.say.send(said).await.unwrap();
-    }
-}
-
-async fn published(world: &World) -> (SnapshotHead, node::Snapshot) {
+pub(crate) async fn published(world: &World) -> (SnapshotHead, node::Snapshot) {
     let (head, _) = records::read::<SnapshotHead>(&*world.store, &layout::snapshot_head()).await.unwrap().unwrap();
     let body = world.store.get(&head.key).await.unwrap().unwrap().bytes;
     let statement = Statement::of(head.epoch, head.revision, &body);
@@ -184,12 +152,42 @@ async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
     assert_eq!(published(&fixture.world).await, before);
 
     let world = fixture.stop().await;
-    let Ok(Restored::Raised(version)) = restore(world.config(), &*world.store).await else { panic!("not raised") };
-    assert_eq!(version.epoch, before.0.epoch + 1);
-    assert!(matches!(restore(world.config(), &*world.store).await, Ok(Restored::NotBehind(_))));
+    let restored = restore(world.config(), &*world.store).await.unwrap();
+    let version = restored.version;
+    assert_eq!((restored.raised, version.epoch), (true, before.0.epoch + 1));
+    assert!(!restore(world.config(), &*world.store).await.unwrap().raised, "a repetition does nothing");
     let fixture = world.start().await;
     let (head, snapshot) = published(&fixture.world).await;
     assert_eq!((head.epoch, snapshot.upstreams.len()), (version.epoch, 0));
     assert_eq!(snapshot.registry_id, before.1.registry_id, "tokens stay good");
     assert_ne!(fixture.create_upstream("quay").await.etag, quay.etag);
+}
+
+#[tokio::test]
+async fn a_head_whose_answer_was_lost_keeps_its_snapshot() {
+    let mut world = World::new().await;
+    let deaf = Arc::new(DeafStore { store: Arc::clone(&world.store), lost: AtomicUsize::new(1) });
+    world.store = Arc::clone(&deaf) as Store;
+    let fixture = world.start().await;
+    published(&fixture.world).await;
+    deaf.lost.store(1, Ordering::Relaxed);
+    fixture.create_upstream("quay").await;
+    let (_, snapshot) = published(&fixture.world).await;
+    assert_eq!(snapshot.upstreams.len(), 1);
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_lost_is_published_anew_at_the_next_change_or_start() {
+    let fixture = Fixture::start().await;
+    let lose = async |fixture: &Fixture| {
+        let (head, _) = published(&fixture.world).await;
+        fixture.world.store.delete(&head.key).await.unwrap();
+        head.revision
+    };
+    let lost = lose(&fixture).await;
+    fixture.create_upstream("quay").await;
+    assert_eq!(published(&fixture.world).await.0.revision, lost + 1);
+    let lost = lose(&fixture).await;
+    let fixture = fixture.stop().await.start().await;
+    assert_eq!(published(&fixture.world).await.0.revision, lost + 1);
 }

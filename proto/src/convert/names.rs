@@ -53,6 +53,11 @@ pub fn access_key(principal: &ResourceId, key_id: &str) -> String {
     format!("principals/{principal}/accessKeys/{key_id}")
 }
 
+/// `nodes/<id>`.
+pub fn node(id: &ResourceId) -> String {
+    format!("nodes/{id}")
+}
+
 /// `repositories/<repository name>`.
 pub fn repository(name: &RepositoryName) -> String {
     format!("repositories/{name}")

@@ -1,0 +1,97 @@
+//! What a control plane measures. Names and attributes of calls and connections are OpenTelemetry's conventions, all
+//! others are ours.
+
+use std::time::Duration;
+
+use entrepot_proto::convert::event::Kind;
+use entrepot_runtime::Metrics;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Histogram, Meter};
+
+use crate::db::Db;
+use crate::jobs::Progress;
+
+/// The instruments that are used all over the place.
+#[derive(Clone, Debug)]
+pub(crate) struct Instruments {
+    events: Counter<u64>,
+    passes: Histogram<f64>,
+}
+
+/// What has become of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EventOutcome {
+    /// It has had its effect.
+    Applied,
+    /// It had its effect before.
+    Repeated,
+    /// It is about a repository that is no more, or not yet.
+    Ignored,
+}
+
+impl Instruments {
+    pub(crate) fn new(meter: &Meter) -> Self {
+        let events = meter.u64_counter("entrepot.event.count").with_description("Events that nodes have reported");
+        let passes = meter.f64_histogram("entrepot.pass.duration").with_unit("s");
+        Self { events: events.build(), passes: passes.with_description("Passes of recurring work").build() }
+    }
+
+    pub(crate) fn event(&self, kind: &Kind, outcome: EventOutcome) {
+        let kind = match kind {
+            Kind::RepositoryCreated { .. } => "repository_created",
+            Kind::ImageCached(_) => "image_cached",
+            Kind::ConfigCached { .. } => "config_cached",
+            Kind::TagMoved { .. } => "tag_moved",
+            Kind::Pulled { .. } => "pulled",
+        };
+        let outcome = match outcome {
+            EventOutcome::Applied => "applied",
+            EventOutcome::Repeated => "repeated",
+            EventOutcome::Ignored => "ignored",
+        };
+        self.events.add(1, &[KeyValue::new("event.kind", kind), KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A pass, with how it ended; `None` is a failure.
+    pub(crate) fn pass(&self, job: &'static str, took: Duration, ended: Option<Progress>) {
+        let outcome = match ended {
+            Some(Progress::Done) => "done",
+            Some(Progress::More) => "more",
+            None => "error",
+        };
+        self.passes.record(took.as_secs_f64(), &[KeyValue::new("job.name", job), KeyValue::new("outcome", outcome)]);
+    }
+}
+
+/// Has the pool of database connections watched.
+pub(crate) fn observe_pool(metrics: &Metrics, db: &Db) {
+    let meter = metrics.meter("entrepot.control_plane");
+    let count = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
+    let state = |state: &'static str| [pool(), KeyValue::new("db.client.connection.state", state)];
+    let watched = db.clone();
+    meter
+        .i64_observable_up_down_counter("db.client.connection.count")
+        .with_description("Connections to the database")
+        .with_callback(move |observer| {
+            let status = watched.status();
+            observer.observe(count(status.available), &state("idle"));
+            observer.observe(count(status.size.saturating_sub(status.available)), &state("used"));
+        })
+        .build();
+    let watched = db.clone();
+    meter
+        .i64_observable_up_down_counter("db.client.connection.max")
+        .with_description("Connections to the database that there may be")
+        .with_callback(move |observer| observer.observe(count(watched.status().max_size), &[pool()]))
+        .build();
+    let watched = db.clone();
+    meter
+        .i64_observable_up_down_counter("db.client.connection.pending_requests")
+        .with_description("Callers that wait for a connection to the database")
+        .with_callback(move |observer| observer.observe(count(watched.status().waiting), &[pool()]))
+        .build();
+}
+
+fn pool() -> KeyValue {
+    KeyValue::new("db.client.connection.pool.name", "postgres")
+}

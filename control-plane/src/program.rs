@@ -1,0 +1,200 @@
+//! A control plane as a program of its own: it opens what it works with, however long that takes, and serves until it
+//! is told to stop.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use entrepot_domain::{ResourceId, Secret};
+use entrepot_runtime::{Clock, Condition, Health, Metrics, Program, Tasks, chain};
+use entrepot_settings::StoreSettings;
+use entrepot_store::Store;
+use entrepot_store::bucket::BucketStore;
+use entrepot_trust::access_key::{self, check_chosen};
+use tracing::{error, warn};
+use uuid::Uuid;
+
+use crate::app::{ControlPlane, Deps, FirstKey, StartError};
+use crate::settings::Settings;
+
+/// What a control plane is called in telemetry.
+pub const SERVICE: &str = "entrepot-control-plane";
+
+/// How long a bucket that is away is left alone, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How long a start may take before it is looked at anew; there is no end to that.
+const START_LOOK: Duration = Duration::from_secs(60);
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Why the environment's bootstrap key cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {what}")]
+pub struct BootstrapKeyProblem {
+    variable: &'static str,
+    what: String,
+}
+
+/// Reads `ENTREPOT_BOOTSTRAP_KEY`, or the file that `ENTREPOT_BOOTSTRAP_KEY_FILE` names, out of an environment.
+///
+/// # Errors
+/// If both are set, or the file cannot be read, or what they hold is no key.
+pub fn bootstrap_key(environment: &[(String, String)]) -> Result<Option<Secret<String>>, BootstrapKeyProblem> {
+    const KEY: &str = "ENTREPOT_BOOTSTRAP_KEY";
+    const FILE: &str = "ENTREPOT_BOOTSTRAP_KEY_FILE";
+    let get = |name| environment.iter().find(|(found, text)| found == name && !text.is_empty()).map(|(_, text)| text);
+    let problem = |variable, what: String| BootstrapKeyProblem { variable, what };
+    let (variable, text) = match (get(KEY), get(FILE)) {
+        (Some(_), Some(_)) => return Err(problem(KEY, format!("is set, and {FILE} too: unset one of them"))),
+        (None, None) => return Ok(None),
+        (Some(text), None) => (KEY, text.clone()),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path);
+            (FILE, text.map_err(|error| problem(FILE, format!("`{path}` cannot be read: {error}")))?)
+        }
+    };
+    let text = text.trim_end();
+    let (_, secret) = access_key::parse_pair(text).map_err(|error| problem(variable, error.to_string()))?;
+    check_chosen(&secret).map_err(|error| problem(variable, error.to_string()))?;
+    Ok(Some(Secret::new(text.to_owned())))
+}
+
+/// Runs a control plane to its end.
+pub async fn run(settings: Settings, bootstrap_key: Option<Secret<String>>) -> ExitCode {
+    let instance = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let program = match Program::start(settings.telemetry.config(SERVICE, instance)) {
+        Ok(program) => program,
+        Err(error) => {
+            eprintln!("{}", chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let around =
+        Around { clock: program.clock(), tasks: program.tasks(), health: program.health(), metrics: program.metrics() };
+    match settings.operations.listener.bind(&around.tasks) {
+        // Probes are answered while all else comes about.
+        Ok(listener) => program.serve_operations(listener).await,
+        Err(error) => {
+            error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let drain = settings.drain.drain;
+    program.run(drain, Box::pin(control_plane(settings, bootstrap_key, around))).await
+}
+
+/// What the program has that a control plane needs.
+struct Around {
+    clock: Clock,
+    tasks: Tasks,
+    health: Health,
+    metrics: Metrics,
+}
+
+/// Opens what the control plane works with, and lets it serve.
+async fn control_plane(
+    settings: Settings,
+    bootstrap_key: Option<Secret<String>>,
+    around: Around,
+) -> Result<(), Failure> {
+    let Around { clock, tasks, health, metrics } = around;
+    let stopping = tasks.stopping();
+    // Before the store's own holds, so that there is no moment at which nothing is said to be missing.
+    let (_, condition) = (health.condition(crate::app::CONDITION), health.condition("store"));
+    let Some(store) = stopping.run_until_cancelled(open_store(&settings.store, &condition)).await else {
+        return Ok(());
+    };
+    let store = store?;
+    // Before the store is there, nobody is kept waiting: connections are refused, and a load balancer looks elsewhere.
+    let listener = settings.api.listener.bind(&tasks)?;
+    let deps = Deps {
+        store,
+        cluster_key: settings.keys.cluster_key,
+        snapshot_signer: settings.keys.snapshot_signer,
+        snapshot_trust: settings.keys.snapshot_trust,
+        clock,
+        tasks,
+        health,
+        metrics,
+        bootstrap_key,
+        first_key: settings.api.first_key_file.map_or(FirstKey::None, FirstKey::File),
+        reflection: settings.api.reflection,
+    };
+    let plane = ControlPlane::new(settings.database, deps);
+    tokio::select! {
+        served = plane.clone().serve(listener) => Ok(served?),
+        refused = refused(&plane) => Err(refused.into()),
+    }
+}
+
+/// Waits until the start is given up, for ever if it is not.
+async fn refused(plane: &ControlPlane) -> StartError {
+    loop {
+        match plane.ready(START_LOOK).await {
+            Ok(_) => std::future::pending().await,
+            Err(StartError::NotYet { .. }) => {}
+            Err(refused @ StartError::Refused { .. }) => return refused,
+        }
+    }
+}
+
+/// The bucket. One that is away is waited for, one that cannot be a store is a failure.
+async fn open_store(settings: &StoreSettings, condition: &Condition) -> Result<Store, Failure> {
+    let mut wait = RETRY.0;
+    loop {
+        match BucketStore::open(settings.bucket.clone(), owner()).await {
+            Ok(bucket) => {
+                condition.ready();
+                return Ok(Arc::new(bucket));
+            }
+            Err(error) if error.retry() => {
+                let why = chain(&error).to_string();
+                warn!(error = %why, "the store cannot be opened yet: {why}");
+                condition.not_ready(why);
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY.1);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whose uploads would be this process'. It makes none, but a store has to have an owner.
+fn owner() -> ResourceId {
+    format!("control-plane-{}", Uuid::new_v4().simple()).parse().expect("letters, digits and hyphens are an id")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Option<String>, String> {
+        let environment: Vec<_> = variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let key = bootstrap_key(&environment).map_err(|error| error.to_string())?;
+        Ok(key.map(|key| key.expose().clone()))
+    }
+
+    #[test]
+    fn a_bootstrap_key_comes_from_the_environment_or_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "admin:correct horse\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let key = Ok(Some("admin:correct horse".to_owned()));
+        assert_eq!(read(&[("ENTREPOT_BOOTSTRAP_KEY", "admin:correct horse")]), key);
+        assert_eq!(read(&[("ENTREPOT_BOOTSTRAP_KEY_FILE", path)]), key);
+        assert_eq!(read(&[("ENTREPOT_BOOTSTRAP_KEY", "")]), Ok(None));
+        let both = read(&[("ENTREPOT_BOOTSTRAP_KEY", "admin:correct horse"), ("ENTREPOT_BOOTSTRAP_KEY_FILE", path)]);
+        assert!(both.unwrap_err().contains("unset one"));
+    }
+
+    #[test]
+    fn a_bootstrap_key_that_is_none_is_refused_and_not_quoted() {
+        for text in ["admin", "admin:short", ":correct horse"] {
+            let error = read(&[("ENTREPOT_BOOTSTRAP_KEY", text)]).unwrap_err();
+            assert!(error.starts_with("ENTREPOT_BOOTSTRAP_KEY: ") && !error.contains("short:"), "{error}");
+        }
+        let error = read(&[("ENTREPOT_BOOTSTRAP_KEY_FILE", "/nowhere/key")]).unwrap_err();
+        assert!(error.starts_with("ENTREPOT_BOOTSTRAP_KEY_FILE: `/nowhere/key` cannot be read"), "{error}");
+    }
+}

@@ -1,0 +1,60 @@
+//! A store whose answers to conditional writes get lost, as over a network: the write happens, and its repetition finds
+//! it in its way.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use entrepot_domain::ResourceId;
+use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
+
+pub(crate) struct DeafStore {
+    pub(crate) store: Store,
+    /// How many answers get lost from now on.
+    pub(crate) lost: AtomicUsize,
+}
+
+#[tonic::async_trait]
+impl BlobStore for DeafStore {
+    async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        self.store.put_once(key, bytes).await
+    }
+
+    async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        self.store.put(key, bytes).await
+    }
+
+    async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
+        let version = self.store.replace_if(key, expected, bytes).await?;
+        let lost = self.lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lost| lost.checked_sub(1));
+        if lost.is_ok() { Err(Error::Conflict) } else { Ok(version) }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        self.store.get(key).await
+    }
+
+    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+        self.store.head(key).await
+    }
+
+    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
+        self.store.read(key, range).await
+    }
+
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+        self.store.list(prefix, start_after, limit).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        self.store.delete(key).await
+    }
+
+    async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
+        self.store.begin_upload(key).await
+    }
+
+    async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error> {
+        self.store.abort_uploads(owner).await
+    }
+}

@@ -1,0 +1,136 @@
+//! What is told of requests to upstreams: a span and a measurement each, by OpenTelemetry's conventions for clients.
+
+use std::time::Instant;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Histogram, Meter};
+use reqwest::{Method, Response};
+use tracing::{Span, field, info_span};
+
+use crate::error::{Error, Trouble};
+
+/// Measures requests. Clones measure together.
+#[derive(Clone, Debug)]
+pub struct RequestMetrics {
+    duration: Option<Histogram<f64>>,
+}
+
+/// A request on its way.
+pub(crate) struct Exchange {
+    duration: Option<Histogram<f64>>,
+    span: Span,
+    method: &'static str,
+    host: String,
+    port: u16,
+    began: Instant,
+    end: End,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy)]
+enum End {
+    Status(u16),
+    Error(&'static str),
+}
+
+impl RequestMetrics {
+    /// Measures with instruments of `meter`.
+    pub fn new(meter: &Meter) -> Self {
+        let duration = meter
+            .f64_histogram("http.client.request.duration")
+            .with_unit("s")
+            .with_description("How long requests to upstreams take until the head of their answer is there.")
+            .build();
+        Self { duration: Some(duration) }
+    }
+
+    /// Measures nothing.
+    pub fn none() -> Self {
+        Self { duration: None }
+    }
+
+    /// A request begins. Its path is left out: it may hold the name of a private image, or a signature.
+    pub(crate) fn begin(&self, method: &Method, host: &str, port: u16) -> Exchange {
+        let method = if *method == Method::HEAD {
+            "HEAD"
+        } else if *method == Method::POST {
+            "POST"
+        } else {
+            "GET"
+        };
+        let span = info_span!(
+            "upstream.request", otel.kind = "client", http.request.method = method, server.address = host,
+            server.port = port, http.response.status_code = field::Empty, error.type = field::Empty,
+        );
+        Exchange {
+            duration: self.duration.clone(),
+            span,
+            method,
+            host: host.to_owned(),
+            port,
+            began: Instant::now(),
+            // Whoever waited for the answer has given up, unless something else is said.
+            end: End::Error("cancelled"),
+        }
+    }
+}
+
+impl Exchange {
+    pub(crate) fn span(&self) -> Span {
+        self.span.clone()
+    }
+
+    /// The head of the answer is there, or will not come.
+    pub(crate) fn end(mut self, result: &Result<Response, Error>) {
+        self.end = match result {
+            Ok(response) => End::Status(response.status().as_u16()),
+            Err(error) => End::Error(error_type(error)),
+        };
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let end = match self.end {
+            End::Status(status) => {
+                self.span.record("http.response.status_code", status);
+                KeyValue::new("http.response.status_code", i64::from(status))
+            }
+            End::Error(kind) => {
+                self.span.record("error.type", kind);
+                KeyValue::new("error.type", kind)
+            }
+        };
+        if let Some(duration) = &self.duration {
+            let attributes = [
+                KeyValue::new("http.request.method", self.method),
+                KeyValue::new("server.address", std::mem::take(&mut self.host)),
+                KeyValue::new("server.port", i64::from(self.port)),
+                end,
+            ];
+            duration.record(self.began.elapsed().as_secs_f64(), &attributes);
+        }
+    }
+}
+
+/// The word for what kept an answer away.
+fn error_type(error: &Error) -> &'static str {
+    match error {
+        Error::Away { trouble, .. } => match trouble {
+            Trouble::Name => "name",
+            Trouble::Connection => "connection",
+            Trouble::Tls => "tls",
+            Trouble::TimedOut => "timeout",
+            Trouble::BrokenOff => "broken_off",
+            Trouble::Status => "status",
+        },
+        Error::AddressRefused { .. } => "address_refused",
+        Error::NotFound
+        | Error::Denied { .. }
+        | Error::Throttled { .. }
+        | Error::RealmRefused { .. }
+        | Error::WrongDigest
+        | Error::TooLarge { .. }
+        | Error::BadAnswer { .. } => "_OTHER",
+    }
+}
