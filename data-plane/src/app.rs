@@ -3,19 +3,23 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use entrepot_domain::ResourceId;
-use entrepot_runtime::{Clock, Health, Metrics, Tasks};
+use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks};
 use entrepot_store::Store;
 use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotTrust};
-use tokio::net::TcpListener;
+use uuid::Uuid;
 
 use crate::auth::Auth;
-use crate::config::Config;
-use crate::control::{self, Control, NodeToken, Outbox, Watch};
+use crate::config::{Config, limits};
+use crate::control::{Control, Gate, Line, NodeToken, Outbox, Watch};
 use crate::fill::Fills;
+use crate::http::connection::serve;
 use crate::http::server::Server;
-use crate::metrics::PullMetrics;
+use crate::lease::Leases;
+use crate::metrics::{HttpMetrics, PullMetrics};
+use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
 use crate::pull::Node;
 use crate::repository::Repositories;
 use crate::resolve::Resolver;
@@ -36,6 +40,8 @@ pub struct Deps {
     pub health: Health,
     /// Where to count.
     pub metrics: Metrics,
+    /// Where nodes agree on which of them fills.
+    pub leases: Leases,
 }
 
 /// Why a node does not start.
@@ -52,16 +58,28 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The way to the control plane cannot be.
+    #[error("the control plane cannot be reached in this way; are its address and its authorities right?")]
+    Control(#[from] tonic::transport::Error),
+    /// Nor can the one to other nodes.
+    #[error(transparent)]
+    Peers(#[from] PeerTlsError),
 }
 
 /// A node of the data plane.
 pub struct DataPlane {
     server: Arc<Server>,
+    peer_server: Arc<PeerServer>,
+    peer_listener: Option<Listener>,
+    peers: Peers,
     watch: Watch,
     outbox: Outbox,
-    channel: tonic::transport::Channel,
-    token: NodeToken,
+    line: Line,
+    drain_limit: Duration,
+    /// What the process knows of. It says when to stop.
     tasks: Tasks,
+    /// Connections and fills: what may go on for a while then.
+    work: Tasks,
 }
 
 impl DataPlane {
@@ -70,43 +88,92 @@ impl DataPlane {
     /// # Errors
     /// If the configuration cannot work.
     pub fn new(config: Config, deps: Deps) -> Result<Self, StartError> {
-        let node: ResourceId = config.node_id.parse()?;
-        let node_id: Arc<str> = node.as_str().into();
+        let (me, tokens) = (me(&config, &deps)?, deps.cluster_key.tokens());
+        let (node_id, clock): (Arc<str>, Clock) = (me.id.as_str().into(), deps.clock.clone());
         empty_folder(&config.spool_dir)
             .map_err(|source| StartError::SpoolDir { path: config.spool_dir.display().to_string(), source })?;
+        let token = NodeToken { tokens: tokens.clone(), node_id: node_id.clone(), clock: clock.clone() };
+        let line = Line::new(&config, token, me.boot_id)?;
+        let client = PeerClient::new(node_id.clone(), tokens.clone(), clock.clone(), config.peer_ca.as_deref())?;
 
-        let tokens = deps.cluster_key.tokens();
-        let token = NodeToken { tokens: tokens.clone(), node_id: node_id.clone(), clock: deps.clock.clone() };
-        let channel = control::channel(&config);
-        let control = Control::default();
-        let outbox = Outbox::new(deps.store.clone(), node, deps.clock.clone());
-        let repositories =
-            Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: deps.clock.clone() };
-        let fills = Fills::new(repositories.clone(), config.spool_dir, deps.tasks.clone());
-        let resolver = Resolver::new(repositories.clone(), fills, deps.clock.clone(), deps.tasks.clone());
-        let auth = Auth { tokens, secrets: SecretVerifier::new(), clock: deps.clock };
-        let node = Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() };
-        let server =
-            Server { node, node_id, external_url: config.external_url, metrics: PullMetrics::new(&deps.metrics) };
-        let watch = Watch {
-            control,
-            store: deps.store,
-            trust: deps.snapshot_trust,
-            cluster_key: deps.cluster_key,
-            channel: channel.clone(),
-            token: token.clone(),
-            readiness: deps.health.condition("snapshot"),
-            tasks: deps.tasks.clone(),
+        let (control, work) = (Control::default(), Tasks::new());
+        let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone());
+        let repositories = Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: clock.clone() };
+        let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), deps.leases);
+        let resolver = Resolver::new(repositories.clone(), fills, clock.clone(), work.clone());
+        let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
+        let server = Server {
+            node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },
+            node_id: node_id.clone(),
+            external_url: config.external_url,
+            trusted_proxies: config.trusted_proxies,
+            pulls: PullMetrics::new(&deps.metrics),
+            requests: HttpMetrics::new(&deps.metrics),
         };
-        Ok(Self { server: Arc::new(server), watch, outbox, channel, token, tasks: deps.tasks })
+        let gate = Gate::new(
+            control.clone(),
+            deps.snapshot_trust,
+            deps.cluster_key.clone(),
+            deps.health.condition("snapshot"),
+            clock.clone(),
+            &deps.metrics,
+        );
+        let watch = Watch { node_id, gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };
+        let peer_server = PeerServer { me: me.clone(), control: control.clone(), tokens, clock: clock.clone() };
+        let ground = Ground { store: deps.store, key: deps.cluster_key, clock, control };
+        Ok(Self {
+            server: Arc::new(server),
+            peer_server: Arc::new(peer_server),
+            peer_listener: None,
+            peers: Peers::new(me, ground, client, &deps.metrics),
+            watch,
+            outbox,
+            line,
+            drain_limit: config.drain_limit,
+            tasks: deps.tasks,
+            work,
+        })
     }
 
-    /// Serves until the tasks are told to stop. Open answers and fills go on as tasks, which the process waits for.
-    pub async fn serve(self, listener: TcpListener) {
-        self.tasks.spawn("snapshot", self.watch.run());
-        self.tasks.spawn("outbox", self.outbox.deliver(self.channel, self.token, self.tasks.clone()));
-        self.server.run(listener, &self.tasks).await;
+    /// Lets other nodes reach this one at `listener`.
+    #[must_use]
+    pub fn with_peer_listener(mut self, listener: impl Into<Listener>) -> Self {
+        self.peer_listener = Some(listener.into());
+        self
     }
+
+    /// Serves until the tasks are told to stop, and ends in order: no new connections; open answers and fills end, as
+    /// far as the limit lets them; what was learnt is delivered; the node's record is removed.
+    pub async fn serve(self, listener: impl Into<Listener>) {
+        let (listener, stopping) = (listener.into(), self.tasks.stopping());
+        if stopping.run_until_cancelled(self.peers.begin()).await.is_none() {
+            return;
+        }
+        // What others look for in this node goes on until its work has ended.
+        let company = Tasks::new();
+        self.watch.spawn(&company);
+        self.peers.spawn(&company);
+        company.spawn("outbox", self.outbox.deliver(self.line, company.clone()));
+        if let Some(listener) = self.peer_listener {
+            let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, self.work.clone());
+            self.work.spawn("peer.listener", serving);
+        }
+        self.work.spawn("listener", serve(self.server, listener, limits::CONNECTIONS, self.work.clone()));
+
+        stopping.cancelled().await;
+        self.work.drain(self.drain_limit).await;
+        let farewell = async {
+            company.drain(limits::FAREWELL).await;
+            self.peers.end().await;
+        };
+        let _ = tokio::time::timeout(limits::FAREWELL, farewell).await;
+    }
+}
+
+fn me(config: &Config, deps: &Deps) -> Result<Me, StartError> {
+    let id: ResourceId = config.node_id.parse()?;
+    let (boot_id, start_time) = (Uuid::now_v7(), deps.clock.now());
+    Ok(Me { id, boot_id, address: config.peer_address.clone(), start_time })
 }
 
 /// Makes a folder and removes the files in it: what an earlier process left there is of no use.

@@ -1,7 +1,9 @@
 //! What a node is told at its start, and the limits it keeps.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use ipnet::IpNet;
 use tonic::transport::Uri;
 use url::Url;
 
@@ -10,12 +12,39 @@ use url::Url;
 pub struct Config {
     /// Names this node: at most 63 lower-case letters, digits and hyphens; the same after a restart.
     pub node_id: String,
-    /// Where clients reach the registry; without it, the `Host` header of each request says so.
+    /// Where clients reach the registry; without it, each request says so.
     pub external_url: Option<Url>,
-    /// Where the control plane's gRPC API is.
-    pub control_api: Uri,
+    /// Whose `X-Forwarded-For`, `-Proto` and `-Host` are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where the control plane's gRPC API is, one for each replica or for a load balancer before them.
+    pub control_apis: Vec<Uri>,
+    /// Authorities, as PEM, that vouch for the control plane; without them, those of this machine do.
+    pub control_ca: Option<String>,
+    /// Where other nodes reach this one; `None` if they do not.
+    pub peer_address: Option<Url>,
+    /// Authorities, as PEM, that vouch for other nodes; without them, those of this machine do.
+    pub peer_ca: Option<String>,
     /// A folder for the bytes of running fills; emptied at start.
     pub spool_dir: PathBuf,
+    /// How long open answers and fills may go on when the node is told to stop.
+    pub drain_limit: Duration,
+}
+
+impl Config {
+    /// A node that no other one reaches, and no proxy stands before.
+    pub fn new(node_id: impl Into<String>, control_apis: Vec<Uri>, spool_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node_id: node_id.into(),
+            external_url: None,
+            trusted_proxies: Vec::new(),
+            control_apis,
+            control_ca: None,
+            peer_address: None,
+            peer_ca: None,
+            spool_dir: spool_dir.into(),
+            drain_limit: Duration::from_secs(20),
+        }
+    }
 }
 
 /// The limits that every node keeps: each wait has one, and each queue.
@@ -28,6 +57,20 @@ pub mod limits {
     pub const IDLE: Duration = Duration::from_secs(75);
     /// How long a request's head may take once it has begun.
     pub const HEAD: Duration = Duration::from_secs(10);
+    /// Requests at once on one HTTP/2 connection.
+    pub const HTTP2_STREAMS: u32 = 100;
+    /// The headers of a request over HTTP/2.
+    pub const HTTP2_HEADER_BYTES: u32 = 16 * 1024;
+    /// How much of a request's body comes before anybody reads it, over HTTP/2: for one, and for all of a connection.
+    pub const HTTP2_STREAM_WINDOW: u32 = 256 * 1024;
+    /// See [`HTTP2_STREAM_WINDOW`].
+    pub const HTTP2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+    /// How much of an answer waits for its client, over HTTP/2.
+    pub const HTTP2_SEND_BYTES: usize = 256 * 1024;
+    /// How much of an answer over HTTP/2 a client must take within [`WRITE_STALL`].
+    pub const HTTP2_SLICE_BYTES: usize = 64 * 1024;
+    /// How often, and for how long, a silent HTTP/2 connection is tested.
+    pub const HTTP2_PING: Duration = Duration::from_secs(20);
     /// The headers of a request.
     pub const HEADERS: usize = 64;
     /// The bytes of a request's head.
@@ -52,6 +95,36 @@ pub mod limits {
     pub const CONTROL_KEEP_ALIVE: Duration = Duration::from_secs(10);
     /// One report of events.
     pub const REPORT: Duration = Duration::from_secs(10);
+    /// How long a control plane that failed is left alone, once all have failed.
+    pub const CONTROL_RETRY: Duration = Duration::from_secs(3);
+    /// How often the published snapshot is looked at, but for a fifth more or less.
+    pub const SNAPSHOT_POLL: Duration = Duration::from_secs(5);
+    /// The same, before there is a first one.
+    pub const FIRST_SNAPSHOT_POLL: Duration = Duration::from_secs(1);
+    /// How long reading the head of the published snapshot may take, and reading the snapshot itself.
+    pub const SNAPSHOT_READ: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+    /// How often a node writes its record and reads those of the others.
+    pub const NODE_RECORD: Duration = Duration::from_secs(10);
+    /// How long each of these may take.
+    pub const NODE_RECORD_IO: Duration = Duration::from_secs(5);
+    /// How often leftovers of dead nodes are looked for, and how long that may take.
+    pub const SWEEP: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(120));
+    /// How old a node's record must be for its uploads to be nobody's.
+    pub const DEAD_AFTER: Duration = Duration::from_secs(120);
+    /// How old a node's record must be to be removed by others.
+    pub const FORGOTTEN_AFTER: Duration = Duration::from_secs(3600);
+    /// How many nodes a cluster can have.
+    pub const NODES: usize = 1000;
+    /// How many owners of uploads are looked at in one sweep.
+    pub const UPLOAD_OWNERS: usize = 1000;
+    /// Connecting to another node; its whole answer.
+    pub const PEER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
+    /// What another node may say of itself.
+    pub const PEER_ANSWER_BYTES: usize = 64 * 1024;
+    /// Connections from other nodes at once.
+    pub const PEER_CONNECTIONS: usize = 512;
+    /// What a stopping node may still do when its answers and fills have ended: deliver events, remove its record.
+    pub const FAREWELL: Duration = Duration::from_secs(8);
     /// The largest snapshot that is taken.
     pub const SNAPSHOT_BYTES: usize = 256 * 1024 * 1024;
 }

@@ -1,8 +1,11 @@
 //! The line to the control plane: the snapshot that comes in, the events that go out.
 //!
-//! A node starts from the snapshot that is published in the store, always, and follows the stream from there. Without
-//! a control plane it serves on with the last good one, and what it learns waits.
+//! A node starts from the snapshot that is published in the store, always, and goes on looking there; the stream from
+//! the control plane is only quicker. Without a control plane it serves on with the last good one, and what it learns
+//! waits.
 
+mod gate;
+mod line;
 pub(crate) mod outbox;
 mod snapshot;
 mod watch;
@@ -12,42 +15,55 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use entrepot_runtime::Clock;
 use entrepot_trust::Tokens;
+use tokio::sync::watch as notice;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::{Channel, Endpoint};
 
-use crate::config::{Config, limits};
 use crate::error::PullError;
 
+pub(crate) use gate::Gate;
+pub(crate) use line::Line;
 pub(crate) use outbox::Outbox;
-pub(crate) use snapshot::{FillFrom, Place, Snapshot};
+pub(crate) use snapshot::{FillFrom, Place, Snapshot, Version};
 pub(crate) use watch::Watch;
 
 /// The audience of the tokens that nodes call the control plane with.
 pub(crate) const AUDIENCE: &str = "entrepot.node.v1";
 
-/// The snapshot that this node runs.
+/// The snapshot that this node runs. Clones share it.
 #[derive(Clone, Default)]
 pub(crate) struct Control {
     current: Arc<ArcSwapOption<Snapshot>>,
+    version: notice::Sender<Option<Version>>,
 }
 
 impl Control {
     /// What to serve by.
     pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>, PullError> {
-        self.current.load_full().ok_or(PullError::NoSnapshot)
+        self.current().ok_or(PullError::NoSnapshot)
     }
-}
 
-/// The channel to the control plane; connects when it is first used and again whenever it broke.
-pub(crate) fn channel(config: &Config) -> Channel {
-    Endpoint::from(config.control_api.clone())
-        .connect_timeout(limits::CONTROL_CONNECT)
-        .http2_keep_alive_interval(limits::CONTROL_KEEP_ALIVE)
-        .keep_alive_timeout(limits::CONTROL_KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .connect_lazy()
+    /// The snapshot that runs, if there is one yet.
+    pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
+        self.current.load_full()
+    }
+
+    /// The version that runs.
+    pub(crate) fn version(&self) -> Option<Version> {
+        self.current.load().as_ref().map(|snapshot| snapshot.version)
+    }
+
+    /// Tells when another version runs.
+    pub(crate) fn versions(&self) -> notice::Receiver<Option<Version>> {
+        self.version.subscribe()
+    }
+
+    fn run(&self, snapshot: Snapshot) {
+        let version = snapshot.version;
+        self.current.store(Some(Arc::new(snapshot)));
+        self.version.send_replace(Some(version));
+    }
 }
 
 /// Puts a fresh node token on every call.

@@ -17,11 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use entrepot_domain::Digest;
 use entrepot_runtime::Tasks;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
+use crate::lease::Leases;
 use crate::repository::Repositories;
 
 pub(crate) use landing::{Landed, Landing};
@@ -36,6 +38,7 @@ struct Inner {
     repositories: Repositories,
     spool_dir: PathBuf,
     tasks: Tasks,
+    leases: Leases,
     turns: Arc<Semaphore>,
     running: Mutex<HashMap<FillKey, Landing>>,
 }
@@ -44,9 +47,14 @@ struct Inner {
 type FillKey = (Uuid, Digest);
 
 impl Fills {
-    pub(crate) fn new(repositories: Repositories, spool_dir: PathBuf, tasks: Tasks) -> Self {
-        let turns = Arc::new(Semaphore::new(limits::FILLS));
-        Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, turns, running: Mutex::default() }) }
+    pub(crate) fn new(repositories: Repositories, spool_dir: PathBuf, tasks: Tasks, leases: Leases) -> Self {
+        let (turns, running) = (Arc::new(Semaphore::new(limits::FILLS)), Mutex::default());
+        Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, leases, turns, running }) }
+    }
+
+    /// Where this node takes leases.
+    pub(crate) fn leases(&self) -> &Leases {
+        &self.inner.leases
     }
 
     /// Waits for leave to fetch from an upstream: only so many fetches run at once.
@@ -75,10 +83,12 @@ impl Fills {
                 let (fills, fill, digest) = (self.clone(), fill.clone(), digest.clone());
                 let leaving = Leaving { fills: self.clone(), key };
                 let confirmed = landing.clone();
-                self.inner.tasks.spawn("fill", async move {
+                let work = async move {
                     transfer::drive(&fills, &fill, &digest, progress, &confirmed).await;
                     drop(leaving);
-                });
+                };
+                // Part of the trace of the pull that has caused it, although it may outlive it.
+                self.inner.tasks.spawn("fill", work.in_current_span());
                 landing
             }
         }

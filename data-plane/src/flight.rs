@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use entrepot_runtime::Tasks;
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 /// Runs work by key, at most once at a time for each.
 pub(crate) struct Flights<K, V> {
@@ -46,12 +47,14 @@ where
 
     fn spawn(&self, key: K, work: impl Future<Output = V> + Send + 'static, sender: watch::Sender<Option<V>>) {
         let landing = Landing { running: self.running.clone(), key };
-        self.tasks.spawn("flight", async move {
+        let work = async move {
             let value = work.await;
             // First out of the table: who comes from now on looks at what the work has left behind.
             drop(landing);
             sender.send_replace(Some(value));
-        });
+        };
+        // Part of the trace of whoever began it, although it may outlive it.
+        self.tasks.spawn("flight", work.in_current_span());
     }
 }
 

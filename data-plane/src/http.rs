@@ -1,7 +1,10 @@
 //! The edge: connections, requests, answers.
 
+pub(crate) mod answers;
 pub(crate) mod body;
+pub(crate) mod connection;
 pub(crate) mod error;
+pub(crate) mod forwarded;
 pub(crate) mod head_limit;
 pub mod range;
 pub(crate) mod respond;

@@ -1,11 +1,12 @@
 //! What this node counts.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use entrepot_runtime::Metrics;
-use http::Response;
+use http::{Method, Response};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Histogram, UpDownCounter};
+use tracing::Span;
 
 use crate::error::PullError;
 use crate::http::body::Body;
@@ -56,5 +57,61 @@ impl PullMetrics {
         let content = if is_manifest { "manifest" } else { "blob" };
         self.duration
             .record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome), KeyValue::new("content", content)]);
+    }
+}
+
+/// Requests, by what OpenTelemetry's conventions want to know of them.
+#[derive(Clone)]
+pub(crate) struct HttpMetrics {
+    duration: Histogram<f64>,
+}
+
+impl HttpMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let duration = metrics
+            .meter("entrepot.data_plane")
+            .f64_histogram("http.server.request.duration")
+            .with_unit("s")
+            .with_description("How long requests take until their answer's last byte has left.")
+            .build();
+        Self { duration }
+    }
+}
+
+/// One request, from its head to its answer's last byte. Counts itself when it is dropped.
+pub(crate) struct Exchange {
+    pub(crate) metrics: HttpMetrics,
+    pub(crate) began: Instant,
+    pub(crate) method: &'static str,
+    pub(crate) scheme: &'static str,
+    pub(crate) route: Option<&'static str>,
+    pub(crate) status: u16,
+    /// Ends with the request.
+    pub(crate) _span: Span,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let mut attributes = vec![
+            KeyValue::new("http.request.method", self.method),
+            KeyValue::new("url.scheme", self.scheme),
+            KeyValue::new("http.response.status_code", i64::from(self.status)),
+        ];
+        attributes.extend(self.route.map(|route| KeyValue::new("http.route", route)));
+        self.metrics.duration.record(self.began.elapsed().as_secs_f64(), &attributes);
+    }
+}
+
+/// A method as metrics name it: clients can make up others without end.
+pub(crate) fn method_name(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "PATCH" => "PATCH",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "_OTHER",
     }
 }

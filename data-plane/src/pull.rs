@@ -2,6 +2,7 @@
 
 use http::request::Parts;
 use http::{Method, Response};
+use tracing::instrument;
 
 use crate::auth::Auth;
 use crate::control::{Control, Outbox};
@@ -23,6 +24,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Serves one manifest or blob. Read this function to know what a pull is.
+    #[instrument(name = "pull", skip_all, fields(repository.name = %target.repository))]
     pub(crate) async fn pull(&self, request: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
         let snapshot = self.control.snapshot()?;
         let caller = self.auth.identify(&request.headers, &snapshot).await?;

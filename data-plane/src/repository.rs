@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::config::limits;
 use crate::control::{FillFrom, Outbox};
 use crate::error::PullError;
+use crate::failpoint;
 
 /// How often a write is tried anew when somebody else was faster. Each try means that another one got through.
 const TRIES: usize = 16;
@@ -106,6 +107,7 @@ impl Repositories {
                 object
             }
         };
+        failpoint::hit("manifest.after_object");
         let now = self.clock.now();
         for _ in 0..TRIES {
             match self.try_commit_manifest(name, fill, verified, &object, tag, now).await {
@@ -142,11 +144,15 @@ impl Repositories {
         events.push(image_cached(&verified.digest, &link));
         events.extend(tag_draft.as_ref().map(TagDraft::event));
         self.outbox.record(name, incarnation, events).await?;
+        failpoint::hit("manifest.after_events");
 
         draft.write(&self.store, name).await?;
+        failpoint::hit("manifest.after_repository");
         records::replace(&*self.store, &link_key, link_version.as_ref(), &link).await?;
+        failpoint::hit("manifest.after_link");
         if let Some(draft) = tag_draft {
             draft.write(&self.store).await?;
+            failpoint::hit("manifest.after_tag");
         }
         Ok(incarnation)
     }
@@ -195,12 +201,15 @@ impl Repositories {
         if let Some(platform) = link.platform.clone() {
             let event = Kind::ConfigCached { digest: digest.clone(), platform };
             self.outbox.record(name, live.record.incarnation, vec![event]).await?;
+            failpoint::hit("fill.after_events");
         }
         match records::replace(&*self.store, &key, version.as_ref(), &link).await {
             // Another reader wrote the same.
-            Err(error) if error.is_conflict() => Ok(()),
-            done => done.map(drop),
+            Err(error) if error.is_conflict() => {}
+            done => drop(done?),
         }
+        failpoint::hit("fill.after_link");
+        Ok(())
     }
 
     async fn record(&self, name: &RepositoryName) -> Result<Option<(RepositoryRecord, Version)>, Error> {

@@ -23,7 +23,7 @@ use crate::repository::Repositories;
 
 pub(crate) use blob::{Blob, Want};
 pub(crate) use manifest::Resolved;
-pub(crate) use upstream::failure;
+pub(crate) use upstream::{asking, failure};
 
 /// How a pull ended, for people and for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

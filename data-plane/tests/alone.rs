@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use entrepot_data_plane::{Config, DataPlane, Deps};
+use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
 use entrepot_domain::Secret;
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
@@ -89,12 +89,8 @@ impl Ground {
     /// Starts a node whose control plane is where nobody listens.
     async fn node(&self) -> Node {
         let (tasks, health) = (Tasks::new(), Health::new());
-        let config = Config {
-            node_id: "node-1".to_owned(),
-            external_url: None,
-            control_api: "http://127.0.0.1:1".parse().unwrap(),
-            spool_dir: self.dir.path().join(Uuid::new_v4().to_string()),
-        };
+        let nowhere = "http://127.0.0.1:1".parse().unwrap();
+        let config = Config::new("node-1", vec![nowhere], self.dir.path().join(Uuid::new_v4().to_string()));
         let deps = Deps {
             store: self.store.clone(),
             cluster_key: self.cluster_key.clone(),
@@ -103,6 +99,7 @@ impl Ground {
             tasks: tasks.clone(),
             health: health.clone(),
             metrics: Metrics::new("test"),
+            leases: Leases::local(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

@@ -14,18 +14,15 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, ResourceId};
 use entrepot_proto::convert::event::{Event, Kind};
 use entrepot_proto::node::v1 as pb;
-use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_runtime::{Clock, Tasks, chain};
 use entrepot_store::{Key, Store, layout};
 use prost::Message as _;
 use tokio::sync::Notify;
 use tonic::Code;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
 use tracing::{debug, error, warn};
 use uuid::Uuid;
 
-use super::NodeToken;
+use super::line::Line;
 use crate::config::limits;
 
 /// How many events go into one report.
@@ -85,9 +82,8 @@ impl Outbox {
     }
 
     /// Delivers until the node stops, and what can be delivered at once then.
-    pub(crate) async fn deliver(self, channel: Channel, token: NodeToken, tasks: Tasks) {
+    pub(crate) async fn deliver(self, line: Line, tasks: Tasks) {
         let stopping = tasks.stopping();
-        let mut client = NodesClient::new(InterceptedService::new(channel, token));
         let backoff = ExponentialBuilder::default()
             .with_jitter()
             .with_min_delay(Duration::from_millis(200))
@@ -95,7 +91,7 @@ impl Outbox {
             .without_max_times();
         let mut delays = backoff.build();
         loop {
-            let wait = match self.pass(&mut client).await {
+            let wait = match self.pass(&line).await {
                 Ok(()) => {
                     delays = backoff.build();
                     // Pulls are reported once a second; events wake at once.
@@ -118,31 +114,26 @@ impl Outbox {
     }
 
     /// Delivers everything that waits, oldest first.
-    async fn pass(&self, client: &mut NodesClient<InterceptedService<Channel, NodeToken>>) -> Result<(), String> {
+    async fn pass(&self, line: &Line) -> Result<(), String> {
         loop {
             let prefix = layout::events_prefix(&self.inner.node);
             let keys = self.inner.store.list(&prefix, None, BATCH).await.map_err(|error| chain(&error).to_string())?;
             for key in &keys {
                 let object = self.inner.store.get(key).await.map_err(|error| chain(&error).to_string())?;
                 if let Some(object) = object {
-                    self.deliver_one(client, key, &object.bytes).await?;
+                    self.deliver_one(line, key, &object.bytes).await?;
                 }
             }
             if keys.len() < BATCH {
                 break;
             }
         }
-        self.deliver_pulls(client).await
+        self.deliver_pulls(line).await
     }
 
-    async fn deliver_one(
-        &self,
-        client: &mut NodesClient<InterceptedService<Channel, NodeToken>>,
-        key: &Key,
-        bytes: &[u8],
-    ) -> Result<(), String> {
+    async fn deliver_one(&self, line: &Line, key: &Key, bytes: &[u8]) -> Result<(), String> {
         match pb::ReportEventsRequest::decode(bytes) {
-            Ok(report) => match report_within_limit(client, report).await {
+            Ok(report) => match report_within_limit(line, report).await {
                 Ok(()) => {}
                 // It will never be taken; the reconciling pass finds what it told of.
                 Err(status) if status.code() == Code::InvalidArgument => {
@@ -155,10 +146,7 @@ impl Outbox {
         self.inner.store.delete(key).await.map_err(|error| chain(&error).to_string())
     }
 
-    async fn deliver_pulls(
-        &self,
-        client: &mut NodesClient<InterceptedService<Channel, NodeToken>>,
-    ) -> Result<(), String> {
+    async fn deliver_pulls(&self, line: &Line) -> Result<(), String> {
         let pulls = std::mem::take(&mut *self.inner.pulls.lock().unwrap_or_else(PoisonError::into_inner));
         let pulls: Vec<_> = pulls.into_iter().collect();
         for (done, batch) in pulls.chunks(BATCH).enumerate() {
@@ -167,7 +155,7 @@ impl Outbox {
                 self.event(&pulled.repository, pulled.incarnation, *at, kind)
             });
             let report = pb::ReportEventsRequest { node_id: self.inner.node.to_string(), events: events.collect() };
-            if let Err(status) = report_within_limit(client, report).await {
+            if let Err(status) = report_within_limit(line, report).await {
                 if status.code() == Code::InvalidArgument {
                     warn!("the control plane refuses a report of pulls, which is dropped: {status}");
                     continue;
@@ -195,14 +183,17 @@ impl Outbox {
     }
 }
 
-async fn report_within_limit(
-    client: &mut NodesClient<InterceptedService<Channel, NodeToken>>,
-    report: pb::ReportEventsRequest,
-) -> Result<(), tonic::Status> {
+/// Reports to the replica in use. One that does not take a report is left for the next.
+async fn report_within_limit(line: &Line, report: pb::ReportEventsRequest) -> Result<(), tonic::Status> {
+    let Some((replica, mut client)) = line.client() else {
+        return Err(tonic::Status::unavailable("there is no control plane"));
+    };
     let mut request = tonic::Request::new(report);
     request.set_timeout(limits::REPORT);
-    match tokio::time::timeout(limits::REPORT, client.report_events(request)).await {
-        Ok(answer) => answer.map(drop),
-        Err(_) => Err(tonic::Status::deadline_exceeded("the control plane took too long")),
+    let answer = tokio::time::timeout(limits::REPORT, client.report_events(request)).await;
+    let answer = answer.unwrap_or_else(|_| Err(tonic::Status::deadline_exceeded("the control plane took too long")));
+    if answer.as_ref().is_err_and(|status| status.code() != Code::InvalidArgument) {
+        line.move_on(replica);
     }
+    answer.map(drop)
 }

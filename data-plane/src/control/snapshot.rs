@@ -1,13 +1,16 @@
 //! All that a node needs to know, as one value: rules, upstreams with their clients, principals with their keys.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use entrepot_domain::{RepositoryName, Rule, RuleSet, Secret, Upstream};
 use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
 use entrepot_trust::ClusterKey;
 use entrepot_trust::access_key::AccessKeyHash;
+use entrepot_upstream::RequestMetrics;
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -15,6 +18,7 @@ use uuid::Uuid;
 pub(crate) struct Snapshot {
     pub(crate) version: Version,
     pub(crate) registry_id: Uuid,
+    pub(crate) build_time: Option<DateTime<Utc>>,
     rules: RuleSet,
     upstreams: HashMap<Uuid, Source>,
     principals: HashSet<Uuid>,
@@ -26,6 +30,12 @@ pub(crate) struct Snapshot {
 pub(crate) struct Version {
     pub(crate) epoch: i64,
     pub(crate) revision: i64,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch, self.revision)
+    }
 }
 
 impl From<Version> for pb::SnapshotVersion {
@@ -103,13 +113,18 @@ pub(crate) enum SnapshotError {
 impl Snapshot {
     /// Reads a snapshot whose signature was checked. Clients of upstreams that have not changed are taken over from
     /// `previous`, with their connections and tokens.
-    pub(crate) fn decode(bytes: &[u8], key: &ClusterKey, previous: Option<&Self>) -> Result<Self, SnapshotError> {
+    pub(crate) fn decode(
+        bytes: &[u8],
+        key: &ClusterKey,
+        previous: Option<&Self>,
+        metrics: &RequestMetrics,
+    ) -> Result<Self, SnapshotError> {
         let wire = pb::Snapshot::decode(bytes)?;
         let version = wire.version.unwrap_or_default();
         let version = Version { epoch: version.epoch, revision: version.revision };
         let mut upstreams = HashMap::new();
         for upstream in wire.upstreams {
-            let source = source(&upstream, key, previous)?;
+            let source = source(&upstream, key, previous, metrics)?;
             upstreams.insert(source.upstream.uid, source);
         }
         let (mut principals, mut access_keys) = (HashSet::new(), HashMap::new());
@@ -127,6 +142,9 @@ impl Snapshot {
         Ok(Self {
             version,
             registry_id: uid("registry_id", &wire.registry_id)?,
+            build_time: wire
+                .build_time
+                .and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?)),
             rules: wire.rules.iter().map(convert::rule).collect::<Result<_, _>>()?,
             upstreams,
             principals,
@@ -162,7 +180,12 @@ impl Snapshot {
 }
 
 /// The upstream with its client: the one of `previous`, if nothing has changed.
-fn source(wire: &pb::SnapshotUpstream, key: &ClusterKey, previous: Option<&Snapshot>) -> Result<Source, SnapshotError> {
+fn source(
+    wire: &pb::SnapshotUpstream,
+    key: &ClusterKey,
+    previous: Option<&Snapshot>,
+    metrics: &RequestMetrics,
+) -> Result<Source, SnapshotError> {
     let uid = uid("upstream.uid", &wire.uid)?;
     let same = previous.and_then(|snapshot| snapshot.upstreams.get(&uid));
     if let Some(same) = same.filter(|source| source.upstream.revision == wire.revision) {
@@ -170,7 +193,7 @@ fn source(wire: &pb::SnapshotUpstream, key: &ClusterKey, previous: Option<&Snaps
     }
     let password = if wire.username.is_empty() { None } else { Some(password(uid, wire, key)?) };
     let upstream = convert::upstream(wire, password)?;
-    let client = entrepot_upstream::Client::new(&upstream, entrepot_upstream::Limits::default())
+    let client = entrepot_upstream::Client::measured(&upstream, entrepot_upstream::Limits::default(), metrics)
         .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
     Ok(Source { upstream: Arc::new(upstream), client })
 }

@@ -1,53 +1,34 @@
-//! Keeps the snapshot current: loads the published one, follows the stream, keeps the last good one.
+//! Keeps the snapshot current, on two ways that do not wait for each other: the stream from the control plane, which is
+//! quick, and a look at the published one every few seconds, which needs nobody but the store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::BytesMut;
 use entrepot_proto::node::v1 as pb;
-use entrepot_proto::node::v1::nodes_client::NodesClient;
-use entrepot_runtime::health::Condition;
 use entrepot_runtime::{Tasks, chain};
-use entrepot_store::records::SnapshotHead;
 use entrepot_store::{Store, layout};
-use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
+use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Channel;
+use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::snapshot::{SnapshotError, Version};
-use super::{Control, NodeToken, Snapshot};
+use super::gate::{Gate, Head, Refusal};
+use super::line::{Client, Line};
+use super::snapshot::Version;
 use crate::config::limits;
+use crate::jitter::about;
 
 /// Everything that keeping the snapshot current needs.
+#[derive(Clone)]
 pub(crate) struct Watch {
-    pub(crate) control: Control,
+    pub(crate) node_id: Arc<str>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) store: Store,
-    pub(crate) trust: SnapshotTrust,
-    pub(crate) cluster_key: ClusterKey,
-    pub(crate) channel: Channel,
-    pub(crate) token: NodeToken,
-    pub(crate) readiness: Condition,
-    pub(crate) tasks: Tasks,
-}
-
-/// Why a snapshot is not run. The one that runs stays.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("the head is malformed")]
-    Head(#[from] serde_json::Error),
-    #[error("it is not signed, as it is, with a key that this node trusts")]
-    Signature,
-    #[error("it is of another version than its head says")]
-    Version,
-    #[error("it is older than the one that runs")]
-    Older,
-    #[error("it is larger than {} bytes", limits::SNAPSHOT_BYTES)]
-    TooLarge,
-    #[error(transparent)]
-    Content(#[from] SnapshotError),
+    pub(crate) line: Line,
 }
 
 /// Why the published snapshot could not be had.
@@ -55,67 +36,154 @@ enum Refusal {
 enum LoadError {
     #[error("the store could not be read")]
     Store(#[from] entrepot_store::Error),
-    #[error("the head names an object that is not there")]
-    Absent,
-    #[error("the published snapshot is refused")]
-    Refused(#[from] Refusal),
+    #[error("the store took too long")]
+    Slow,
+    #[error("it is refused")]
+    Refused,
 }
 
 impl Watch {
-    /// Runs until the node stops.
-    pub(crate) async fn run(self) {
-        let stopping = self.tasks.stopping();
-        let backoff = || {
-            ExponentialBuilder::default()
-                .with_jitter()
-                .with_min_delay(Duration::from_millis(100))
-                .with_max_delay(Duration::from_secs(3))
-                .without_max_times()
-                .build()
-        };
-        let mut delays = backoff();
-        while !stopping.is_cancelled() {
-            if let Err(error) = self.load().await {
-                warn!("the published snapshot was not taken: {}", chain(&error));
+    /// Spawns both ways; they end when the tasks stop.
+    pub(crate) fn spawn(self, tasks: &Tasks) {
+        let (polling, stopping) = (self.clone(), tasks.stopping());
+        tasks.spawn("snapshot.poll", async move {
+            stopping.run_until_cancelled(polling.poll()).await;
+        });
+        let stopping = tasks.stopping();
+        tasks.spawn("snapshot.stream", async move {
+            stopping.run_until_cancelled(self.stream()).await;
+        });
+    }
+
+    /// Looks at the published snapshot again and again.
+    async fn poll(&self) {
+        let mut trouble = None;
+        loop {
+            match self.look().await {
+                Ok(()) => {
+                    if trouble.take().is_some() {
+                        info!("the published snapshot can be read again");
+                    }
+                }
+                // Was told already.
+                Err(LoadError::Refused) => {}
+                Err(error) => {
+                    let text = chain(&error).to_string();
+                    if trouble.as_ref() != Some(&text) {
+                        warn!(error = text, "the published snapshot cannot be read: {text}");
+                    }
+                    trouble = Some(text);
+                }
             }
-            let before = self.version();
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                end = self.follow() => match end {
-                    Ok(()) => debug!("the control plane closed the stream of snapshots"),
-                    Err(status) => debug!("the control plane is away: {status}"),
-                },
-            }
-            if self.version() != before {
-                delays = backoff();
-            }
-            let delay = delays.next().unwrap_or(Duration::from_secs(3));
-            tokio::select! {
-                () = stopping.cancelled() => return,
-                () = tokio::time::sleep(delay) => {}
-            }
+            let pause = if self.gate.version().is_some() { limits::SNAPSHOT_POLL } else { limits::FIRST_SNAPSHOT_POLL };
+            tokio::time::sleep(about(pause)).await;
         }
     }
 
     /// Takes the snapshot that is published in the store, if it is newer than the one that runs.
-    async fn load(&self) -> Result<(), LoadError> {
-        let Some(head) = self.store.get(&layout::snapshot_head()).await? else { return Ok(()) };
-        let parsed: SnapshotHead = serde_json::from_slice(&head.bytes).map_err(Refusal::from)?;
-        if (Version { epoch: parsed.epoch, revision: parsed.revision }) <= self.version() {
-            return Ok(());
+    async fn look(&self) -> Result<(), LoadError> {
+        // What the stream brings while the store is asked makes an older head no rollback.
+        let running = self.gate.version();
+        let object = within(limits::SNAPSHOT_READ.0, self.store.get(&layout::snapshot_head())).await?;
+        let Some(object) = object else {
+            return match running {
+                // Nothing was published yet.
+                None => Ok(()),
+                Some(_) => Err(self.refused(&[], &Refusal::NoHead)),
+            };
+        };
+        match self.take(&object.bytes, running).await? {
+            Ok(()) => Ok(()),
+            Err(refusal) => Err(self.refused(&object.bytes, &refusal)),
         }
-        let object = self.store.get(&parsed.key).await?.ok_or(LoadError::Absent)?;
-        self.install(&head.bytes, &object.bytes)?;
-        Ok(())
+    }
+
+    async fn take(&self, head: &[u8], running: Option<Version>) -> Result<Result<(), Refusal>, LoadError> {
+        let head = match self.gate.head(head) {
+            Ok(head) => head,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        match running {
+            Some(running) if head.version < running => {
+                return Ok(Err(Refusal::RolledBack { offered: head.version, running }));
+            }
+            Some(running) if head.version == running => return Ok(Ok(())),
+            Some(_) | None => {}
+        }
+        Ok(match self.read(&head).await? {
+            Ok(bytes) => match self.gate.install(&head, &bytes) {
+                // The stream has brought a newer one meanwhile.
+                Err(Refusal::RolledBack { .. }) => Ok(()),
+                installed => installed,
+            },
+            Err(refusal) => Err(refusal),
+        })
+    }
+
+    /// The bytes of a published snapshot.
+    async fn read(&self, head: &Head) -> Result<Result<BytesMut, Refusal>, LoadError> {
+        let limit = limits::SNAPSHOT_BYTES as u64;
+        match within(limits::SNAPSHOT_READ.0, self.store.head(&head.key)).await? {
+            None => return Ok(Err(Refusal::Missing)),
+            Some(size_bytes) if size_bytes > limit => return Ok(Err(Refusal::TooLarge)),
+            Some(_) => {}
+        }
+        within(limits::SNAPSHOT_READ.1, async {
+            let Some(mut stream) = self.store.read(&head.key, 0..limit).await? else {
+                return Ok(Err(Refusal::Missing));
+            };
+            let mut bytes = BytesMut::new();
+            while let Some(chunk) = stream.next().await {
+                bytes.extend_from_slice(&chunk?);
+            }
+            Ok(Ok(bytes))
+        })
+        .await
+    }
+
+    fn refused(&self, head: &[u8], refusal: &Refusal) -> LoadError {
+        self.gate.refuse(head, refusal);
+        LoadError::Refused
+    }
+
+    /// Follows one replica of the control plane after the other.
+    async fn stream(&self) {
+        let backoff = || {
+            ExponentialBuilder::default()
+                .with_jitter()
+                .with_min_delay(Duration::from_millis(100))
+                .with_max_delay(limits::CONTROL_RETRY)
+                .without_max_times()
+                .build()
+        };
+        let (mut delays, mut failures) = (backoff(), 0);
+        loop {
+            let Some((replica, client)) = self.line.client() else { return };
+            let before = self.gate.version();
+            match self.follow(client).await {
+                Ok(()) => debug!("the control plane closed the stream of snapshots"),
+                Err(status) => debug!("the control plane is away: {status}"),
+            }
+            self.line.move_on(replica);
+            failures += 1;
+            if self.gate.version() != before {
+                (delays, failures) = (backoff(), 1);
+            }
+            // Those that were not asked yet are asked at once.
+            if failures % self.line.len() == 0 {
+                tokio::time::sleep(delays.next().unwrap_or(limits::CONTROL_RETRY)).await;
+            }
+        }
     }
 
     /// Follows the stream until it ends.
-    async fn follow(&self) -> Result<(), tonic::Status> {
-        let mut client = NodesClient::new(InterceptedService::new(self.channel.clone(), self.token.clone()));
+    async fn follow(&self, mut client: Client) -> Result<(), Status> {
         let (say, said) = mpsc::channel(4);
         let hello = self.message(None);
-        say.try_send(hello).map_err(|_| tonic::Status::internal("a new channel has room"))?;
-        let mut stream = client.watch_snapshot(ReceiverStream::new(said)).await?.into_inner();
+        say.try_send(hello).map_err(|_| Status::internal("a new channel has room"))?;
+        let opened = timeout(limits::REPORT, client.watch_snapshot(ReceiverStream::new(said))).await;
+        let silent = || Status::deadline_exceeded("the control plane took too long");
+        let mut stream = opened.map_err(|_| silent())??.into_inner();
         let (mut head, mut bytes, mut too_large) = (Vec::new(), Vec::new(), false);
         while let Some(part) = stream.message().await? {
             if !part.head.is_empty() {
@@ -126,60 +194,33 @@ impl Watch {
                 bytes.extend_from_slice(&part.chunk);
             }
             if part.last {
-                let result = if too_large { Err(Refusal::TooLarge) } else { self.install(&head, &bytes) };
+                let result = if too_large {
+                    Err(Refusal::TooLarge)
+                } else {
+                    self.gate.head(&head).and_then(|head| self.gate.install(&head, &bytes))
+                };
                 bytes = Vec::new();
-                let refused = result.err().map(|refusal| self.refused(&head, &refusal));
-                if say.send(self.message(refused)).await.is_err() {
-                    return Ok(());
+                let refused = result.err().map(|refusal| self.gate.refuse(&head, &refusal));
+                match timeout(limits::REPORT, say.send(self.message(refused))).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return Ok(()),
+                    Err(_) => return Err(silent()),
                 }
             }
         }
         Ok(())
     }
 
-    /// Runs a snapshot from now on, if everything about it is right.
-    fn install(&self, head: &[u8], bytes: &[u8]) -> Result<(), Refusal> {
-        let head: SnapshotHead = serde_json::from_slice(head)?;
-        let version = Version { epoch: head.epoch, revision: head.revision };
-        let statement = Statement::of(head.epoch, head.revision, bytes);
-        let signature = Signature { key_id: head.key_id, signature: head.signature };
-        self.trust.check(&statement, &signature).map_err(|_| Refusal::Signature)?;
-        match version.cmp(&self.version()) {
-            std::cmp::Ordering::Less => return Err(Refusal::Older),
-            std::cmp::Ordering::Equal => return Ok(()),
-            std::cmp::Ordering::Greater => {}
-        }
-        let previous = self.control.current.load_full();
-        let snapshot = Snapshot::decode(bytes, &self.cluster_key, previous.as_deref())?;
-        if snapshot.version != version {
-            return Err(Refusal::Version);
-        }
-        info!(
-            epoch = version.epoch,
-            revision = version.revision,
-            "runs snapshot {}.{}",
-            version.epoch,
-            version.revision
-        );
-        self.control.current.store(Some(Arc::new(snapshot)));
-        self.readiness.ready();
-        Ok(())
-    }
-
-    fn version(&self) -> Version {
-        self.control.current.load().as_ref().map(|snapshot| snapshot.version).unwrap_or_default()
-    }
-
     fn message(&self, refused: Option<pb::RefusedSnapshot>) -> pb::WatchSnapshotRequest {
-        let running = self.control.current.load().as_ref().map(|snapshot| snapshot.version.into());
-        pb::WatchSnapshotRequest { node_id: self.token.node_id.to_string(), running, refused }
+        let running = self.gate.version().map(Into::into);
+        pb::WatchSnapshotRequest { node_id: self.node_id.to_string(), running, refused }
     }
+}
 
-    fn refused(&self, head: &[u8], refusal: &Refusal) -> pb::RefusedSnapshot {
-        let head: Option<SnapshotHead> = serde_json::from_slice(head).ok();
-        let version = head.map(|head| pb::SnapshotVersion { epoch: head.epoch, revision: head.revision });
-        let reason = chain(refusal).to_string();
-        warn!("refused a snapshot: {reason}");
-        pb::RefusedSnapshot { version, reason }
-    }
+/// What a call to the store gives within `limit`.
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, entrepot_store::Error>>,
+) -> Result<T, LoadError> {
+    Ok(timeout(limit, call).await.map_err(|_| LoadError::Slow)??)
 }

@@ -11,7 +11,7 @@ use entrepot_runtime::chain;
 use entrepot_store::{Key, Upload, layout};
 use futures_util::StreamExt as _;
 use tokio::sync::watch;
-use tracing::{Span, field, info, instrument, warn};
+use tracing::{Instrument as _, Span, field, info, info_span, instrument, warn};
 use uuid::Uuid;
 
 use super::Fills;
@@ -19,9 +19,11 @@ use super::landing::{End, Head, Landing, Progress};
 use super::spool::Spool;
 use crate::control::FillFrom;
 use crate::error::PullError;
+use crate::failpoint;
 use crate::http::route::Asked;
+use crate::lease::{Claim, Lease, LeaseKey, Patience};
 use crate::repository::within_limit;
-use crate::resolve::failure;
+use crate::resolve::{asking, failure};
 
 /// A blob of at most this size is verified whole before its first byte leaves.
 const WHOLE_BYTES: u64 = 1024 * 1024;
@@ -47,6 +49,8 @@ pub(super) async fn drive(
         progress,
         landing,
         object: layout::blob(digest, Uuid::now_v7()),
+        lease: None,
+        patience: fills.leases().patience(),
         upload: None,
         head: None,
         landed: 0,
@@ -73,6 +77,9 @@ struct Driver<'a> {
     progress: watch::Sender<Progress>,
     landing: &'a Landing,
     object: Key,
+    /// Ours, unless another has it or nobody can say.
+    lease: Option<Lease>,
+    patience: Patience,
     /// On its way into the store; `None` when the store does not take it.
     upload: Option<Box<dyn Upload>>,
     /// What readers of a small blob get only with its bytes.
@@ -92,8 +99,8 @@ impl Driver<'_> {
                 Ok(None) => Event::Absent,
                 Err(_) => Event::StoreAway,
             }),
-            // In one process the table of running fills is the lease: whoever is in it, leads.
-            Step::Claim => Some(Event::Granted),
+            Step::Claim => Some(self.claim().await),
+            Step::Wait => Some(if self.patience.wait().await { Event::Waited } else { Event::OutOfPatience }),
             Step::Transfer => Some(match self.transfer().await {
                 Ok(()) => Event::Verified,
                 Err(failure) => {
@@ -101,7 +108,10 @@ impl Driver<'_> {
                     Event::TransferFailed
                 }
             }),
-            Step::Commit => Some(if self.commit().await { Event::Committed } else { Event::CommitFailed }),
+            Step::Commit => {
+                let committed = self.commit().instrument(info_span!("fill.commit")).await;
+                Some(if committed { Event::Committed } else { Event::CommitFailed })
+            }
             Step::ReleaseTail => {
                 let head = self.head.take();
                 self.progress.send_modify(|progress| {
@@ -117,22 +127,41 @@ impl Driver<'_> {
                 }
                 None
             }
-            Step::ReleaseLease => None,
+            Step::ReleaseLease => {
+                failpoint::hit("fill.before_release");
+                // It is given back in the background: no reader waits for that.
+                self.lease = None;
+                None
+            }
         }
+    }
+
+    async fn claim(&mut self) -> Event {
+        let key = LeaseKey::content(self.fill.origin, self.digest);
+        match self.fills.leases().claim(&key).await {
+            Claim::Busy => return Event::Busy,
+            Claim::Granted(lease) => self.lease = Some(lease),
+            Claim::Uncoordinated => {}
+        }
+        failpoint::hit("fill.after_claim");
+        Event::Granted
     }
 
     /// Lands the blob: spool, hash and upload take the same bytes.
     async fn transfer(&mut self) -> Result<(), PullError> {
         let _turn = self.fills.turn().await?;
         let client = &self.fill.source.client;
-        let body = client.blob(&self.fill.repository, self.digest).await;
+        let body = asking(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await;
         let mut body = body.map_err(|error| failure(self.fill, Asked::Blob, &error))?;
         let spool = Spool::create(&self.fills.inner.spool_dir).await.map_err(spool_away)?;
         let size_bytes = match body.size_bytes {
             Some(size) => Some(size),
             // A size that is only said on asking lets clients see that a body was cut short.
-            None => client.head_blob(&self.fill.repository, self.digest).await.ok().flatten(),
+            None => {
+                asking(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await.ok().flatten()
+            }
         };
+        failpoint::hit("fill.after_head");
         self.begin_upload().await;
         let head = Head { spool: spool.clone(), size_bytes };
         let whole_first = size_bytes.is_some_and(|size| size <= WHOLE_BYTES);
@@ -160,6 +189,7 @@ impl Driver<'_> {
         if !verifier.finish() {
             return Err(self.bad("it does not hash to its digest"));
         }
+        failpoint::hit("fill.after_verification");
         self.upload_part(part.freeze()).await;
         Ok(())
     }
@@ -199,6 +229,7 @@ impl Driver<'_> {
         {
             let _ = within_limit(upload.abort()).await;
         }
+        failpoint::hit("fill.after_first_part");
     }
 
     /// Gives the content its key and lets the repositories that may show it do so. Returns whether it is stored.
@@ -207,6 +238,7 @@ impl Driver<'_> {
         if within_limit(upload.complete()).await.is_err() {
             return false;
         }
+        failpoint::hit("fill.after_upload");
         let platform = self.config.as_deref().and_then(platform_of_config);
         while let Some((repository, fill)) = self.landing.next_to_link() {
             let repositories = &self.fills.inner.repositories;
@@ -223,9 +255,12 @@ impl Driver<'_> {
         let outcome = match state {
             Fill::Finished(outcome) => outcome,
             // The state machine ends whenever its driver has nothing left to do.
-            Fill::Looking | Fill::Claiming | Fill::LookingAgain | Fill::Transferring | Fill::Committing => {
-                Outcome::Failed
-            }
+            Fill::Looking
+            | Fill::Claiming
+            | Fill::Waiting
+            | Fill::LookingAgain
+            | Fill::Transferring
+            | Fill::Committing => Outcome::Failed,
         };
         let transferred = self.progress.borrow().head.is_some();
         let (word, end) = match (outcome, transferred) {

@@ -1,8 +1,11 @@
 //! Bodies of answers: bytes in hand, or a stream with its own back-pressure.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 
@@ -20,6 +23,33 @@ impl Cut {
 
 /// The body of an answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
+
+/// Keeps something until the body is sent or given up.
+pub(crate) fn holding(body: Body, held: impl Send + Unpin + 'static) -> Body {
+    Holding { body, _held: held }.boxed_unsync()
+}
+
+struct Holding<T> {
+    body: Body,
+    _held: T,
+}
+
+impl<T: Unpin> http_body::Body for Holding<T> {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
 
 /// No bytes.
 pub(crate) fn empty() -> Body {

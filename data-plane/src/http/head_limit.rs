@@ -6,14 +6,13 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
+
+use super::answers::Answers;
 
 /// A connection whose heads are limited in time.
 pub(crate) struct HeadLimit<S> {
@@ -22,31 +21,6 @@ pub(crate) struct HeadLimit<S> {
     answers: Answers,
     /// Runs from a head's first byte.
     timer: Option<Pin<Box<Sleep>>>,
-}
-
-/// The answers that are being made or sent on one connection. While there are any, nothing that is read is late.
-#[derive(Clone, Default)]
-pub(crate) struct Answers(Arc<AtomicUsize>);
-
-/// Counts one answer until it is dropped.
-pub(crate) struct Answering(Answers);
-
-impl Answers {
-    /// An answer is being made from now on.
-    pub(crate) fn begin(&self) -> Answering {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Answering(self.clone())
-    }
-
-    fn any(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
-    }
-}
-
-impl Drop for Answering {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl<S> HeadLimit<S> {
@@ -107,35 +81,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadLimit<S> {
     }
 }
 
-/// A body that counts as an answer until it is sent or given up.
-pub(crate) struct Counted<B> {
-    body: B,
-    _answering: Answering,
-}
-
-impl<B> Counted<B> {
-    pub(crate) fn new(body: B, answering: Answering) -> Self {
-        Self { body, _answering: answering }
-    }
-}
-
-impl<B: Body + Unpin> Body for Counted<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +91,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_trickles_in_is_cut_and_an_idle_connection_is_not() {
         let (mut client, server) = duplex(64);
-        let mut server = HeadLimit::new(server, LIMIT, Answers::default());
+        let mut server = HeadLimit::new(server, LIMIT, Answers::new());
         let mut byte = [0];
         let idle = tokio::time::timeout(LIMIT * 5, server.read(&mut byte)).await;
         assert!(idle.is_err(), "an idle connection waits");
@@ -162,7 +107,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_an_answer_is_sent_nothing_is_late() {
         let (mut client, server) = duplex(64);
-        let answers = Answers::default();
+        let answers = Answers::new();
         let mut server = HeadLimit::new(server, LIMIT, answers.clone());
         let answering = answers.begin();
         client.write_all(b"G").await.unwrap();

@@ -70,6 +70,16 @@ pub enum Asked {
 }
 
 impl Route {
+    /// The route without what differs from request to request, for metrics and the names of spans.
+    pub fn template(&self) -> &'static str {
+        match self {
+            Self::Base => "/v2/",
+            Self::Token => "/token",
+            Self::Pull(Target { content: Content::Manifest(_), .. }) => "/v2/{name}/manifests/{reference}",
+            Self::Pull(Target { content: Content::Blob(_), .. }) => "/v2/{name}/blobs/{digest}",
+        }
+    }
+
     /// Reads method and path. Query parameters never matter here.
     ///
     /// # Errors

@@ -1,36 +1,29 @@
-//! Takes connections, reads requests, sends answers; on drain it lets open answers finish.
+//! The registry's edge: reads requests, has them answered, and tells of it.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use entrepot_runtime::Tasks;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, USER_AGENT};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio_io_timeout::TimeoutStream;
-use tracing::{Instrument as _, debug, info, info_span, warn};
+use ipnet::IpNet;
+use tracing::{Instrument as _, Span, field, info, info_span};
 use url::Url;
 use uuid::Uuid;
 
 use super::body::{self, Body};
+use super::connection::{Edge, Remote};
 use super::error;
-use super::head_limit::{Answers, Counted, HeadLimit};
-use super::route::{Content, Route, Target};
+use super::forwarded::Arrival;
+use super::route::{Content, Route, RouteError, Target};
 use crate::auth::challenge::Challenge;
 use crate::auth::token::TokenRequest;
 use crate::config::limits;
 use crate::error::PullError;
-use crate::metrics::PullMetrics;
+use crate::metrics::{Exchange, HttpMetrics, PullMetrics, method_name};
 use crate::pull::Node;
 use crate::resolve::Outcome;
 
@@ -42,121 +35,69 @@ pub(crate) struct Server {
     pub(crate) node: Node,
     pub(crate) node_id: Arc<str>,
     pub(crate) external_url: Option<Url>,
-    pub(crate) metrics: PullMetrics,
+    pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) pulls: PullMetrics,
+    pub(crate) requests: HttpMetrics,
 }
 
-impl Server {
-    /// Serves until the process stops; then no new connection is taken, and open answers finish.
-    pub(crate) async fn run(self: Arc<Self>, listener: TcpListener, tasks: &Tasks) {
-        let stopping = tasks.stopping();
-        let connections = Arc::new(Semaphore::new(limits::CONNECTIONS));
-        loop {
-            let accepted = tokio::select! {
-                () = stopping.cancelled() => return,
-                accepted = async {
-                    let permit = connections.clone().acquire_owned().await;
-                    (permit, listener.accept().await)
-                } => accepted,
-            };
-            match accepted {
-                (Ok(permit), Ok((stream, peer))) => {
-                    let server = self.clone();
-                    let stopping = tasks.stopping();
-                    tasks.spawn("connection", async move {
-                        server.connection(stream, peer, stopping).await;
-                        drop(permit);
-                    });
-                }
-                (_, Err(error)) => {
-                    // Out of file descriptors, say: a moment later there may be some.
-                    warn!("a connection could not be taken: {error}");
-                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                }
-                (Err(_), _) => return,
-            }
-        }
-    }
+impl Edge for Server {
+    const NAME: &'static str = "connection";
 
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        stopping: tokio_util::sync::CancellationToken,
-    ) {
-        let _ = stream.set_nodelay(true);
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(limits::WRITE_STALL));
-        let answers = Answers::default();
-        let stream = HeadLimit::new(Box::pin(stream), limits::HEAD, answers.clone());
-        let service = service_fn(move |request| {
-            let (server, answering) = (self.clone(), answers.begin());
-            async move {
-                let response = server.answer(request).await;
-                Ok::<_, Infallible>(response.map(|body| Counted::new(body, answering)))
-            }
-        });
-        let mut connection = std::pin::pin!(
-            http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limits::IDLE)
-                .max_headers(limits::HEADERS)
-                .max_buf_size(limits::HEAD_BYTES)
-                .half_close(false)
-                .serve_connection(TokioIo::new(stream), service)
-        );
-        let end = tokio::select! {
-            end = connection.as_mut() => end,
-            () = stopping.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = end {
-            debug!(%peer, "a connection ended early: {error}");
-        }
-    }
-
-    /// The answer to one request, with what every answer carries.
-    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, remote: Remote) -> Response<Body> {
         let began = Instant::now();
         // Begins with the node, so that it can be asked about what it did.
         let request_id = format!("{}-{}", self.node_id, Uuid::now_v7().simple());
         let (parts, incoming) = request.into_parts();
-        let span = info_span!("request", request.id = %request_id);
-        let mut response = self.route(&parts, incoming).instrument(span).await;
+        let arrival = Arrival::new(&parts, remote, &self.trusted_proxies);
+        let route = Route::parse(&parts.method, parts.uri.path());
+        let template = route.as_ref().ok().map(Route::template);
+        let span = span(&parts, template, &request_id);
+
+        let mut response = self.route(&parts, route, &arrival, incoming).instrument(span.clone()).await;
         if parts.method == Method::HEAD {
             *response.body_mut() = body::empty();
         }
         response.headers_mut().extend(HeaderValue::from_str(&request_id).map(|value| (REQUEST_ID, value)));
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-        let outcome = response.extensions().get().map_or("", |outcome: &Outcome| outcome.as_str());
-        info!(
-            request.id = %request_id, http.method = %parts.method, http.path = parts.uri.path(),
-            http.status = response.status().as_u16(), pull.outcome = outcome, user_agent = user_agent(&parts.headers),
-            duration_ms = began.elapsed().as_millis(),
-            "{} {} -> {}", parts.method, parts.uri.path(), response.status().as_u16()
-        );
-        response
+        tell(&span, &parts, &arrival, &response, began);
+        let exchange = Exchange {
+            metrics: self.requests.clone(),
+            began,
+            method: method_name(&parts.method),
+            scheme: arrival.scheme,
+            route: template,
+            status: response.status().as_u16(),
+            _span: span,
+        };
+        response.map(|body| body::holding(body, exchange))
     }
+}
 
-    async fn route(&self, parts: &Parts, incoming: Incoming) -> Response<Body> {
-        let route = match Route::parse(&parts.method, parts.uri.path()) {
+impl Server {
+    async fn route(
+        &self,
+        parts: &Parts,
+        route: Result<Route, RouteError>,
+        arrival: &Arrival,
+        incoming: Incoming,
+    ) -> Response<Body> {
+        let route = match route {
             Ok(route) => route,
-            Err(problem) => return self.failed(parts, &problem.into(), None),
+            Err(problem) => return self.failed(parts, arrival, &problem.into(), None),
         };
         let began = Instant::now();
         let (result, target) = match &route {
             Route::Base => (self.base(parts).await, None),
             Route::Token => (self.token(parts, incoming).await, None),
             Route::Pull(target) => {
-                let _active = self.metrics.begin();
+                let _active = self.pulls.begin();
                 (self.node.pull(parts, target).await, Some(target))
             }
         };
         if let Some(target) = target {
-            self.metrics.observe(&result, began.elapsed(), matches!(target.content, Content::Manifest(_)));
+            self.pulls.observe(&result, began.elapsed(), matches!(target.content, Content::Manifest(_)));
         }
-        result.unwrap_or_else(|problem| self.failed(parts, &problem, target))
+        result.unwrap_or_else(|problem| self.failed(parts, arrival, &problem, target))
     }
 
     /// `/v2/`: 200 for those who are logged in, a challenge for all others.
@@ -190,22 +131,50 @@ impl Server {
         Ok(json(bytes.into()))
     }
 
-    fn failed(&self, parts: &Parts, problem: &PullError, target: Option<&Target>) -> Response<Body> {
-        let base = self.base_url(parts);
+    fn failed(&self, parts: &Parts, arrival: &Arrival, problem: &PullError, target: Option<&Target>) -> Response<Body> {
+        let base = match &self.external_url {
+            Some(url) => url.as_str().trim_end_matches('/').to_owned(),
+            None => arrival.base_url(),
+        };
         let snapshot = self.node.control.snapshot().ok();
         let scope = target.map(|target| format!("repository:{}:pull", target.repository));
         let challenge = Challenge { base: &base, registry_id: snapshot.map(|snapshot| snapshot.registry_id), scope };
         error::response(problem, user_agent(&parts.headers), &challenge)
     }
+}
 
-    /// Where clients reach this registry: as configured, or as this one did.
-    fn base_url(&self, parts: &Parts) -> String {
-        if let Some(url) = &self.external_url {
-            return url.as_str().trim_end_matches('/').to_owned();
-        }
-        let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).filter(|host| is_host(host));
-        format!("http://{}", host.unwrap_or("localhost"))
+/// The span of one request; it goes on in the trace that the client names.
+fn span(parts: &Parts, template: Option<&'static str>, request_id: &str) -> Span {
+    let method = method_name(&parts.method);
+    let name = template.map_or_else(|| method.to_owned(), |template| format!("{method} {template}"));
+    let span = info_span!(
+        "request",
+        request.id = request_id,
+        otel.name = name,
+        otel.kind = "server",
+        http.request.method = method,
+        http.route = template,
+        http.response.status_code = field::Empty,
+        pull.outcome = field::Empty,
+    );
+    entrepot_runtime::telemetry::set_parent(&span, &parts.headers);
+    span
+}
+
+/// One line in the log for each request, and what of it belongs into the span.
+fn tell(span: &Span, parts: &Parts, arrival: &Arrival, response: &Response<Body>, began: Instant) {
+    let status = response.status().as_u16();
+    let outcome = response.extensions().get().map_or("", |outcome: &Outcome| outcome.as_str());
+    span.record("http.response.status_code", status);
+    if !outcome.is_empty() {
+        span.record("pull.outcome", outcome);
     }
+    let _entered = span.enter();
+    info!(
+        url.path = parts.uri.path(), http.response.status_code = status, client.address = %arrival.client,
+        user_agent.original = user_agent(&parts.headers), duration_ms = began.elapsed().as_millis(),
+        "{} {} -> {status}", parts.method, parts.uri.path(),
+    );
 }
 
 fn json(bytes: Bytes) -> Response<Body> {
@@ -217,10 +186,4 @@ fn json(bytes: Bytes) -> Response<Body> {
 
 fn user_agent(headers: &HeaderMap) -> &str {
     headers.get(USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default()
-}
-
-/// Whether a `Host` header is only that: what a client sends goes back to it in a challenge.
-fn is_host(text: &str) -> bool {
-    text.len() <= 255
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'))
 }

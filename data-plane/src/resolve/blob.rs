@@ -6,7 +6,7 @@ use entrepot_domain::manifest::platform_of_config;
 use entrepot_store::Key;
 use tracing::warn;
 
-use super::{Outcome, Resolver, failure};
+use super::{Outcome, Resolver, asking, failure};
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::fill::{Landed, Landing};
@@ -97,7 +97,7 @@ impl Resolver {
 
     /// Asks the upstream whether its repository has the blob, for a client that wants no bytes.
     async fn presence(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
-        let size = fill.source.client.head_blob(&fill.repository, digest).await;
+        let size = asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
         let size_bytes = size.map_err(|error| failure(fill, Asked::Blob, &error))?;
         Ok(Blob::Known { size_bytes })
     }
@@ -114,7 +114,7 @@ impl Resolver {
         if landing.is_confirmed_for(&place.repository) {
             return Ok(None);
         }
-        let seen = fill.source.client.head_blob(&fill.repository, digest).await;
+        let seen = asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
         seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
         if landing.confirm_for(place, fill) {
             return Ok(None);
@@ -128,7 +128,7 @@ impl Resolver {
     /// The blob, if its bytes are in the store already and the upstream says that this repository has it.
     async fn permitted(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Result<Option<Blob>, PullError> {
         let Some(object) = within_limit(self.repositories.stored(digest)).await? else { return Ok(None) };
-        match fill.source.client.head_blob(&fill.repository, digest).await {
+        match asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await {
             Ok(_) => {}
             Err(error @ entrepot_upstream::Error::NotFound) => return Err(failure(fill, Asked::Blob, &error)),
             // Some upstreams refuse HEAD; a GET decides.

@@ -6,13 +6,15 @@ use entrepot_domain::freshness::{Freshness, Window};
 use entrepot_domain::manifest::ManifestError;
 use entrepot_domain::{Digest, Manifest, MediaType, Reference, Tag};
 use entrepot_runtime::chain;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
-use super::{Outcome, Resolver, failure};
+use super::{Outcome, Resolver, asking, failure};
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
+use crate::failpoint;
 use crate::http::route::Asked;
+use crate::lease::{Claim, Lease, LeaseKey};
 use crate::repository::{Live, Verified, within_limit};
 
 /// A manifest, in hand.
@@ -94,7 +96,7 @@ impl Resolver {
         .await
     }
 
-    /// Asks the upstream. Looks again first: the flight before this one may have left what is wanted.
+    /// Asks the upstream, or lets another node do it.
     async fn ask(
         &self,
         key: super::ManifestKey,
@@ -102,18 +104,65 @@ impl Resolver {
         fill: &FillFrom,
         reference: &Reference,
     ) -> Result<Resolved, PullError> {
-        let (stale, live) = match self.held(place, reference).await? {
-            Held::Fresh(resolved) => return Ok(resolved),
-            Held::Nothing(_) => return self.fetch(place, fill, reference).await,
-            Held::Stale(stale, live) => (stale, live),
+        let asked_in_vain = self.unconfirmed.contains_key(&key);
+        let (held, lease) = if asked_in_vain {
+            (self.held(place, reference).await?, None)
+        } else {
+            self.coordinated(place, fill, reference).await?
         };
-        let Reference::Tag(tag) = reference else { return Ok(stale) };
-        let as_stale = |stale: Resolved| Resolved { outcome: Outcome::Stale, ..stale };
-        if self.unconfirmed.contains_key(&key) {
-            return Ok(as_stale(stale));
+        failpoint::hit("manifest.after_claim");
+        let answer = match (held, reference) {
+            (Held::Fresh(resolved), _) => Ok(resolved),
+            (Held::Nothing(_), _) => self.fetch(place, fill, reference).await,
+            (Held::Stale(stale, live), Reference::Tag(tag)) if !asked_in_vain => {
+                Ok(self.refresh(key, place, fill, tag, stale, &live).await)
+            }
+            (Held::Stale(stale, _), _) => Ok(Resolved { outcome: Outcome::Stale, ..stale }),
+        };
+        failpoint::hit("manifest.before_release");
+        drop(lease);
+        answer
+    }
+
+    /// What the records have when it is this node's turn to ask the upstream, or when there is nothing to ask any more.
+    ///
+    /// Of all nodes that want the same, one gets the lease. It looks after that, since another may have been faster.
+    /// The others wait for what it writes, for as long as their patience lasts, and ask for the lease again now and
+    /// then: a node that has failed gives it up early.
+    async fn coordinated(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        reference: &Reference,
+    ) -> Result<(Held, Option<Lease>), PullError> {
+        let key = LeaseKey::reference(fill.origin, &place.repository, reference);
+        let mut patience = self.fills.leases().patience();
+        loop {
+            let (lease, is_busy) = match self.fills.leases().claim(&key).await {
+                Claim::Granted(lease) => (Some(lease), false),
+                Claim::Busy => (None, true),
+                Claim::Uncoordinated => (None, false),
+            };
+            let waits = is_busy && patience.wait().await;
+            let held = self.held(place, reference).await?;
+            if !waits || matches!(held, Held::Fresh(_)) {
+                return Ok((held, lease));
+            }
         }
-        match self.revalidate(place, fill, tag, &stale, &live).await {
-            Ok(resolved) => Ok(resolved),
+    }
+
+    /// What the upstream says now in place of what is stale, or that where it says nothing.
+    async fn refresh(
+        &self,
+        key: super::ManifestKey,
+        place: &Place,
+        fill: &FillFrom,
+        tag: &Tag,
+        stale: Resolved,
+        live: &Live,
+    ) -> Resolved {
+        match self.revalidate(place, fill, tag, &stale, live).await {
+            Ok(resolved) => resolved,
             Err(error) => {
                 // An upstream that is away, throttles, refuses or has deleted the tag does not hurt what is cached.
                 warn!(
@@ -121,7 +170,7 @@ impl Resolver {
                     "serves `{}:{tag}` stale: {error}", place.repository
                 );
                 self.unconfirmed.insert(key, ()).await;
-                Ok(as_stale(stale))
+                Resolved { outcome: Outcome::Stale, ..stale }
             }
         }
     }
@@ -136,7 +185,8 @@ impl Resolver {
         live: &Live,
     ) -> Result<Resolved, PullError> {
         let reference = Reference::Tag(tag.clone());
-        let seen = fill.source.client.head_manifest(&fill.repository, &reference).await;
+        let question = fill.source.client.head_manifest(&fill.repository, &reference);
+        let seen = asking(fill, "HEAD", question).await;
         let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         if seen.as_ref() != Some(&held.digest) {
             return self.fetch(place, fill, &reference).await;
@@ -150,8 +200,9 @@ impl Resolver {
     /// Fetches a manifest, verifies it, stores it and makes it visible.
     async fn fetch(&self, place: &Place, fill: &FillFrom, reference: &Reference) -> Result<Resolved, PullError> {
         let _turn = self.fills.turn().await?;
-        let fetched = fill.source.client.manifest(&fill.repository, reference).await;
+        let fetched = asking(fill, "GET", fill.source.client.manifest(&fill.repository, reference)).await;
         let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
+        failpoint::hit("manifest.after_fetch");
         let (digest, tag) = match reference {
             Reference::Digest(digest) => (digest.clone(), None),
             Reference::Tag(tag) => (Digest::sha256(&fetched.bytes), Some(tag)),
@@ -161,7 +212,7 @@ impl Resolver {
         let verified = Verified { digest, bytes: fetched.bytes, manifest };
 
         let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag);
-        let incarnation = within_limit(commit).await.ok();
+        let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok();
         info!(
             repository.name = %place.repository, content.digest = %verified.digest, rule.name = %fill.rule.id,
             size_bytes = verified.bytes.len(), stored = incarnation.is_some(),

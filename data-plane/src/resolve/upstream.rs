@@ -1,12 +1,33 @@
-//! What an upstream's failure means to the client.
+//! Questions to an upstream, and what its failure means to the client.
+
+use std::future::Future;
 
 use entrepot_runtime::chain;
 use entrepot_upstream::Error;
-use tracing::warn;
+use tracing::{Instrument as _, field, info_span, warn};
 
 use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::http::route::Asked;
+
+/// Puts one question to the upstream, as a step in the trace of the pull. It ends with the head of the answer; what
+/// comes after that is the fill's.
+pub(crate) async fn asking<T>(
+    fill: &FillFrom,
+    method: &'static str,
+    question: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let span = info_span!(
+        "upstream.request", otel.kind = "client", http.request.method = method, rule.name = %fill.rule.id,
+        upstream.id = %fill.source.upstream.id, upstream.repository = %fill.repository, error.message = field::Empty
+    );
+    // Boxed, since these futures are large, and would be part of everybody's who waits for one.
+    let answer = Box::pin(question).instrument(span.clone()).await;
+    if let Err(error) = &answer {
+        span.record("error.message", field::display(chain(error)));
+    }
+    answer
+}
 
 /// The failure of a pull whose upstream failed. Logged here, where it is handled.
 pub(crate) fn failure(fill: &FillFrom, asked: Asked, error: &Error) -> PullError {

@@ -1,0 +1,190 @@
+//! What a snapshot must show before a node runs it. Whatever is wrong with one, the last good one stays.
+
+use std::cmp::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::health::Condition;
+use entrepot_runtime::{Clock, Metrics, chain};
+use entrepot_store::Key;
+use entrepot_store::records::SnapshotHead;
+use entrepot_trust::snapshot::SnapshotError as TrustError;
+use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
+use entrepot_upstream::RequestMetrics;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::Counter;
+use tracing::{info, warn};
+
+use super::snapshot::{SnapshotError, Version};
+use super::{Control, Snapshot};
+use crate::config::limits;
+
+/// Lets right snapshots through to be run, and tells of all others.
+pub(crate) struct Gate {
+    control: Control,
+    trust: SnapshotTrust,
+    cluster_key: ClusterKey,
+    upstream_metrics: RequestMetrics,
+    readiness: Condition,
+    refused: Counter<u64>,
+    /// What was refused last, so that it is told once.
+    told: Mutex<Option<Told>>,
+    /// One at a time: the stream and the store bring the same ones.
+    installing: Mutex<()>,
+}
+
+/// A head with the reason why it is refused.
+type Told = (Vec<u8>, &'static str);
+
+/// A head that a trusted key has signed.
+#[derive(Clone, Debug)]
+pub(super) struct Head {
+    pub(super) version: Version,
+    pub(super) key: Key,
+    statement: Statement,
+}
+
+/// Why a snapshot is not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refusal {
+    #[error("its head is malformed")]
+    Head(#[from] serde_json::Error),
+    #[error("its head is not to be trusted")]
+    Untrusted(#[source] TrustError),
+    #[error("the head names an object that is not there")]
+    Missing,
+    #[error("there is no head any more")]
+    NoHead,
+    #[error("it is larger than {} bytes", limits::SNAPSHOT_BYTES)]
+    TooLarge,
+    #[error("its bytes are not those that its head names: it was cut or changed")]
+    Altered,
+    #[error("it is {offered}, and {running} runs: it was rolled back")]
+    RolledBack { offered: Version, running: Version },
+    #[error("it is of another version than its head says")]
+    Version,
+    #[error(transparent)]
+    Content(#[from] SnapshotError),
+}
+
+impl Refusal {
+    /// The word in metrics.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Head(_) => "malformed_head",
+            Self::Untrusted(TrustError::UnknownKey { .. }) => "unknown_key",
+            Self::Untrusted(TrustError::BadSignature) => "bad_signature",
+            Self::Missing | Self::NoHead => "missing",
+            Self::TooLarge => "too_large",
+            Self::Altered => "altered",
+            Self::RolledBack { .. } => "rolled_back",
+            Self::Version => "other_version",
+            Self::Content(SnapshotError::Decode(_)) => "undecodable",
+            Self::Content(_) => "malformed",
+        }
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(
+        control: Control,
+        trust: SnapshotTrust,
+        cluster_key: ClusterKey,
+        readiness: Condition,
+        clock: Clock,
+        metrics: &Metrics,
+    ) -> Self {
+        let meter = metrics.meter("entrepot.data_plane");
+        let refused = meter
+            .u64_counter("entrepot.snapshot.refused")
+            .with_description("Snapshots that were offered and not run.")
+            .build();
+        observe(&control, clock, metrics);
+        let upstream_metrics = RequestMetrics::new(&meter);
+        let (told, installing) = (Mutex::default(), Mutex::default());
+        Self { control, trust, cluster_key, upstream_metrics, readiness, refused, told, installing }
+    }
+
+    /// The version that runs.
+    pub(super) fn version(&self) -> Option<Version> {
+        self.control.version()
+    }
+
+    /// Reads a head, and checks who signed it.
+    pub(super) fn head(&self, bytes: &[u8]) -> Result<Head, Refusal> {
+        let head: SnapshotHead = serde_json::from_slice(bytes)?;
+        let statement = Statement { epoch: head.epoch, revision: head.revision, sha256: head.sha256 };
+        let signature = Signature { key_id: head.key_id, signature: head.signature };
+        self.trust.check(&statement, &signature).map_err(Refusal::Untrusted)?;
+        let version = Version { epoch: head.epoch, revision: head.revision };
+        Ok(Head { version, key: head.key, statement })
+    }
+
+    /// Runs a snapshot from now on, if everything about it is right. One that runs already is right, too.
+    pub(super) fn install(&self, head: &Head, bytes: &[u8]) -> Result<(), Refusal> {
+        let _one = self.installing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Head { version, statement, .. } = head;
+        if let Some(running) = self.version() {
+            match version.cmp(&running) {
+                Ordering::Less => return Err(Refusal::RolledBack { offered: *version, running }),
+                Ordering::Equal => return Ok(()),
+                Ordering::Greater => {}
+            }
+        }
+        if Statement::of(version.epoch, version.revision, bytes) != *statement {
+            return Err(Refusal::Altered);
+        }
+        let previous = self.control.current();
+        let snapshot = Snapshot::decode(bytes, &self.cluster_key, previous.as_deref(), &self.upstream_metrics)?;
+        if snapshot.version != *version {
+            return Err(Refusal::Version);
+        }
+        info!(snapshot.epoch = version.epoch, snapshot.revision = version.revision, "runs snapshot {version}");
+        self.control.run(snapshot);
+        self.readiness.ready();
+        Ok(())
+    }
+
+    /// Tells of a snapshot that is not run: in the log once, in the metrics as often as it is offered.
+    pub(super) fn refuse(&self, head: &[u8], refusal: &Refusal) -> pb::RefusedSnapshot {
+        let reason = refusal.reason();
+        self.refused.add(1, &[KeyValue::new("reason", reason)]);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = chain(refusal).to_string();
+        if told.as_ref().is_none_or(|(of, why)| of != head || *why != reason) {
+            warn!(snapshot.refused = reason, error = %text, "refused a snapshot, the last good one stays: {text}");
+            *told = Some((head.to_vec(), reason));
+        }
+        let head: Option<SnapshotHead> = serde_json::from_slice(head).ok();
+        let version = head.map(|head| pb::SnapshotVersion { epoch: head.epoch, revision: head.revision });
+        pb::RefusedSnapshot { version, reason: text }
+    }
+}
+
+/// Lets the metrics say which snapshot runs, and how old it is.
+fn observe(control: &Control, clock: Clock, metrics: &Metrics) {
+    let meter = metrics.meter("entrepot.data_plane");
+    let running = control.clone();
+    meter
+        .i64_observable_gauge("entrepot.snapshot.epoch")
+        .with_description("The epoch of the snapshot that runs.")
+        .with_callback(move |gauge| running.version().iter().for_each(|version| gauge.observe(version.epoch, &[])))
+        .build();
+    let running = control.clone();
+    meter
+        .i64_observable_gauge("entrepot.snapshot.revision")
+        .with_description("The revision of the snapshot that runs.")
+        .with_callback(move |gauge| running.version().iter().for_each(|version| gauge.observe(version.revision, &[])))
+        .build();
+    let running = control.clone();
+    meter
+        .f64_observable_gauge("entrepot.snapshot.age")
+        .with_unit("s")
+        .with_description("How long ago the snapshot that runs was built.")
+        .with_callback(move |gauge| {
+            if let Some(built) = running.current().and_then(|snapshot| snapshot.build_time) {
+                gauge.observe((clock.now() - built).as_seconds_f64().max(0.0), &[]);
+            }
+        })
+        .build();
+}

@@ -1,0 +1,230 @@
+//! Connections: taken, read as HTTP/1 or HTTP/2, watched for clients that take nothing, and drained.
+//!
+//! Clear text is HTTP/1.1; over TLS the handshake has decided. hyper bounds the wait for an HTTP/1 head, ours the time
+//! that it takes; an HTTP/2 connection has many requests at once, so it is looked at from time to time instead.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use entrepot_runtime::listen::{Accepted, Stream};
+use entrepot_runtime::{Listener, Tasks, chain};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::sync::Semaphore;
+use tokio::time::MissedTickBehavior;
+use tokio_io_timeout::TimeoutStream;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::answers::{Answers, Counted};
+use super::body::Body;
+use super::head_limit::HeadLimit;
+use crate::config::limits;
+
+/// How long to wait after an accept that failed, as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often an HTTP/2 connection is looked at.
+const LOOK: Duration = Duration::from_secs(15);
+
+/// What answers requests.
+pub(crate) trait Edge: Send + Sync + 'static {
+    /// What its connections are called in logs and among tasks.
+    const NAME: &'static str;
+
+    /// The answer to one request.
+    fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        remote: Remote,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Remote {
+    pub(crate) address: IpAddr,
+    pub(crate) is_tls: bool,
+}
+
+impl Remote {
+    fn new(peer: SocketAddr, is_tls: bool) -> Self {
+        // A socket for both families writes IPv4 addresses as IPv6.
+        Self { address: peer.ip().to_canonical(), is_tls }
+    }
+}
+
+/// Takes connections until the tasks stop, at most `limit` at once. Open answers finish as tasks.
+pub(crate) async fn serve<E: Edge>(edge: Arc<E>, listener: Listener, limit: usize, tasks: Tasks) {
+    let stopping = tasks.stopping();
+    let slots = Arc::new(Semaphore::new(limit));
+    loop {
+        let accepted = stopping.run_until_cancelled(async {
+            let slot = slots.clone().acquire_owned().await;
+            (slot, listener.accept().await)
+        });
+        match accepted.await {
+            None | Some((Err(_), _)) => return,
+            Some((Ok(slot), Ok((accepted, peer)))) => {
+                let (edge, inner) = (edge.clone(), tasks.clone());
+                tasks.spawn(E::NAME, async move {
+                    converse(edge, accepted, peer, &inner).await;
+                    drop(slot);
+                });
+            }
+            Some((Ok(_), Err(error))) => {
+                // Out of file descriptors, say: a moment later there may be some.
+                warn!("a connection could not be taken: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse<E: Edge>(edge: Arc<E>, accepted: Accepted, peer: SocketAddr, tasks: &Tasks) {
+    let stream = match accepted.handshake().await {
+        Ok(stream) => stream,
+        Err(error) => return debug!(client.address = %peer.ip(), "a connection did not begin: {}", chain(&error)),
+    };
+    let _ = stream.set_nodelay(true);
+    let (remote, is_http2) = (Remote::new(peer, stream.is_tls()), stream.is_http2());
+    let answers = Answers::new();
+    let end = if is_http2 {
+        http2(edge, stream, remote, &answers, tasks).await
+    } else {
+        http1(edge, stream, remote, &answers, tasks.stopping()).await
+    };
+    if let Err(error) = end {
+        debug!(client.address = %remote.address, "a connection ended early: {}", chain(&error));
+    }
+}
+
+async fn http1<E: Edge>(
+    edge: Arc<E>,
+    stream: Stream,
+    remote: Remote,
+    answers: &Answers,
+    stopping: CancellationToken,
+) -> Result<(), hyper::Error> {
+    let stream = HeadLimit::new(Box::pin(bounded(stream)), limits::HEAD, answers.clone());
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::IDLE)
+        .max_headers(limits::HEADERS)
+        .max_buf_size(limits::HEAD_BYTES)
+        .half_close(false)
+        .serve_connection(TokioIo::new(stream), service(edge, remote, answers, usize::MAX));
+    let mut connection = pin!(connection);
+    tokio::select! {
+        end = connection.as_mut() => end,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    }
+}
+
+async fn http2<E: Edge>(
+    edge: Arc<E>,
+    stream: Stream,
+    remote: Remote,
+    answers: &Answers,
+    tasks: &Tasks,
+) -> Result<(), hyper::Error> {
+    let connection = http2::Builder::new(OnTasks(tasks.clone()))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::HTTP2_STREAMS)
+        .max_header_list_size(limits::HTTP2_HEADER_BYTES)
+        .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
+        .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
+        .max_send_buf_size(limits::HTTP2_SEND_BYTES)
+        .keep_alive_interval(limits::HTTP2_PING)
+        .keep_alive_timeout(limits::HTTP2_PING)
+        .serve_connection(
+            TokioIo::new(Box::pin(bounded(stream))),
+            service(edge, remote, answers, limits::HTTP2_SLICE_BYTES),
+        );
+    watched(connection, answers, tasks.stopping()).await
+}
+
+/// Drives a connection of many requests, and ends it when it is idle for long or its client takes nothing.
+async fn watched<C: GracefulConnection>(
+    connection: C,
+    answers: &Answers,
+    stopping: CancellationToken,
+) -> Result<(), C::Error> {
+    let mut connection = pin!(connection);
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            end = connection.as_mut() => return end,
+            () = stopping.cancelled(), if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            _ = look.tick() => {
+                let idle = answers.idle_for();
+                if answers.is_stalled(limits::WRITE_STALL) || idle > limits::IDLE + LOOK {
+                    return Ok(());
+                }
+                if idle > limits::IDLE && !leaving {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+fn bounded(stream: Stream) -> TimeoutStream<Stream> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits::WRITE_STALL));
+    stream
+}
+
+fn service<E: Edge>(
+    edge: Arc<E>,
+    remote: Remote,
+    answers: &Answers,
+    slice_bytes: usize,
+) -> impl hyper::service::Service<
+    Request<Incoming>,
+    Response = Response<Counted<Body>>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<Counted<Body>>, Infallible>> + Send + use<E>,
+> + use<E> {
+    let answers = answers.clone();
+    service_fn(move |request| {
+        let (edge, answering) = (edge.clone(), answers.begin());
+        async move {
+            let response = edge.answer(request, remote).await;
+            Ok(response.map(|body| Counted::new(body, answering, slice_bytes)))
+        }
+    })
+}
+
+/// Runs the streams of HTTP/2 as tasks that shutdown waits for.
+#[derive(Clone)]
+struct OnTasks(Tasks);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for OnTasks {
+    fn execute(&self, future: F) {
+        self.0.spawn("stream", future);
+    }
+}
+
+impl fmt::Debug for OnTasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnTasks")
+    }
+}

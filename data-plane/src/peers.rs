@@ -1,0 +1,142 @@
+//! The other nodes: how this one is found, and which of them live.
+//!
+//! Every node keeps a signed record of itself in the store and reads those of the others there, so that nodes find each
+//! other with the control plane away. An address is believed because the cluster's key has signed it, and for no other
+//! reason. What dead nodes have left behind is cleaned up by those that live.
+
+mod announce;
+mod client;
+mod server;
+mod survey;
+mod sweep;
+
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
+use entrepot_domain::ResourceId;
+use entrepot_runtime::{Clock, Metrics, Tasks};
+use entrepot_store::Store;
+use entrepot_trust::{ClusterKey, NodeRecord};
+use tokio::time::timeout;
+use url::Url;
+use uuid::Uuid;
+
+use crate::config::limits;
+use crate::control::Control;
+use crate::jitter::about;
+
+pub(crate) use client::PeerClient;
+pub use client::PeerTlsError;
+pub(crate) use server::PeerServer;
+use survey::SurveyMetrics;
+
+/// The audience of the tokens that nodes call each other with.
+pub(crate) const AUDIENCE: &str = "entrepot.peer.v1";
+
+/// This release, as nodes and control plane tell each other.
+pub(crate) const RELEASE: &str = env!("CARGO_PKG_VERSION");
+
+/// This life of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct Me {
+    pub(crate) id: ResourceId,
+    pub(crate) boot_id: Uuid,
+    /// Where other nodes reach it.
+    pub(crate) address: Option<Url>,
+    pub(crate) start_time: DateTime<Utc>,
+}
+
+/// All nodes of the cluster, this one and the others. Clones share what is known.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: Me,
+    store: Store,
+    key: ClusterKey,
+    clock: Clock,
+    control: Control,
+    client: PeerClient,
+    /// The records of the others, as they were last read.
+    known: Arc<ArcSwap<Vec<NodeRecord>>>,
+    /// Another life with this node's id that was told of.
+    double: Mutex<Option<Uuid>>,
+    metrics: SurveyMetrics,
+}
+
+/// What knowing the others needs.
+pub(crate) struct Ground {
+    pub(crate) store: Store,
+    pub(crate) key: ClusterKey,
+    pub(crate) clock: Clock,
+    pub(crate) control: Control,
+}
+
+impl Peers {
+    pub(crate) fn new(me: Me, ground: Ground, client: PeerClient, metrics: &Metrics) -> Self {
+        let Ground { store, key, clock, control } = ground;
+        let known = Arc::new(ArcSwap::default());
+        let metrics = SurveyMetrics::new(metrics, &known, &clock);
+        Self {
+            inner: Arc::new(Inner { me, store, key, clock, control, client, known, double: Mutex::default(), metrics }),
+        }
+    }
+
+    /// Comes before all else that this life does: what an earlier one has begun to upload would look like its own, and
+    /// what it uploads itself is nobody's as long as it has no record. A store that is away is not waited for.
+    pub(crate) async fn begin(&self) {
+        self.abort_own_uploads().await;
+        self.announce(announce::Write::First).await;
+    }
+
+    /// Spawns what goes on while the node runs.
+    pub(crate) fn spawn(&self, tasks: &Tasks) {
+        let (peers, stopping) = (self.clone(), tasks.stopping());
+        tasks.spawn("node.announce", async move {
+            stopping.run_until_cancelled(peers.keep_announced()).await;
+        });
+        let (peers, stopping) = (self.clone(), tasks.stopping());
+        tasks.spawn("node.survey", async move {
+            stopping.run_until_cancelled(peers.keep_surveyed()).await;
+        });
+        let (peers, stopping) = (self.clone(), tasks.stopping());
+        tasks.spawn("node.sweep", async move {
+            stopping.run_until_cancelled(peers.keep_swept()).await;
+        });
+    }
+
+    /// The last of all: this node is no more.
+    pub(crate) async fn end(&self) {
+        let _ = timeout(limits::NODE_RECORD_IO, self.retire()).await;
+    }
+
+    async fn keep_announced(&self) {
+        let mut versions = self.inner.control.versions();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(about(limits::NODE_RECORD)) => {}
+                // Who waits for a change to arrive reads it in the record. The sender lives as long as this node.
+                _ = versions.changed() => {}
+            }
+            self.announce(announce::Write::Again).await;
+        }
+    }
+
+    async fn keep_surveyed(&self) {
+        loop {
+            self.survey().await;
+            self.probe().await;
+            tokio::time::sleep(about(limits::NODE_RECORD)).await;
+        }
+    }
+
+    async fn keep_swept(&self) {
+        loop {
+            self.sweep().await;
+            tokio::time::sleep(about(limits::SWEEP.0)).await;
+        }
+    }
+}

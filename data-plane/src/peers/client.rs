@@ -1,0 +1,163 @@
+//! Asks other nodes. One connection for each question: there are few of them.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_runtime::Clock;
+use entrepot_trust::Tokens;
+use http::header::{AUTHORIZATION, HOST};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tracing::debug;
+use url::{Position, Url};
+
+use super::AUDIENCE;
+use super::server::{NODE_PATH, NodeAnswer};
+use crate::config::limits;
+
+/// A client of other nodes.
+#[derive(Clone)]
+pub(crate) struct PeerClient {
+    node_id: Arc<str>,
+    tokens: Tokens,
+    clock: Clock,
+    /// `None` on a machine that trusts nobody; then only clear text is possible.
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// Why other nodes' certificates could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerTlsError {
+    /// The authorities cannot be read.
+    #[error("the authorities for other nodes are no certificates in PEM format")]
+    Authorities,
+    /// They cannot be used.
+    #[error("the authorities for other nodes cannot be used")]
+    Unusable(#[from] rustls::Error),
+}
+
+/// Why a node did not say who it is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ProbeError {
+    #[error("its record has no address that can be used")]
+    Address,
+    #[error("its address has a name that no certificate can have")]
+    Name(#[from] InvalidDnsNameError),
+    #[error("its address is `https`, and this machine has no certificate authorities: set peer.ca_file")]
+    NoAuthorities,
+    #[error("it cannot be reached")]
+    Network(#[from] std::io::Error),
+    #[error("it broke off")]
+    Http(#[from] hyper::Error),
+    #[error("its answer is malformed")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("it answers with status {0}")]
+    Status(StatusCode),
+    #[error("it took too long")]
+    Slow,
+    #[error("`{id}` answers in its place, or another life of it")]
+    SomebodyElse { id: String },
+}
+
+impl PeerClient {
+    /// A client that calls as `node_id`, and believes nodes with certificates of `authorities`, or of the machine's.
+    pub(crate) fn new(
+        node_id: Arc<str>,
+        tokens: Tokens,
+        clock: Clock,
+        authorities: Option<&str>,
+    ) -> Result<Self, PeerTlsError> {
+        let tls = match authorities {
+            Some(pem) => Some(trusting(pem)?),
+            None => {
+                as_machine().inspect_err(|error| debug!("this machine has no certificate authorities: {error}")).ok()
+            }
+        };
+        Ok(Self { node_id, tokens, clock, tls: tls.map(Arc::new) })
+    }
+
+    /// Who answers at `address`.
+    pub(super) async fn node(&self, address: &Url) -> Result<NodeAnswer, ProbeError> {
+        let bytes = timeout(limits::PEER.1, self.get(address, NODE_PATH)).await.map_err(|_| ProbeError::Slow)??;
+        serde_json::from_slice(&bytes).map_err(|error| ProbeError::Body(error.into()))
+    }
+
+    async fn get(&self, address: &Url, path: &str) -> Result<Bytes, ProbeError> {
+        let (Some(host), Some(port)) = (address.host_str(), address.port_or_known_default()) else {
+            return Err(ProbeError::Address);
+        };
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        let connecting = timeout(limits::PEER.0, TcpStream::connect((bare, port)));
+        let stream = connecting.await.map_err(|_| ProbeError::Slow)??;
+        match address.scheme() {
+            "http" => self.ask(stream, address, path).await,
+            "https" => {
+                let tls = self.tls.clone().ok_or(ProbeError::NoAuthorities)?;
+                let name = ServerName::try_from(bare.to_owned())?;
+                self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path).await
+            }
+            _ => Err(ProbeError::Address),
+        }
+    }
+
+    async fn ask<S>(&self, stream: S, address: &Url, path: &str) -> Result<Bytes, ProbeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let token = self.tokens.issue_node(&self.node_id, AUDIENCE, self.clock.now());
+        let mut request = Request::get(path)
+            .header(HOST, &address[Position::BeforeHost..Position::AfterPort])
+            .header(AUTHORIZATION, format!("Bearer {}", token.expose()))
+            .body(Empty::<Bytes>::new())
+            .map_err(|_| ProbeError::Address)?;
+        if let Some(value) = request.headers_mut().get_mut(AUTHORIZATION) {
+            value.set_sensitive(true);
+        }
+        let exchange = async move {
+            let response = sender.send_request(request).await?;
+            if response.status() != StatusCode::OK {
+                return Err(ProbeError::Status(response.status()));
+            }
+            let body = Limited::new(response.into_body(), limits::PEER_ANSWER_BYTES).collect().await;
+            Ok(body.map_err(ProbeError::Body)?.to_bytes())
+        };
+        let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));
+        tokio::select! {
+            answer = &mut exchange => answer,
+            // The server has closed; what it has said may still be read.
+            _ = &mut connection => exchange.await,
+        }
+    }
+}
+
+fn trusting(pem: &str) -> Result<ClientConfig, PeerTlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+        roots.add(certificate.map_err(|_| PeerTlsError::Authorities)?)?;
+    }
+    if roots.is_empty() {
+        return Err(PeerTlsError::Authorities);
+    }
+    Ok(builder()?.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn as_machine() -> Result<ClientConfig, rustls::Error> {
+    Ok(builder()?.with_platform_verifier()?.with_no_client_auth())
+}
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, rustls::Error> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider().into();
+    ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()
+}

@@ -1,0 +1,97 @@
+//! What other nodes may ask this one.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_runtime::Clock;
+use entrepot_trust::Tokens;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use tracing::debug;
+use uuid::Uuid;
+
+use super::{AUDIENCE, Me, RELEASE};
+use crate::control::Control;
+use crate::http::body::{self, Body};
+use crate::http::connection::{Edge, Remote};
+
+/// Where a node says who it is.
+pub(super) const NODE_PATH: &str = "/internal/v1/node";
+
+/// The listener for other nodes.
+pub(crate) struct PeerServer {
+    pub(crate) me: Me,
+    pub(crate) control: Control,
+    pub(crate) tokens: Tokens,
+    pub(crate) clock: Clock,
+}
+
+/// What a node says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NodeAnswer {
+    pub(crate) id: String,
+    pub(crate) boot_id: Uuid,
+    pub(crate) release: String,
+    pub(crate) running: Option<Running>,
+}
+
+/// Which snapshot it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) epoch: i64,
+    pub(crate) revision: i64,
+}
+
+impl Edge for PeerServer {
+    const NAME: &'static str = "peer.connection";
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, remote: Remote) -> Response<Body> {
+        let Some(caller) = self.caller(request.headers()) else {
+            debug!(client.address = %remote.address, "a caller without a node's token");
+            let mut response = empty(StatusCode::UNAUTHORIZED);
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            return response;
+        };
+        debug!(node.id = caller, "the node `{caller}` asks for {}", request.uri().path());
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, NODE_PATH) => self.node(),
+            _ => empty(StatusCode::NOT_FOUND),
+        }
+    }
+}
+
+impl PeerServer {
+    /// Which node asks.
+    fn caller(&self, headers: &HeaderMap) -> Option<String> {
+        let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
+        let claims = self.tokens.verify_node(AUDIENCE, token, self.clock.now()).ok()?;
+        Some(claims.node_id)
+    }
+
+    fn node(&self) -> Response<Body> {
+        let answer = NodeAnswer {
+            id: self.me.id.to_string(),
+            boot_id: self.me.boot_id,
+            release: RELEASE.to_owned(),
+            running: self.control.version().map(|version| Running { epoch: version.epoch, revision: version.revision }),
+        };
+        match serde_json::to_vec(&answer) {
+            Ok(bytes) => {
+                let mut response = Response::new(body::full(Bytes::from(bytes)));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                response
+            }
+            // Plain text and numbers: nothing that JSON could not hold.
+            Err(_) => empty(StatusCode::INTERNAL_SERVER_ERROR),
+        }
+    }
+}
+
+fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_LENGTH, 0.into());
+    response
+}

@@ -1,0 +1,131 @@
+//! A node as a program of its own: it opens what it works with, however long that takes, and serves until it is told
+//! to stop.
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain};
+use entrepot_store::Store;
+use entrepot_store::bucket::BucketStore;
+use tracing::{error, info, warn};
+
+use crate::config::limits;
+use crate::measured::Measured;
+use crate::settings::Settings;
+use crate::{Config, DataPlane, Deps, Leases};
+
+/// What a node is called in telemetry.
+pub const SERVICE: &str = "entrepot-data-plane";
+
+/// How long a bucket that is away is left alone, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// The folder for spools, below the node's own.
+const SPOOL: &str = "spool";
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Runs a node to its end.
+pub async fn run(settings: Settings) -> ExitCode {
+    let program = match Program::start(settings.telemetry.config(SERVICE, settings.node.id.to_string())) {
+        Ok(program) => program,
+        Err(error) => {
+            eprintln!("{}", chain(&error));
+            return ExitCode::FAILURE;
+        }
+    };
+    let around = Around {
+        clock: program.clock(),
+        tasks: program.tasks(),
+        health: program.health(),
+        metrics: program.metrics(),
+        // Before anybody can ask: with nothing to wait for, it would look ready.
+        store: program.health().condition("store"),
+    };
+    match settings.operations.listener.bind(&around.tasks) {
+        // Probes are answered while all else comes about.
+        Ok(listener) => program.serve_operations(listener).await,
+        Err(error) => {
+            error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    // Open work may take the limit; the node's own farewell comes after it.
+    let Drain { notice, limit } = settings.drain.drain;
+    let drain = Drain { notice, limit: limit + limits::FAREWELL + Duration::from_secs(1) };
+    program.run(drain, Box::pin(node(settings, around))).await
+}
+
+/// What the program has that a node needs.
+struct Around {
+    clock: Clock,
+    tasks: Tasks,
+    health: Health,
+    metrics: Metrics,
+    /// Whether the store is there.
+    store: Condition,
+}
+
+/// Opens what the node works with, and lets it serve.
+async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
+    let Around { clock, tasks, health, metrics, store: condition } = around;
+    let stopping = tasks.stopping();
+    let Some(store) = stopping.run_until_cancelled(open_store(&settings, &condition, &metrics)).await else {
+        return Ok(());
+    };
+    let (store, node_id) = (store?, settings.node.id);
+    let leases = match &settings.redis {
+        Some(config) => Leases::redis(config, &node_id, &tasks, &metrics).await?,
+        None => Leases::local(),
+    };
+    // Before the store is there, nobody is kept waiting: connections are refused, and a load balancer looks elsewhere.
+    let (registry, peer) = (settings.registry.listener.bind(&tasks)?, settings.peer.listener.bind(&tasks)?);
+    if settings.peer.address.is_none() {
+        info!("other nodes do not reach this one, since peer.address is not set");
+    }
+    let config = Config {
+        external_url: settings.registry.external_url,
+        trusted_proxies: settings.registry.trusted_proxies,
+        control_ca: settings.control.ca,
+        peer_address: settings.peer.address,
+        peer_ca: settings.peer.ca,
+        drain_limit: settings.drain.drain.limit,
+        ..Config::new(node_id.as_str(), settings.control.apis, settings.node.data_dir.join(SPOOL))
+    };
+    let deps = Deps {
+        store,
+        cluster_key: settings.keys.cluster_key,
+        snapshot_trust: settings.keys.snapshot_trust,
+        clock,
+        tasks,
+        health,
+        metrics,
+        leases: leases.with_patience(settings.patience),
+    };
+    let plane = DataPlane::new(config, deps)?.with_peer_listener(peer);
+    // Not before the node has conditions of its own: between the two, it would look ready.
+    condition.ready();
+    plane.serve(registry).await;
+    Ok(())
+}
+
+/// The bucket. One that is away is waited for, one that cannot be a store is a failure.
+async fn open_store(settings: &Settings, condition: &Condition, metrics: &Metrics) -> Result<Store, Failure> {
+    let mut wait = RETRY.0;
+    let bucket = loop {
+        match BucketStore::open(settings.store.bucket.clone(), settings.node.id.clone()).await {
+            Ok(bucket) => break bucket,
+            Err(error) if error.retry() => {
+                let why = chain(&error).to_string();
+                warn!(error = %why, "the store cannot be opened yet: {why}");
+                condition.not_ready(why);
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY.1);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    Ok(Arc::new(Measured::new(Arc::new(bucket), metrics)))
+}

@@ -1,0 +1,288 @@
+//! What a node reads from its configuration. All mistakes are told together.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use entrepot_domain::ResourceId;
+use entrepot_runtime::config::{ByteSize, Parsed, Problems, Reader, Reported, Section};
+use entrepot_runtime::tls::Alpn;
+use entrepot_settings::{
+    DrainSettings, ListenerSettings, NodeKeys, OperationsSettings, StoreSettings, TelemetrySettings, ca_file, secret,
+};
+use ipnet::IpNet;
+use tonic::transport::Uri;
+use url::Url;
+
+use crate::lease::{RedisConfig, RedisMode, RedisServer};
+
+/// The sections that only the control plane reads.
+pub const FOREIGN: &[&str] = &["api", "postgres"];
+
+/// Everything that a node is told before it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where clients connect.
+    pub registry: RegistrySettings,
+    /// Where other nodes connect.
+    pub peer: PeerSettings,
+    /// What it is called, and what it may use of its machine.
+    pub node: NodeSettings,
+    /// Where the control plane is.
+    pub control: ControlSettings,
+    /// How long it waits for another node's fill before it fetches itself.
+    pub patience: Duration,
+    /// Where leases are; without it, this node leads all of its fills.
+    pub redis: Option<RedisConfig>,
+    /// Where probes and Prometheus connect.
+    pub operations: OperationsSettings,
+    /// The bucket.
+    pub store: StoreSettings,
+    /// What it shares with the control plane.
+    pub keys: NodeKeys,
+    /// Logs, traces, metrics.
+    pub telemetry: TelemetrySettings,
+    /// How it ends.
+    pub drain: DrainSettings,
+}
+
+/// `[registry]`
+#[derive(Clone, Debug)]
+pub struct RegistrySettings {
+    /// The listener.
+    pub listener: ListenerSettings,
+    /// Where clients reach it, if something stands between.
+    pub external_url: Option<Url>,
+    /// Whose word on the client is believed.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// `[peer]`
+#[derive(Clone, Debug)]
+pub struct PeerSettings {
+    /// The listener.
+    pub listener: ListenerSettings,
+    /// Where other nodes reach it.
+    pub address: Option<Url>,
+    /// Who vouches for other nodes, as PEM.
+    pub ca: Option<String>,
+}
+
+/// `[node]`
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// What it is called.
+    pub id: ResourceId,
+    /// Where its spools and its cache are.
+    pub data_dir: PathBuf,
+    /// How much of the disk verified blobs may take.
+    pub cache_bytes: u64,
+    /// How much of the memory records may take.
+    pub memory_bytes: u64,
+}
+
+/// `[control]`
+#[derive(Clone, Debug)]
+pub struct ControlSettings {
+    /// Its replicas, or a load balancer before them.
+    pub apis: Vec<Uri>,
+    /// Who vouches for it, as PEM.
+    pub ca: Option<String>,
+}
+
+impl Settings {
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// All mistakes.
+    pub fn read(reader: &mut Reader) -> Result<Self, Problems> {
+        let registry = RegistrySettings::read(reader);
+        let peer = PeerSettings::read(reader);
+        let node = NodeSettings::read(reader);
+        let control = ControlSettings::read(reader);
+        let patience = reader.section("fill").get("patience", "10s");
+        let redis = redis(reader);
+        let operations = OperationsSettings::read(reader);
+        let store = StoreSettings::read(reader);
+        let keys = NodeKeys::read(reader);
+        let telemetry = TelemetrySettings::read(reader);
+        let drain = DrainSettings::read(reader);
+        reader.finish(FOREIGN)?;
+        Ok(Self {
+            registry: registry?,
+            peer: peer?,
+            node: node?,
+            control: control?,
+            patience: patience?,
+            redis: redis?,
+            operations: operations?,
+            store: store?,
+            keys: keys?,
+            telemetry: telemetry?,
+            drain: drain?,
+        })
+    }
+}
+
+impl RegistrySettings {
+    fn read(reader: &mut Reader) -> Result<Self, Reported> {
+        let mut section = reader.section("registry");
+        let listener = ListenerSettings::read(&mut section, "0.0.0.0:5000", Alpn::Http1And2);
+        let external_url = own_url(&mut section, "external_url", "https://registry.example");
+        let trusted = section.get::<Vec<Parsed<Network>>>("trusted_proxies", "");
+        Ok(Self {
+            listener: listener?,
+            external_url: external_url?,
+            trusted_proxies: trusted?.into_iter().map(|Parsed(Network(net))| net).collect(),
+        })
+    }
+}
+
+impl PeerSettings {
+    fn read(reader: &mut Reader) -> Result<Self, Reported> {
+        let mut section = reader.section("peer");
+        let listener = ListenerSettings::read(&mut section, "0.0.0.0:5003", Alpn::Http1);
+        let address = own_url(&mut section, "address", "http://10.0.0.5:5003");
+        let ca = ca_file(&mut section);
+        Ok(Self { listener: listener?, address: address?, ca: ca? })
+    }
+}
+
+impl NodeSettings {
+    fn read(reader: &mut Reader) -> Result<Self, Reported> {
+        let mut section = reader.section("node");
+        let id = node_id(&mut section);
+        let data_dir = section.get("data_dir", "/var/lib/entrepot");
+        let cache = section.get::<ByteSize>("cache_size", "10GiB");
+        let memory = section.get::<ByteSize>("memory_size", "64MiB");
+        Ok(Self { id: id?, data_dir: data_dir?, cache_bytes: cache?.0, memory_bytes: memory?.0 })
+    }
+}
+
+impl ControlSettings {
+    fn read(reader: &mut Reader) -> Result<Self, Reported> {
+        const APIS: &str = "apis";
+        let mut section = reader.section("control");
+        let apis = section.get::<Vec<Url>>(APIS, "http://127.0.0.1:5001");
+        let ca = ca_file(&mut section);
+        let apis = apis?;
+        let uris: Option<Vec<Uri>> = apis.iter().map(bare).collect();
+        match uris {
+            Some(apis) if !apis.is_empty() => Ok(Self { apis, ca: ca? }),
+            Some(_) | None => Err(section.problem(
+                APIS,
+                "must be scheme, host and port of each replica, such as [\"https://control.example:5001\"]",
+            )),
+        }
+    }
+}
+
+fn redis(reader: &mut Reader) -> Result<Option<RedisConfig>, Reported> {
+    const URLS: &str = "urls";
+    let mut section = reader.section("redis");
+    let section = &mut section;
+    let mode = section.get::<Parsed<RedisMode>>("mode", "single");
+    let urls = section.get::<Vec<Parsed<RedisServer>>>(URLS, "");
+    let username = section.optional::<String>("username");
+    let password = secret(section, "password");
+    let sentinel_master = section.optional::<String>("sentinel_master");
+    let sentinel_password = secret(section, "sentinel_password");
+    let ca = ca_file(section);
+    let config = RedisConfig {
+        mode: mode?.0,
+        servers: urls?.into_iter().map(|Parsed(server)| server).collect(),
+        username: username?,
+        password: password?,
+        sentinel_master: sentinel_master?,
+        sentinel_password: sentinel_password?,
+        ca: ca?.map(String::into_bytes),
+    };
+    if config.servers.is_empty() {
+        return Ok(None);
+    }
+    match config.check() {
+        Ok(()) => Ok(Some(config)),
+        Err(error) => Err(section.problem(URLS, error.to_string())),
+    }
+}
+
+/// A URL that is scheme, host and perhaps port.
+fn own_url(section: &mut Section<'_>, key: &'static str, example: &str) -> Result<Option<Url>, Reported> {
+    let Some(url) = section.optional::<Url>(key)? else { return Ok(None) };
+    if bare(&url).is_some() {
+        return Ok(Some(url));
+    }
+    Err(section.problem(key, format!("must be scheme, host and perhaps port, such as `{example}`")))
+}
+
+/// What has scheme, host and perhaps port, and nothing else.
+fn bare(url: &Url) -> Option<Uri> {
+    let is_bare = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.path() == "/"
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    if is_bare { url.as_str().parse().ok() } else { None }
+}
+
+/// What the node is called: as configured, or as its machine is.
+fn node_id(section: &mut Section<'_>) -> Result<ResourceId, Reported> {
+    const KEY: &str = "id";
+    if let Some(Parsed(id)) = section.optional(KEY)? {
+        return Ok(id);
+    }
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    legal(&name)
+        .ok_or_else(|| section.problem(KEY, format!("must be set: of the machine's name, `{name}`, none can be made")))
+}
+
+/// A machine's name, such as `Node-1.example`, as an id.
+fn legal(name: &str) -> Option<ResourceId> {
+    let legal = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let id: String = name.trim_matches(|c: char| !c.is_ascii_alphanumeric()).chars().map(legal).take(63).collect();
+    id.trim_end_matches('-').parse().ok()
+}
+
+/// A network, or one address.
+struct Network(IpNet);
+
+impl FromStr for Network {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let one = || text.parse::<IpAddr>().map(IpNet::from);
+        text.parse().or_else(|_| one()).map(Self).map_err(|_| "must be a network or an address, such as `10.0.0.0/8`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machines_name_becomes_an_id() {
+        for (name, id) in [
+            ("node-1", Some("node-1")),
+            ("Node_1.rack.example", Some("node-1-rack-example")),
+            ("3f2a9c", Some("3f2a9c")),
+            ("(none)", Some("none")),
+            ("", None),
+            ("---", None),
+        ] {
+            assert_eq!(legal(name).as_ref().map(ResourceId::as_str), id, "{name}");
+        }
+        assert_eq!(legal(&format!("{}-b", "a".repeat(62))).unwrap().as_str(), "a".repeat(62));
+    }
+
+    #[test]
+    fn networks_may_be_single_addresses() {
+        let net = |text: &str| text.parse::<Network>().map(|Network(net)| net.to_string());
+        assert_eq!(net("10.0.0.0/8"), Ok("10.0.0.0/8".to_owned()));
+        assert_eq!(net("10.0.0.7"), Ok("10.0.0.7/32".to_owned()));
+        assert_eq!(net("fd00::1"), Ok("fd00::1/128".to_owned()));
+        assert!(net("registry.example").is_err());
+    }
+}

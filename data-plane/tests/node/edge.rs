@@ -1,0 +1,136 @@
+//! TLS, HTTP/1 and HTTP/2, and proxies that say who they speak for.
+
+use std::sync::Arc;
+
+use entrepot_runtime::Tls;
+use entrepot_runtime::tls::Alpn;
+use entrepot_test_support::tls::Authority;
+use entrepot_test_support::{FakeUpstream, Fault, images};
+use reqwest::{Certificate, Client, Version};
+
+use crate::ground::{Ground, KEY, LIMIT, Node, challenge};
+
+/// A node behind TLS, with the authority that vouches for it.
+async fn tls_node(ground: &Ground) -> (Node, Authority) {
+    let authority = Authority::new();
+    let mut start = ground.start("node-1");
+    start.tls = Some(tls(ground, &authority, Alpn::Http1And2));
+    let node = ground.run(start).await;
+    node.ready().await;
+    (node, authority)
+}
+
+/// A certificate for loopback, out of files.
+pub(crate) fn tls(ground: &Ground, authority: &Authority, alpn: Alpn) -> Arc<Tls> {
+    let (certificate, key) = authority.certificate_for(&["127.0.0.1"]);
+    let (certificate_file, key_file) = (ground.dir.path().join("tls.crt"), ground.dir.path().join("tls.key"));
+    std::fs::write(&certificate_file, certificate).unwrap();
+    std::fs::write(&key_file, key).unwrap();
+    Tls::load(certificate_file, key_file, alpn).unwrap()
+}
+
+fn client(authority: &Authority, http1_only: bool) -> Client {
+    let certificate = Certificate::from_pem(authority.pem().as_bytes()).unwrap();
+    let builder = Client::builder().no_proxy().timeout(LIMIT).tls_certs_only([certificate]);
+    if http1_only { builder.http1_only().build().unwrap() } else { builder.build().unwrap() }
+}
+
+#[tokio::test]
+async fn over_tls_clients_have_the_http_that_they_know() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 5 << 20)]);
+    ground.publish(1, &upstream).await;
+    let (node, authority) = tls_node(&ground).await;
+    for (http1_only, version) in [(true, Version::HTTP_11), (false, Version::HTTP_2)] {
+        let client = client(&authority, http1_only);
+        let get = async |path: String| {
+            client.get(format!("{}{path}", node.url)).basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap()
+        };
+        let manifest = get("/v2/demo/app/manifests/v1".to_owned()).await;
+        assert_eq!((manifest.status().as_u16(), manifest.version()), (200, version));
+        assert_eq!(manifest.bytes().await.unwrap(), image.manifest_bytes);
+        let blob = get(format!("/v2/demo/app/blobs/{}", image.layers[0])).await;
+        assert_eq!(blob.version(), version);
+        assert_eq!(images::sha256(&blob.bytes().await.unwrap()), image.layers[0]);
+
+        let unknown = client.get(format!("{}/v2/", node.url)).send().await.unwrap();
+        assert_eq!(unknown.status(), 401);
+        assert_eq!(challenge(&unknown)["realm"], format!("{}/token", node.url), "https, over {version:?}");
+    }
+    let clear = Client::builder().no_proxy().build().unwrap();
+    let clear = clear.get(node.url.replace("https", "http")).send().await;
+    assert!(clear.is_err(), "clear text is not spoken here");
+}
+
+#[tokio::test]
+async fn a_body_that_turns_out_wrong_ends_early_as_its_protocol_says_it() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    upstream.script("GET /v2/app/blobs/", Fault::FlipBit);
+    ground.publish(1, &upstream).await;
+    let (node, authority) = tls_node(&ground).await;
+    for (seed, http1_only, says) in [(1, true, "UnexpectedEof"), (2, false, "Reset(StreamId")] {
+        let image = upstream.publish_image("app", "v1", &[images::random_bytes(seed, 3 << 20)]);
+        let client = client(&authority, http1_only);
+        let pull = client.get(format!("{}/v2/demo/app/blobs/{}", node.url, image.layers[0]));
+        // The blob belongs to the repository only once a manifest says so.
+        let manifest = client.get(format!("{}/v2/demo/app/manifests/{}", node.url, image.manifest));
+        assert_eq!(manifest.basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap().status(), 200);
+        let answer = pull.basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let error = format!("{:?}", answer.bytes().await.unwrap_err());
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn only_a_trusted_proxy_says_how_the_client_came() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    ground.publish(1, &upstream).await;
+    for (trusted, realm) in
+        [(vec![], None), (vec!["127.0.0.0/8".parse().unwrap()], Some("https://registry.example/token"))]
+    {
+        let mut start = ground.start("node-1");
+        start.config.trusted_proxies = trusted;
+        let node = ground.run(start).await;
+        node.ready().await;
+        let client = Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        let request = client.get(format!("{}/v2/", node.url));
+        let request = request.header("x-forwarded-proto", "https").header("x-forwarded-host", "registry.example");
+        let answer = request.header("x-forwarded-for", "192.0.2.77").send().await.unwrap();
+        let own = format!("{}/token", node.url);
+        assert_eq!(challenge(&answer)["realm"], realm.unwrap_or(&own));
+        let is_believed = !crate::ground::logged("192.0.2.77").is_empty();
+        assert_eq!(is_believed, realm.is_some(), "the log says who the client was");
+    }
+}
+
+#[tokio::test]
+async fn requests_are_measured_by_their_route_until_their_last_byte() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20)]);
+    ground.publish(1, &upstream).await;
+    let node = ground.node("node-1").await;
+    let count = |labels: &[&str]| node.metric("http_server_request_duration_seconds_count", labels);
+    node.get("/v2/demo/app/manifests/v1").await.bytes().await.unwrap();
+    let manifests = "http_route=\"/v2/{name}/manifests/{reference}\"";
+    let measured = [manifests, "http_request_method=\"GET\"", "http_response_status_code=\"200\""];
+    entrepot_test_support::wait_until(LIMIT, "it is measured", async || count(&measured) == 1.0).await;
+
+    upstream.script("/blobs/", Fault::Rate(2 << 20));
+    let mut blob = node.get(&format!("/v2/demo/app/blobs/{}", image.layers[0])).await;
+    assert!(blob.chunk().await.unwrap().is_some());
+    let blobs = "http_route=\"/v2/{name}/blobs/{digest}\"";
+    assert_eq!(count(&[blobs]), 0.0, "it goes on");
+    assert_eq!(node.metric("entrepot_pull_duration_seconds_count", &["content=\"blob\""]), 1.0);
+    while blob.chunk().await.unwrap().is_some() {}
+    entrepot_test_support::wait_until(LIMIT, "it is measured", async || count(&[blobs]) == 1.0).await;
+
+    for path in ["/nonsense/1", "/nonsense/2"] {
+        assert_eq!(node.get(path).await.status(), 404);
+    }
+    assert_eq!(count(&["http_response_status_code=\"404\""]), 2.0);
+    assert!(!node.metrics.render().contains("nonsense"), "what clients make up is no label");
+
+    let asked = node.metric("http_client_request_duration_seconds_count", &["server_address=\"127.0.0.1\""]);
+    assert!(asked >= 2.0, "requests to upstreams are measured, too: {asked}");
+}

@@ -1,0 +1,292 @@
+//! What a node stands on, as a control plane would have left it, and the node itself.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
+use entrepot_domain::{ResourceId, Secret};
+use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks, Tls};
+use entrepot_store::records::{SnapshotHead, encode};
+use entrepot_store::{BlobStore, layout};
+use entrepot_test_support::program::Probed;
+use entrepot_test_support::{FakeUpstream, wait_until};
+use entrepot_trust::{ClusterKey, NodeRecord, SnapshotSigner, SnapshotTrust, Statement, access_key};
+use prost::Message as _;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tracing_subscriber::fmt::MakeWriter;
+use uuid::Uuid;
+
+use crate::switch::Switch;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
+
+/// A store with keys.
+pub(crate) struct Ground {
+    pub(crate) dir: TempDir,
+    pub(crate) store: Arc<Switch>,
+    pub(crate) cluster_key: ClusterKey,
+    pub(crate) signer: SnapshotSigner,
+    pub(crate) clock: Clock,
+}
+
+/// A snapshot that is published.
+#[derive(Clone)]
+pub(crate) struct Published {
+    pub(crate) head: SnapshotHead,
+    pub(crate) bytes: Bytes,
+}
+
+/// Where a node listens, and what else it is told. All but the configuration is on loopback by itself.
+pub(crate) struct Start {
+    pub(crate) config: Config,
+    pub(crate) tls: Option<Arc<Tls>>,
+    pub(crate) peer: Option<Listener>,
+}
+
+/// A running node.
+pub(crate) struct Node {
+    pub(crate) addr: SocketAddr,
+    pub(crate) url: String,
+    pub(crate) tasks: Tasks,
+    pub(crate) health: Health,
+    pub(crate) metrics: Metrics,
+}
+
+impl Ground {
+    pub(crate) fn new() -> Self {
+        LazyLock::force(&LOGS);
+        let dir = TempDir::new().unwrap();
+        let store = Arc::new(Switch::open(&dir.path().join("store")));
+        let (cluster_key, signer) = (ClusterKey::generate(), SnapshotSigner::generate());
+        Self { dir, store, cluster_key, signer, clock: Clock::system() }
+    }
+
+    /// Publishes a snapshot with one rule, `demo`, to `upstream`.
+    pub(crate) async fn publish(&self, revision: i64, upstream: &FakeUpstream) -> Published {
+        self.publish_bytes(revision, self.snapshot(revision, upstream).encode_to_vec()).await
+    }
+
+    /// Publishes anything, rightly signed.
+    pub(crate) async fn publish_bytes(&self, revision: i64, bytes: Vec<u8>) -> Published {
+        let bytes = Bytes::from(bytes);
+        let key = layout::snapshot(1, revision, Uuid::new_v4());
+        self.store.put_once(&key, bytes.clone()).await.unwrap();
+        let head = signed(&self.signer, key, revision, Statement::of(1, revision, &bytes));
+        self.put_head(&head).await;
+        Published { head, bytes }
+    }
+
+    pub(crate) async fn put_head(&self, head: &SnapshotHead) {
+        self.store.put(&layout::snapshot_head(), encode(head)).await.unwrap();
+    }
+
+    pub(crate) fn snapshot(&self, revision: i64, upstream: &FakeUpstream) -> pb::Snapshot {
+        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
+        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
+        let built = self.clock.now() - Duration::from_secs(90);
+        pb::Snapshot {
+            version: Some(pb::SnapshotVersion { epoch: 1, revision }),
+            registry_id: Uuid::from_u128(3).to_string(),
+            build_time: Some(entrepot_proto::convert::timestamp(built)),
+            rules: vec![pb::SnapshotRule {
+                uid: Uuid::from_u128(4).to_string(),
+                rule_id: "demo".to_owned(),
+                prefix: "demo".to_owned(),
+                upstream_uid: Uuid::from_u128(1).to_string(),
+                upstream_prefix: String::new(),
+            }],
+            upstreams: vec![pb::SnapshotUpstream {
+                uid: Uuid::from_u128(1).to_string(),
+                upstream_id: "local".to_owned(),
+                kind: "OCI".to_owned(),
+                endpoint: upstream.url(),
+                allow_plain_http: true,
+                allow_private_addresses: true,
+                ..Default::default()
+            }],
+            principals: vec![pb::SnapshotPrincipal {
+                uid: Uuid::from_u128(2).to_string(),
+                principal_id: "puller".to_owned(),
+                permission_set: "PULLER".to_owned(),
+                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
+            }],
+        }
+    }
+
+    /// What starts a node whose control plane is where nobody listens.
+    pub(crate) fn start(&self, id: &str) -> Start {
+        let spool: PathBuf = self.dir.path().join(format!("spool-{}", Uuid::new_v4()));
+        let config = Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], spool);
+        Start { config, tls: None, peer: None }
+    }
+
+    /// A node with nothing special about it, ready.
+    pub(crate) async fn node(&self, id: &str) -> Node {
+        let node = self.run(self.start(id)).await;
+        node.ready().await;
+        node
+    }
+
+    /// Starts a node.
+    pub(crate) async fn run(&self, start: Start) -> Node {
+        let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
+        let deps = Deps {
+            store: self.store.clone(),
+            cluster_key: self.cluster_key.clone(),
+            snapshot_trust: SnapshotTrust::new(self.signer.public_key(), None),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            leases: Leases::local(),
+        };
+        let scheme = if start.tls.is_some() { "https" } else { "http" };
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "a test", start.tls).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut node = DataPlane::new(start.config, deps).unwrap();
+        if let Some(peer) = start.peer {
+            node = node.with_peer_listener(peer);
+        }
+        tasks.spawn("registry", node.serve(listener));
+        Node { addr, url: format!("{scheme}://{addr}"), tasks, health, metrics }
+    }
+
+    /// The record of a node, if it is rightly signed.
+    pub(crate) async fn record(&self, id: &str) -> Option<NodeRecord> {
+        let id: ResourceId = id.parse().unwrap();
+        let object = self.store.get(&layout::node(&id)).await.unwrap()?;
+        Some(self.cluster_key.read_node_record(&object.bytes).unwrap())
+    }
+
+    /// Writes the record of a node that is not there, signed by `key`.
+    pub(crate) async fn put_record(&self, under: &str, record: &NodeRecord, key: &ClusterKey) {
+        let bytes = Bytes::from(key.sign_node_record(record));
+        self.store.put(&layout::node(&under.parse().unwrap()), bytes).await.unwrap();
+    }
+
+    /// The record that a node would have written `age` ago.
+    pub(crate) fn made_up(&self, id: &str, age: Duration) -> NodeRecord {
+        let write_time = self.clock.now() - age;
+        NodeRecord {
+            node_id: id.parse().unwrap(),
+            boot_id: Uuid::new_v4(),
+            peer_address: None,
+            release: "0.0.0".to_owned(),
+            running: None,
+            start_time: write_time,
+            write_time,
+        }
+    }
+}
+
+impl Node {
+    pub(crate) async fn ready(&self) {
+        wait_until(LIMIT, "the node is ready", async || self.health.is_ready()).await;
+    }
+
+    /// A request as somebody who may pull.
+    pub(crate) fn request(&self, path: &str) -> reqwest::RequestBuilder {
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        client.get(format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> reqwest::Response {
+        self.request(path).send().await.unwrap()
+    }
+
+    /// A value of its metrics.
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        Probed { status: 200, text: self.metrics.render() }.metric(name, labels)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tasks.stopping().cancel();
+    }
+}
+
+/// Publishes a snapshot into another store than the ground's own.
+pub(crate) async fn publish_into(store: &dyn BlobStore, ground: &Ground, revision: i64, upstream: &FakeUpstream) {
+    let bytes = Bytes::from(ground.snapshot(revision, upstream).encode_to_vec());
+    let key = layout::snapshot(1, revision, Uuid::new_v4());
+    store.put_once(&key, bytes.clone()).await.unwrap();
+    let head = signed(&ground.signer, key, revision, Statement::of(1, revision, &bytes));
+    store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
+}
+
+/// A head that `signer` has signed.
+pub(crate) fn signed(
+    signer: &SnapshotSigner,
+    key: entrepot_store::Key,
+    revision: i64,
+    statement: Statement,
+) -> SnapshotHead {
+    let signature = signer.sign(&statement);
+    SnapshotHead {
+        key,
+        epoch: 1,
+        revision,
+        sha256: statement.sha256,
+        key_id: signature.key_id,
+        signature: signature.signature,
+    }
+}
+
+/// A free port of loopback, listening.
+pub(crate) async fn loopback() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    (listener, addr)
+}
+
+/// Everything that all nodes of this process have logged.
+static LOGS: LazyLock<Logs> = LazyLock::new(|| {
+    let logs = Logs::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(logs.clone());
+    subscriber.try_init().expect("nobody else logs here");
+    logs
+});
+
+#[derive(Clone, Default)]
+struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'w> MakeWriter<'w> for Logs {
+    type Writer = Self;
+
+    fn make_writer(&'w self) -> Self {
+        self.clone()
+    }
+}
+
+/// The lines that hold `text`.
+pub(crate) fn logged(text: &str) -> Vec<String> {
+    let bytes = LOGS.0.lock().unwrap();
+    String::from_utf8_lossy(&bytes).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+}
+
+/// The parameters of a challenge, by name.
+pub(crate) fn challenge(response: &reqwest::Response) -> BTreeMap<String, String> {
+    let value = response.headers()["www-authenticate"].to_str().unwrap();
+    let pairs = value.trim_start_matches("Bearer ").split(',').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned())).collect()
+}

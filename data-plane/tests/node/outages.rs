@@ -1,0 +1,54 @@
+//! The store away: what cannot be served is said honestly, and works again when the store is back.
+
+use entrepot_test_support::{FakeUpstream, images};
+use reqwest::Method;
+
+use crate::ground::{Ground, KEY, LIMIT};
+
+#[tokio::test]
+async fn without_the_store_whatever_cannot_be_served_is_503_with_a_time_to_come_back() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 2 << 20), images::random_bytes(2, 1000)]);
+    upstream.publish_image("other", "v1", &[images::random_bytes(3, 1000)]);
+    ground.publish(1, &upstream).await;
+    let node = ground.node("node-1").await;
+    for path in [format!("manifests/{}", image.manifest), "manifests/v1".to_owned()] {
+        assert_eq!(node.get(&format!("/v2/demo/app/{path}")).await.status(), 200);
+    }
+    for blob in image.blobs() {
+        let bytes = node.get(&format!("/v2/demo/app/blobs/{blob}")).await.bytes().await.unwrap();
+        assert_eq!(images::sha256(&bytes), blob);
+    }
+
+    ground.store.set_away(true);
+    let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+    let blob = format!("/v2/demo/app/blobs/{}", image.layers[0]);
+    for (method, path, range) in [
+        (Method::GET, "/v2/demo/app/manifests/v1".to_owned(), None),
+        (Method::HEAD, "/v2/demo/app/manifests/v1".to_owned(), None),
+        (Method::GET, format!("/v2/demo/app/manifests/{}", image.manifest), None),
+        (Method::GET, blob.clone(), None),
+        (Method::HEAD, blob.clone(), None),
+        (Method::GET, blob.clone(), Some("bytes=100-199")),
+        (Method::GET, "/v2/demo/other/manifests/v1".to_owned(), None),
+    ] {
+        let mut request = client.request(method.clone(), format!("{}{path}", node.url)).basic_auth(KEY.0, Some(KEY.1));
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 503, "{method} {path} {range:?}");
+        let seconds: u64 = answer.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((1..=60).contains(&seconds));
+        if method == Method::GET {
+            assert!(answer.text().await.unwrap().contains("UNAVAILABLE"), "{path}");
+        }
+    }
+    // Who asks is known without the store.
+    assert_eq!(node.get("/v2/").await.status(), 200);
+    assert!(node.health.is_ready(), "a store that all share empties no load balancer");
+
+    ground.store.set_away(false);
+    assert_eq!(node.get(&blob).await.bytes().await.unwrap().len(), 2 << 20);
+    assert_eq!(node.get("/v2/demo/other/manifests/v1").await.status(), 200);
+}

@@ -1,0 +1,463 @@
+//! Two nodes that share a store and a Redis: what both lack is fetched by one of them, and whatever happens to that one,
+//! the other goes on.
+
+#![allow(missing_docs, reason = "tests are named by sentences")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use entrepot_data_plane::lease::{RedisConfig, RedisMode};
+use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
+use entrepot_domain::Secret;
+use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::{Clock, Health, Metrics, Tasks};
+use entrepot_store::records::{SnapshotHead, encode};
+use entrepot_store::{LocalStore, Store, layout};
+use entrepot_test_support::{FakeUpstream, Fault, Image, Redis, images, wait_until};
+use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust, Statement, access_key};
+use futures_util::future::join_all;
+use prost::Message as _;
+use reqwest::StatusCode;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tracing::span;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
+
+/// What the nodes share: a store with a snapshot in it, keys, Redis, and an upstream.
+struct Ground {
+    upstream: FakeUpstream,
+    redis: Redis,
+    store: Store,
+    cluster_key: ClusterKey,
+    signer: SnapshotSigner,
+    clock: Clock,
+    dir: TempDir,
+}
+
+impl Ground {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let ground = Self {
+            upstream: FakeUpstream::start().await,
+            redis: Redis::start().await,
+            store: Arc::new(LocalStore::open(dir.path().join("store")).unwrap()),
+            cluster_key: ClusterKey::generate(),
+            signer: SnapshotSigner::generate(),
+            clock: Clock::manual(Clock::system().now()),
+            dir,
+        };
+        ground.publish().await;
+        ground
+    }
+
+    /// Publishes a snapshot with one rule, `demo`.
+    async fn publish(&self) {
+        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
+        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
+        let snapshot = pb::Snapshot {
+            version: Some(pb::SnapshotVersion { epoch: 1, revision: 1 }),
+            registry_id: Uuid::from_u128(3).to_string(),
+            build_time: None,
+            rules: vec![pb::SnapshotRule {
+                uid: Uuid::from_u128(4).to_string(),
+                rule_id: "demo".to_owned(),
+                prefix: "demo".to_owned(),
+                upstream_uid: Uuid::from_u128(1).to_string(),
+                upstream_prefix: String::new(),
+            }],
+            upstreams: vec![pb::SnapshotUpstream {
+                uid: Uuid::from_u128(1).to_string(),
+                upstream_id: "local".to_owned(),
+                kind: "OCI".to_owned(),
+                endpoint: self.upstream.url(),
+                allow_plain_http: true,
+                allow_private_addresses: true,
+                ..Default::default()
+            }],
+            principals: vec![pb::SnapshotPrincipal {
+                uid: Uuid::from_u128(2).to_string(),
+                principal_id: "puller".to_owned(),
+                permission_set: "PULLER".to_owned(),
+                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
+            }],
+        };
+        let bytes = Bytes::from(snapshot.encode_to_vec());
+        let key = layout::snapshot(1, 1, Uuid::new_v4());
+        let statement = Statement::of(1, 1, &bytes);
+        let signature = self.signer.sign(&statement);
+        self.store.put_once(&key, bytes).await.unwrap();
+        let head = SnapshotHead {
+            key,
+            epoch: 1,
+            revision: 1,
+            sha256: statement.sha256,
+            key_id: signature.key_id,
+            signature: signature.signature,
+        };
+        self.store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
+    }
+
+    /// Two nodes, each of which waits so long for the other.
+    async fn two(&self, patience: Duration) -> (Node, Node) {
+        (self.node("node-1", patience).await, self.node("node-2", patience).await)
+    }
+
+    /// Starts a node whose control plane is where nobody listens.
+    async fn node(&self, id: &str, patience: Duration) -> Node {
+        let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
+        let redis = RedisConfig {
+            mode: RedisMode::Single,
+            servers: vec![self.redis.url().parse().unwrap()],
+            username: None,
+            password: None,
+            sentinel_master: None,
+            sentinel_password: None,
+            ca: None,
+        };
+        let leases = Leases::redis(&redis, &id.parse().unwrap(), &tasks, &metrics).await.unwrap();
+        let config = Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id));
+        let deps = Deps {
+            store: self.store.clone(),
+            cluster_key: self.cluster_key.clone(),
+            snapshot_trust: SnapshotTrust::new(self.signer.public_key(), None),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            leases: leases.with_patience(patience),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tasks.spawn("registry", DataPlane::new(config, deps).unwrap().serve(listener));
+        wait_until(LIMIT, "the node is ready", async || health.is_ready()).await;
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        Node { url, client, tasks, metrics }
+    }
+}
+
+struct Node {
+    url: String,
+    client: reqwest::Client,
+    tasks: Tasks,
+    metrics: Metrics,
+}
+
+impl Node {
+    /// A client that pulls `path`. It answers the status and the body's digest.
+    fn get(&self, path: &str) -> JoinHandle<(StatusCode, String)> {
+        let request = self.client.get(format!("{}/v2/demo/{path}", self.url)).basic_auth(KEY.0, Some(KEY.1));
+        tokio::spawn(async move {
+            let answer = request.send().await.unwrap();
+            let status = answer.status();
+            (status, answer.bytes().await.map_or_else(|error| error.to_string(), |bytes| images::sha256(&bytes)))
+        })
+    }
+
+    fn metric(&self, line: &str) -> f64 {
+        let text = self.metrics.render();
+        let lines = text.lines().filter(|l| l.starts_with(line));
+        lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until this node has found a lease in another's hands.
+    async fn until_busy(&self) {
+        let line = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
+        wait_until(LIMIT, "another node leads", async || self.metric(line) >= 1.0).await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tasks.stopping().cancel();
+    }
+}
+
+fn ok(digest: &str) -> (StatusCode, String) {
+    (StatusCode::OK, digest.to_owned())
+}
+
+/// An image with a large layer and a small one.
+fn publish_image(upstream: &FakeUpstream) -> Image {
+    upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20), images::random_bytes(2, 1000)])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_once() {
+    const CLIENTS: usize = 25;
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let (one, two) = ground.two(LIMIT).await;
+    let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
+    paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
+    for (path, digest) in &paths {
+        // The upstream holds its first byte until all are waiting.
+        let gate = ground.upstream.hold(format!("GET /v2/{path}"));
+        let clients: Vec<_> = [&one, &two].iter().flat_map(|node| (0..CLIENTS).map(|_| node.get(path))).collect();
+        for node in [&one, &two] {
+            let all = "all clients wait";
+            wait_until(LIMIT, all, async || node.metric("entrepot_pull_active") >= CLIENTS as f64).await;
+        }
+        gate.until_waiting(1).await;
+        gate.release();
+        let since = Instant::now();
+        for answer in join_all(clients).await {
+            assert_eq!(answer.unwrap(), ok(digest));
+        }
+        println!("measured: {} clients had `{path}` {:?} after the upstream answered", 2 * CLIENTS, since.elapsed());
+        for node in [&one, &two] {
+            wait_until(LIMIT, "all have gone", async || node.metric("entrepot_pull_active") == 0.0).await;
+        }
+    }
+    for digest in image.blobs() {
+        assert_eq!(ground.upstream.fetches_of(digest), 1, "{digest}");
+    }
+    assert_eq!(ground.upstream.fetches_of("manifests/v1"), 1);
+    let redis = &ground.redis;
+    wait_until(LIMIT, "all leases are given back", async || redis.dump().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_stale_tag_is_confirmed_by_one_node_for_both() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let (one, two) = ground.two(LIMIT).await;
+    assert_eq!(one.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
+    ground.clock.advance(Duration::from_secs(25 * 3600));
+
+    let gate = ground.upstream.hold("HEAD /v2/app/manifests/v1");
+    let first = one.get("app/manifests/v1");
+    gate.until_waiting(1).await;
+    let second = two.get("app/manifests/v1");
+    two.until_busy().await;
+    gate.release();
+    for client in [first, second] {
+        assert_eq!(client.await.unwrap(), ok(&image.manifest));
+    }
+    assert_eq!(gate.waiting(), 1);
+    assert_eq!(ground.upstream.fetches_of("manifests/v1"), 1);
+}
+
+#[tokio::test]
+async fn a_stale_tag_whose_upstream_is_away_is_served_by_both() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let (one, two) = ground.two(LIMIT).await;
+    assert_eq!(one.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
+    ground.clock.advance(Duration::from_secs(25 * 3600));
+    ground.upstream.stop().await;
+    for client in [one.get("app/manifests/v1"), two.get("app/manifests/v1")] {
+        assert_eq!(client.await.unwrap(), ok(&image.manifest));
+    }
+}
+
+#[tokio::test]
+async fn when_the_upstream_fails_one_node_the_other_has_its_own_try() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let (one, two) = ground.two(LIMIT).await;
+    for (path, digest) in
+        [("app/manifests/v1".to_owned(), &image.manifest), (format!("app/blobs/{}", image.layers[1]), &image.layers[1])]
+    {
+        let busy_before = two.metric("entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"");
+        let request = format!("GET /v2/{path}");
+        let gate = ground.upstream.hold(&request);
+        ground.upstream.script_times(&request, Fault::Html, 1);
+        ground.upstream.script_times(&request, Fault::FlipBit, 1);
+        let first = one.get(&path);
+        gate.until_waiting(1).await;
+        let second = two.get(&path);
+        let line = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
+        wait_until(LIMIT, "the other waits", async || two.metric(line) > busy_before).await;
+        gate.release();
+        assert_eq!(first.await.unwrap().0, StatusCode::BAD_GATEWAY, "{path}");
+        assert_eq!(second.await.unwrap(), ok(digest), "{path}");
+        assert_eq!(gate.waiting(), 1, "the second request came after the first had failed");
+    }
+}
+
+#[tokio::test]
+async fn who_has_waited_long_enough_fetches_by_itself() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let (one, two) = ground.two(Duration::from_millis(700)).await;
+    for (path, digest) in
+        [("app/manifests/v1".to_owned(), &image.manifest), (format!("app/blobs/{}", image.layers[0]), &image.layers[0])]
+    {
+        let gate = ground.upstream.hold(format!("GET /v2/{path}"));
+        let first = one.get(&path);
+        gate.until_waiting(1).await;
+        let (since, second) = (Instant::now(), two.get(&path));
+        gate.until_waiting(2).await;
+        println!("measured: `{path}` was asked for a second time after {:?}", since.elapsed());
+        gate.release();
+        for client in [first, second] {
+            assert_eq!(client.await.unwrap(), ok(digest));
+        }
+    }
+}
+
+#[test]
+fn when_the_node_that_leads_dies_the_other_goes_on_within_its_patience() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (dying, living) = (runtime(), runtime());
+    let ground = living.block_on(Ground::new());
+    let image = publish_image(&ground.upstream);
+    let patience = Duration::from_secs(2);
+    let one = dying.block_on(ground.node("node-1", patience));
+    let path = format!("app/blobs/{}", image.layers[0]);
+    living.block_on(async {
+        let two = ground.node("node-2", patience).await;
+        let gate = ground.upstream.hold(format!("GET /v2/{path}"));
+        let _entered = dying.enter();
+        let _lost = one.get(&path);
+        drop(_entered);
+        gate.until_waiting(1).await;
+        let (since, second) = (Instant::now(), two.get(&path));
+        two.until_busy().await;
+        dying.shutdown_background();
+        gate.until_waiting(2).await;
+        println!("measured: the other node asked the upstream after {:?}", since.elapsed());
+        gate.release();
+        assert_eq!(second.await.unwrap(), ok(&image.layers[0]));
+    });
+}
+
+#[tokio::test]
+async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let (one, two) = ground.two(LIMIT).await;
+    ground.redis.pause();
+    let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
+    paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
+    for (path, digest) in &paths {
+        let since = Instant::now();
+        let clients = [one.get(path), two.get(path)];
+        for client in clients {
+            assert_eq!(client.await.unwrap(), ok(digest));
+        }
+        println!("measured: Redis paused, `{path}` took {:?}", since.elapsed());
+        assert!(ground.upstream.fetches_of(digest) <= 2);
+    }
+    ground.redis.resume();
+}
+
+#[tokio::test]
+async fn what_another_node_stored_for_another_repository_still_wants_the_upstreams_word() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    ground.upstream.publish_blob("other", images::random_bytes(1, 4 << 20));
+    let (one, two) = ground.two(LIMIT).await;
+    let layer = &image.layers[0];
+    assert_eq!(one.get(&format!("app/blobs/{layer}")).await.unwrap(), ok(layer));
+
+    assert_eq!(two.get(&format!("other/blobs/{layer}")).await.unwrap(), ok(layer));
+    assert_eq!(two.get(&format!("stranger/blobs/{layer}")).await.unwrap().0, StatusCode::NOT_FOUND);
+    assert_eq!(ground.upstream.fetches_of(layer), 1);
+    let asked: Vec<_> = ground.upstream.log().into_iter().filter(|entry| entry.method == "HEAD").collect();
+    assert!(asked.iter().any(|entry| entry.path == format!("/v2/other/blobs/{layer}")));
+}
+
+#[test]
+fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
+    let spans = Spans::default();
+    tracing_subscriber::registry().with(spans.clone()).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let ground = Ground::new().await;
+        let image = publish_image(&ground.upstream);
+        let node = ground.node("node-1", LIMIT).await;
+        node.get("app/manifests/v1").await.unwrap();
+        node.get(&format!("app/blobs/{}", image.layers[0])).await.unwrap();
+        wait_until(LIMIT, "the fill has ended", async || spans.has("fill.commit", "fill")).await;
+    });
+    let pull = spans.parent_of("fill").expect("a fill is part of a pull");
+    for (span, parent) in [
+        ("fill", pull.as_str()),
+        ("lease.claim", "fill"),
+        ("upstream.request", "fill"),
+        ("fill.commit", "fill"),
+        // Of the manifest.
+        ("lease.claim", &pull),
+        ("upstream.request", &pull),
+        ("fill.commit", &pull),
+    ] {
+        assert!(spans.has(span, parent), "`{span}` in `{parent}`: {spans:?}");
+    }
+}
+
+/// What a child of the test below does: it pulls an image through a node, and waits until nothing of it is left to do.
+#[tokio::test]
+#[ignore = "it is run by the test of failpoints, in a process that dies of it"]
+async fn a_pull_of_a_whole_image() {
+    let ground = Ground::new().await;
+    let image = publish_image(&ground.upstream);
+    let node = ground.node("node-1", LIMIT).await;
+    assert_eq!(node.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
+    for digest in image.blobs() {
+        assert_eq!(node.get(&format!("app/blobs/{digest}")).await.unwrap(), ok(digest));
+    }
+    wait_until(LIMIT, "all leases are given back", async || ground.redis.dump().await.is_empty()).await;
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_pull_of_an_image_reaches_every_failpoint_and_dies_there() {
+    use entrepot_data_plane::failpoint::NAMES;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    let pull = |failpoint: &str| {
+        let arguments = ["--exact", "a_pull_of_a_whole_image", "--ignored"];
+        let this = std::env::current_exe().unwrap();
+        let (status, _, log) =
+            entrepot_test_support::program::try_run(this, &arguments, &[("ENTREPOT_FAILPOINT", failpoint)]);
+        (status, log)
+    };
+    const SIGABRT: i32 = 6;
+    for name in NAMES {
+        let (status, log) = pull(name);
+        assert_eq!(status.signal(), Some(SIGABRT), "`{name}`: {status}\n{log}");
+    }
+    // Three blobs, so three fills.
+    assert_eq!(pull("fill.after_upload:3").0.signal(), Some(SIGABRT));
+    for other in ["fill.after_upload:4", "fill", ""] {
+        let (status, log) = pull(other);
+        assert!(status.success(), "`{other}`: {status}\n{log}");
+    }
+}
+
+/// The names of all spans, each with its parent's.
+#[derive(Clone, Debug, Default)]
+struct Spans(Arc<Mutex<BTreeSet<Family>>>);
+
+type Family = (String, Option<String>);
+
+impl Spans {
+    fn has(&self, span: &str, parent: &str) -> bool {
+        self.0.lock().unwrap().contains(&(span.to_owned(), Some(parent.to_owned())))
+    }
+
+    fn parent_of(&self, span: &str) -> Option<String> {
+        self.0.lock().unwrap().iter().find(|(name, _)| name == span)?.1.clone()
+    }
+}
+
+impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+    fn on_new_span(&self, _: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
+        let span = context.span(id).unwrap();
+        let parent = span.parent().map(|parent| parent.name().to_owned());
+        self.0.lock().unwrap().insert((span.name().to_owned(), parent));
+    }
+}
