@@ -7,24 +7,27 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may depend on, of ours.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("domain", &[]),
     ("runtime", &[]),
     ("proto", &["domain"]),
     ("store", &["domain"]),
     ("trust", &["domain"]),
     ("upstream", &["domain"]),
-    ("control-plane", &["domain", "proto", "runtime", "store", "trust", "upstream"]),
-    ("data-plane", &["domain", "proto", "runtime", "store", "trust", "upstream"]),
-    ("cli", &["domain", "proto", "runtime", "store", "trust", "upstream", "control-plane", "data-plane"]),
+    ("settings", &["domain", "runtime", "store", "trust"]),
+    ("control-plane", &["domain", "proto", "runtime", "settings", "store", "trust", "upstream"]),
+    ("data-plane", &["domain", "proto", "runtime", "settings", "store", "trust", "upstream"]),
+    ("cli", &["domain", "proto", "runtime", "settings", "store", "trust", "upstream", "control-plane", "data-plane"]),
 ];
 
 /// The folders and files, by how their paths begin, where alone something may be named.
-const HOMES: [(&str, &[&str]); 7] = [
+const HOMES: [(&str, &[&str]); 9] = [
     ("tokio_postgres::", &["control-plane/src/db"]),
     ("use tokio_postgres", &["control-plane/src/db"]),
     ("reqwest::", &["upstream/"]),
     ("use reqwest", &["upstream/"]),
+    ("redis::", &["data-plane/src/lease"]),
+    ("use redis", &["data-plane/src/lease"]),
     // What is generated; `entrepot_proto::convert`, which leads from it to the domain, is for everybody.
     ("entrepot_proto::v1", API_EDGES),
     ("entrepot_proto::node", API_EDGES),

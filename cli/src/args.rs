@@ -7,6 +7,7 @@ use entrepot_domain::Secret;
 
 use crate::commands::{self, Administration};
 use crate::output::Output;
+use crate::tls::TlsArgs;
 use crate::up;
 
 /// A container registry whose repositories fill themselves.
@@ -20,6 +21,9 @@ pub struct Cli {
     #[arg(long, global = true, env = "ENTREPOT_API", value_name = "URL", default_value = "http://127.0.0.1:5001")]
     pub(crate) api: String,
 
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
+
     /// How to show what comes back: a table for people, or one JSON document for programs.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     pub(crate) output: Output,
@@ -32,6 +36,7 @@ const EXAMPLES: &str = "\
 Environment:
   ENTREPOT_API            the API's address, as --api
   ENTREPOT_KEY            the access key to call with, as `<key id>:<secret>`
+  ENTREPOT_CA             whose certificates to trust at https:// addresses, as --ca
   ENTREPOT_BOOTSTRAP_KEY  for `up`: an administrator's key to begin with
 
 Examples:
@@ -51,12 +56,16 @@ pub(crate) enum Command {
     #[command(flatten)]
     Administer(Box<Administration>),
 
+    /// Keys: the files that make programs one cluster.
+    #[command(subcommand)]
+    Keys(commands::keys::Command),
+
     /// Say whether a registry process is ready; exit 1 if it is not.
     Health(commands::health::Args),
 
-    /// For emergencies: work on a registry that is stopped.
+    /// For emergencies: what is done to a registry's database.
     #[command(subcommand)]
-    Admin(Admin),
+    Admin(commands::admin::Command),
 
     /// Print completions for a shell.
     #[command(after_help = "Example:\n  entrepot completions bash > /etc/bash_completion.d/entrepot")]
@@ -64,16 +73,6 @@ pub(crate) enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Admin {
-    /// After the database was restored from a backup: let its configuration be changed again.
-    ///
-    /// A database that is older than what nodes run could lead them back in time, so it is not published. This begins
-    /// a new epoch with what the database has now. Stop `entrepot up` first.
-    #[command(after_help = "Example:\n  entrepot admin restore --data-dir /var/lib/entrepot")]
-    Restore(up::RestoreArgs),
 }
 
 impl Cli {
@@ -146,7 +145,13 @@ mod tests {
             "entrepot rule create demo --upstream local --prefix P --upstream-prefix P",
             "entrepot rule explain demo/team/app:v1",
             "entrepot login-password",
+            "entrepot login-password --api https://127.0.0.1:5001 --ca ca.pem --tls-name registry.example",
+            "entrepot keys generate --out /keys --if-missing",
+            "entrepot admin restore --data-dir DIR",
+            "entrepot admin restore --config",
+            "entrepot admin reindex --config control-plane.toml",
             "entrepot repository list --output json",
+            "entrepot node list --output json",
             "entrepot image list demo/team/app --output json",
             "entrepot image delete demo/team/app:v1",
             "entrepot upstream update local --allow-host a --allow-host b:1 --password-stdin --etag \"x\"",

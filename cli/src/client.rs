@@ -9,10 +9,11 @@ use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, Endpoint};
 
 use crate::error::Error;
 use crate::output::Output;
+use crate::tls::TlsArgs;
 
 /// How long to wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -34,14 +35,19 @@ type Line = InterceptedService<Channel, Credentials>;
 
 impl Session {
     /// Connects to `api` as the caller whose key is `key`.
-    pub(crate) async fn open(api: &str, key: Option<Secret<OsString>>, output: Output) -> Result<Self, Error> {
+    pub(crate) async fn open(
+        api: &str,
+        tls: &TlsArgs,
+        key: Option<Secret<OsString>>,
+        output: Output,
+    ) -> Result<Self, Error> {
         let credentials = Credentials::parse(key)?;
         let bad_address = || Error::Usage(format!("`{api}` is not an API address such as http://127.0.0.1:5001"));
         let endpoint = Endpoint::from_shared(api.to_owned()).map_err(|_| bad_address())?;
         let endpoint = match (endpoint.uri().scheme_str(), endpoint.uri().host()) {
             (Some("http"), Some(_)) => endpoint,
             (Some("https"), Some(_)) => endpoint
-                .tls_config(ClientTlsConfig::new().with_enabled_roots())
+                .tls_config(tls.tonic()?)
                 .map_err(|source| Error::Unreachable { api: api.to_owned(), source })?,
             _ => return Err(bad_address()),
         };
@@ -71,6 +77,11 @@ impl Session {
     /// The service of this name.
     pub(crate) fn images(&self) -> v1::images_client::ImagesClient<Line> {
         v1::images_client::ImagesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// Nodes.
+    pub(crate) fn nodes(&self) -> v1::nodes_client::NodesClient<Line> {
+        v1::nodes_client::NodesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }
 
     /// The service of this name.

@@ -1,10 +1,13 @@
 //! The commands that administer a registry, one file for each noun.
 
 mod access_key;
+pub(crate) mod admin;
 pub(crate) mod completions;
 pub(crate) mod health;
 mod image;
+pub(crate) mod keys;
 mod login_password;
+mod node;
 mod principal;
 mod repository;
 mod rule;
@@ -40,6 +43,10 @@ pub(crate) enum Administration {
     #[command(subcommand)]
     Image(image::Command),
 
+    /// Nodes: what serves pulls. They appear by themselves when they start.
+    #[command(subcommand)]
+    Node(node::Command),
+
     /// Principals: who may call.
     #[command(subcommand)]
     Principal(principal::Command),
@@ -57,6 +64,7 @@ impl Administration {
             Self::Upstream(command) => command.run(session).await?,
             Self::Repository(command) => command.run(session).await?,
             Self::Image(command) => command.run(session).await?,
+            Self::Node(command) => command.run(session).await?,
             Self::Principal(command) => command.run(session).await?,
             Self::AccessKey(command) => command.run(session).await?,
         }

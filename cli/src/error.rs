@@ -47,8 +47,14 @@ impl fmt::Display for Error {
             ),
             Self::MalformedKey => f.write_str("ENTREPOT_KEY is not an access key: it must be `<key id>:<secret>`"),
             Self::Unreachable { api, source } => {
-                write!(f, "cannot reach the API at {api} ({}): ", root_cause(source))?;
-                f.write_str("is `entrepot up` running? If the API is elsewhere, set ENTREPOT_API or --api")
+                let cause = root_cause(source);
+                write!(f, "cannot reach the API at {api} ({cause}): ")?;
+                f.write_str(if cause.contains("certificate") {
+                    "if it is signed by an authority of your own, name that with ENTREPOT_CA or --ca; if it has \
+                     another name than the address, say which with --tls-name"
+                } else {
+                    "is it running? If the API is elsewhere, set ENTREPOT_API or --api"
+                })
             }
             Self::Refused(status) => refused(status, f),
             Self::Output(error) => write!(f, "cannot write the answer: {error}"),

@@ -9,13 +9,14 @@ mod commands;
 mod error;
 mod names;
 mod output;
+mod tls;
 pub mod up;
 
 use std::process::ExitCode;
 
 pub use args::{Cli, Environment};
 
-use crate::args::{Admin, Command};
+use crate::args::Command;
 use crate::client::Session;
 use crate::error::Error;
 
@@ -34,11 +35,12 @@ pub fn run(cli: Cli, environment: Environment) -> ExitCode {
 async fn dispatch(cli: Cli, environment: Environment) -> Result<ExitCode, Error> {
     match cli.command {
         Command::Up(args) => up::run(args, environment).await,
-        Command::Health(args) => commands::health::run(args).await,
-        Command::Admin(Admin::Restore(args)) => up::restore(args, environment).await,
+        Command::Keys(command) => command.run(),
+        Command::Health(args) => commands::health::run(args, &cli.tls).await,
+        Command::Admin(command) => Box::pin(command.run(environment)).await,
         Command::Completions { shell } => commands::completions::run(shell),
         Command::Administer(command) => {
-            let session = Session::open(&cli.api, environment.key, cli.output).await?;
+            let session = Session::open(&cli.api, &cli.tls, environment.key, cli.output).await?;
             command.run(&session).await
         }
     }

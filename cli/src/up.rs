@@ -9,15 +9,14 @@ mod parent_death;
 mod place;
 pub mod postgres;
 mod process;
-mod restore;
-mod signals;
 mod welcome;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::process::ExitCode;
 
 use entrepot_domain::Secret;
-use entrepot_runtime::{LogFormat, chain, telemetry};
+use entrepot_runtime::program::Signals;
+use entrepot_runtime::{LogFormat, Telemetry, chain, telemetry};
 use entrepot_trust::access_key;
 use url::Url;
 
@@ -25,12 +24,11 @@ use crate::args::Environment;
 use crate::error::Error;
 use listeners::Listeners;
 use process::Process;
-use signals::Signals;
 
-pub(crate) use restore::{Args as RestoreArgs, run as restore};
+pub(crate) use place::{Place, PlaceArgs};
 
 /// What libraries tell of their own is told by the planes, in their words.
-const LOG_FILTER: &str = "info,deadpool=error,opentelemetry_sdk=warn,refinery_core=warn,tokio_postgres=warn";
+const LOG_FILTER: &str = "info,deadpool=error,refinery_core=off,tokio_postgres=warn";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -74,13 +72,21 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Box<Args>, environment: Environment) -> Result<ExitCode, Error> {
-    telemetry::init_logs(args.log_format, &args.log_filter).map_err(|error| Error::Usage(chain(&error).to_string()))?;
+    let telemetry = Telemetry::init(telemetry::Config {
+        service: "entrepot",
+        instance: "up".to_owned(),
+        log_format: args.log_format,
+        log_filter: args.log_filter.clone(),
+        otlp: None,
+    });
+    let telemetry = telemetry.map_err(|error| Error::Usage(chain(&error).to_string()))?;
     let bootstrap_key = environment.bootstrap_key.as_ref().map(bootstrap_key).transpose()?;
     let mut signals = Signals::new().map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))?;
     // A taken port is told before anything is made.
     let listeners = Listeners::bind(&args)?;
     let place = args.place.open(&environment)?;
-    let mut process = Process::new(place, listeners, args.external_url.clone(), bootstrap_key).await?;
+    let (url, metrics) = (args.external_url.clone(), telemetry.metrics());
+    let mut process = Process::new(place, listeners, url, bootstrap_key, metrics).await?;
     let outcome = tokio::select! {
         biased;
         () = signals.received() => Ok(()),

@@ -4,7 +4,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
+
+use entrepot_test_support::tls::Authority;
+use entrepot_trust::{ClusterKey, PublicKey, SnapshotSigner};
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 /// Runs the command with an environment of its own.
 fn entrepot(args: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -80,8 +87,8 @@ fn an_api_that_is_not_there_says_what_to_start_or_set() {
     assert_eq!(
         errors(&output),
         format!(
-            "error: cannot reach the API at {api} (connection refused): is `entrepot up` running? If the API is \
-             elsewhere, set ENTREPOT_API or --api\n"
+            "error: cannot reach the API at {api} (connection refused): is it running? If the API is elsewhere, set \
+             ENTREPOT_API or --api\n"
         )
     );
 }
@@ -120,7 +127,7 @@ fn health_is_an_exit_code() {
 
     let output = entrepot(&["health", "--url", &format!("http://{}/readyz", nobody())], &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(errors(&output).contains("is `entrepot up` running?"), "{}", errors(&output));
+    assert!(errors(&output).contains("is the program running"), "{}", errors(&output));
 }
 
 #[test]
@@ -131,4 +138,131 @@ fn completions_are_for_the_shell_that_is_asked_for() {
         let output = entrepot(&["completions", shell], &[]);
         assert!(String::from_utf8(output.stdout).unwrap().contains(part), "{shell}");
     }
+}
+
+#[test]
+fn keys_are_made_once_as_the_programs_want_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("keys");
+    let generate =
+        |more: &[&str]| entrepot(&[&["keys", "generate", "--out", out.to_str().unwrap()], more].concat(), &[]);
+
+    let made = generate(&[]);
+    assert!(made.status.success(), "{}", errors(&made));
+    let files = ["cluster.key", "snapshot.key", "snapshot.pub"];
+    let modes = files.map(|file| out.join(file).metadata().unwrap().permissions().mode() & 0o7777);
+    assert_eq!(modes, [0o600, 0o600, 0o644]);
+    assert_eq!(out.metadata().unwrap().permissions().mode() & 0o7777, 0o700);
+    assert!(files.iter().all(|file| errors(&made).contains(file)), "{}", errors(&made));
+    ClusterKey::load(out.join("cluster.key")).unwrap();
+    let signer = SnapshotSigner::load(out.join("snapshot.key")).unwrap();
+    assert_eq!(PublicKey::load(out.join("snapshot.pub")).unwrap(), signer.public_key());
+
+    let refused = generate(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(errors(&refused).contains("--if-missing"), "{}", errors(&refused));
+    assert!(generate(&["--if-missing"]).status.success());
+    assert_eq!(SnapshotSigner::load(out.join("snapshot.key")).unwrap().public_key(), signer.public_key());
+
+    // As another set of keys would have it, after a copy that went wrong.
+    std::fs::remove_file(out.join("cluster.key")).unwrap();
+    let half = generate(&["--if-missing"]);
+    assert_eq!(half.status.code(), Some(1));
+    assert!(errors(&half).contains("but cluster.key is not") && !out.join("cluster.key").exists(), "{}", errors(&half));
+}
+
+#[test]
+fn health_over_tls_believes_the_authority_that_is_named_under_the_name_that_is_asked_for() {
+    let authority = Authority::new();
+    let (folder, ca) = ca_file(&authority);
+    let other = ca_file(&Authority::new());
+    for (args, environment, expected) in [
+        (&["--ca", &ca][..], &[][..], "ready"),
+        (&[], &[("ENTREPOT_CA", ca.as_str())], "ready"),
+        (&["--ca", &ca, "--tls-name", "localhost"], &[], "ready"),
+        (&["--ca", &ca, "--tls-name", "node-1.example"], &[], "certificate"),
+        (&["--ca", &other.1], &[], "certificate"),
+        (&[], &[], "certificate"),
+    ] {
+        let (address, server) = answering_over_tls(&authority);
+        let url = format!("https://{address}/readyz");
+        let output = entrepot(&[&["health", "--url", &url], args].concat(), environment);
+        assert_eq!(output.status.code(), Some(i32::from(expected != "ready")), "{args:?}: {}", errors(&output));
+        let said = String::from_utf8(output.stdout.clone()).unwrap() + &errors(&output);
+        assert!(said.contains(expected), "{args:?}: {said}");
+        server.join().unwrap();
+    }
+
+    let empty = folder.path().join("empty.pem");
+    std::fs::write(&empty, "no certificate").unwrap();
+    let url = format!("https://{}/readyz", nobody());
+    for path in [empty.to_str().unwrap(), "/nowhere/ca.pem"] {
+        let output = entrepot(&["health", "--url", &url, "--ca", path], &[]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(errors(&output).contains(path) && errors(&output).contains("--ca"), "{}", errors(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_over_tls_is_believed_by_its_authority_and_its_name() {
+    let authority = Authority::new();
+    let (_folder, ca) = ca_file(&authority);
+    let (certificate, key) = authority.certificate_for(&["registry.example"]);
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let api = format!("https://{}", incoming.local_addr().unwrap());
+    let server = Server::builder()
+        .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)))
+        .unwrap()
+        .add_routes(Routes::default())
+        .serve_with_incoming(incoming);
+
+    let calls = tokio::task::spawn_blocking(move || {
+        let list = |more: &[&str]| {
+            let output =
+                entrepot(&[&["rule", "list", "--api", &api], more].concat(), &[("ENTREPOT_KEY", "admin:secret99")]);
+            assert_eq!(output.status.code(), Some(1));
+            errors(&output)
+        };
+        // This server has no services: what it answers has come through TLS.
+        let answer = list(&["--ca", &ca, "--tls-name", "registry.example"]);
+        assert!(answer.contains("of another release"), "{answer}");
+        for more in [&["--ca", &ca][..], &["--tls-name", "registry.example"]] {
+            let refused = list(more);
+            assert!(refused.contains("cannot reach the API") && refused.contains("certificate"), "{refused}");
+            assert!(refused.contains("--ca") && refused.contains("--tls-name"), "{refused}");
+        }
+    });
+    tokio::select! {
+        served = server => panic!("the server ended: {served:?}"),
+        called = calls => called.unwrap(),
+    }
+}
+
+/// A file with the authority's certificate, in a folder that goes with it.
+fn ca_file(authority: &Authority) -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, authority.pem()).unwrap();
+    (folder, path.to_str().unwrap().to_owned())
+}
+
+/// Answers one request with "ready" as `127.0.0.1` and `localhost`, unless the client does not believe that.
+fn answering_over_tls(authority: &Authority) -> (String, std::thread::JoinHandle<()>) {
+    let config = authority.server_config();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let thread = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut stream = rustls::StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), stream);
+        let mut request = vec![];
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            match stream.read(&mut byte) {
+                Ok(1) => request.push(byte[0]),
+                Ok(_) | Err(_) => return,
+            }
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n").unwrap();
+    });
+    (address, thread)
 }

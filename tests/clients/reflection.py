@@ -63,7 +63,7 @@ def details(error):
 
 def reflection_lists_every_service(client):
     services = set(client.database.get_services())
-    expected = {f"entrepot.v1.{name}" for name in ("Access", "Images", "Repositories", "Rules", "Upstreams")}
+    expected = {f"entrepot.v1.{name}" for name in ("Access", "Images", "Nodes", "Repositories", "Rules", "Upstreams")}
     assert expected <= services, services
 
 

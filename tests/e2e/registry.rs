@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use entrepot_control_plane::{ControlPlane, Reflection};
+use entrepot_control_plane::{ControlPlane, FirstKey, Reflection};
 use entrepot_data_plane::DataPlane;
 use entrepot_domain::Secret;
 use entrepot_proto::v1 as pb;
@@ -110,11 +110,13 @@ impl Registry {
                 store: store.clone(),
                 cluster_key: cluster_key.clone(),
                 snapshot_signer: signer,
+                snapshot_trust: snapshot_trust.clone(),
                 clock: clock.clone(),
                 tasks: tasks.clone(),
                 health: health.clone(),
                 metrics: metrics.clone(),
                 bootstrap_key: Some(Secret::new(format!("{}:{}", KEY.0, KEY.1))),
+                first_key: FirstKey::None,
                 reflection: Reflection::Open,
             },
         );
@@ -122,12 +124,8 @@ impl Registry {
         tasks.spawn("api", async move { serving.serve(api).await.expect("gRPC is served") });
         control_plane.ready(LIMIT).await?;
 
-        let config = entrepot_data_plane::Config {
-            node_id: "node-1".to_owned(),
-            external_url: None,
-            control_api: format!("http://{api_addr}").parse()?,
-            spool_dir: dir.path().join("spool"),
-        };
+        let control = format!("http://{api_addr}").parse()?;
+        let config = entrepot_data_plane::Config::new("node-1", vec![control], dir.path().join("spool"));
         let deps = entrepot_data_plane::Deps {
             store: store.clone(),
             cluster_key,
@@ -136,6 +134,7 @@ impl Registry {
             tasks: tasks.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
+            leases: entrepot_data_plane::Leases::local(),
         };
         let data_plane = DataPlane::new(config, deps)?;
         tasks.spawn("registry", data_plane.serve(registry));

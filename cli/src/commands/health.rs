@@ -1,38 +1,53 @@
 //! `entrepot health`: the probe for images that have no other HTTP client.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use url::Url;
 
 use crate::error::Error;
 use crate::output;
+use crate::tls::TlsArgs;
 
 /// A probe that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(5);
 /// More than any answer has.
 const BODY_MAX_BYTES: usize = 64 * 1024;
 
+type Answer = (http::StatusCode, String);
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  entrepot health --url http://127.0.0.1:5002/readyz && echo ready")]
+#[command(after_help = "\
+Examples:
+  entrepot health --url http://127.0.0.1:5002/readyz && echo ready
+  entrepot health --url https://127.0.0.1:5002/readyz --ca ca.pem --tls-name node-1.example")]
 pub(crate) struct Args {
-    /// What to ask: /readyz (serves requests) or /livez (runs) of the operations listener.
+    /// What to ask: /readyz (serves requests) or /livez (runs) of a program's operations listener.
     #[arg(long, default_value = "http://127.0.0.1:5002/readyz")]
     url: Url,
 }
 
-pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
-    if args.url.scheme() != "http" || args.url.host_str().is_none() {
-        return Err(Error::Usage(format!("`{}` must be a plain http:// URL", args.url)));
-    }
-    let unreachable =
-        |why: String| Error::Failed(format!("{} does not answer ({why}): is `entrepot up` running?", args.url));
-    let (status, body) = match tokio::time::timeout(LIMIT, get(&args.url)).await {
+pub(crate) async fn run(args: Args, tls: &TlsArgs) -> Result<ExitCode, Error> {
+    let host = args.url.host_str().unwrap_or_default();
+    let tls = match args.url.scheme() {
+        "http" if !host.is_empty() => None,
+        "https" if !host.is_empty() => Some(tls.rustls(host)?),
+        _ => return Err(Error::Usage(format!("`{}` must be an http:// or https:// URL", args.url))),
+    };
+    let unreachable = |why: String| {
+        Error::Failed(format!("{} does not answer ({why}): is the program running, and is this right?", args.url))
+    };
+    let (status, body) = match tokio::time::timeout(LIMIT, get(&args.url, tls)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return Err(unreachable(error.to_string())),
         Err(_) => return Err(unreachable(format!("no answer within {} s", LIMIT.as_secs()))),
@@ -44,13 +59,21 @@ pub(crate) async fn run(args: Args) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn get(url: &Url) -> anyhow::Result<(http::StatusCode, String)> {
+async fn get(url: &Url, tls: Option<(Arc<ClientConfig>, ServerName<'static>)>) -> anyhow::Result<Answer> {
     let host = url.host_str().unwrap_or_default();
     let port = url.port_or_known_default().unwrap_or(80);
     let stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    match tls {
+        Some((config, name)) => exchange(url, TlsConnector::from(config).connect(name, stream).await?).await,
+        None => exchange(url, stream).await,
+    }
+}
+
+async fn exchange(url: &Url, stream: impl AsyncRead + AsyncWrite + Unpin + Send) -> anyhow::Result<Answer> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
     let request = http::Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(http::header::HOST, format!("{host}:{port}"))
+        .header(http::header::HOST, host)
         .body(Empty::<Bytes>::new())?;
     let exchange = async {
         let (head, body) = sender.send_request(request).await?.into_parts();

@@ -3,17 +3,16 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use entrepot_runtime::listen::bind;
-use tokio::net::TcpListener;
+use entrepot_runtime::Listener;
 
 use super::Args;
 use crate::error::Error;
 
 /// All sockets, listening.
 pub(super) struct Listeners {
-    pub(super) registry: TcpListener,
-    pub(super) api: TcpListener,
-    pub(super) operations: TcpListener,
+    pub(super) registry: Listener,
+    pub(super) api: Listener,
+    pub(super) operations: Listener,
     /// Where they listen; they may have been given port 0.
     pub(super) addresses: Addresses,
 }
@@ -36,7 +35,7 @@ impl Listeners {
                 args.api_listen
             )));
         }
-        let registry = bind(args.registry_listen, "--registry-listen").map_err(|error| {
+        let registry = Listener::bind(args.registry_listen, "--registry-listen", None).map_err(|error| {
             let hint = if error.kind() == io::ErrorKind::AddrInUse && args.registry_listen.port() == 5000 {
                 "; Debian's docker-registry starts itself there: `systemctl disable --now docker-registry`"
             } else {
@@ -45,8 +44,8 @@ impl Listeners {
             Error::Failed(format!("{error}{hint}"))
         })?;
         let failed = |error: io::Error| Error::Failed(error.to_string());
-        let api = bind(args.api_listen, "--api-listen").map_err(failed)?;
-        let operations = bind(args.operations_listen, "--operations-listen").map_err(failed)?;
+        let api = Listener::bind(args.api_listen, "--api-listen", None).map_err(failed)?;
+        let operations = Listener::bind(args.operations_listen, "--operations-listen", None).map_err(failed)?;
         let addresses = Addresses {
             registry: reachable(&registry).map_err(failed)?,
             api: reachable(&api).map_err(failed)?,
@@ -57,7 +56,7 @@ impl Listeners {
 }
 
 /// The address of a listener, with loopback in place of "all addresses".
-fn reachable(listener: &TcpListener) -> io::Result<SocketAddr> {
+fn reachable(listener: &Listener) -> io::Result<SocketAddr> {
     let mut addr = listener.local_addr()?;
     if addr.ip().is_unspecified() {
         addr.set_ip(match addr.ip() {

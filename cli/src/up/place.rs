@@ -37,7 +37,7 @@ pub(crate) struct PlaceArgs {
     data_dir: Option<PathBuf>,
 
     /// A Postgres of your own, as postgres://user@host/database, in place of the embedded one.
-    #[arg(long, value_name = "URL", env = "ENTREPOT__DATABASE__URL", hide_env_values = true, value_parser = secret)]
+    #[arg(long, value_name = "URL", env = "ENTREPOT__POSTGRES__URL", hide_env_values = true, value_parser = secret)]
     database_url: Option<Secret<String>>,
 
     /// Whom the embedded Postgres runs as when this is run as root.
@@ -46,20 +46,20 @@ pub(crate) struct PlaceArgs {
 }
 
 /// An opened place: nobody else uses it now.
-pub(super) struct Place {
+pub(crate) struct Place {
     pub(super) folder: PathBuf,
     pub(super) cluster_key: ClusterKey,
     pub(super) snapshot_signer: SnapshotSigner,
     pub(super) node_id: ResourceId,
-    pub(super) store: Store,
+    pub(crate) store: Store,
     /// The embedded Postgres, unless the operator has another.
-    pub(super) postgres: Option<Postgres>,
-    pub(super) control: control_plane::Config,
+    pub(crate) postgres: Option<Postgres>,
+    pub(crate) control: control_plane::Config,
 }
 
 impl PlaceArgs {
     /// Makes what is missing, and takes the place into use; an embedded Postgres begins to start.
-    pub(super) fn open(&self, environment: &Environment) -> Result<Place, Error> {
+    pub(crate) fn open(&self, environment: &Environment) -> Result<Place, Error> {
         let folder = self.data_dir.clone().map_or_else(|| default_folder(environment), Ok)?;
         let folder = std::path::absolute(&folder).map_err(cannot("find", &folder))?;
         make_data_folder(&folder)?;

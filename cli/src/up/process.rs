@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_control_plane::{self as control_plane, ControlPlane, Reflection, StartError};
+use entrepot_control_plane::{self as control_plane, ControlPlane, FirstKey, Reflection, StartError};
 use entrepot_data_plane::{self as data_plane, DataPlane};
 use entrepot_domain::Secret;
-use entrepot_runtime::{Clock, Condition, Health, Metrics, Tasks, chain, operations};
+use entrepot_runtime::program::Signals;
+use entrepot_runtime::{Clock, Condition, Health, Listener, Metrics, Tasks, chain, operations};
 use entrepot_store::layout;
 use entrepot_trust::SnapshotTrust;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
@@ -18,7 +18,6 @@ use url::Url;
 use super::listeners::{Addresses, Listeners};
 use super::place::Place;
 use super::postgres::Postgres;
-use super::signals::Signals;
 use super::welcome::Welcome;
 use crate::error::Error;
 use crate::output;
@@ -36,8 +35,8 @@ const OPERATIONS_DRAIN_LIMIT: Duration = Duration::from_secs(1);
 /// A registry that runs.
 pub(super) struct Process {
     /// What has not been started yet.
-    control: Option<(control_plane::Config, control_plane::Deps, TcpListener)>,
-    node: Option<(DataPlane, TcpListener)>,
+    control: Option<(control_plane::Config, control_plane::Deps, Listener)>,
+    node: Option<(DataPlane, Listener)>,
     postgres: Option<Postgres>,
     /// Whether nodes have something to start from without the control plane.
     published: bool,
@@ -57,10 +56,11 @@ impl Process {
         listeners: Listeners,
         external_url: Option<Url>,
         bootstrap_key: Option<Secret<String>>,
+        metrics: Metrics,
     ) -> Result<Self, Error> {
         let failed = |error: &(dyn std::error::Error + 'static)| Error::Failed(chain(error).to_string());
         let Addresses { registry, api, .. } = listeners.addresses;
-        let (clock, metrics, health) = (Clock::system(), Metrics::new("entrepot"), Health::new());
+        let (clock, health) = (Clock::system(), Health::new());
         let (node_tasks, control_tasks, operations_tasks) = (Tasks::new(), Tasks::new(), Tasks::new());
         let started = health.condition("start");
         operations::serve(listeners.operations, health.clone(), metrics.clone(), &operations_tasks).await;
@@ -71,11 +71,10 @@ impl Process {
             folder: place.folder.clone(),
             chosen_key: bootstrap_key.is_some(),
         };
+        let control = format!("http://{api}").parse().expect("an address makes a URL");
         let node = data_plane::Config {
-            node_id: place.node_id.to_string(),
             external_url,
-            control_api: format!("http://{api}").parse().expect("an address makes a URL"),
-            spool_dir: place.folder.join("spool"),
+            ..data_plane::Config::new(place.node_id.as_str(), vec![control], place.folder.join("spool"))
         };
         let deps = data_plane::Deps {
             store: Arc::clone(&place.store),
@@ -85,11 +84,13 @@ impl Process {
             tasks: node_tasks.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
+            leases: data_plane::Leases::local(),
         };
         let node = DataPlane::new(node, deps).map_err(|error| failed(&error))?;
         let deps = control_plane::Deps {
             store: place.store,
             cluster_key: place.cluster_key,
+            snapshot_trust: SnapshotTrust::new(place.snapshot_signer.public_key(), None),
             snapshot_signer: place.snapshot_signer,
             clock,
             tasks: control_tasks.clone(),
@@ -97,6 +98,7 @@ impl Process {
             health: Health::new(),
             metrics,
             bootstrap_key,
+            first_key: FirstKey::Shown,
             reflection: Reflection::Open,
         };
         Ok(Self {
@@ -194,7 +196,7 @@ impl Process {
 }
 
 /// Serves the API; the answer says when that has ended although nobody asked for it.
-fn serve_api(control: ControlPlane, listener: TcpListener, tasks: &Tasks) -> watch::Receiver<Option<String>> {
+fn serve_api(control: ControlPlane, listener: Listener, tasks: &Tasks) -> watch::Receiver<Option<String>> {
     let (broken, receiver) = watch::channel(None);
     tasks.spawn("api", async move {
         if let Err(error) = control.serve(listener).await {

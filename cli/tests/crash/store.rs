@@ -47,6 +47,7 @@ impl StoreFolder {
                 }
                 Parsed::Snapshot { .. } | Parsed::Node { .. } => {}
                 Parsed::Upload { .. } => panic!("{key}: uploads to a folder need no record"),
+                Parsed::Probe { .. } => panic!("{key}: a folder is not probed"),
             }
         }
     }

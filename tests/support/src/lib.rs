@@ -3,18 +3,31 @@
 //!
 //! - [`FakeUpstream`] is a real HTTP server that behaves as registries do, and misbehaves as its script says.
 //! - [`Postgres`] starts the Postgres of this machine and hands out fresh databases.
+//! - [`Redis`] starts the Redis of this machine: one, with Sentinels, or a cluster.
+//! - [`Seaweed`] is a bucket that speaks S3's protocol, from the Python registry.
+//! - [`Program`] runs programs as processes, [`HaProxy`] the load balancer; [`OtlpCollector`] takes telemetry.
 //! - [`images`] makes content, [`tls`] certificates.
 //! - [`wait_until`] waits for a condition, with a limit.
 //!
 //! Fixtures panic where a test would: they are of no use without what they start.
 
+pub mod haproxy;
 pub mod images;
+pub mod otlp;
 pub mod postgres;
+pub mod program;
+pub mod redis;
+pub mod seaweed;
 pub mod tls;
 pub mod upstream;
 mod wait;
 
+pub use haproxy::HaProxy;
 pub use images::{Image, Index};
+pub use otlp::OtlpCollector;
 pub use postgres::Postgres;
+pub use program::Program;
+pub use redis::{Redis, RedisCluster, RedisSentinels};
+pub use seaweed::Seaweed;
 pub use upstream::{Auth, FakeUpstream, Fault, Gate, LogEntry};
 pub use wait::wait_until;

@@ -2,6 +2,7 @@
 
 mod process;
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -10,7 +11,9 @@ use tokio::sync::OnceCell;
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 
-use process::{Cluster, Server};
+use process::{Cluster, Server, Tls};
+
+use crate::tls::Authority;
 
 /// A running Postgres, reachable through a Unix socket only. Dropping it stops it and removes its data; if the process
 /// dies without dropping it, a small shell that waits for that does the same.
@@ -32,10 +35,35 @@ impl Postgres {
     /// # Panics
     /// If Postgres is not installed, or does not start.
     pub async fn start() -> Self {
-        let cluster = blocking(Cluster::create).await;
+        let cluster = blocking(|| Cluster::create(None)).await;
         let postgres = Self { server: Mutex::new(None), cluster };
         postgres.resume().await;
         postgres
+    }
+
+    /// As [`Postgres::start`], reachable over TCP too: with TLS, a certificate of `authority` for `127.0.0.1`, and
+    /// `password`. See [`Postgres::tls_url`].
+    ///
+    /// # Panics
+    /// As [`Postgres::start`].
+    pub async fn start_with_tls(authority: &Authority, password: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = port.expect("there is a free port").port();
+        let tls = Tls { port, certificate: authority.certificate_for(&["127.0.0.1"]) };
+        let cluster = blocking(move || Cluster::create(Some(&tls))).await;
+        let postgres = Self { server: Mutex::new(None), cluster };
+        postgres.resume().await;
+        postgres.execute(&format!("ALTER USER {} PASSWORD '{password}'", process::SUPERUSER)).await;
+        postgres
+    }
+
+    /// How to connect to the database `name` over TLS, but for the password.
+    ///
+    /// # Panics
+    /// If this one was not started with TLS.
+    pub fn tls_url(&self, name: &str) -> String {
+        let port = self.cluster.tls_port().expect("this Postgres was started with TLS");
+        format!("postgres://{}@127.0.0.1:{port}/{name}", process::SUPERUSER)
     }
 
     /// Makes an empty database and says how to connect to it.
@@ -58,7 +86,8 @@ impl Postgres {
 
     /// How to connect to the database `name`.
     pub fn url(&self, name: &str) -> String {
-        format!("host={} user={} dbname={name}", self.socket_folder().display(), process::SUPERUSER)
+        let port = self.cluster.tls_port().map(|port| format!(" port={port}")).unwrap_or_default();
+        format!("host={}{port} user={} dbname={name}", self.socket_folder().display(), process::SUPERUSER)
     }
 
     /// Where its socket is.
@@ -99,16 +128,19 @@ impl Postgres {
     }
 
     async fn create(&self, name: &str, template: &str) {
+        self.execute(&format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\"")).await;
+    }
+
+    async fn execute(&self, sql: &str) {
         let (client, connection) =
             tokio_postgres::connect(&self.url("postgres"), NoTls).await.expect("Postgres takes connections");
-        let sql = format!("CREATE DATABASE \"{name}\" TEMPLATE \"{template}\"");
-        let created = async {
-            let created = client.batch_execute(&sql).await;
+        let executed = async {
+            let executed = client.batch_execute(sql).await;
             drop(client);
-            created
+            executed
         };
-        let (created, _) = tokio::join!(created, connection);
-        created.unwrap_or_else(|error| panic!("`{sql}` failed: {error:?}"));
+        let (executed, _) = tokio::join!(executed, connection);
+        executed.unwrap_or_else(|error| panic!("`{sql}` failed: {error:?}"));
     }
 
     async fn end(&self, how: fn(Server)) {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,6 +24,16 @@ struct Folder {
     folder: TempDir,
     programs: PathBuf,
     user: Option<User>,
+    /// The port where TLS is spoken, if it is.
+    tls_port: Option<u16>,
+}
+
+/// What a Postgres needs that is reached over TLS.
+pub(super) struct Tls {
+    /// Where.
+    pub(super) port: u16,
+    /// Certificate and key, as PEM.
+    pub(super) certificate: (String, String),
 }
 
 /// Whom a process runs as.
@@ -35,7 +45,7 @@ struct User {
 
 impl Cluster {
     /// Makes a new one.
-    pub(super) fn create() -> Self {
+    pub(super) fn create(tls: Option<&Tls>) -> Self {
         // Not in `TMPDIR`, which may be too long for a socket's path or closed to the user `postgres`.
         let folder = tempfile::Builder::new().prefix("pg-").tempdir_in("/tmp").expect("/tmp can be written to");
         // Postgres refuses to run as root.
@@ -43,7 +53,8 @@ impl Cluster {
         if let Some(User { uid, gid }) = user {
             chown(folder.path(), Some(uid), Some(gid)).expect("root can give a folder away");
         }
-        let cluster = Self(Arc::new(Folder { janitor: janitor(folder.path()), folder, programs: programs(), user }));
+        let (janitor, tls_port) = (janitor(folder.path()), tls.map(|tls| tls.port));
+        let cluster = Self(Arc::new(Folder { janitor, folder, programs: programs(), user, tls_port }));
         let made = cluster
             .command("initdb")
             .args(["--username", SUPERUSER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "--pgdata"])
@@ -51,7 +62,24 @@ impl Cluster {
             .output();
         let made = made.expect("initdb can be started");
         assert!(made.status.success(), "initdb failed:\n{}", String::from_utf8_lossy(&made.stderr));
+        if let Some(tls) = tls {
+            cluster.prepare_tls(tls);
+        }
         cluster
+    }
+
+    /// Puts certificate and key where Postgres looks for them; over the network, a password is asked for then.
+    fn prepare_tls(&self, tls: &Tls) {
+        let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
+        let (certificate, key) = &tls.certificate;
+        for (name, text) in [("server.crt", certificate.as_str()), ("server.key", key), ("pg_hba.conf", rules)] {
+            let path = self.data_folder().join(name);
+            fs::write(&path, text).expect("the data folder can be written to");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("a file's mode can be set");
+            if let Some(User { uid, gid }) = self.0.user {
+                chown(&path, Some(uid), Some(gid)).expect("root can give a file away");
+            }
+        }
     }
 
     pub(super) fn socket_folder(&self) -> PathBuf {
@@ -64,6 +92,19 @@ impl Cluster {
 
     fn log_file(&self) -> PathBuf {
         self.0.folder.path().join("log")
+    }
+
+    fn network(&self) -> Vec<String> {
+        match self.0.tls_port {
+            None => vec!["-c".to_owned(), "listen_addresses=".to_owned()],
+            Some(port) => ["-c", "listen_addresses=127.0.0.1", "-c", &format!("port={port}"), "-c", "ssl=on"]
+                .map(str::to_owned)
+                .to_vec(),
+        }
+    }
+
+    pub(super) fn tls_port(&self) -> Option<u16> {
+        self.0.tls_port
     }
 
     fn command(&self, program: &str) -> Command {
@@ -100,7 +141,8 @@ impl Server {
             .arg(cluster.data_folder())
             .arg("-k")
             .arg(cluster.socket_folder())
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off"])
+            .args(cluster.network())
+            .args(["-c", "fsync=off", "-c", "full_page_writes=off"])
             .args(["-c", "synchronous_commit=off", "-c", "max_connections=200", "-c", "shared_buffers=32MB"])
             .stdout(log.try_clone().expect("a file can be shared"))
             .stderr(log)

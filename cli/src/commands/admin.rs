@@ -1,0 +1,152 @@
+//! `entrepot admin`: what an operator does to a registry's database in an emergency.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use entrepot_control_plane::{self as control_plane, Reindexed, Repaired, Settings};
+use entrepot_domain::ResourceId;
+use entrepot_runtime::chain;
+use entrepot_runtime::config::{Reader, environment as variables};
+use entrepot_store::BlobStore;
+use entrepot_store::bucket::BucketStore;
+use uuid::Uuid;
+
+use crate::args::Environment;
+use crate::error::Error;
+use crate::output;
+use crate::up::{Place, PlaceArgs};
+
+/// For all of it: an index of millions of images takes its time. What is cut off can be repeated.
+const LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// After the database was restored from a backup: let its configuration be changed again.
+    ///
+    /// A database that is older than what nodes run could lead them back in time, so it is not published. This begins
+    /// a new epoch with the configuration that the database has now, and rebuilds the index from the store.
+    #[command(after_help = RESTORE)]
+    Restore(Args),
+
+    /// Rebuild the index of repositories, images and tags from the store.
+    ///
+    /// Control planes do this bit by bit while they run; this does it at once.
+    #[command(after_help = REINDEX)]
+    Reindex(Args),
+}
+
+const RESTORE: &str = "\
+Examples:
+  entrepot admin restore --config /etc/entrepot/control-plane.toml   control planes may run or not
+  entrepot admin restore --config                                    configured by the environment alone
+  entrepot admin restore --data-dir /var/lib/entrepot                while `entrepot up` is stopped";
+
+const REINDEX: &str = "\
+Examples:
+  entrepot admin reindex --config /etc/entrepot/control-plane.toml   control planes may run or not
+  entrepot admin reindex --data-dir /var/lib/entrepot                while `entrepot up` is stopped";
+
+/// Which registry.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A control plane's configuration; without FILE, its environment alone. Without this, the registry is one of
+    /// `entrepot up`.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "data_dir")]
+    config: Option<PathBuf>,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// What is done to a registry that is open.
+#[derive(Clone, Copy)]
+enum Work {
+    Restore,
+    Reindex,
+}
+
+impl Command {
+    pub(crate) async fn run(self, environment: Environment) -> Result<ExitCode, Error> {
+        let (args, work) = match self {
+            Self::Restore(args) => (args, Work::Restore),
+            Self::Reindex(args) => (args, Work::Reindex),
+        };
+        let done = match &args.config {
+            Some(file) => of_cluster(file, work).await?,
+            None => of_place(&args.place, &environment, work).await?,
+        };
+        output::note(&done);
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Works on what control planes share: a database and a bucket.
+async fn of_cluster(file: &std::path::Path, work: Work) -> Result<String, Error> {
+    let file = (!file.as_os_str().is_empty()).then_some(file);
+    let settings = Reader::load(file, variables())
+        .and_then(|mut reader| Settings::read(&mut reader))
+        .map_err(|problems| Error::Usage(problems.to_string()))?;
+    // Nothing is uploaded here, but a store has to have an owner.
+    let owner: ResourceId = format!("admin-{}", Uuid::new_v4().simple()).parse().expect("letters and digits are an id");
+    let store = BucketStore::open(settings.store.bucket, owner).await.map_err(|error| failed(&error))?;
+    work.on(settings.database, &store).await
+}
+
+/// Works on the registry of an `entrepot up` that is stopped.
+async fn of_place(place: &PlaceArgs, environment: &Environment, work: Work) -> Result<String, Error> {
+    let Place { postgres, control, store, .. } = place.open(environment)?;
+    let done = async {
+        if let Some(postgres) = &postgres {
+            postgres.settled(Duration::from_secs(180)).await.map_err(|error| Error::Failed(error.to_string()))?;
+        }
+        work.on(control, &*store).await
+    };
+    let done = done.await;
+    if let Some(postgres) = postgres {
+        postgres.stop().await;
+    }
+    done
+}
+
+impl Work {
+    /// Does it, and says what has come of it.
+    async fn on(self, database: control_plane::Config, store: &dyn BlobStore) -> Result<String, Error> {
+        let work = async {
+            match self {
+                Self::Restore => {
+                    let restored = control_plane::restore(database, store).await?;
+                    let epoch = if restored.raised {
+                        "a new epoch has begun"
+                    } else {
+                        "the database was not behind what is published"
+                    };
+                    Ok(format!("{epoch} ({}); {}", restored.version, summary(&restored.index)))
+                }
+                Self::Reindex => Ok(summary(&control_plane::reindex(database, store).await?)),
+            }
+        };
+        let done = tokio::time::timeout(LIMIT, work).await;
+        let done =
+            done.map_err(|_| Error::Failed(format!("not done within {} h; repeat it", LIMIT.as_secs() / 3600)))?;
+        done.map_err(|error: control_plane::RestoreError| failed(&error))
+    }
+}
+
+fn summary(index: &Reindexed) -> String {
+    let part = |what: &str, part: &Repaired| {
+        let Repaired { found, added, removed, corrected } = part;
+        format!("\n  {found} {what}: {added} added, {removed} removed, {corrected} corrected")
+    };
+    format!(
+        "the index is what the store shows:{}{}{}",
+        part("repositories", &index.repositories),
+        part("images", &index.images),
+        part("tags", &index.tags)
+    )
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::Failed(chain(error).to_string())
+}
