@@ -160,18 +160,3 @@ async fn is_listed_once(api: &Api, mut expected: Vec<String>) -> Result<()> {
     report("repositories that are listed, each once and with one image", expected.len());
     Ok(())
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn zz_time() -> Result<()> {
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
-    for round in 0..12 {
-        let begun = Instant::now();
-        let _store = cluster.store().await?;
-        let opened = begun.elapsed();
-        let begun = Instant::now();
-        let l = cluster.further_node(&format!("x{round}"));
-        l.start().await;
-        report("open, start", format!("{opened:?} {:?}", begun.elapsed()));
-    }
-    Ok(())
-}

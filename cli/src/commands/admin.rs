@@ -1,6 +1,6 @@
 //! `entrepot admin`: what an operator does to a registry's database in an emergency.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -53,8 +53,9 @@ Examples:
 pub(crate) struct Args {
     /// A control plane's configuration; without FILE, its environment alone. Without this, the registry is one of
     /// `entrepot up`.
-    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "", conflicts_with = "data_dir")]
-    config: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
+    #[expect(clippy::option_option, reason = "it may be there without a file")]
+    config: Option<Option<PathBuf>>,
 
     #[command(flatten)]
     place: PlaceArgs,
@@ -74,7 +75,7 @@ impl Command {
             Self::Reindex(args) => (args, Work::Reindex),
         };
         let done = match &args.config {
-            Some(file) => of_cluster(file, work).await?,
+            Some(file) => of_cluster(file.as_deref(), work).await?,
             None => of_place(&args.place, &environment, work).await?,
         };
         output::note(&done);
@@ -83,8 +84,7 @@ impl Command {
 }
 
 /// Works on what control planes share: a database and a bucket.
-async fn of_cluster(file: &std::path::Path, work: Work) -> Result<String, Error> {
-    let file = (!file.as_os_str().is_empty()).then_some(file);
+async fn of_cluster(file: Option<&Path>, work: Work) -> Result<String, Error> {
     let settings = Reader::load(file, variables())
         .and_then(|mut reader| Settings::read(&mut reader))
         .map_err(|problems| Error::Usage(problems.to_string()))?;

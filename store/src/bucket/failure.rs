@@ -68,10 +68,8 @@ impl Failure {
 
     /// What a refused put-once is called.
     pub(super) fn of_put_once(self) -> Error {
-        match Error::from(self) {
-            Error::Conflict => Error::AlreadyExists,
-            other => other,
-        }
+        let error = Error::from(self);
+        if matches!(error, Error::Conflict) { Error::AlreadyExists } else { error }
     }
 }
 
@@ -114,10 +112,7 @@ impl From<object_store::Error> for Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Condition(_) => Self::Conflict,
-            other => Self::Away(Box::new(other)),
-        }
+        if matches!(failure, Failure::Condition(_)) { Self::Conflict } else { Self::Away(Box::new(failure)) }
     }
 }
 

@@ -9,7 +9,8 @@ use super::list::Order;
 use super::{BucketStore, OpenError, list};
 use crate::{BlobStore as _, Error, Key, Version, layout};
 
-/// How many writers race each other.
+/// How many writers race each other. SeaweedFS lets each loser wait a second for its lock, so more of them would hold up
+/// every start.
 const RACERS: usize = 3;
 /// What earlier probes may have left that is removed by the way.
 const LEFT: usize = 30;

@@ -90,7 +90,6 @@ async fn opening_leaves_nothing_behind() {
 async fn the_environment_names_no_proxy() {
     // This test runs itself in a second process, whose environment names a proxy that is not there.
     const NAME: &str = "opening::the_environment_names_no_proxy";
-    let Some(seaweed) = Seaweed::shared().await else { return };
     if let Some(endpoint) = std::env::var_os("TEST_ENDPOINT") {
         let mut config = plain(std::env::var_os("TEST_BUCKET").unwrap().to_str().unwrap());
         config.endpoint = Some(endpoint.to_str().unwrap().parse().unwrap());
@@ -98,6 +97,7 @@ async fn the_environment_names_no_proxy() {
         println!("opened");
         return;
     }
+    let Some(seaweed) = Seaweed::shared().await else { return };
     let bucket = seaweed.bucket().await;
     let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", NAME, "--nocapture"]).env("TEST_ENDPOINT", seaweed.endpoint()).env("TEST_BUCKET", bucket);

@@ -1,5 +1,7 @@
 //! The fixture for programs, with the programs of this machine.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
 use std::time::Duration;
 
 use entrepot_test_support::haproxy::{Mode, Service};

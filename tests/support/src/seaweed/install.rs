@@ -10,7 +10,7 @@ const VERSION: &str = "4.48";
 /// The program, which is fetched if it is not there. `None` if tests with it are to be skipped.
 pub(super) async fn program() -> Option<PathBuf> {
     if std::env::var_os("ENTREPOT_SKIP_SEAWEED").is_some() {
-        println!("SKIPPED: a test with SeaweedFS, since ENTREPOT_SKIP_SEAWEED is set");
+        eprintln!("SKIPPED: a test with SeaweedFS, since ENTREPOT_SKIP_SEAWEED is set");
         return None;
     }
     let install = || {
