@@ -83,10 +83,7 @@ async fn exchange(url: &Url, stream: impl AsyncRead + AsyncWrite + Unpin + Send)
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
         answer = &mut exchange => answer,
-        // It may end with its last byte, before that was looked at.
-        ended = connection => {
-            ended?;
-            exchange.await
-        }
+        // It may end with its last byte, before that was looked at; servers over TLS often end it without a farewell.
+        ended = connection => exchange.await.map_err(|error| ended.err().map_or(error, anyhow::Error::from)),
     }
 }
