@@ -179,7 +179,7 @@ fn the_lease_of_a_node_that_died_runs_out() {
     let (dying, living) = (runtime(), runtime());
     let redis = living.block_on(Redis::start());
     let lease = dying.block_on(async { Node::new("node-1", &single(&redis)).await.granted(&key(1)).await });
-    dying.shutdown_background();
+    dying.shutdown_timeout(LIMIT);
     living.block_on(async {
         assert!(lease.is_lost());
         let node = Node::new("node-2", &single(&redis)).await;
