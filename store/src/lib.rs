@@ -63,10 +63,13 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Writes an object that does not exist yet; of several at once, one wins.
     ///
     /// # Errors
-    /// [`Error::AlreadyExists`], which leaves the object as it is.
+    /// [`Error::AlreadyExists`], which leaves the object as it is. Within one call that is said only if another writer
+    /// has won, even if answers were lost on the way; after a call that ended with [`Error::Away`] the other writer may
+    /// have been that call.
     async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error>;
 
-    /// Writes an object that has one owner, whether it exists or not.
+    /// Writes an object that has one owner, whether it exists or not. After [`Error::Away`] the owner must reckon with
+    /// older bytes that arrive behind newer ones.
     async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error>;
 
     /// Writes an object if it is still at `expected`; `None` means that it must not exist.
@@ -147,7 +150,8 @@ pub enum Error {
         /// What is wrong with it.
         source: serde_json::Error,
     },
-    /// The store could not be reached or did not do its work: disk or network.
+    /// The store could not be reached or did not do its work: disk or network. A write that ended so may have happened,
+    /// or may still happen for a while.
     #[error("the store is away")]
     Away(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

@@ -1,5 +1,6 @@
 //! The library's client for each kind of service, and in what they differ.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,10 +31,17 @@ pub(super) trait Objects: ObjectStore + MultipartStore + PaginatedListStore {}
 
 impl<T: ObjectStore + MultipartStore + PaginatedListStore> Objects for T {}
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Client {
     objects: Arc<dyn Objects>,
     mark: Mark,
+}
+
+/// The library would print Azure's key and the proxy's password.
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("mark", &self.mark).finish_non_exhaustive()
+    }
 }
 
 /// What tells the values of an object apart.
@@ -90,7 +98,7 @@ impl Client {
             Mark::ETag => e_tag,
             Mark::Generation => generation,
         };
-        mark.map(|mark| Version::new(mark.to_owned())).ok_or_else(|| Failure::Other(Box::new(NoVersion)))
+        mark.map(|mark| Version::new(mark.to_owned())).ok_or_else(|| Failure::Garbled(Box::new(NoVersion)))
     }
 
     /// What the library wants to be told for a write that replaces `version` alone.

@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use object_store::client::HttpError;
+
 use super::Cause;
 use super::transport::Refusal;
 use crate::Error;
@@ -31,6 +33,9 @@ pub(super) enum Failure {
     /// The service understood, and will not do it however often it is asked.
     #[error("the bucket refused the request")]
     Refused(#[source] Cause),
+    /// The answer was not one that object storage gives.
+    #[error("the answer is not one of object storage")]
+    Garbled(#[source] Cause),
     /// Anything that may be otherwise next time.
     #[error("the bucket could not be asked")]
     Other(#[source] Cause),
@@ -46,7 +51,7 @@ impl Failure {
     /// Whether the same request may succeed if it is made again at once.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            Self::Raced(_) | Self::Other(_) | Self::TimedOut(_) => true,
+            Self::Raced(_) | Self::Garbled(_) | Self::Other(_) | Self::TimedOut(_) => true,
             Self::Absent
             | Self::Condition(_)
             | Self::BehindEnd
@@ -83,7 +88,8 @@ impl From<object_store::Error> for Failure {
                     401 | 403 => Self::Denied(said(&error)),
                     // The two that mean "later".
                     408 | 429 => Self::Other(said(&error)),
-                    400..500 => Self::Refused(said(&error)),
+                    // A redirect that comes up to here names another region.
+                    300..500 => Self::Refused(said(&error)),
                     _ => Self::Other(said(&error)),
                 },
             };
@@ -105,6 +111,7 @@ impl From<object_store::Error> for Failure {
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 Self::Denied(said(&error))
             }
+            object_store::Error::Generic { .. } if find::<HttpError>(&error).is_none() => Self::Garbled(said(&error)),
             _ => Self::Other(said(&error)),
         }
     }

@@ -25,6 +25,11 @@ pub(super) async fn run(store: &BucketStore, bucket: &str) -> Result<Order, Open
     order
 }
 
+/// What is at `endpoint` answers anything with something.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no object storage at `endpoint`: it has an object that nobody wrote")]
+struct Invented;
+
 struct Probe<'a> {
     store: &'a BucketStore,
     bucket: &'a str,
@@ -34,7 +39,9 @@ struct Probe<'a> {
 impl Probe<'_> {
     async fn all(&self) -> Result<Order, OpenError> {
         // Also says whether a missing object is called that, and not a lack of permission.
-        self.store.get(&self.key("absent")).await.map_err(|error| self.refusal(error))?;
+        if self.store.get(&self.key("absent")).await.map_err(|error| self.refusal(error))?.is_some() {
+            return Err(OpenError::BadConfig { bucket: self.bucket.to_owned(), source: Box::new(Invented) });
+        }
         let key = self.key("race");
         let created = self.race(&key, None, "several writers created the same object").await?;
         let replaced = self.race(&key, Some(&created), "several writers replaced the same object").await?;
@@ -120,9 +127,10 @@ impl Probe<'_> {
         let bucket = self.bucket.to_owned();
         let Error::Away(source) = error else { return OpenError::Away { bucket, source: Box::new(error) } };
         match source.downcast_ref() {
-            Some(Failure::NoBucket(_)) => OpenError::NoBucket { bucket, source },
+            // A write that finds nothing has found no bucket.
+            Some(Failure::NoBucket(_) | Failure::Absent) => OpenError::NoBucket { bucket, source },
             Some(Failure::Denied(_)) => OpenError::Denied { bucket, source },
-            Some(Failure::Refused(_)) => OpenError::BadConfig { bucket, source },
+            Some(Failure::Refused(_) | Failure::Garbled(_)) => OpenError::BadConfig { bucket, source },
             _ => OpenError::Away { bucket, source },
         }
     }

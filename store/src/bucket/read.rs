@@ -36,11 +36,12 @@ pub(super) async fn open(bucket: &Arc<Bucket>, path: Path, range: Range<u64>) ->
     match Tries::small().idempotent(|| bucket.client.get(&path, options.clone())).await {
         Ok(result) => Ok(Some(Body::new(Arc::clone(bucket), path, result).stream())),
         Err(Failure::Absent) => Ok(None),
-        // Empty objects refuse every range, too.
-        Err(Failure::BehindEnd) => match bucket.size(&path).await? {
+        // Empty objects refuse every range, too. Some services answer to a range behind the end with what the library
+        // does not accept.
+        Err(failure @ (Failure::BehindEnd | Failure::Garbled(_))) => match bucket.size(&path).await? {
             None => Ok(None),
             Some(size) if size <= range.start => Ok(Some(empty().boxed())),
-            Some(_) => Err(Failure::BehindEnd),
+            Some(_) => Err(failure),
         },
         Err(failure) => Err(failure),
     }

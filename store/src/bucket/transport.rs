@@ -58,8 +58,8 @@ impl HttpService for Transport {
                 Ok(HttpResponse::from_parts(parts, text.into()))
             }
             416 => Err(refused(Refusal::BehindEnd)),
-            // Redirects name a wrong region; conditions are what the library tells apart itself.
-            100..400 | 409 | 412 => Ok(response),
+            // Conditions are what the library tells apart itself.
+            100..300 | 304 | 409 | 412 => Ok(response),
             _ => {
                 let (_, mut text) = read(response).await?;
                 let end = (0..=KEPT_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));

@@ -6,8 +6,9 @@ use entrepot_domain::Secret;
 use entrepot_store::bucket::{AccessKey, BucketConfig, BucketStore, OpenError, Service};
 use entrepot_store::{BlobStore as _, Prefix, layout};
 use entrepot_test_support::Seaweed;
+use http::{Method, Response};
 
-use crate::proxy::careless;
+use crate::proxy::{Fault, Proxy, Stranger};
 use crate::{config, open};
 
 async fn refusal(config: BucketConfig) -> OpenError {
@@ -27,13 +28,36 @@ fn told(error: &OpenError) -> String {
 
 #[tokio::test]
 async fn a_bucket_that_ignores_conditions_is_refused_with_the_remedy() {
-    let (address, _serving) = careless().await;
-    let mut config = plain("some-bucket");
-    config.endpoint = Some(format!("http://{address}").parse().unwrap());
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let proxy = Proxy::before(seaweed.address()).await;
+    let mut config = config(seaweed, &bucket, "");
+    config.endpoint = Some(proxy.endpoint().parse().unwrap());
+    open(config.clone()).await;
+    proxy.plan(Method::PUT, "/", Fault::Unconditionally, usize::MAX);
     let error = refusal(config).await;
     let text = error.to_string();
     assert!(matches!(error, OpenError::IgnoresConditions { .. }) && !error.retry(), "{error:?}");
-    assert!(text.contains("`some-bucket`") && text.contains("If-None-Match"), "{text}");
+    assert!(text.contains(&bucket) && text.contains("If-None-Match"), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_is_no_store_is_refused_once_and_for_all() {
+    let servers = [
+        ("nothing is there", Stranger::answering(|_| Response::builder().status(404).body("").unwrap()).await),
+        ("a website", Stranger::answering(|_| Response::new("<html>Welcome</html>")).await),
+        ("bad requests", Stranger::answering(|_| Response::builder().status(400).body("no").unwrap()).await),
+        ("wrong methods", Stranger::answering(|_| Response::builder().status(405).body("no").unwrap()).await),
+        ("redirects", Stranger::answering(|_| Response::builder().status(301).body("").unwrap()).await),
+        ("forgetful", Stranger::careless().await),
+    ];
+    for (what, server) in servers {
+        let mut config = plain("some-bucket");
+        config.endpoint = Some(server.endpoint().parse().unwrap());
+        let error = refusal(config).await;
+        println!("{what}: {}", told(&error));
+        assert!(!error.retry() && error.to_string().contains("`some-bucket`"), "{what}: {error:?}");
+    }
 }
 
 #[tokio::test]
@@ -114,7 +138,7 @@ fn secrets_are_not_printed() {
     assert!(text.contains(Seaweed::ACCESS_KEY_ID) && !text.contains(Seaweed::SECRET_ACCESS_KEY), "{text}");
 }
 
-fn plain(bucket: &str) -> BucketConfig {
+pub(crate) fn plain(bucket: &str) -> BucketConfig {
     BucketConfig {
         bucket: bucket.to_owned(),
         prefix: Prefix::all(),
@@ -130,5 +154,17 @@ fn plain(bucket: &str) -> BucketConfig {
                 secret: Secret::new(Seaweed::SECRET_ACCESS_KEY.to_owned()),
             }),
         },
+    }
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_error() {
+    let mut config = plain("bucket");
+    config.endpoint = Some("http://127.0.0.1:9".parse().unwrap());
+    config.proxy = Some(Secret::new("http://user:proxy-password@127.0.0.1:9".parse().unwrap()));
+    let printed = format!("{config:?}");
+    let error = refusal(config).await;
+    for text in [printed, told(&error), format!("{error:?}")] {
+        assert!(!text.contains("proxy-password") && !text.contains(Seaweed::SECRET_ACCESS_KEY), "{text}");
     }
 }

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use entrepot_test_support::Seaweed;
 use futures_util::{StreamExt as _, stream};
+use http::header::{AUTHORIZATION, HOST, IF_MATCH, IF_NONE_MATCH};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
@@ -14,6 +16,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use object_store::aws::{AwsAuthorizer, AwsCredential};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -27,6 +30,8 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// It is not done, and this is the answer.
     Answer(StatusCode),
+    /// It is done whatever its conditions are.
+    Unconditionally,
     /// The connection breaks after so many bytes of the answer's body.
     CutAfter(usize),
     /// Nothing more comes after so many bytes of the answer's body.
@@ -73,9 +78,10 @@ impl Proxy {
         self.shared.faults.lock().unwrap().push(planned);
     }
 
-    /// The requests so far: method, URL and range.
-    pub(crate) fn seen(&self) -> Vec<String> {
-        self.shared.seen.lock().unwrap().clone()
+    /// The requests so far, for what has `part_of_url` in its URL: method, URL and range.
+    pub(crate) fn seen(&self, part_of_url: &str) -> Vec<String> {
+        let seen = self.shared.seen.lock().unwrap();
+        seen.iter().filter(|request| request.contains(part_of_url)).cloned().collect()
     }
 }
 
@@ -92,17 +98,21 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn pass(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Body>, Failed> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let body = body.collect().await?.to_bytes();
     let fault = shared.fault(&parts);
     if let Some(Fault::Answer(status)) = fault {
-        let mut response = Response::new(whole(Bytes::from_static(b"planned")));
+        const TEXT: &[u8] = b"<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>planned</Message></Error>";
+        let mut response = Response::new(whole(Bytes::from_static(TEXT)));
         *response.status_mut() = status;
         return Ok(response);
     }
+    if let Some(Fault::Unconditionally) = fault {
+        parts = without_conditions(parts, &body);
+    }
     let (head, body) = forward(shared.target, Request::from_parts(parts, Full::new(body))).await?.into_parts();
     let body = match fault {
-        None | Some(Fault::Answer(_)) => body.map_err(Into::into).boxed(),
+        None | Some(Fault::Answer(_) | Fault::Unconditionally) => body,
         Some(Fault::LoseAnswer) => return Err("the answer is lost".into()),
         Some(Fault::CutAfter(size)) => {
             let kept = body.collect().await?.to_bytes().slice(..size);
@@ -136,6 +146,26 @@ impl Shared {
     }
 }
 
+/// The same request without its conditions. They were signed, so it is signed again.
+fn without_conditions(mut parts: Parts, body: &Bytes) -> Parts {
+    for header in [IF_MATCH, IF_NONE_MATCH, AUTHORIZATION] {
+        parts.headers.remove(header);
+    }
+    let (host, uri) = (parts.headers.remove(HOST).unwrap(), parts.uri.clone());
+    parts.uri = format!("http://{}{uri}", host.to_str().unwrap()).parse().unwrap();
+    let mut request = Request::from_parts(parts, body.clone().into());
+    let credential = AwsCredential {
+        key_id: Seaweed::ACCESS_KEY_ID.to_owned(),
+        secret_key: Seaweed::SECRET_ACCESS_KEY.to_owned(),
+        token: None,
+    };
+    AwsAuthorizer::new(&credential, "s3", Seaweed::REGION).try_authorize(&mut request, None).unwrap();
+    let mut parts = request.into_parts().0;
+    parts.uri = uri;
+    parts.headers.insert(HOST, host);
+    parts
+}
+
 async fn forward(target: SocketAddr, request: Request<Full<Bytes>>) -> Result<Response<Body>, Failed> {
     let stream = TcpStream::connect(target).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -152,31 +182,62 @@ async fn forward(target: SocketAddr, request: Request<Full<Bytes>>) -> Result<Re
     }))
 }
 
-/// A server that takes everything and forgets it, as if it did not know conditions.
-pub(crate) async fn careless() -> (SocketAddr, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let mut serving = JoinSet::new();
-    serving.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(async move {
-                let service = service_fn(async |request: Request<Incoming>| {
-                    let method = request.method().clone();
-                    let _ = request.into_body().collect().await;
-                    let response = Response::builder();
-                    let response = match method {
-                        Method::PUT => response.header("etag", "\"1\""),
-                        Method::DELETE => response.status(204),
-                        _ => response.status(404),
-                    };
-                    Ok::<_, Infallible>(response.body(Full::new(Bytes::new())).unwrap())
+/// A server that is no store: it answers every request as `answer` says, and keeps the requests.
+pub(crate) struct Stranger {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Parts>>>,
+    _serving: JoinSet<()>,
+}
+
+impl Stranger {
+    pub(crate) async fn answering(answer: fn(&Method) -> Response<&'static str>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let mut serving = JoinSet::new();
+        let kept = Arc::clone(&seen);
+        serving.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let seen = Arc::clone(&kept);
+                connections.spawn(async move {
+                    let service = service_fn(async |request: Request<Incoming>| {
+                        let (parts, body) = request.into_parts();
+                        let _ = body.collect().await;
+                        let response = answer(&parts.method).map(|text| whole(text.into()));
+                        seen.lock().unwrap().push(parts);
+                        Ok::<_, Infallible>(response)
+                    });
+                    let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-            });
-        }
-    });
-    (address, serving)
+            }
+        });
+        Self { address, seen, _serving: serving }
+    }
+
+    /// It takes everything and forgets it, as if it did not know conditions.
+    pub(crate) async fn careless() -> Self {
+        Self::answering(|method| {
+            let response = Response::builder();
+            let response = match *method {
+                // Each service has another word for what tells the values of an object apart.
+                Method::PUT => response.status(201).header("etag", "\"1\"").header("x-goog-generation", "1"),
+                Method::DELETE => response.status(204),
+                _ => response.status(404),
+            };
+            response.body("").unwrap()
+        })
+        .await
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The requests with this method.
+    pub(crate) fn seen(&self, method: Method) -> Vec<Parts> {
+        self.seen.lock().unwrap().iter().filter(|request| request.method == method).cloned().collect()
+    }
 }
 
 fn whole(bytes: Bytes) -> Body {

@@ -8,13 +8,15 @@ mod install;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::Either;
+use futures_util::future::{Either, select};
+use http::header::{ACCEPT, HOST};
 use http::{Method, Request, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -90,8 +92,20 @@ impl Seaweed {
     pub async fn bucket(&self) -> String {
         let name = format!("test-{}", Uuid::new_v4().simple());
         let made = self.filer(Method::POST, &format!("/buckets/{name}/")).await;
-        assert!(made.as_ref().is_ok_and(StatusCode::is_success), "a bucket cannot be made: {made:?}");
+        assert!(made.as_ref().is_ok_and(|(status, _)| status.is_success()), "a bucket cannot be made: {made:?}");
         name
+    }
+
+    /// How many uploads in parts are neither complete nor aborted in `bucket`.
+    pub async fn unfinished_uploads(&self, bucket: &str) -> usize {
+        let (status, body) =
+            self.filer(Method::GET, &format!("/buckets/{bucket}/.uploads/")).await.expect("SeaweedFS answers");
+        if status == StatusCode::NOT_FOUND {
+            return 0;
+        }
+        assert!(status.is_success(), "uploads cannot be listed: {status}");
+        let listed: serde_json::Value = serde_json::from_slice(&body).expect("SeaweedFS lists as JSON");
+        listed["Entries"].as_array().map_or(0, Vec::len)
     }
 
     /// Ends it as an operator would.
@@ -123,13 +137,14 @@ impl Seaweed {
         wait_until(LIMIT, "SeaweedFS takes files", async || {
             assert!(self.program.is_running(), "SeaweedFS has ended:\n{}", self.program.tail());
             let written = self.filer(Method::PUT, "/ready").await;
-            written.is_ok_and(|status| status.is_success()) && request(self.address(), Method::GET, "/").await.is_ok()
+            written.is_ok_and(|(status, _)| status.is_success())
+                && request(self.address(), Method::GET, "/").await.is_ok()
         })
         .await;
     }
 
     /// Its own interface, which asks nobody who they are.
-    async fn filer(&self, method: Method, path: &str) -> Result<StatusCode, Failed> {
+    async fn filer(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failed> {
         request(self.ports.at(FILER), method, path).await
     }
 }
@@ -241,18 +256,24 @@ fn program(file: &Path, folder: &Path, ports: &Ports) -> Program {
     .fold(program, Program::arg)
 }
 
-async fn request(address: SocketAddr, method: Method, path: &str) -> Result<StatusCode, Failed> {
+async fn request(address: SocketAddr, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failed> {
     let exchange = async {
         let stream = TcpStream::connect(address).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder().method(method).uri(path).header(http::header::HOST, address.to_string());
-        let exchange = std::pin::pin!(sender.send_request(request.body(Full::new(Bytes::from_static(b"x")))?));
-        // The status is all that matters; the connection goes with its answer.
-        match futures_util::future::select(exchange, connection).await {
-            Either::Left((answer, _)) => Ok(answer?.status()),
+        let request = Request::builder().method(method).uri(path).header(HOST, address.to_string());
+        // Otherwise it lists as a page to look at.
+        let request = request.header(ACCEPT, "application/json");
+        let body = Full::new(Bytes::from_static(b"x"));
+        let exchange = async {
+            let answer = sender.send_request(request.body(body)?).await?;
+            Ok((answer.status(), answer.into_body().collect().await?.to_bytes()))
+        };
+        // The connection goes with its answer.
+        match select(pin!(exchange), connection).await {
+            Either::Left((answer, _)) => answer,
             Either::Right((ended, exchange)) => {
                 ended?;
-                Ok(exchange.await?.status())
+                exchange.await
             }
         }
     };

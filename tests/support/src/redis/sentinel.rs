@@ -20,7 +20,7 @@ pub struct RedisSentinels {
 
 impl RedisSentinels {
     /// Starts them, with `count` Sentinels, of which more than half must agree. The servers want `password`, the
-    /// Sentinels want [`RedisSentinels::sentinel_password`].
+    /// Sentinels want that of [`RedisSentinels::password_of_sentinels`].
     ///
     /// # Panics
     /// If Redis is not installed, or one of them does not start.

@@ -1,0 +1,157 @@
+//! Uploads in parts.
+
+use bytes::Bytes;
+use entrepot_store::bucket::BucketStore;
+use entrepot_store::{BlobStore as _, Error, layout};
+use entrepot_test_support::Seaweed;
+use futures_util::TryStreamExt as _;
+use http::{Method, StatusCode};
+
+use crate::proxy::Fault;
+use crate::{behind_proxy, config, key, open, pattern};
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let store = open(config(seaweed, &bucket, "some/where")).await;
+    let blob = key("blobs/1");
+    let mut upload = store.begin_upload(&blob).await.unwrap();
+    upload.part(pattern(20 * MIB)).await.unwrap();
+    drop(upload);
+    let (owner, other) = ("node-1".parse().unwrap(), "node-2".parse().unwrap());
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 1);
+    assert_eq!(store.abort_uploads(&other).await.unwrap(), 0);
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 1);
+    assert_eq!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().len(), 1);
+
+    // Its owner's next start does it.
+    let again = open(config(seaweed, &bucket, "some/where")).await;
+    assert_eq!(again.abort_uploads(&owner).await.unwrap(), 1);
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 0);
+    assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
+    assert_eq!(store.head(&blob).await.unwrap(), None);
+    assert_eq!(again.abort_uploads(&owner).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_was_aborted_does_not_become_an_object() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let store = open(config(seaweed, &bucket, "")).await;
+    let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
+    upload.part(pattern(9 * MIB)).await.unwrap();
+    assert_eq!(store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap(), 1);
+    let error = upload.complete().await.unwrap_err();
+    assert!(matches!(error, Error::Away(_)), "{error:?}");
+    assert_eq!(store.head(&key("blobs/1")).await.unwrap(), None);
+
+    let mut upload = store.begin_upload(&key("blobs/2")).await.unwrap();
+    upload.part(pattern(9 * MIB)).await.unwrap();
+    upload.abort().await.unwrap();
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 0);
+    assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let (store, proxy) = behind_proxy(seaweed).await;
+    // Below, at and above both what services want at least and what we send at once.
+    let cases: [&[usize]; 6] =
+        [&[8 * MIB], &[8 * MIB + 1], &[5 * MIB - 1, 5 * MIB - 1], &[1, 16 * MIB], &[17 * MIB, 1], &[3 * MIB; 6]];
+    for (case, parts) in cases.into_iter().enumerate() {
+        let name = format!("odd/{case}");
+        proxy.plan(Method::POST, &name, Fault::Answer(StatusCode::SERVICE_UNAVAILABLE), 1);
+        proxy.plan(Method::PUT, &name, Fault::Answer(StatusCode::INTERNAL_SERVER_ERROR), 1);
+        proxy.plan(Method::PUT, &name, Fault::LoseAnswer, 1);
+        let complete = format!("{name}?uploadId");
+        proxy.plan(Method::POST, &complete, Fault::LoseAnswer, 1);
+        // Not every service knows an upload again that is complete.
+        proxy.plan(Method::POST, &complete, Fault::Answer(StatusCode::NOT_FOUND), 1);
+        let content = pattern(parts.iter().sum());
+        let mut upload = store.begin_upload(&key(&name)).await.unwrap();
+        let mut rest = content.clone();
+        for part in parts {
+            upload.part(rest.split_to(*part)).await.unwrap();
+            assert_eq!(store.head(&key(&name)).await.unwrap(), None, "{parts:?}");
+        }
+        upload.complete().await.unwrap_or_else(|error| panic!("{parts:?}: {error:?}\n{:#?}", proxy.seen(&name)));
+        let body = store.read(&key(&name), 0..u64::MAX).await.unwrap().unwrap();
+        assert!(body.try_collect::<Vec<Bytes>>().await.unwrap().concat() == content, "{parts:?}");
+    }
+    assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_upload_that_fails_leaves_nothing() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let (store, proxy) = behind_proxy(seaweed).await;
+    proxy.plan(Method::PUT, "partNumber=2", Fault::Answer(StatusCode::SERVICE_UNAVAILABLE), usize::MAX);
+    let mut upload = store.begin_upload(&key("failing")).await.unwrap();
+    let mut failed = None;
+    for _ in 0..5 {
+        if let Err(error) = upload.part(pattern(8 * MIB)).await {
+            failed = Some(error);
+            break;
+        }
+    }
+    assert!(matches!(failed, Some(Error::Away(_))), "{failed:?}");
+    // Nor does it forget that it failed.
+    assert!(matches!(upload.part("x".into()).await, Err(Error::Away(_))));
+    assert!(matches!(upload.complete().await, Err(Error::Away(_))));
+    assert_eq!(store.head(&key("failing")).await.unwrap(), None);
+    store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap();
+    assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty());
+}
+
+/// How much a process may grow by moving 256 MiB to a bucket and back.
+const GROWTH_BYTES: usize = 96 * MIB;
+
+#[tokio::test]
+async fn memory_is_bounded_however_large_an_object_is() {
+    // This test runs itself in a second process, whose memory is its own.
+    const NAME: &str = "uploading::memory_is_bounded_however_large_an_object_is";
+    if let (Ok(endpoint), Ok(bucket)) = (std::env::var("TEST_ENDPOINT"), std::env::var("TEST_BUCKET")) {
+        let mut config = crate::opening::plain(&bucket);
+        config.endpoint = Some(endpoint.parse().unwrap());
+        let grown = move_much(&open(config).await).await;
+        println!("grown by {grown} bytes.");
+        return;
+    }
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", NAME, "--nocapture"]).env("TEST_ENDPOINT", seaweed.endpoint()).env("TEST_BUCKET", bucket);
+    let output = command.output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let grown = text.split_once("grown by ").and_then(|(_, rest)| rest.split_once(" bytes.")).expect(&text).0;
+    println!("256 MiB to a bucket and back: the process grew by {grown} bytes");
+    assert!(grown.parse::<usize>().unwrap() < GROWTH_BYTES, "{grown}");
+}
+
+async fn move_much(store: &BucketStore) -> usize {
+    let before = peak();
+    let mut upload = store.begin_upload(&key("large")).await.unwrap();
+    for _ in 0..256 {
+        // Each one is memory of its own.
+        upload.part(vec![b'x'; MIB].into()).await.unwrap();
+    }
+    upload.complete().await.unwrap();
+    let mut body = store.read(&key("large"), 0..u64::MAX).await.unwrap().unwrap();
+    let mut size = 0;
+    while let Some(chunk) = body.try_next().await.unwrap() {
+        size += chunk.len();
+    }
+    assert_eq!(size, 256 * MIB);
+    peak() - before
+}
+
+/// The most memory that this process has had.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+}
