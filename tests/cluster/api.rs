@@ -202,8 +202,12 @@ impl Api {
     }
 }
 
+/// What is called again.
+const REPEATED: [Code; 3] = [Code::Unavailable, Code::Aborted, Code::Cancelled];
+
 /// Calls again after UNAVAILABLE and ABORTED, as gRPC's own retries do, and answers how often it had to. A call that was
-/// cut off may have been carried out: then its repetition gets `done`.
+/// cut off may have been carried out: then its repetition gets `done`. CANCELLED is what this client says, where others
+/// repeat by themselves, of a call that it had not sent yet when its connection was closed.
 pub(crate) async fn with_retries<T>(
     done: Code,
     mut call: impl FnMut() -> BoxFuture<'static, Result<T, Status>>,
@@ -212,7 +216,7 @@ pub(crate) async fn with_retries<T>(
     loop {
         match call().await {
             Err(status) if retries > 0 && status.code() == done => return Ok(retries),
-            Err(status) if retries < 8 && matches!(status.code(), Code::Unavailable | Code::Aborted) => {
+            Err(status) if retries < 8 && REPEATED.contains(&status.code()) => {
                 tokio::time::sleep(Duration::from_millis(50 << retries)).await;
                 retries += 1;
             }

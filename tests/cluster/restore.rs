@@ -44,13 +44,15 @@ async fn a_restored_database_is_not_written_to_before_the_operator_says_so_and_t
     for control_plane in &cluster.control_planes {
         control_plane.program.stop().await;
     }
+    // What these have repaired already is to be repaired by the command.
+    cluster.sql("TRUNCATE repositories CASCADE");
     let configuration = cluster.folder().join("control-1.toml");
     let configuration = configuration.to_str().expect("a path that is text");
     let begun = Instant::now();
     let arguments = ["admin", "restore", "--config", configuration];
     let (status, stdout, stderr) = try_run(built("entrepot"), &arguments, &[("ENTREPOT_BOOTSTRAP_KEY", &admin_key())]);
     let said = format!("{}{stderr}", String::from_utf8_lossy(&stdout));
-    assert!(status.success(), "{said}");
+    assert!(status.success() && said.contains("26 repositories: 26 added"), "{said}");
     report("`entrepot admin restore` said", format!("{:?} after {:?}", said.trim(), begun.elapsed()));
     for control_plane in &cluster.control_planes {
         control_plane.start().await;
@@ -72,7 +74,9 @@ async fn a_restored_database_is_not_written_to_before_the_operator_says_so_and_t
     // New rules reach every node, and so does what the backup says of the old ones.
     cluster.api().rule_to("new", "demo").await?;
     for node in &cluster.nodes {
-        node.client().pull("new/app-1", "v1").await?;
+        // The call waits for nodes, but not for long, and these have to find the control planes again first.
+        let covered = async || node.client().pull("new/app-1", "v1").await.is_ok();
+        cluster.until("the node knows the new rule", covered).await;
         node.client().pull("retired/app-1", "v1").await?;
         let gone = node.client().get("/v2/late/app-2/manifests/v1").await?;
         assert_eq!((gone.status, &*gone.code()), (StatusCode::NOT_FOUND, "NAME_UNKNOWN"), "{}", node.name());
