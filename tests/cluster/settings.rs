@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) drain_notice: Duration,
     /// How much a node keeps on its disk.
     pub(crate) cache_size: &'static str,
+    /// How long a node waits for another's fill.
+    pub(crate) patience: &'static str,
 }
 
 /// Where the bucket is.
@@ -135,6 +137,9 @@ cache_size = "{cache_size}"
 [control]
 apis = [{apis}]
 
+[fill]
+patience = "{patience}"
+
 [redis]
 {redis}
 
@@ -177,6 +182,7 @@ limit = "60s"
             peer = at.peer(),
             data_dir = self.folder.join(format!("{name}-data")).display(),
             cache_size = self.cache_size,
+            patience = self.patience,
             apis = apis.join(", "),
             api = at.api(),
             postgres_url = self.postgres_url,
