@@ -110,15 +110,18 @@ impl Shared {
         file
     }
 
+    /// What stands below `[redis]`.
+    fn redis(&self) -> String {
+        if self.redis_url.is_empty() {
+            return String::new();
+        }
+        let password_file = secret_file(&self.folder, "redis-password", &self.redis_password);
+        format!("urls = [\"{}\"]\npassword_file = \"{}\"", self.redis_url, password_file.display())
+    }
+
     fn text(&self, name: &str, at: Addresses) -> String {
         let secret = |what: &str, secret: &str| secret_file(&self.folder, what, secret).display().to_string();
         let apis: Vec<_> = self.apis.iter().map(|api| format!("\"http://{api}\"")).collect();
-        let redis = if self.redis_url.is_empty() {
-            String::new()
-        } else {
-            let password_file = secret("redis-password", &self.redis_password);
-            format!("urls = [\"{}\"]\npassword_file = \"{password_file}\"", self.redis_url)
-        };
         format!(
             r#"
 [registry]
@@ -184,6 +187,7 @@ limit = "60s"
             cache_size = self.cache_size,
             patience = self.patience,
             apis = apis.join(", "),
+            redis = self.redis(),
             api = at.api(),
             postgres_url = self.postgres_url,
             postgres_password_file = secret("postgres-password", &self.postgres_password),
