@@ -1,15 +1,21 @@
-//! The store, with every call measured: how long it takes, and whether the store is away.
+//! The store, with every call measured: how long it takes, and whether the store is away; and what the node's cache
+//! in front of it has done.
 
 use std::future::Future;
 use std::ops::Range;
-use std::time::Instant;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
 use entrepot_runtime::Metrics;
-use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
+use entrepot_store::cache::Stats;
+use entrepot_store::{BlobStore, ByteStream, Error, Key, NodeCache, Object, Prefix, Store, Upload, Version};
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Gauge, Histogram};
+use opentelemetry::metrics::{AsyncInstrument, Gauge, Histogram, Meter};
+
+/// A call that was given up after this time counts as one that found the store away.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A store whose calls are measured.
 pub(crate) struct Measured {
@@ -46,18 +52,36 @@ impl StoreMetrics {
         operation: &'static str,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let began = Instant::now();
+        let mut measured = Measurement { metrics: self, operation, began: Instant::now(), outcome: "given_up" };
         let result = call.await;
-        let outcome = match &result {
+        measured.outcome = match &result {
             Ok(_) => "ok",
             Err(Error::Away(_)) => "away",
             Err(Error::AlreadyExists | Error::Conflict) => "conflict",
             Err(Error::TooLarge { .. } | Error::BadRecord { .. }) => "bad_object",
         };
-        self.away.record(u64::from(outcome == "away"), &[]);
-        let attributes = [KeyValue::new("operation", operation), KeyValue::new("outcome", outcome)];
-        self.duration.record(began.elapsed().as_secs_f64(), &attributes);
         result
+    }
+}
+
+/// A call under way. It counts itself when it has ended, also if nobody waits for it any more.
+struct Measurement<'a> {
+    metrics: &'a StoreMetrics,
+    operation: &'static str,
+    began: Instant,
+    outcome: &'static str,
+}
+
+impl Drop for Measurement<'_> {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        let is_given_up = self.outcome == "given_up";
+        // Whoever gave up early has hung up, which says nothing of the store.
+        if !is_given_up || took >= PATIENCE {
+            self.metrics.away.record(u64::from(is_given_up || self.outcome == "away"), &[]);
+        }
+        let attributes = [KeyValue::new("operation", self.operation), KeyValue::new("outcome", self.outcome)];
+        self.metrics.duration.record(took.as_secs_f64(), &attributes);
     }
 }
 
@@ -123,5 +147,68 @@ impl Upload for MeasuredUpload {
 
     async fn abort(self: Box<Self>) -> Result<(), Error> {
         self.metrics.measure("abort_upload", self.inner.abort()).await
+    }
+}
+
+/// Counts what `cache` does, for as long as it lives.
+pub(crate) fn observe(cache: &Arc<NodeCache>, metrics: &Metrics) {
+    let meter = metrics.meter("entrepot.data_plane");
+    count_cache(cache, &meter);
+    let blob_bytes = of(cache, |stats, gauge| gauge.observe(stats.blob_bytes, &[KeyValue::new("kind", "blob")]));
+    let record_bytes = of(cache, |stats, gauge| gauge.observe(stats.record_bytes, &[KeyValue::new("kind", "record")]));
+    meter
+        .u64_observable_gauge("entrepot.cache.size")
+        .with_unit("By")
+        .with_description("What the node's cache takes, on the disk for blobs and in memory for records.")
+        .with_callback(blob_bytes)
+        .with_callback(record_bytes)
+        .build();
+    let blobs = of(cache, |stats, gauge| gauge.observe(stats.blobs, &[KeyValue::new("kind", "blob")]));
+    let records = of(cache, |stats, gauge| gauge.observe(stats.records, &[KeyValue::new("kind", "record")]));
+    meter
+        .u64_observable_gauge("entrepot.cache.objects")
+        .with_description("What the node's cache holds.")
+        .with_callback(blobs)
+        .with_callback(records)
+        .build();
+}
+
+fn count_cache(cache: &Arc<NodeCache>, meter: &Meter) {
+    let reads = of(cache, |stats, counter| {
+        counter.observe(stats.hits, &[KeyValue::new("outcome", "hit")]);
+        counter.observe(stats.misses, &[KeyValue::new("outcome", "miss")]);
+    });
+    meter
+        .u64_observable_counter("entrepot.cache.reads")
+        .with_description("Reads of blobs, by whether the node's disk had them.")
+        .with_callback(reads)
+        .build();
+    meter
+        .u64_observable_counter("entrepot.cache.evictions")
+        .with_description("Blobs that were removed from the node's disk to make room for others.")
+        .with_callback(of(cache, |stats, counter| counter.observe(stats.evictions, &[])))
+        .build();
+    meter
+        .u64_observable_counter("entrepot.cache.rejected")
+        .with_description("Blobs that were not cached, since their bytes did not hash to their digest.")
+        .with_callback(of(cache, |stats, counter| counter.observe(stats.rejected, &[])))
+        .build();
+    meter
+        .u64_observable_counter("entrepot.cache.answers_while_away")
+        .with_description("Questions to the store that were answered with what it had said before, since it was away.")
+        .with_callback(of(cache, |stats, counter| counter.observe(stats.answers_while_away, &[])))
+        .build();
+}
+
+/// A callback that says something of the cache, if it is still there.
+fn of(
+    cache: &Arc<NodeCache>,
+    observe: impl Fn(&Stats, &dyn AsyncInstrument<u64>) + Send + Sync + 'static,
+) -> impl Fn(&dyn AsyncInstrument<u64>) + Send + Sync + 'static {
+    let cache: Weak<NodeCache> = Arc::downgrade(cache);
+    move |instrument| {
+        if let Some(cache) = cache.upgrade() {
+            observe(&cache.stats(), instrument);
+        }
     }
 }

@@ -2,18 +2,20 @@
 //! to stop.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain};
-use entrepot_store::Store;
 use entrepot_store::bucket::BucketStore;
+use entrepot_store::cache::OpenError;
+use entrepot_store::{CacheConfig, NodeCache, Store};
 use tracing::{error, info, warn};
 
 use crate::config::limits;
-use crate::measured::Measured;
-use crate::settings::Settings;
+use crate::measured::{self, Measured};
+use crate::settings::{NodeSettings, Settings};
 use crate::{Config, DataPlane, Deps, Leases};
 
 /// What a node is called in telemetry.
@@ -24,6 +26,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 
 /// The folder for spools, below the node's own.
 const SPOOL: &str = "spool";
+/// The folder for cached blobs, beside it.
+const CACHE: &str = "cache";
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -75,7 +79,8 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
     let Some(store) = stopping.run_until_cancelled(open_store(&settings, &condition, &metrics)).await else {
         return Ok(());
     };
-    let (store, node_id) = (store?, settings.node.id);
+    let store = in_front_of(store?, &settings.node, &metrics).await?;
+    let node_id = settings.node.id;
     let leases = match &settings.redis {
         Some(config) => Leases::redis(config, &node_id, &tasks, &metrics).await?,
         None => Leases::local(),
@@ -128,4 +133,24 @@ async fn open_store(settings: &Settings, condition: &Condition, metrics: &Metric
         }
     };
     Ok(Arc::new(Measured::new(Arc::new(bucket), metrics)))
+}
+
+/// The folder that a node was given is of no use.
+#[derive(Debug, thiserror::Error)]
+#[error("node.data_dir, {}, cannot be used", .dir.display())]
+struct BadDataDir {
+    dir: PathBuf,
+    source: OpenError,
+}
+
+/// Puts the node's cache in front of its store.
+async fn in_front_of(store: Store, node: &NodeSettings, metrics: &Metrics) -> Result<Store, BadDataDir> {
+    let dir = &node.data_dir;
+    let config = CacheConfig { dir: dir.join(CACHE), size_bytes: node.cache_bytes, memory_bytes: node.memory_bytes };
+    let opened = NodeCache::open(store, config).await;
+    let cache = Arc::new(opened.map_err(|source| BadDataDir { dir: dir.clone(), source })?);
+    measured::observe(&cache, metrics);
+    let held = cache.stats();
+    info!(blobs = held.blobs, size_bytes = held.blob_bytes, "the cache holds {} blobs from before", held.blobs);
+    Ok(cache)
 }

@@ -5,6 +5,7 @@
 //! conditional delete: a deletion is a replacement by a tombstone.
 
 pub mod bucket;
+pub mod cache;
 pub mod conformance;
 pub mod key;
 pub mod layout;
@@ -20,6 +21,7 @@ use entrepot_domain::ResourceId;
 use futures_util::stream::BoxStream;
 
 pub use bucket::{BucketConfig, BucketStore};
+pub use cache::{CacheConfig, NodeCache};
 pub use key::{Key, KeyError, Prefix};
 pub use local::{LocalStore, OpenError};
 

@@ -6,7 +6,7 @@
 
 mod files;
 mod list;
-mod read;
+pub(crate) mod read;
 mod upload;
 
 use std::io;

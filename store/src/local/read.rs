@@ -12,7 +12,7 @@ use super::blocking;
 use crate::{ByteStream, Error};
 
 /// How much is read at once.
-const CHUNK_BYTES: u64 = 512 * 1024;
+pub(crate) const CHUNK_BYTES: u64 = 512 * 1024;
 
 /// The bytes of `range`, which ends within the file. The open file outlives its name.
 pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
@@ -31,7 +31,7 @@ pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
     .boxed()
 }
 
-fn read_chunk(file: &File, range: Range<u64>) -> io::Result<Bytes> {
+pub(crate) fn read_chunk(file: &File, range: Range<u64>) -> io::Result<Bytes> {
     let wanted = (range.end - range.start) as usize;
     let mut chunk = Vec::with_capacity(wanted);
     while chunk.len() < wanted {

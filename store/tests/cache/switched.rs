@@ -1,0 +1,107 @@
+//! A store that can be told to fail, and counts how often it was asked.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use entrepot_domain::ResourceId;
+use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
+
+/// What a call to it comes to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    Works,
+    Away,
+    Hangs,
+    /// It begins late.
+    Slow(Duration),
+    /// It is done at once, and the answer takes its time.
+    Late(Duration),
+}
+
+pub(crate) struct Switched {
+    inner: Store,
+    mode: Mutex<Mode>,
+    calls: Mutex<HashMap<&'static str, usize>>,
+}
+
+impl Switched {
+    pub(crate) fn new(inner: Store) -> Self {
+        Self { inner, mode: Mutex::new(Mode::Works), calls: Mutex::default() }
+    }
+
+    pub(crate) fn switch(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+    }
+
+    /// How often this was called since this was asked last.
+    pub(crate) fn calls(&self, call: &str) -> usize {
+        self.calls.lock().unwrap().remove(call).unwrap_or(0)
+    }
+
+    async fn pass(&self, call: &'static str) -> Result<&Store, Error> {
+        *self.calls.lock().unwrap().entry(call).or_default() += 1;
+        let mode = *self.mode.lock().unwrap();
+        match mode {
+            Mode::Works | Mode::Late(_) => Ok(&self.inner),
+            Mode::Away => Err(Error::Away("it was told to be".into())),
+            Mode::Hangs => pending().await,
+            Mode::Slow(time) => {
+                tokio::time::sleep(time).await;
+                Ok(&self.inner)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl BlobStore for Switched {
+    async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        self.pass("put_once").await?.put_once(key, bytes).await
+    }
+
+    async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
+        self.pass("put").await?.put(key, bytes).await
+    }
+
+    async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
+        self.pass("replace_if").await?.replace_if(key, expected, bytes).await
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        let answer = self.pass("get").await?.get(key).await;
+        let mode = *self.mode.lock().unwrap();
+        if let Mode::Late(time) = mode {
+            tokio::time::sleep(time).await;
+        }
+        answer
+    }
+
+    async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
+        self.pass("head").await?.head(key).await
+    }
+
+    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
+        self.pass("read").await?.read(key, range).await
+    }
+
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+        self.pass("list").await?.list(prefix, start_after, limit).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), Error> {
+        self.pass("delete").await?.delete(key).await
+    }
+
+    async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
+        self.pass("begin_upload").await?.begin_upload(key).await
+    }
+
+    async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error> {
+        self.pass("abort_uploads").await?.abort_uploads(owner).await
+    }
+}
