@@ -14,20 +14,21 @@ use crate::report::{report, seconds};
 async fn without_the_bucket_a_node_serves_what_it_holds_and_refuses_the_rest() -> Result<()> {
     let length = seconds("ENTREPOT_BUCKET_AWAY_SECONDS", 6);
     let upstream = FakeUpstream::start().await;
-    let held = upstream.publish_image("held", "v1", &[images::random_bytes(1, 5 << 20), images::random_bytes(2, 100)]);
     upstream.publish_image("other", "v1", &[images::random_bytes(3, 100_000)]);
     upstream.publish_image("new", "v1", &[images::random_bytes(4, 100_000)]);
     let Some(cluster) = Cluster::start().await? else { return Ok(()) };
     cluster.api().rule("demo", &upstream).await?;
     let (one, other) = (&cluster.nodes[0], &cluster.nodes[1]);
-    // Each node holds what it has served.
-    one.client().pull("demo/held", "v1").await?;
     other.client().pull("demo/other", "v1").await?;
 
     for (seed, frozen) in [(5, true), (6, false)] {
         let how = if frozen { "frozen" } else { "stopped" };
-        let open = format!("open-{how}");
+        let (open, held) = (format!("open-{how}"), format!("held-{how}"));
         let layer = upstream.publish_blob(&open, images::random_bytes(seed, 6 << 20));
+        let image = upstream.publish_image(&held, "v1", &[images::random_bytes(20 + seed, 5 << 20)]);
+        // Each node holds what it has served.
+        let held = format!("demo/{held}");
+        one.client().pull(&held, "v1").await?;
         let gate = upstream.hold(layer.as_str());
         let (client, path) = (one.client(), format!("/v2/demo/{open}/blobs/{layer}"));
         let landing = tokio::spawn(async move { client.get(&path).await });
@@ -50,14 +51,14 @@ async fn without_the_bucket_a_node_serves_what_it_holds_and_refuses_the_rest() -
         let (begun, mut rounds) = (Instant::now(), 0);
         while begun.elapsed() < length {
             rounds += 1;
-            let pulled = one.client().pull("demo/held", "v1").await?;
-            assert_eq!(pulled.manifest, held.manifest);
+            let pulled = one.client().pull(&held, "v1").await?;
+            assert_eq!(pulled.manifest, image.manifest);
             if rounds == 1 {
                 report(&format!("the first held pull with the bucket {how} took"), format!("{:?}", pulled.took));
             }
             refused(one, "/v2/demo/new/manifests/v1", how).await?;
-            refused(other, "/v2/demo/held/manifests/v1", how).await?;
-            refused(other, &format!("/v2/demo/other/blobs/{}", held.layers[0]), how).await?;
+            refused(other, &format!("/v2/{held}/manifests/v1"), how).await?;
+            refused(other, &format!("/v2/demo/other/blobs/{}", image.layers[0]), how).await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         report(&format!("rounds with the bucket {how} for {:?}", begun.elapsed()), rounds);
@@ -72,7 +73,7 @@ async fn without_the_bucket_a_node_serves_what_it_holds_and_refuses_the_rest() -
             let what = format!("`{}` pulls everything again", node.name());
             cluster
                 .until(&what, async || {
-                    node.client().pull("demo/held", "v1").await.is_ok()
+                    node.client().pull(&held, "v1").await.is_ok()
                         && node.client().pull("demo/other", "v1").await.is_ok()
                 })
                 .await;
