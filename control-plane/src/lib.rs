@@ -24,6 +24,6 @@ mod tombstone;
 pub use app::{ControlPlane, Deps, FirstKey, Ready, Reflection, ServeError, StartError};
 pub use config::{Config, ConfigError, Login};
 pub use reconcile::{Reindexed, Repaired};
-pub use restore::{RestoreError, Restored, reindex, restore};
+pub use restore::{Foreign, RestoreError, Restored, reindex, restore};
 pub use settings::{ApiSettings, FOREIGN, Settings};
 pub use snapshot::Version;

@@ -26,12 +26,33 @@ pub struct Restored {
     pub index: Reindexed,
 }
 
+/// What to do with a database that is of another registry than what is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// Somebody has named the wrong database or the wrong bucket.
+    Refused,
+    /// It is made anew, since no backup is left: what it has replaces what is published.
+    Adopted,
+}
+
 /// Why a restore came to nothing, or to half of it: it can be repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The database.
     #[error("the database cannot be used")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// It is not a backup of this registry.
+    #[error(
+        "the database is of another registry ({database}) than what is published in the bucket ({published}): look which \
+         ones the configuration names; if the database is new, since no backup is left, --adopt takes it, and its \
+         configuration replaces what is published"
+    )]
+    Foreign {
+        /// The registry of the database.
+        database: Uuid,
+        /// The registry of the store.
+        published: Uuid,
+    },
     /// The store.
     #[error("the published snapshot cannot be read from the store")]
     Store(#[from] entrepot_store::Error),
@@ -58,11 +79,11 @@ impl From<ApiError> for RestoreError {
 /// Control planes and nodes may run meanwhile: they take the new epoch up by themselves.
 ///
 /// # Errors
-/// If the database or the store is away.
-pub async fn restore(config: Config, store: &dyn BlobStore) -> Result<Restored, RestoreError> {
+/// If the database or the store is away, or the database is [`Foreign`] and that is refused.
+pub async fn restore(config: Config, store: &dyn BlobStore, foreign: Foreign) -> Result<Restored, RestoreError> {
     let db = Db::new(config.database, config.pool_size);
     db.migrate().await?;
-    let (version, raised) = begin_epoch(&db, published(store).await?).await?;
+    let (version, raised) = begin_epoch(&db, published(store).await?, foreign).await?;
     if raised && let Err(error) = db.tell_published().await {
         // Those that run look by themselves every few seconds.
         debug!(error = %chain(&error), "running control planes were not told of the new epoch");
@@ -72,7 +93,11 @@ pub async fn restore(config: Config, store: &dyn BlobStore) -> Result<Restored, 
 }
 
 /// Begins an epoch if the database is behind what is published; says which version it has, and whether it was.
-async fn begin_epoch(db: &Db, published: Option<(Version, Option<Uuid>)>) -> Result<(Version, bool), db::Error> {
+async fn begin_epoch(
+    db: &Db,
+    published: Option<(Version, Option<Uuid>)>,
+    foreign: Foreign,
+) -> Result<(Version, bool), RestoreError> {
     let mut connection = db.connect().await?;
     let tx = connection.begin("restore").await?;
     // Locked, so that of two who restore at once one finds that it is done.
@@ -81,6 +106,9 @@ async fn begin_epoch(db: &Db, published: Option<(Version, Option<Uuid>)>) -> Res
         return Ok((registry.version, false));
     };
     let registry_id = id.unwrap_or(registry.registry_id);
+    if registry_id != registry.registry_id && foreign == Foreign::Refused {
+        return Err(RestoreError::Foreign { database: registry.registry_id, published: registry_id });
+    }
     let raised = registry::begin_epoch(&tx, head.epoch.saturating_add(1), registry_id).await?;
     tx.commit().await?;
     Ok((raised.version, true))

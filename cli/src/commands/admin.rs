@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
-use entrepot_control_plane::{self as control_plane, Reindexed, Repaired, Settings};
+use entrepot_control_plane::{self as control_plane, Foreign, Reindexed, Repaired, Settings};
 use entrepot_domain::ResourceId;
 use entrepot_runtime::chain;
 use entrepot_runtime::config::{Reader, environment as variables};
@@ -28,7 +28,15 @@ pub(crate) enum Command {
     /// A database that is older than what nodes run could lead them back in time, so it is not published. This begins
     /// a new epoch with the configuration that the database has now, and rebuilds the index from the store.
     #[command(after_help = RESTORE)]
-    Restore(Args),
+    Restore {
+        #[command(flatten)]
+        args: Args,
+
+        /// Take a database that is not a backup of this registry: a new one, since no backup is left. Its
+        /// configuration, which may be empty, replaces what is published.
+        #[arg(long)]
+        adopt: bool,
+    },
 
     /// Rebuild the index of repositories, images and tags from the store.
     ///
@@ -64,14 +72,16 @@ pub(crate) struct Args {
 /// What is done to a registry that is open.
 #[derive(Clone, Copy)]
 enum Work {
-    Restore,
+    Restore(Foreign),
     Reindex,
 }
 
 impl Command {
     pub(crate) async fn run(self, environment: Environment) -> Result<ExitCode, Error> {
         let (args, work) = match self {
-            Self::Restore(args) => (args, Work::Restore),
+            Self::Restore { args, adopt } => {
+                (args, Work::Restore(if adopt { Foreign::Adopted } else { Foreign::Refused }))
+            }
             Self::Reindex(args) => (args, Work::Reindex),
         };
         let done = match &args.config {
@@ -115,8 +125,8 @@ impl Work {
     async fn on(self, database: control_plane::Config, store: &dyn BlobStore) -> Result<String, Error> {
         let work = async {
             match self {
-                Self::Restore => {
-                    let restored = control_plane::restore(database, store).await?;
+                Self::Restore(foreign) => {
+                    let restored = control_plane::restore(database, store, foreign).await?;
                     let epoch = if restored.raised {
                         "a new epoch has begun"
                     } else {

@@ -1,6 +1,6 @@
 //! A database that came back from a backup, and the index rebuilt from the store.
 
-use entrepot_control_plane::{Repaired, reindex, restore};
+use entrepot_control_plane::{Foreign, Repaired, reindex, restore};
 use entrepot_domain::Digest;
 use entrepot_store::records::State;
 use entrepot_test_support::Postgres;
@@ -68,7 +68,7 @@ async fn after_a_restore_writes_wait_for_the_operator_and_events_do_not() {
     assert_eq!(list_images(&fixture, "hub/late", r#"tag = "v1""#).await.len(), 1);
 
     // The operator does not even have to stop it.
-    let restored = restore(fixture.world.config(), &*fixture.world.store).await.unwrap();
+    let restored = restore(fixture.world.config(), &*fixture.world.store, Foreign::Refused).await.unwrap();
     assert_eq!((restored.raised, restored.version.epoch), (true, before.0.epoch + 1));
     let index = restored.index;
     assert_eq!((index.repositories.found, index.images.found, index.tags.found), (2, 2, 2), "{index:?}");
@@ -172,7 +172,7 @@ async fn an_index_is_rebuilt_from_nothing_with_the_control_plane_stopped() {
 async fn a_database_that_is_not_behind_keeps_its_epoch() {
     let fixture = Fixture::start().await;
     let (head, _) = published(&fixture.world).await;
-    let restored = restore(fixture.world.config(), &*fixture.world.store).await.unwrap();
+    let restored = restore(fixture.world.config(), &*fixture.world.store, Foreign::Refused).await.unwrap();
     assert_eq!(
         (restored.raised, restored.version.epoch, restored.version.revision),
         (false, head.epoch, head.revision)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use entrepot_control_plane::restore;
+use entrepot_control_plane::{Foreign, RestoreError, restore};
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
 use entrepot_store::records::{self, SnapshotHead};
@@ -140,7 +140,7 @@ async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
     let quay = fixture.create_upstream("quay").await;
     let before = published(&fixture.world).await;
     let world = fixture.stop().await;
-    // As a backup from before the upstream was created would leave it.
+    // As a database would be that was made anew.
     world
         .sql("UPDATE registry SET revision = revision - 1, registry_id = gen_random_uuid(); DELETE FROM upstreams")
         .await;
@@ -152,10 +152,13 @@ async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
     assert_eq!(published(&fixture.world).await, before);
 
     let world = fixture.stop().await;
-    let restored = restore(world.config(), &*world.store).await.unwrap();
+    let refused = restore(world.config(), &*world.store, Foreign::Refused).await.unwrap_err();
+    assert!(matches!(refused, RestoreError::Foreign { .. }) && refused.to_string().contains("--adopt"), "{refused}");
+    let restored = restore(world.config(), &*world.store, Foreign::Adopted).await.unwrap();
     let version = restored.version;
     assert_eq!((restored.raised, version.epoch), (true, before.0.epoch + 1));
-    assert!(!restore(world.config(), &*world.store).await.unwrap().raised, "a repetition does nothing");
+    let again = restore(world.config(), &*world.store, Foreign::Refused).await.unwrap();
+    assert!(!again.raised, "a repetition does nothing");
     let fixture = world.start().await;
     let (head, snapshot) = published(&fixture.world).await;
     assert_eq!((head.epoch, snapshot.upstreams.len()), (version.epoch, 0));
