@@ -95,8 +95,8 @@ pub mod limits {
     pub const CONTROL_KEEP_ALIVE: Duration = Duration::from_secs(10);
     /// One report of events.
     pub const REPORT: Duration = Duration::from_secs(10);
-    /// How long a control plane that failed is left alone, once all have failed.
-    pub const CONTROL_RETRY: Duration = Duration::from_secs(3);
+    /// How long a control plane that failed is left alone, once all have failed: shorter than changes wait for nodes.
+    pub const CONTROL_RETRY: Duration = Duration::from_secs(1);
     /// How often the published snapshot is looked at, but for a fifth more or less.
     pub const SNAPSHOT_POLL: Duration = Duration::from_secs(5);
     /// The same, before there is a first one.

@@ -127,7 +127,9 @@ async fn snapshots_that_are_truncated_altered_rolled_back_or_signed_by_others_ar
     }
     cluster.api().rule_to("new", "old").await?;
     for node in &cluster.nodes {
-        node.client().pull("new/app", "v1").await?;
+        // The call waits for nodes, but not for long, and these have to find the control planes again first.
+        let covered = async || node.client().pull("new/app", "v1").await.is_ok();
+        cluster.until("the node follows again", covered).await;
     }
     Ok(())
 }
