@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use entrepot_runtime::Clock;
-use entrepot_test_support::{FakeUpstream, Postgres, images};
+use entrepot_test_support::{FakeUpstream, Fault, Postgres, images};
 use http::StatusCode;
 
 use crate::registry::Registry;
@@ -29,6 +29,26 @@ async fn cached_pulls_go_on_without_the_upstream_and_new_ones_get_an_honest_erro
     assert!(new.header("retry-after").is_some());
     let text = String::from_utf8_lossy(&new.bytes).into_owned();
     assert!(text.contains("`demo`") && text.contains("upstream"), "names the rule and the upstream: {text}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn clients_that_do_not_resume_do_not_notice_an_upstream_that_breaks_off() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let layer = images::random_bytes(1, 3 << 20);
+    let image = upstream.publish_image("app", "v1", &[layer.clone()]);
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/app", "v1").await?;
+    upstream.script_times(&image.layers[0], Fault::CutAfter(500_000), 5);
+    let pulled = registry.blob("demo/app", &image.layers[0]).await?;
+    assert_eq!((pulled.status, pulled.bytes.len()), (StatusCode::OK, layer.len()));
+    assert!(pulled.bytes == layer);
+    assert_eq!(upstream.fetches_of(&image.layers[0]), 6);
+
+    // It is stored as if nothing had been.
+    upstream.stop().await;
+    assert!(registry.blob("demo/app", &image.layers[0]).await?.bytes == layer);
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, stream};
 use reqwest::Response;
 use reqwest::header::CONTENT_ENCODING;
 
@@ -36,13 +35,6 @@ async fn read_all(mut response: Response, limit_bytes: usize) -> Result<Bytes, E
     Ok(body.freeze())
 }
 
-/// Streams a body; the stream ends after its first error.
-pub(crate) fn stream(response: Response, stall: Duration) -> impl Stream<Item = Result<Bytes, Error>> + Send {
-    stream::try_unfold(response, move |mut response| async move {
-        Ok(next(&mut response, stall).await?.map(|chunk| (chunk, response)))
-    })
-}
-
 /// Reads a little of a body that nobody wants, so that its connection can be used again.
 pub(crate) async fn discard(mut response: Response) {
     let drained = async {
@@ -66,7 +58,8 @@ pub(crate) fn require_identity(response: &Response) -> Result<(), Error> {
     }
 }
 
-async fn next(response: &mut Response, stall: Duration) -> Result<Option<Bytes>, Error> {
+/// The next bytes of a body; `None` at its end.
+pub(crate) async fn next(response: &mut Response, stall: Duration) -> Result<Option<Bytes>, Error> {
     let chunk = tokio::time::timeout(stall, response.chunk()).await;
     chunk.map_err(|_| Error::timed_out())?.map_err(from_network)
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use entrepot_domain::upstream::Endpoint;
 use entrepot_domain::{Digest, MediaType, Reference, RepositoryName, Upstream, Verifier};
-use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use reqwest::{Method, StatusCode};
@@ -17,6 +16,7 @@ use crate::error::{BuildError, Error};
 use crate::limits::Limits;
 use crate::metrics::RequestMetrics;
 use crate::request::{Ask, Requests};
+use crate::resume;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -158,7 +158,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request. Once the blob is on its
-    /// way, errors come as the stream's last item.
+    /// way, a body that breaks off or stalls is gone on with; errors come as the stream's last item.
     pub async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
         let requests = &self.0.requests;
         let ask = Ask::new(Method::GET, self.0.endpoint.blob_url(repository, digest));
@@ -168,7 +168,7 @@ impl Client {
         }
         body::require_identity(&response)?;
         let size_bytes = content_length(response.headers());
-        Ok(BlobBody { size_bytes, stream: body::stream(response, requests.limits.stall).boxed() })
+        Ok(BlobBody { size_bytes, stream: resume::stream(self.clone(), ask, response) })
     }
 
     pub(crate) fn manifest_ask(&self, method: Method, repository: &RepositoryName, reference: &Reference) -> Ask {
@@ -196,11 +196,11 @@ fn accepted_manifests() -> HeaderValue {
     HeaderValue::try_from(types).expect("media types are visible ASCII")
 }
 
-fn header<T: std::str::FromStr>(headers: &HeaderMap, name: HeaderName) -> Option<T> {
+pub(crate) fn header<T: std::str::FromStr>(headers: &HeaderMap, name: HeaderName) -> Option<T> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     header(headers, CONTENT_LENGTH)
 }
 

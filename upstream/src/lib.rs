@@ -1,7 +1,7 @@
 //! The one guarded client for other registries: everything that leaves for an upstream leaves through here.
 //!
 //! A request is walked in `request`: it goes out, follows redirects by hand, logs in where a host asks for it, and is
-//! tried again where that may help. Three guards stand on the way. [`egress`] decides to which addresses anything may
+//! tried again where that may help; a blob that breaks off is gone on with in `resume`. Three guards stand on the way. [`egress`] decides to which addresses anything may
 //! go at all; `login` decides which host may learn the credential (the upstream's own, and the realms that it is known
 //! or said to have) and keeps every token with the host that asked for it; [`Limits`] bound every wait and every body.
 //! Nothing that an upstream says is trusted: manifests asked for by digest are verified here, blobs by the caller,
@@ -17,6 +17,7 @@ mod login;
 mod metrics;
 mod probe;
 mod request;
+mod resume;
 mod token;
 mod transport;
 

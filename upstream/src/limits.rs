@@ -22,6 +22,8 @@ pub struct Limits {
     pub redirects: usize,
     /// How often a request that met a passing trouble is made again.
     pub retries: usize,
+    /// How often in a row a blob that broke off or stalled is gone on with.
+    pub resumes: usize,
     /// How long to wait before the first retry; later ones wait longer, each with a random part.
     pub retry_wait: Duration,
     /// The longest `Retry-After` that is believed.
@@ -39,6 +41,7 @@ impl Default for Limits {
             manifest_bytes: entrepot_domain::manifest::MAX_BYTES,
             redirects: 5,
             retries: 2,
+            resumes: 8,
             retry_wait: Duration::from_millis(100),
             retry_after: Duration::from_secs(60 * 60),
         }

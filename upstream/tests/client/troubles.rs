@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use entrepot_test_support::images::random_bytes;
 use entrepot_test_support::{Auth, FakeUpstream, Fault};
 use entrepot_upstream::{Client, Error, Trouble};
+use futures_util::StreamExt as _;
 
 use crate::{client_of, name, read_blob, reference, short, upstream_at};
 
@@ -83,7 +84,7 @@ async fn every_wait_ends() {
         assert!(matches!(away, Error::Away { trouble: Trouble::TimedOut, .. }), "{fault:?}: {away:?}");
         assert!(since.elapsed() < Duration::from_secs(5), "{fault:?}: {:?}", since.elapsed());
     }
-    fake.script("/blobs/", Fault::StallAfter(100_000));
+    fake.script("/blobs/", Fault::StallAfter(0));
     let stalled = read_blob(&client, "demo", &blob).await.unwrap_err();
     assert!(matches!(stalled, Error::Away { trouble: Trouble::TimedOut, .. }), "{stalled:?}");
 }
@@ -99,16 +100,70 @@ async fn a_slow_body_that_moves_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_blob_that_breaks_off_ends_with_an_error() {
+async fn a_blob_that_breaks_off_or_stalls_is_gone_on_with() {
+    let fake = FakeUpstream::start().await;
+    let bytes = random_bytes(3, 500_000);
+    let blob = fake.publish_blob("demo", bytes.clone());
+    for (fault, client) in [(Fault::CutAfter(150_000), client_of(&fake)), (Fault::StallAfter(150_000), hasty(&fake))] {
+        let asked = fake.request_count();
+        // Five times, the first one included; the rest is less than that.
+        fake.script_times("/blobs/", fault, 5);
+        assert_eq!(read_blob(&client, "demo", &blob).await.unwrap(), bytes);
+        fake.heal();
+        assert_eq!(fake.request_count() - asked, 4, "each asks for what is missing and no more");
+    }
+    // Whoever does not know ranges sends all of it again, and has what was read passed over.
+    fake.script_times("/blobs/", Fault::CutAfter(400_000), 3);
+    fake.script("/blobs/", Fault::NoRanges);
+    assert_eq!(read_blob(&client_of(&fake), "demo", &blob).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn a_blob_is_gone_on_with_under_another_token() {
+    let fake = FakeUpstream::start().await;
+    fake.set_auth(Auth::AnonymousToken);
+    let bytes = random_bytes(4, 500_000);
+    let blob = fake.publish_blob("demo", bytes.clone());
+    // The first request is the one that learns where tokens come from.
+    fake.script_times("/blobs/", Fault::CutAfter(150_000), 2);
+    let mut body = client_of(&fake).blob(&name("demo"), &blob.parse().expect("a digest")).await.unwrap();
+    let mut read = body.stream.next().await.expect("it has begun").unwrap().to_vec();
+    fake.revoke_tokens();
+    while let Some(chunk) = body.stream.next().await {
+        read.extend_from_slice(&chunk.unwrap());
+    }
+    assert!(read == bytes, "{} bytes", read.len());
+    assert_eq!(fake.token_requests(), 2);
+}
+
+#[tokio::test]
+async fn a_blob_that_does_not_get_on_ends_with_an_error() {
     let fake = FakeUpstream::start().await;
     let blob = fake.publish_blob("demo", random_bytes(3, 500_000));
     for chunked in [false, true] {
-        fake.script("/blobs/", Fault::CutAfter(100_000));
+        fake.script("/blobs/", Fault::CutAfter(0));
         if chunked {
             fake.script("/blobs/", Fault::NoLength);
         }
+        let asked = fake.request_count();
         let broken = read_blob(&client_of(&fake), "demo", &blob).await.unwrap_err();
         assert!(matches!(broken, Error::Away { trouble: Trouble::BrokenOff, .. }), "{broken:?}");
+        assert_eq!(fake.request_count() - asked, 9);
+        fake.heal();
+    }
+}
+
+#[tokio::test]
+async fn another_range_or_another_size_is_not_gone_on_with() {
+    let fake = FakeUpstream::start().await;
+    let blob = fake.publish_blob("demo", random_bytes(3, 500_000));
+    let header = |name: &str, value: &str| Fault::Header(name.to_owned(), value.to_owned());
+    for range in ["bytes 0-499999/500000", "bytes 100001-499999/500000", "bytes 100000-499999/500001", "nonsense"] {
+        fake.script_times("/blobs/", Fault::CutAfter(100_000), 1);
+        fake.script("/blobs/", header("content-range", range));
+        let error = read_blob(&client_of(&fake), "demo", &blob).await.unwrap_err();
+        fake.heal();
+        assert!(matches!(error, Error::BadAnswer { .. }), "{range}: {error:?}");
     }
 }
 

@@ -30,12 +30,15 @@ struct Draft {
 
 /// Answers one request. An error closes the connection without an answer.
 pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>) -> io::Result<Response<Body>> {
-    let (request, incoming) = request.into_parts();
+    let (mut request, incoming) = request.into_parts();
     let live = core.log.asked(&request);
     let (barriers, faults) = lock(&core.script).take(&format!("{} {}", request.method, request.uri.path()));
     let form = incoming.collect().await.map_err(io::Error::other)?.to_bytes();
     for barrier in barriers {
         barrier.pass().await;
+    }
+    if faults.iter().any(|fault| matches!(fault, Fault::NoRanges)) {
+        request.headers.remove(header::RANGE);
     }
     let mut draft = draft(&core, &request, &form);
     for fault in faults {
@@ -146,7 +149,7 @@ impl Draft {
 
     fn spoil(&mut self, fault: Fault) {
         match fault {
-            Fault::Silence | Fault::HangUp => {}
+            Fault::Silence | Fault::HangUp | Fault::NoRanges => {}
             Fault::StallAfter(bytes) => self.delivery.stall_after = Some(bytes),
             Fault::CutAfter(bytes) => self.delivery.cut_after = Some(bytes),
             Fault::Rate(rate) => self.delivery.bytes_per_second = Some(rate.max(1)),

@@ -25,6 +25,8 @@ pub enum Fault {
     NoDigestHeader,
     /// There is no `Content-Length`; the body is chunked.
     NoLength,
+    /// Ranges are not understood: the whole is sent.
+    NoRanges,
     /// A web page with status 200.
     Html,
     /// This status, with a body in OCI's form, and perhaps a `Retry-After`.
