@@ -36,7 +36,7 @@ async fn cached_pulls_go_on_without_the_upstream_and_new_ones_get_an_honest_erro
 async fn clients_that_do_not_resume_do_not_notice_an_upstream_that_breaks_off() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     let layer = images::random_bytes(1, 3 << 20);
-    let image = upstream.publish_image("app", "v1", &[layer.clone()]);
+    let image = upstream.publish_image("app", "v1", std::slice::from_ref(&layer));
     let registry = Registry::start().await?;
     registry.rule("demo", &upstream).await?;
     registry.manifest("demo/app", "v1").await?;
