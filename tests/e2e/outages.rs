@@ -1,11 +1,15 @@
 //! The upstream away, the database away: what is there goes on being served.
 
 use anyhow::Result;
+use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::Clock;
-use entrepot_test_support::{FakeUpstream, Fault, Postgres, images};
+use entrepot_store::layout;
+use entrepot_test_support::{FakeUpstream, Fault, Postgres, images, wait_until};
 use http::StatusCode;
+use prost::Message as _;
+use uuid::Uuid;
 
-use crate::registry::Registry;
+use crate::registry::{LIMIT, Registry};
 
 #[tokio::test]
 async fn cached_pulls_go_on_without_the_upstream_and_new_ones_get_an_honest_error() -> Result<()> {
@@ -72,8 +76,17 @@ async fn pulls_go_on_without_postgres_and_are_listed_once_when_it_is_back() -> R
     let status = registry.repository_names().await.unwrap_err().downcast::<tonic::Status>()?;
     assert_eq!(status.code(), tonic::Code::Unavailable);
 
+    // What the control plane will never take is dropped, and takes nothing else along.
+    let bad = pb::Event { repository: "NO/name".to_owned(), ..pb::Event::default() };
+    let bad = pb::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![bad] }.encode_to_vec();
+    for bytes in [bad, b"no report".to_vec()] {
+        registry.store.put_once(&layout::event(&"node-1".parse()?, Uuid::now_v7()), bytes.into()).await?;
+    }
+
     postgres.resume().await;
     registry.listed("demo/new", "v1").await;
+    wait_until(LIMIT, "no event waits", async || registry.object_count("events").await.is_ok_and(|count| count == 0))
+        .await;
     assert_eq!(registry.repository_names().await?, ["repositories/demo/new", "repositories/demo/old"]);
     assert_eq!(registry.image_list("demo/new").await?.len(), 1);
     Ok(())

@@ -16,6 +16,7 @@ use entrepot_proto::convert::event::{Event, Kind};
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::{Clock, Tasks, chain};
 use entrepot_store::{Key, Store, layout};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
 use tokio::sync::Notify;
 use tonic::Code;
@@ -25,8 +26,12 @@ use uuid::Uuid;
 use super::line::Line;
 use crate::config::limits;
 
-/// How many events go into one report.
+/// How many reports are read at a time, and how many pulls go into one.
 const BATCH: usize = 200;
+/// How many events the control plane takes at a time.
+const EVENTS: usize = 1000;
+/// How many objects are read or deleted at the same time.
+const AT_ONCE: usize = 16;
 /// How many different manifests' pulls are remembered between two reports; more than that are forgotten.
 const PULLS: usize = 100_000;
 
@@ -49,6 +54,13 @@ struct Pulled {
     repository: RepositoryName,
     incarnation: Uuid,
     digest: Digest,
+}
+
+/// A report that waits in the store.
+#[derive(Debug)]
+struct Waiting {
+    key: Key,
+    events: Vec<pb::Event>,
 }
 
 impl Outbox {
@@ -117,33 +129,56 @@ impl Outbox {
     async fn pass(&self, line: &Line) -> Result<(), String> {
         loop {
             let prefix = layout::events_prefix(&self.inner.node);
-            let keys = self.inner.store.list(&prefix, None, BATCH).await.map_err(|error| chain(&error).to_string())?;
-            for key in &keys {
-                let object = self.inner.store.get(key).await.map_err(|error| chain(&error).to_string())?;
-                if let Some(object) = object {
-                    self.deliver_one(line, key, &object.bytes).await?;
-                }
+            let keys = self.inner.store.list(&prefix, None, BATCH).await.map_err(away)?;
+            let is_last = keys.len() < BATCH;
+            for batch in batches(self.read(keys).await?) {
+                self.deliver_batch(line, &batch).await?;
             }
-            if keys.len() < BATCH {
+            if is_last {
                 break;
             }
         }
         self.deliver_pulls(line).await
     }
 
-    async fn deliver_one(&self, line: &Line, key: &Key, bytes: &[u8]) -> Result<(), String> {
-        match pb::ReportEventsRequest::decode(bytes) {
-            Ok(report) => match report_within_limit(line, report).await {
-                Ok(()) => {}
-                // It will never be taken; the reconciling pass finds what it told of.
-                Err(status) if status.code() == Code::InvalidArgument => {
-                    error!("the control plane refuses the events of `{key}`, which are dropped: {status}");
+    /// Reads reports, in the order of their keys. What is no report is dropped.
+    async fn read(&self, keys: Vec<Key>) -> Result<Vec<Waiting>, String> {
+        let read = |key: Key| async move {
+            let Some(object) = self.inner.store.get(&key).await.map_err(away)? else { return Ok(None) };
+            match pb::ReportEventsRequest::decode(object.bytes) {
+                Ok(report) => Ok(Some(Waiting { key, events: report.events })),
+                Err(problem) => {
+                    error!("the events of `{key}` cannot be read and are dropped: {problem}");
+                    self.inner.store.delete(&key).await.map(|()| None).map_err(away)
                 }
-                Err(status) => return Err(status.to_string()),
-            },
-            Err(problem) => error!("the events of `{key}` cannot be read and are dropped: {problem}"),
+            }
+        };
+        let read: Vec<Option<Waiting>> =
+            stream::iter(keys.into_iter().map(read)).buffered(AT_ONCE).try_collect().await?;
+        Ok(read.into_iter().flatten().collect())
+    }
+
+    /// Delivers reports as one. If the control plane refuses that, each of them goes by itself, so that a bad one takes
+    /// no other along.
+    async fn deliver_batch(&self, line: &Line, batch: &[Waiting]) -> Result<(), String> {
+        let events = batch.iter().flat_map(|waiting| waiting.events.clone()).collect();
+        let report = pb::ReportEventsRequest { node_id: self.inner.node.to_string(), events };
+        match (report_within_limit(line, report).await, batch) {
+            (Ok(()), _) => {}
+            // It will never be taken; the reconciling pass finds what it told of.
+            (Err(status), [Waiting { key, .. }]) if status.code() == Code::InvalidArgument => {
+                error!("the control plane refuses the events of `{key}`, which are dropped: {status}");
+            }
+            (Err(status), _) if status.code() == Code::InvalidArgument => {
+                for waiting in batch.chunks(1) {
+                    Box::pin(self.deliver_batch(line, waiting)).await?;
+                }
+                return Ok(());
+            }
+            (Err(status), _) => return Err(status.to_string()),
         }
-        self.inner.store.delete(key).await.map_err(|error| chain(&error).to_string())
+        let deletions: Vec<_> = batch.iter().map(|waiting| self.inner.store.delete(&waiting.key)).collect();
+        stream::iter(deletions).buffer_unordered(AT_ONCE).try_collect::<()>().await.map_err(away)
     }
 
     async fn deliver_pulls(&self, line: &Line) -> Result<(), String> {
@@ -183,6 +218,28 @@ impl Outbox {
     }
 }
 
+/// As many reports together as the control plane takes, in their order.
+fn batches(reports: Vec<Waiting>) -> Vec<Vec<Waiting>> {
+    let (mut batches, mut events): (Vec<Vec<Waiting>>, usize) = (Vec::new(), 0);
+    for report in reports {
+        match batches.last_mut() {
+            Some(batch) if events + report.events.len() <= EVENTS => {
+                events += report.events.len();
+                batch.push(report);
+            }
+            _ => {
+                events = report.events.len();
+                batches.push(vec![report]);
+            }
+        }
+    }
+    batches
+}
+
+fn away(error: entrepot_store::Error) -> String {
+    chain(&error).to_string()
+}
+
 /// Reports to the replica in use. One that does not take a report is left for the next.
 async fn report_within_limit(line: &Line, report: pb::ReportEventsRequest) -> Result<(), tonic::Status> {
     let Some((replica, mut client)) = line.client() else {
@@ -196,4 +253,27 @@ async fn report_within_limit(line: &Line, report: pb::ReportEventsRequest) -> Re
         line.move_on(replica);
     }
     answer.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_go_together_up_to_what_the_control_plane_takes() {
+        let reports = |sizes: &[usize]| -> Vec<Waiting> {
+            let waiting = |(number, size): (usize, &usize)| Waiting {
+                key: Key::parse(&format!("events/{number}")).unwrap(),
+                events: vec![pb::Event::default(); *size],
+            };
+            sizes.iter().enumerate().map(waiting).collect()
+        };
+        let sizes = |batches: &[Vec<Waiting>]| -> Vec<Vec<usize>> {
+            batches.iter().map(|batch| batch.iter().map(|report| report.events.len()).collect()).collect()
+        };
+        assert!(batches(reports(&[])).is_empty());
+        assert_eq!(sizes(&batches(reports(&[600, 400, 1, 999, 1]))), [vec![600, 400], vec![1, 999], vec![1]]);
+        // One that is too large by itself is the control plane's to refuse.
+        assert_eq!(sizes(&batches(reports(&[1, 1001, 1]))), [vec![1], vec![1001], vec![1]]);
+    }
 }
