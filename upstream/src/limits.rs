@@ -28,6 +28,8 @@ pub struct Limits {
     pub retry_wait: Duration,
     /// The longest `Retry-After` that is believed.
     pub retry_after: Duration,
+    /// For how long at most an upstream that named a `Retry-After` is asked nothing.
+    pub pause: Duration,
 }
 
 impl Default for Limits {
@@ -44,6 +46,7 @@ impl Default for Limits {
             resumes: 8,
             retry_wait: Duration::from_millis(100),
             retry_after: Duration::from_secs(60 * 60),
+            pause: Duration::from_secs(60),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The walk of a request to an upstream: out, along redirects, through logins, and again where that may help.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
@@ -39,12 +39,15 @@ pub(crate) struct Requests {
     pub(crate) transport: Arc<Transport>,
     pub(crate) logins: Logins,
     pub(crate) limits: Limits,
+    /// Until when the upstream wants no requests.
+    paused_until: Mutex<Option<Instant>>,
 }
 
 impl Requests {
     pub(crate) fn new(upstream: &Upstream, limits: Limits, metrics: &RequestMetrics) -> Result<Self, BuildError> {
         let transport = Arc::new(Transport::new(upstream, &limits, metrics.clone())?);
-        Ok(Self { logins: Logins::new(upstream, transport.clone(), limits), transport, limits })
+        let logins = Logins::new(upstream, transport.clone(), limits);
+        Ok(Self { logins, transport, limits, paused_until: Mutex::default() })
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or was retried often enough.
@@ -63,12 +66,26 @@ impl Requests {
         (|| attempt(head_until)).retry(waits).when(Error::is_passing).notify(notify).await
     }
 
-    /// Asks once, and waits for the head of the final answer.
+    /// Asks once, and waits for the head of the final answer. An upstream that has said until when it wants no requests
+    /// gets none until then.
     ///
     /// The answer's status is for the caller to judge, but for those that mean the same for every request: a refused
     /// login, too many requests, and an upstream that cannot answer.
     pub(crate) async fn ask(&self, ask: &Ask, head_until: Instant) -> Result<Response, Error> {
-        timeout_at(head_until, self.follow(ask)).await.unwrap_or_else(|_| Err(Error::timed_out()))
+        if let Some(left) = self.pause_left() {
+            return Err(Error::Throttled { retry_after: Some(left) });
+        }
+        let answer = timeout_at(head_until, self.follow(ask)).await.unwrap_or_else(|_| Err(Error::timed_out()));
+        if let Err(Error::Throttled { retry_after: Some(wait) }) = &answer {
+            let until = Instant::now() + (*wait).min(self.limits.pause);
+            *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
+        }
+        answer
+    }
+
+    fn pause_left(&self) -> Option<Duration> {
+        let until = (*self.paused_until.lock().unwrap_or_else(PoisonError::into_inner))?;
+        until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
     }
 
     /// Asks without what is remembered, and says as whom a login was needed; `None` if none was.

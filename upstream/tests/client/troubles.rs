@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use entrepot_test_support::images::random_bytes;
-use entrepot_test_support::{Auth, FakeUpstream, Fault};
-use entrepot_upstream::{Client, Error, Trouble};
+use entrepot_test_support::{Auth, FakeUpstream, Fault, wait_until};
+use entrepot_upstream::{Client, Error, Limits, Trouble};
 use futures_util::StreamExt as _;
 
 use crate::{client_of, name, read_blob, reference, short, upstream_at};
@@ -56,9 +56,26 @@ async fn r_up_11_what_will_not_pass_is_not_tried_again() {
     }
     for (said, meant) in [("7", 7), ("86400", 3600)] {
         fake.script_times("GET ", Fault::Status(429, Some(said.into())), 1);
-        let Err(Error::Throttled { retry_after }) = pull(&client).await else { panic!("not throttled") };
+        let Err(Error::Throttled { retry_after }) = pull(&client_of(&fake)).await else { panic!("not throttled") };
         assert_eq!(retry_after, Some(Duration::from_secs(meant)));
     }
+}
+
+#[tokio::test]
+async fn an_upstream_that_wants_no_requests_for_a_while_gets_none() {
+    let fake = FakeUpstream::start().await;
+    fake.publish_image("demo", "v1", &[]);
+    let limits = Limits { pause: Duration::from_secs(2), ..Limits::default() };
+    let client = Client::new(&upstream_at(&fake.url()), limits).expect("a client");
+    fake.script_times("GET ", Fault::Status(429, Some("60".into())), 1);
+    pull(&client).await.unwrap_err();
+    let asked = fake.request_count();
+    let Err(Error::Throttled { retry_after: Some(left) }) = pull(&client).await else { panic!("not throttled") };
+    assert!(left <= limits.pause, "{left:?}");
+    assert_eq!(fake.request_count(), asked);
+    // Another login is another matter.
+    pull(&client_of(&fake)).await.unwrap();
+    wait_until(Duration::from_secs(10), "it is asked again", async || pull(&client).await.is_ok()).await;
 }
 
 #[tokio::test]
