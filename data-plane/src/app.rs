@@ -18,7 +18,7 @@ use crate::fill::Fills;
 use crate::http::connection::serve;
 use crate::http::server::Server;
 use crate::lease::Leases;
-use crate::metrics::{HttpMetrics, PullMetrics};
+use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
 use crate::pull::Node;
 use crate::repository::Repositories;
@@ -99,7 +99,8 @@ impl DataPlane {
         let (control, work) = (Control::default(), Tasks::new());
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone());
         let repositories = Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: clock.clone() };
-        let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), deps.leases);
+        let fill_metrics = FillMetrics::new(&deps.metrics);
+        let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), deps.leases, fill_metrics);
         let resolver = Resolver::new(repositories.clone(), fills, clock.clone(), work.clone());
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {

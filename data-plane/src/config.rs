@@ -85,6 +85,8 @@ pub mod limits {
     pub const FILLS: usize = 256;
     /// How long a fill may wait for its turn.
     pub const FILL_TURN: Duration = Duration::from_secs(10);
+    /// How long a fill that nobody reads goes on, unless it is worth finishing.
+    pub const UNREAD_FILL: Duration = Duration::from_secs(5);
     /// How long an upstream that failed is not asked again whether a tag that we hold has moved.
     pub const REVALIDATE_BACKOFF: Duration = Duration::from_secs(15);
     /// One write into the store, such as a record.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use entrepot_domain::Digest;
 use entrepot_runtime::Tasks;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -24,8 +24,10 @@ use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::lease::Leases;
+use crate::metrics::FillMetrics;
 use crate::repository::Repositories;
 
+use landing::Progress;
 pub(crate) use landing::{Landed, Landing};
 
 /// All fills of this node. Clones share them.
@@ -41,15 +43,22 @@ struct Inner {
     leases: Leases,
     turns: Arc<Semaphore>,
     running: Mutex<HashMap<FillKey, Landing>>,
+    metrics: FillMetrics,
 }
 
 /// What one fill is about: content under one origin. Bytes that one rule may see never reach another's readers.
 type FillKey = (Uuid, Digest);
 
 impl Fills {
-    pub(crate) fn new(repositories: Repositories, spool_dir: PathBuf, tasks: Tasks, leases: Leases) -> Self {
+    pub(crate) fn new(
+        repositories: Repositories,
+        spool_dir: PathBuf,
+        tasks: Tasks,
+        leases: Leases,
+        metrics: FillMetrics,
+    ) -> Self {
         let (turns, running) = (Arc::new(Semaphore::new(limits::FILLS)), Mutex::default());
-        Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, leases, turns, running }) }
+        Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, leases, turns, running, metrics }) }
     }
 
     /// Where this node takes leases.
@@ -81,11 +90,12 @@ impl Fills {
                 let (landing, progress) = Landing::new(place, fill);
                 entry.insert(landing.clone());
                 let (fills, fill, digest) = (self.clone(), fill.clone(), digest.clone());
-                let leaving = Leaving { fills: self.clone(), key };
+                let active = self.inner.metrics.begin();
+                let leaving = Leaving { fills: self.clone(), key, landing: landing.clone() };
                 let confirmed = landing.clone();
                 let work = async move {
                     transfer::drive(&fills, &fill, &digest, progress, &confirmed).await;
-                    drop(leaving);
+                    drop((leaving, active));
                 };
                 // Part of the trace of the pull that has caused it, although it may outlive it.
                 self.inner.tasks.spawn("fill", work.in_current_span());
@@ -93,16 +103,35 @@ impl Fills {
             }
         }
     }
+
+    /// Takes a fill out of the table if nobody reads it. Who comes from now on begins another.
+    fn leave_unread(&self, origin: Uuid, digest: &Digest, progress: &watch::Sender<Progress>) -> bool {
+        // Readers join under this lock.
+        let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unread = progress.receiver_count() <= HELD_BY_US;
+        if is_unread {
+            running.remove(&(origin, digest.clone()));
+        }
+        is_unread
+    }
 }
+
+/// What the node itself holds of a fill: in the table, in the driver, and to take it out of the table.
+const HELD_BY_US: usize = 3;
 
 /// Takes a fill out of the table however it ends.
 struct Leaving {
     fills: Fills,
     key: FillKey,
+    landing: Landing,
 }
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.fills.inner.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        let mut running = self.fills.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that was given up has left already, and another may have taken its place.
+        if running.get(&self.key).is_some_and(|landing| landing.is(&self.landing)) {
+            running.remove(&self.key);
+        }
     }
 }

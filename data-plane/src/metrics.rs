@@ -18,7 +18,7 @@ pub(crate) struct PullMetrics {
     active: UpDownCounter<i64>,
 }
 
-/// Counts a pull as active until it is dropped.
+/// Counts a pull, or a fill, as active until it is dropped.
 pub(crate) struct Active(UpDownCounter<i64>);
 
 impl Drop for Active {
@@ -57,6 +57,36 @@ impl PullMetrics {
         let content = if is_manifest { "manifest" } else { "blob" };
         self.duration
             .record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome), KeyValue::new("content", content)]);
+    }
+}
+
+/// Fills, by how they ended.
+pub(crate) struct FillMetrics {
+    duration: Histogram<f64>,
+    active: UpDownCounter<i64>,
+}
+
+impl FillMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let meter = metrics.meter("entrepot.data_plane");
+        let duration = meter
+            .f64_histogram("entrepot.fill.duration")
+            .with_unit("s")
+            .with_description("How long fills take from their first reader to their end.")
+            .build();
+        let active = meter.i64_up_down_counter("entrepot.fill.active").with_description("Fills that run.").build();
+        Self { duration, active }
+    }
+
+    /// Counts a fill that begins.
+    pub(crate) fn begin(&self) -> Active {
+        self.active.add(1, &[]);
+        Active(self.active.clone())
+    }
+
+    /// Counts one that has ended.
+    pub(crate) fn observe(&self, outcome: &'static str, took: Duration) {
+        self.duration.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
     }
 }
 

@@ -128,6 +128,16 @@ impl Fill {
     }
 }
 
+/// What a fill without readers may still have before it.
+const WORTH_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Whether a fill that nobody reads any more is worth finishing: most of what it costs is paid, or it costs little. One
+/// whose size nobody knows is not.
+#[must_use]
+pub fn is_worth_finishing(landed_bytes: u64, size_bytes: Option<u64>) -> bool {
+    size_bytes.is_some_and(|size| landed_bytes >= size / 4 || size.saturating_sub(landed_bytes) <= WORTH_BYTES)
+}
+
 #[cfg(test)]
 mod model;
 
@@ -220,6 +230,23 @@ mod tests {
         assert_eq!(after(&claims), (Fill::Claiming, &[Step::Claim][..]));
         let alone = [&waiting[..], &[Event::OutOfPatience, Event::Absent]].concat();
         assert_eq!(after(&alone), (Fill::Transferring, &[Step::Transfer][..]));
+    }
+
+    #[test]
+    fn a_quarter_landed_or_little_left_is_worth_finishing() {
+        const MIB: u64 = 1024 * 1024;
+        for (landed, size, expected) in [
+            (0, Some(64 * MIB), true),
+            (0, Some(64 * MIB + 1), false),
+            (1, Some(64 * MIB + 1), true),
+            (249 * MIB, Some(1000 * MIB), false),
+            (250 * MIB, Some(1000 * MIB), true),
+            (0, Some(0), true),
+            (u64::MAX, Some(1), true),
+            (1000 * MIB, None, false),
+        ] {
+            assert_eq!(is_worth_finishing(landed, size), expected, "{landed} of {size:?}");
+        }
     }
 
     #[test]

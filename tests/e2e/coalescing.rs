@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use entrepot_test_support::{FakeUpstream, images, wait_until};
+use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use futures_util::future::try_join_all;
 use http::{Method, StatusCode};
 
@@ -68,6 +68,30 @@ async fn a_client_that_hangs_up_does_not_end_the_fill() -> Result<()> {
     upstream.stop().await;
     let answer = registry.blob("demo/app", layer).await?;
     assert_eq!((answer.status, images::sha256(&answer.bytes)), (StatusCode::OK, layer.clone()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_fill_that_nobody_reads_any_more_is_given_up_and_begun_anew_by_the_next() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 90 << 20)]);
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/app", "v1").await?;
+
+    let layer = &image.layers[0];
+    upstream.script(layer, Fault::Rate(1 << 20));
+    let mut answer = registry.request(Method::GET, &format!("/v2/demo/app/blobs/{layer}")).send().await?;
+    assert!(answer.chunk().await?.is_some(), "it has begun");
+    drop(answer);
+    let fills = || registry.metric("entrepot_fill_active");
+    wait_until(LIMIT, "the fill is given up", async || fills() == 0.0).await;
+    let sent: u64 =
+        upstream.log().iter().filter(|entry| entry.path.contains(layer)).map(|entry| entry.sent_bytes).sum();
+    assert!(sent < 26 << 20, "the upstream sent {sent} bytes for nobody");
+
+    upstream.heal();
+    assert_eq!(images::sha256(&registry.blob("demo/app", layer).await?.bytes), *layer);
     Ok(())
 }
 

@@ -78,6 +78,11 @@ impl Landing {
         (Self { progress, begun_for: place.repository.clone(), confirmed }, sender)
     }
 
+    /// Whether this is the same fill.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.confirmed, &other.confirmed)
+    }
+
     /// Whether this is the repository that the upstream is asked for.
     pub(crate) fn is_begun_for(&self, repository: &RepositoryName) -> bool {
         self.begun_for == *repository

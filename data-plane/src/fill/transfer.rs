@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use entrepot_domain::fill::{Event, Fill, Outcome, Step};
+use entrepot_domain::fill::{Event, Fill, Outcome, Step, is_worth_finishing};
 use entrepot_domain::manifest::platform_of_config;
 use entrepot_domain::{Digest, Verifier};
 use entrepot_runtime::chain;
@@ -14,9 +14,10 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span, field, info, info_span, instrument, warn};
 use uuid::Uuid;
 
-use super::Fills;
 use super::landing::{End, Head, Landing, Progress};
 use super::spool::Spool;
+use super::{Fills, HELD_BY_US};
+use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::failpoint;
@@ -56,6 +57,7 @@ pub(super) async fn drive(
         landed: 0,
         config: None,
         failure: None,
+        unread_since: None,
         began: Instant::now(),
     };
     let (mut state, first) = Fill::start();
@@ -88,7 +90,23 @@ struct Driver<'a> {
     /// The bytes, while they are few enough to be an image's configuration.
     config: Option<BytesMut>,
     failure: Option<PullError>,
+    /// Since when nobody reads.
+    unread_since: Option<Instant>,
     began: Instant,
+}
+
+/// Why a blob did not land.
+enum Unfinished {
+    /// For readers to know.
+    Failed(PullError),
+    /// There are none.
+    Unread,
+}
+
+impl From<PullError> for Unfinished {
+    fn from(error: PullError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Driver<'_> {
@@ -103,7 +121,8 @@ impl Driver<'_> {
             Step::Wait => Some(if self.patience.wait().await { Event::Waited } else { Event::OutOfPatience }),
             Step::Transfer => Some(match self.transfer().await {
                 Ok(()) => Event::Verified,
-                Err(failure) => {
+                Err(Unfinished::Unread) => Event::Abandoned,
+                Err(Unfinished::Failed(failure)) => {
                     self.failure = Some(failure);
                     Event::TransferFailed
                 }
@@ -148,7 +167,7 @@ impl Driver<'_> {
     }
 
     /// Lands the blob: spool, hash and upload take the same bytes.
-    async fn transfer(&mut self) -> Result<(), PullError> {
+    async fn transfer(&mut self) -> Result<(), Unfinished> {
         let _turn = self.fills.turn().await?;
         let client = &self.fill.source.client;
         let body = asking(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await;
@@ -177,21 +196,34 @@ impl Driver<'_> {
         while let Some(chunk) = body.stream.next().await {
             let chunk = chunk.map_err(|error| failure(self.fill, Asked::Blob, &error))?;
             if size_bytes.is_some_and(|size| self.landed + chunk.len() as u64 > size) {
-                return Err(self.bad("it is larger than the upstream said"));
+                return Err(self.bad("it is larger than the upstream said").into());
             }
             verifier.update(&chunk);
             self.land(&spool, &mut part, chunk).await?;
             self.release(whole_first);
+            if self.is_given_up(size_bytes) {
+                return Err(Unfinished::Unread);
+            }
         }
         if size_bytes.is_some_and(|size| self.landed != size) {
-            return Err(self.bad("it is smaller than the upstream said"));
+            return Err(self.bad("it is smaller than the upstream said").into());
         }
         if !verifier.finish() {
-            return Err(self.bad("it does not hash to its digest"));
+            return Err(self.bad("it does not hash to its digest").into());
         }
         failpoint::hit("fill.after_verification");
         self.upload_part(part.freeze()).await;
         Ok(())
+    }
+
+    /// Whether nobody has read for a while, and what is left is too much to be fetched for nobody.
+    fn is_given_up(&mut self, size_bytes: Option<u64>) -> bool {
+        if self.progress.receiver_count() > HELD_BY_US || is_worth_finishing(self.landed, size_bytes) {
+            self.unread_since = None;
+            return false;
+        }
+        let since = *self.unread_since.get_or_insert_with(Instant::now);
+        since.elapsed() >= limits::UNREAD_FILL && self.fills.leave_unread(self.fill.origin, self.digest, &self.progress)
     }
 
     async fn land(&mut self, spool: &Spool, part: &mut BytesMut, chunk: Bytes) -> Result<(), PullError> {
@@ -267,10 +299,16 @@ impl Driver<'_> {
             (Outcome::Stored, true) => ("stored", End::Whole),
             (Outcome::Stored, false) => ("found", End::Found),
             (Outcome::Uncached, _) => ("uncached", End::Whole),
+            (Outcome::Failed, _) if self.failure.is_none() => ("given_up", End::Failed(PullError::Busy)),
             (Outcome::Failed, _) => ("failed", End::Failed(self.failure.take().unwrap_or(PullError::Busy))),
         };
         Span::current().record("fill.outcome", word).record("size_bytes", self.landed);
+        self.fills.inner.metrics.observe(word, self.began.elapsed());
         match &end {
+            End::Failed(_) if word == "given_up" => info!(
+                content.digest = %self.digest, rule.name = %self.fill.rule.id, size_bytes = self.landed,
+                "gave up filling `{}` under `{}`, which nobody reads any more", self.digest, self.fill.rule.id
+            ),
             End::Whole => info!(
                 content.digest = %self.digest, rule.name = %self.fill.rule.id, size_bytes = self.landed,
                 duration_ms = self.began.elapsed().as_millis(), "filled `{}` under `{}`", self.digest, self.fill.rule.id
