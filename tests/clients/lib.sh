@@ -131,7 +131,7 @@ mark() {
     entrepot_mark=$(wc -l <"$work/entrepot.log")
 }
 upstream_requests() { tail -n "+$((upstream_mark + 1))" "$work/upstream.log" | grep '"\(GET\|HEAD\) /v2/'; }
-answers_from_store() { tail -n "+$((entrepot_mark + 1))" "$work/entrepot.log" | grep -- '-> 20[06].*pull.outcome="\?hit'; }
+answers_from_store() { tail -n "+$((entrepot_mark + 1))" "$work/entrepot.log" | grep -- 'pull.outcome="\?hit.*-> 20[06]'; }
 
 asked_once() {
     local digest count
