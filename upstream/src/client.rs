@@ -204,7 +204,7 @@ pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     header(headers, CONTENT_LENGTH)
 }
 
-fn size_in_content_range(headers: &HeaderMap) -> Option<u64> {
+pub(crate) fn size_in_content_range(headers: &HeaderMap) -> Option<u64> {
     let range: String = header(headers, CONTENT_RANGE)?;
     range.rsplit_once('/')?.1.parse().ok()
 }

@@ -12,7 +12,7 @@ use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RAN
 use reqwest::{Response, StatusCode};
 
 use crate::body;
-use crate::client::{Client, content_length, header};
+use crate::client::{Client, content_length, header, size_in_content_range};
 use crate::error::{Error, Trouble};
 use crate::limits::Limits;
 use crate::request::Ask;
@@ -30,6 +30,7 @@ pub(crate) struct Resuming {
     /// What of the response has been handed out by an earlier one.
     passed_over_bytes: u64,
     size_bytes: Option<u64>,
+    has_ended: bool,
     /// Which blob this is to the upstream, if it says so.
     etag: Option<HeaderValue>,
     /// How long to wait before going on; ends when there were enough breaks in a row.
@@ -49,6 +50,7 @@ pub(crate) fn stream(client: Client, ask: Ask, response: Response) -> BoxStream<
         response,
         read_bytes: 0,
         passed_over_bytes: 0,
+        has_ended: false,
         waits,
         broke_off_at: 0,
     };
@@ -62,7 +64,7 @@ pub(crate) fn stream(client: Client, ask: Ask, response: Response) -> BoxStream<
 impl Resuming {
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let stall = self.client.inner().requests.limits.stall;
-        loop {
+        while !self.has_ended {
             match body::next(&mut self.response, stall).await {
                 Ok(Some(mut chunk)) => {
                     let known = self.passed_over_bytes.min(chunk.len() as u64);
@@ -73,7 +75,7 @@ impl Resuming {
                         return Ok(Some(chunk));
                     }
                 }
-                Ok(None) if self.is_whole() => return Ok(None),
+                Ok(None) if self.is_whole() => self.has_ended = true,
                 Ok(None) => {
                     self.go_on(Error::Away { status: None, trouble: Trouble::BrokenOff, source: None }).await?;
                 }
@@ -81,6 +83,7 @@ impl Resuming {
                 Err(error) => return Err(error),
             }
         }
+        Ok(None)
     }
 
     /// Whether a body that has ended has not ended too early, as far as anybody has said how large it is.
@@ -106,6 +109,13 @@ impl Resuming {
             }
         }
         let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
+            && size_in_content_range(response.headers()) == Some(self.read_bytes)
+        {
+            // A body of unknown length broke off when all of it was there.
+            self.has_ended = true;
+            return Ok(());
+        }
         body::require_identity(&response)?;
         self.passed_over_bytes = match response.status() {
             StatusCode::PARTIAL_CONTENT if self.is_the_rest(response.headers()) => 0,

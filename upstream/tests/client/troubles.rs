@@ -129,6 +129,10 @@ async fn a_blob_that_breaks_off_or_stalls_is_gone_on_with() {
         fake.heal();
         assert_eq!(fake.request_count() - asked, 4, "each asks for what is missing and no more");
     }
+    // A body without a length that breaks off at its very end.
+    fake.script_times("/blobs/", Fault::NoLength, 1);
+    fake.script_times("/blobs/", Fault::CutAfter(500_000), 1);
+    assert_eq!(read_blob(&client_of(&fake), "demo", &blob).await.unwrap(), bytes);
     // Whoever does not know ranges sends all of it again, and has what was read passed over.
     fake.script_times("/blobs/", Fault::CutAfter(400_000), 3);
     fake.script("/blobs/", Fault::NoRanges);
