@@ -28,23 +28,30 @@ async fn a_control_plane_runs_over_tls_from_start_to_signal() {
     assert_eq!(std::fs::metadata(&key_file).unwrap().permissions().mode() & 0o777, 0o600);
     let mut rules = RulesClient::with_interceptor(replica.channel(), replica::login(key.trim_end()));
     assert!(rules.list_rules(pb::ListRulesRequest::default()).await.unwrap().into_inner().rules.is_empty());
-    let encrypted = place.encrypted_sessions().await;
-    assert!(encrypted.iter().all(|is| *is) && encrypted.len() >= 2, "the pool and the listener: {encrypted:?}");
-
-    let metrics = probe(replica.operations, "/metrics").await.unwrap();
-    let calls = metrics.metric(
-        "rpc_server_call_duration_seconds_count",
-        &[
-            r#"rpc_method="entrepot.v1.Rules/ListRules""#,
-            r#"rpc_response_status_code="OK""#,
-            r#"rpc_system_name="grpc""#,
-        ],
-    );
-    assert_eq!(calls, 1.0, "{}", metrics.text);
-    for name in ["db_client_connection_count", "db_client_connection_max", "entrepot_snapshot_revision"] {
-        assert!(metrics.metric(name, &[]) > 0.0, "{name}\n{}", metrics.text);
+    wait_until(LIMIT, "the pool's session and the listener's are encrypted", async || {
+        let encrypted = place.encrypted_sessions().await;
+        assert!(encrypted.iter().all(|is| *is), "{encrypted:?}");
+        encrypted.len() >= 2
+    })
+    .await;
+    let call = [
+        r#"rpc_method="entrepot.v1.Rules/ListRules""#,
+        r#"rpc_response_status_code="OK""#,
+        r#"rpc_system_name="grpc""#,
+    ];
+    // A call is counted after its answer, a pass after readiness.
+    for (name, labels) in [
+        ("rpc_server_call_duration_seconds_count", &call[..]),
+        ("db_client_connection_count", &[]),
+        ("db_client_connection_max", &[]),
+        ("entrepot_snapshot_revision", &[]),
+        ("entrepot_pass_duration_seconds_count", &[r#"outcome="done""#]),
+    ] {
+        wait_until(LIMIT, name, async || {
+            probe(replica.operations, "/metrics").await.unwrap().metric(name, labels) > 0.0
+        })
+        .await;
     }
-    assert!(metrics.metric("entrepot_pass_duration_seconds_count", &[r#"outcome="done""#]) > 0.0);
 
     // A restart finds its administrator, and leaves the file alone.
     assert_eq!(replica.program.stop().await.code(), Some(0));
