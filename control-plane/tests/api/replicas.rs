@@ -255,7 +255,7 @@ async fn events_that_a_node_left_behind_are_taken_in_once_by_both() {
     .await;
     assert_eq!(list_images(&a, "demo/app", "").await.len(), 20);
     let applied = |fixture: &Fixture| fixture.metric("entrepot_event_count_total", &[r#"outcome="applied""#]);
-    assert_eq!(applied(&a) + applied(&b), 40.0);
+    wait_until(LIMIT, "each is counted once", async || applied(&a) + applied(&b) == 40.0).await;
 }
 
 #[tokio::test]

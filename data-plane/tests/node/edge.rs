@@ -128,7 +128,8 @@ async fn requests_are_measured_by_their_route_until_their_last_byte() {
     for path in ["/nonsense/1", "/nonsense/2"] {
         assert_eq!(node.get(path).await.status(), 404);
     }
-    assert_eq!(count(&["http_response_status_code=\"404\""]), 2.0);
+    let refused = ["http_response_status_code=\"404\""];
+    entrepot_test_support::wait_until(LIMIT, "they are measured", async || count(&refused) == 2.0).await;
     assert!(!node.metrics.render().contains("nonsense"), "what clients make up is no label");
 
     let asked = node.metric("http_client_request_duration_seconds_count", &["server_address=\"127.0.0.1\""]);
