@@ -1,29 +1,100 @@
 //! One node's view of one fill: bringing content that we lack from an upstream into the store, once.
 //!
-//! A fill looks in the store, claims the lease, **looks again**, and only then transfers: between the first look and
+//! A fill looks in the store, claims the lease, **looks again**, and only then fetches: between the first look and
 //! the claim another node may have committed, and without the second look two transfers happen with no fault at all.
 //! The lease saves work and protects nothing: content is addressed by its digest, so two leaders are harmless.
 //!
-//! Who does not get the lease waits for the store, and now and then looks and claims again: a leader that has finished,
-//! failed or died is followed at once. Patience has an end, and then the fill goes on without the lease.
+//! Who does not get the lease follows the node that has it, and takes over when that node is lost: from its own byte,
+//! since all that has landed here was hashed here.
 //!
-//! [`Fill::on`] is total: an event that comes too late changes nothing. The driver carries out the steps, in order,
-//! and reports what came of them as events.
+//! Bytes land on a spool in their order, and are hashed and uploaded in it. A reader far ahead of them may have a second
+//! request opened for its range; what that brings lands in the same spool, is hashed in its turn and never fetched
+//! again. [`Reach`] says what readers may have: all but the tail, which leaves when the whole is verified and stored.
+//!
+//! [`Fill::step`] is pure and total: an event that comes too late changes nothing. Three drivers run it: a node, a
+//! model checker that tries every order of events (`fill/model.rs`), and a simulator that tries long random ones.
+//!
+//! What holds, by the names under which the tests check it:
+//!
+//! - **S1** stored content hashes to its digest;
+//! - **S2** who has the last bytes of a blob has got only right ones: nobody completes a wrong blob;
+//! - **S3** a fill never removes stored content;
+//! - **E1** with no fault, each byte is fetched from the upstream once by the whole cluster;
+//! - **E2** with faults, no byte is fetched more often than nodes × (faults + 1) times;
+//! - **E3** a lease is given back by its owner only;
+//! - **L1** every reader ends, and no upload stays open, once faults have stopped;
+//! - **A1** bytes reach only readers of repositories that the upstream has confirmed (checked where readers join).
+
+mod reach;
+
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod mutants;
+
+use std::ops::Range;
+
+pub use reach::Reach;
+
+/// How many parts of a blob may wait on the spool for the bytes before them.
+pub const PARTS_AHEAD: usize = 8;
+
+/// How a fill lets go of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Terms {
+    /// Content of at most this size is verified whole before its first byte leaves.
+    pub whole_bytes: u64,
+    /// How many bytes at the end of larger content are held back until it is verified and stored.
+    pub held_back_bytes: u64,
+}
+
+/// A fill. It knows how much has landed, not what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Fill {
+    terms: Terms,
+    phase: Phase,
+    size_bytes: Option<u64>,
+    /// What has landed without a gap from the first byte on, and is hashed.
+    landed: u64,
+    /// What has landed ahead of that, in order; nothing of it is hashed yet.
+    ahead: Vec<Part>,
+    /// Whether the upstream does not give parts of this content.
+    is_indivisible: bool,
+    /// Whether the lease to claim next is that of a leader that was lost.
+    succeeds: bool,
+    /// Whether this is a second attempt, after bytes that nobody has seen were wrong.
+    is_second: bool,
+}
+
+/// What has landed of a request for a part.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Part {
+    start: u64,
+    end: u64,
+    /// Whether its request still brings bytes.
+    grows: bool,
+}
 
 /// Where a fill is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fill {
-    /// Asking the store whether the content has come meanwhile.
+pub enum Phase {
+    /// Asking the store whether it has the content.
     Looking,
     /// Asking for the lease.
     Claiming,
-    /// Another holds the lease: it will bring the content, or give the lease up.
-    Waiting,
-    /// Asking the store once more, now with the lease, or at the end of our patience.
+    /// Another holds the lease: it brings the content, or is lost.
+    Following,
+    /// Asking the store once more, now with the lease, or without one where none can be had.
     LookingAgain,
     /// Bytes land from the upstream.
-    Transferring,
-    /// All bytes have landed and are what the digest means; they are getting their final key.
+    Leading,
+    /// Bytes that have landed ahead are hashed, now that those before them are.
+    Adopting,
+    /// The rest comes from the store, to which another node has brought the content.
+    Reading,
+    /// All bytes have landed; are they what the digest means?
+    Verifying,
+    /// They are, and get their final key.
     Committing,
     /// Over.
     Finished(Outcome),
@@ -34,10 +105,16 @@ pub enum Fill {
 pub enum Outcome {
     /// The content is in the store, by this fill or another.
     Stored,
-    /// Readers got verified bytes, but the store did not take them.
+    /// Readers get verified bytes, but the store did not take them.
     Uncached,
     /// There is no content; readers get the error.
     Failed,
+    /// Nobody wanted it any more.
+    Abandoned,
+    /// A follower leads from now on, since this node stops.
+    HandedOver,
+    /// The spool does not take bytes: each reader is passed the upstream's by itself.
+    PassedThrough,
 }
 
 /// What the driver reports.
@@ -49,41 +126,96 @@ pub enum Event {
     Absent,
     /// The store could not be asked.
     StoreAway,
-    /// The lease is ours, or none can be had and none is needed.
+    /// The lease is ours.
     Granted,
+    /// Nobody can say whose the lease is: on without one.
+    Uncoordinated,
     /// Another holds the lease.
     Busy,
-    /// A moment of waiting has passed, and there is patience left.
+    /// A moment of following has passed; the leader may be done or lost.
     Waited,
-    /// We have waited for as long as we may.
+    /// We have followed for as long as we may without a byte.
     OutOfPatience,
-    /// The upstream did not deliver, or not what the digest means.
-    TransferFailed,
-    /// All bytes have landed and hash to the digest.
-    Verified,
+    /// The leader has stored the content.
+    LeaderEnded,
+    /// The leader does not go on.
+    LeaderLost,
+    /// What the leader has sent is wrong.
+    LeaderRejected,
+    /// The size is known.
+    Sized(u64),
+    /// This many further bytes have landed, in order, and are hashed.
+    Landed(u64),
+    /// The upstream's body, or the store's, has come to its end.
+    Ended,
+    /// The source has failed for good.
+    Broken,
+    /// A reader waits for the byte at this offset, far ahead of what has landed.
+    Wanted(u64),
+    /// No reader wants what lands ahead any more.
+    Unwanted,
+    /// This many further bytes have landed ahead.
+    AheadLanded(u64),
+    /// Nothing more comes ahead.
+    AheadEnded,
+    /// The upstream gives no parts.
+    AheadRefused,
+    /// This many bytes that had landed ahead are hashed.
+    Hashed(u64),
+    /// The bytes are what the digest means.
+    Right,
+    /// They are not.
+    Wrong,
     /// The content has its final key.
     Committed,
     /// The store did not take the content.
     CommitFailed,
-    /// The last reader has gone and the fill is not worth finishing.
+    /// The spool cannot be written.
+    SpoolFailed,
+    /// There were no readers for a while, and what is left is too much to fetch for nobody.
     Abandoned,
+    /// This node stops.
+    Draining {
+        /// Whether anybody reads here.
+        readers: bool,
+        /// Whether other nodes follow.
+        followers: bool,
+    },
 }
 
 /// What the driver must do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Step {
-    /// Ask the store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Ask the store for the content.
     Look,
-    /// Take the lease.
+    /// Take the lease, if it is free.
     Claim,
-    /// Let a moment pass.
-    Wait,
-    /// Request the content from the upstream and land it.
-    Transfer,
-    /// Let readers have the bytes that were held back.
-    ReleaseTail,
-    /// Give the landed bytes their final key.
+    /// Take the lease if it is free, or still that of the leader that was lost.
+    TakeOver,
+    /// Let bytes from this offset on come from the leader, or wait for it.
+    Follow(u64),
+    /// Begin an upload with what has landed; all that is hashed from now on goes into it.
+    BeginUpload,
+    /// Request the content from the upstream, from this offset on.
+    Fetch(u64),
+    /// Request this part besides.
+    FetchAhead(Range<u64>),
+    /// End that request.
+    StopAhead,
+    /// Go on with that request as the one for bytes in their order.
+    AdoptAhead,
+    /// End the request for bytes in their order.
+    HangUp,
+    /// Hash these bytes, which have landed ahead.
+    Hash(Range<u64>),
+    /// Read the content from the store, from this offset on.
+    ReadStore(u64),
+    /// Compare the hash of all that has landed with the digest.
+    Verify,
+    /// Give the content its final key.
     Commit,
+    /// Forget what has landed.
+    Discard,
     /// Undo what of the upload exists; only what this fill made.
     AbortUpload,
     /// Give the lease back, if it is ours.
@@ -92,39 +224,236 @@ pub enum Step {
 
 impl Fill {
     /// A new fill, and what to do first.
-    pub fn start() -> (Self, &'static [Step]) {
-        (Self::Looking, &[Step::Look])
+    pub fn start(terms: Terms) -> (Self, Vec<Effect>) {
+        let fill = Self {
+            terms,
+            phase: Phase::Looking,
+            size_bytes: None,
+            landed: 0,
+            ahead: Vec::new(),
+            is_indivisible: false,
+            succeeds: false,
+            is_second: false,
+        };
+        (fill, vec![Effect::Look])
+    }
+
+    /// Where the fill is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How large the content is, once that is known.
+    pub fn size_bytes(&self) -> Option<u64> {
+        self.size_bytes
+    }
+
+    /// How many bytes have landed without a gap and are hashed.
+    pub fn landed_bytes(&self) -> u64 {
+        self.landed
+    }
+
+    /// Whether everything is verified before the first byte leaves.
+    pub fn is_whole_first(&self) -> bool {
+        self.size_bytes.is_some_and(|size| size <= self.terms.whole_bytes)
+    }
+
+    /// How many bytes may still land in their order before the end, or before those that have landed ahead.
+    pub fn room_bytes(&self) -> u64 {
+        let end = self.ahead.first().map(|part| part.start).or(self.size_bytes);
+        end.map_or(u64::MAX, |end| end.saturating_sub(self.landed))
+    }
+
+    /// What readers may have.
+    pub fn reach(&self) -> Reach {
+        let limit = match (self.phase, self.size_bytes) {
+            (Phase::Finished(Outcome::Stored | Outcome::Uncached), _) => u64::MAX,
+            (_, Some(size)) if size <= self.terms.whole_bytes => 0,
+            (_, Some(size)) => size.saturating_sub(self.terms.held_back_bytes),
+            (_, None) => self.landed.saturating_sub(self.terms.held_back_bytes),
+        };
+        Reach::new(self.landed, self.ahead.iter().map(|part| part.start..part.end), limit)
     }
 
     /// What follows from `event`, and what the driver must do, in this order.
     #[must_use]
-    pub fn on(self, event: Event) -> (Self, &'static [Step]) {
-        use {Event as E, Fill as F, Outcome as O, Step as S};
-        match (self, event) {
-            (F::Looking, E::Found) => (F::Finished(O::Stored), &[]),
+    pub fn step(mut self, event: Event) -> (Self, Vec<Effect>) {
+        use {Effect as X, Event as E, Phase as P};
+        let effects = match (self.phase, event) {
+            (P::Looking, E::Found) => self.found(),
             // A store that cannot be asked is a miss: the readers are still served, only not from it.
-            (F::Looking, E::Absent | E::StoreAway) => (F::Claiming, &[S::Claim]),
-            (F::Looking, E::Abandoned) => (F::Finished(O::Failed), &[]),
-            (F::Claiming, E::Granted) => (F::LookingAgain, &[S::Look]),
-            (F::Claiming, E::Busy) => (F::Waiting, &[S::Wait]),
-            (F::Claiming, E::Abandoned) => (F::Finished(O::Failed), &[]),
-            (F::Waiting, E::Waited) => (F::Looking, &[S::Look]),
-            (F::Waiting, E::OutOfPatience) => (F::LookingAgain, &[S::Look]),
-            (F::Waiting, E::Abandoned) => (F::Finished(O::Failed), &[]),
-            (F::LookingAgain, E::Found) => (F::Finished(O::Stored), &[S::ReleaseLease]),
-            (F::LookingAgain, E::Absent | E::StoreAway) => (F::Transferring, &[S::Transfer]),
-            (F::LookingAgain, E::Abandoned) => (F::Finished(O::Failed), &[S::ReleaseLease]),
-            (F::Transferring, E::Verified) => (F::Committing, &[S::Commit]),
-            (F::Transferring, E::TransferFailed | E::Abandoned) => {
-                (F::Finished(O::Failed), &[S::AbortUpload, S::ReleaseLease])
+            (P::Looking, E::Absent | E::StoreAway) => {
+                let claim = if std::mem::take(&mut self.succeeds) { X::TakeOver } else { X::Claim };
+                self.enter(P::Claiming, [claim])
             }
-            (F::Committing, E::Committed) => (F::Finished(O::Stored), &[S::ReleaseTail, S::ReleaseLease]),
-            (F::Committing, E::CommitFailed) => {
-                (F::Finished(O::Uncached), &[S::ReleaseTail, S::AbortUpload, S::ReleaseLease])
+            (P::Claiming, E::Granted | E::Uncoordinated) => self.enter(P::LookingAgain, [X::Look]),
+            (P::Claiming, E::Busy) => self.enter(P::Following, [X::Follow(self.landed)]),
+            (P::Following, E::Waited | E::LeaderEnded) => self.enter(P::Looking, [X::Look]),
+            (P::Following, E::OutOfPatience) => self.enter(P::LookingAgain, [X::Look]),
+            (P::Following, E::LeaderLost) => {
+                self.succeeds = true;
+                self.enter(P::Looking, [X::Look])
             }
+            (P::Following, E::LeaderRejected) => self.begin_again(Vec::new()),
+            (P::LookingAgain, E::Found) => [vec![X::ReleaseLease], self.found()].concat(),
+            (P::LookingAgain, E::Absent | E::StoreAway) => {
+                self.enter(P::Leading, [X::BeginUpload, X::Fetch(self.landed)])
+            }
+            (P::Following | P::Leading | P::Reading, E::Sized(size)) => self.sized(size),
+            (P::Following | P::Leading | P::Reading, E::Landed(bytes)) => self.land(bytes),
+            (P::Leading, E::Ended) if self.size_bytes.is_none() => {
+                self.size_bytes = Some(self.landed);
+                self.enter(P::Verifying, [X::Verify])
+            }
+            (P::Leading, E::Ended | E::Broken) => self.fail(),
+            // What was found has vanished, which is a miss.
+            (P::Reading, E::Ended | E::Broken) => self.enter(P::Looking, [X::Look]),
+            (P::Leading, E::Wanted(at)) => self.fetch_ahead(at),
+            (P::Leading | P::Adopting, E::AheadLanded(bytes)) => {
+                if let Some(part) = self.ahead.iter_mut().find(|part| part.grows) {
+                    part.end = part.end.saturating_add(bytes);
+                }
+                Vec::new()
+            }
+            (P::Leading | P::Adopting, E::AheadEnded) => self.end_ahead(),
+            (P::Leading | P::Adopting, E::AheadRefused) => {
+                self.is_indivisible = true;
+                self.end_ahead()
+            }
+            (P::Leading, E::Unwanted) if self.ahead.iter().any(|part| part.grows) => {
+                self.end_ahead();
+                vec![X::StopAhead]
+            }
+            (P::Adopting, E::Hashed(bytes)) => {
+                self.landed = self.landed.saturating_add(bytes);
+                self.adopt()
+            }
+            (P::Verifying, E::Right) => self.enter(P::Committing, [X::Commit]),
+            (P::Verifying, E::Wrong) => self.begin_again(vec![X::AbortUpload, X::ReleaseLease]),
+            (P::Committing, E::Committed) => self.finish(Outcome::Stored, [X::ReleaseLease]),
+            (P::Committing, E::CommitFailed) => self.finish(Outcome::Uncached, [X::AbortUpload, X::ReleaseLease]),
+            (P::Following | P::Leading | P::Adopting | P::Reading, E::SpoolFailed) => self.stop(Outcome::PassedThrough),
+            (P::Following | P::Leading | P::Adopting | P::Reading, E::Abandoned) => self.stop(Outcome::Abandoned),
+            (P::Leading | P::Adopting, E::Draining { readers: false, followers: true }) => {
+                self.stop(Outcome::HandedOver)
+            }
+            (P::Leading | P::Adopting, E::Draining { readers: false, followers: false })
+                if !is_worth_finishing(self.landed, self.size_bytes) =>
+            {
+                self.stop(Outcome::Abandoned)
+            }
+            (P::Following | P::Reading, E::Draining { readers: false, .. }) => self.stop(Outcome::Abandoned),
             // An answer to a question that no longer matters.
-            (state, _) => (state, &[]),
+            _ => Vec::new(),
+        };
+        (self, effects)
+    }
+
+    fn enter<const N: usize>(&mut self, phase: Phase, effects: [Effect; N]) -> Vec<Effect> {
+        self.phase = phase;
+        effects.into()
+    }
+
+    fn finish<const N: usize>(&mut self, outcome: Outcome, effects: [Effect; N]) -> Vec<Effect> {
+        self.enter(Phase::Finished(outcome), effects)
+    }
+
+    /// Ends whatever goes on.
+    fn stop(&mut self, outcome: Outcome) -> Vec<Effect> {
+        self.finish(outcome, [Effect::HangUp, Effect::StopAhead, Effect::AbortUpload, Effect::ReleaseLease])
+    }
+
+    fn fail(&mut self) -> Vec<Effect> {
+        self.stop(Outcome::Failed)
+    }
+
+    /// The store has the content. Readers of a fill that has let nothing go read there; those of another need the
+    /// rest here.
+    fn found(&mut self) -> Vec<Effect> {
+        if self.landed == 0 {
+            return self.finish(Outcome::Stored, []);
         }
+        self.enter(Phase::Reading, [Effect::ReadStore(self.landed)])
+    }
+
+    fn sized(&mut self, size: u64) -> Vec<Effect> {
+        if self.size_bytes.is_some_and(|known| known != size) {
+            return self.fail();
+        }
+        self.size_bytes = Some(size);
+        self.land(0)
+    }
+
+    /// Bytes have landed in their order.
+    fn land(&mut self, bytes: u64) -> Vec<Effect> {
+        self.landed = self.landed.saturating_add(bytes);
+        if self.size_bytes.is_some_and(|size| self.landed > size) {
+            return self.fail();
+        }
+        if self.size_bytes == Some(self.landed) {
+            return self.enter(Phase::Verifying, [Effect::HangUp, Effect::StopAhead, Effect::Verify]);
+        }
+        if self.ahead.first().is_some_and(|part| part.start <= self.landed) {
+            return [vec![Effect::HangUp], self.adopt()].concat();
+        }
+        Vec::new()
+    }
+
+    /// What has landed reaches the first part ahead: that is hashed now, and the fill goes on behind it.
+    fn adopt(&mut self) -> Vec<Effect> {
+        while let Some(part) = self.ahead.first().filter(|part| part.start <= self.landed) {
+            if part.end > self.landed {
+                return self.enter(Phase::Adopting, [Effect::Hash(self.landed..part.end)]);
+            }
+            let grows = part.grows;
+            self.ahead.remove(0);
+            if self.size_bytes == Some(self.landed) {
+                return self.enter(Phase::Verifying, [Effect::StopAhead, Effect::Verify]);
+            }
+            if grows {
+                return self.enter(Phase::Leading, [Effect::AdoptAhead]);
+            }
+        }
+        self.enter(Phase::Leading, [Effect::Fetch(self.landed)])
+    }
+
+    fn fetch_ahead(&mut self, at: u64) -> Vec<Effect> {
+        let Some(size) = self.size_bytes.filter(|_| !self.is_indivisible) else { return Vec::new() };
+        let is_there = self.ahead.iter().any(|part| part.start <= at && at <= part.end);
+        let is_let_go = at < size.saturating_sub(self.terms.held_back_bytes) && !self.is_whole_first();
+        let is_busy = self.ahead.len() >= PARTS_AHEAD || self.ahead.iter().any(|part| part.grows);
+        if at <= self.landed || is_there || !is_let_go || is_busy {
+            return Vec::new();
+        }
+        let next = self.ahead.iter().position(|part| part.start > at).unwrap_or(self.ahead.len());
+        let end = self.ahead.get(next).map_or(size, |part| part.start);
+        self.ahead.insert(next, Part { start: at, end: at, grows: true });
+        vec![Effect::FetchAhead(at..end)]
+    }
+
+    fn end_ahead(&mut self) -> Vec<Effect> {
+        for part in &mut self.ahead {
+            part.grows = false;
+        }
+        // An empty part that the hash has come to is left to it.
+        let landed = self.landed;
+        self.ahead.retain(|part| part.end > part.start || part.start <= landed);
+        Vec::new()
+    }
+
+    /// What has landed is wrong. If nobody has seen any of it there is a second attempt.
+    fn begin_again(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
+        effects.push(Effect::Discard);
+        let is_seen = self.reach().has_any();
+        (self.landed, self.size_bytes) = (0, None);
+        self.ahead.clear();
+        if is_seen || std::mem::replace(&mut self.is_second, true) {
+            self.phase = Phase::Finished(Outcome::Failed);
+        } else {
+            self.phase = Phase::Looking;
+            effects.push(Effect::Look);
+        }
+        effects
     }
 }
 
@@ -138,98 +467,108 @@ pub fn is_worth_finishing(landed_bytes: u64, size_bytes: Option<u64>) -> bool {
     size_bytes.is_some_and(|size| landed_bytes >= size / 4 || size.saturating_sub(landed_bytes) <= WORTH_BYTES)
 }
 
-#[cfg(test)]
-mod model;
+/// How far ahead of the landed bytes a reader is before a second request is opened for it: at once, and once it has
+/// waited in vain. Clients that fetch a layer in parallel chunks stay within the former.
+const AHEAD_BYTES: (u64, u64) = (96 * 1024 * 1024, 8 * 1024 * 1024);
+
+/// How long a reader waits for bytes that are not quite so far.
+pub const AHEAD_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Whether a second request is worth opening for a reader that waits for a byte this far ahead of what has landed.
+#[must_use]
+pub fn is_worth_fetching_ahead(distance_bytes: u64, waited: std::time::Duration) -> bool {
+    let (at_once, in_vain) = AHEAD_BYTES;
+    distance_bytes > at_once || (distance_bytes > in_vain && waited >= AHEAD_WAIT)
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
+    use std::time::Duration;
 
-    const EVENTS: [Event; 12] = [
-        Event::Found,
-        Event::Absent,
-        Event::StoreAway,
-        Event::Granted,
-        Event::Busy,
-        Event::Waited,
-        Event::OutOfPatience,
-        Event::TransferFailed,
-        Event::Verified,
-        Event::Committed,
-        Event::CommitFailed,
-        Event::Abandoned,
-    ];
+    const TERMS: Terms = Terms { whole_bytes: 10, held_back_bytes: 5 };
 
-    #[derive(Clone)]
-    struct Path {
-        events: Vec<Event>,
-        state: Fill,
-        steps: Vec<Step>,
+    fn leading() -> Fill {
+        [Event::Absent, Event::Granted, Event::Absent].into_iter().fold(Fill::start(TERMS).0, |fill, e| fill.step(e).0)
     }
 
-    /// Every path of at most `depth` events that change something. All others are these, with events in between that
-    /// change nothing.
-    fn paths(depth: usize) -> Vec<Path> {
-        let (state, steps) = Fill::start();
-        let mut all = vec![Path { events: vec![], state, steps: steps.to_vec() }];
-        let mut last = all.clone();
-        for _ in 0..depth {
-            last = last.iter().flat_map(|path| EVENTS.into_iter().filter_map(|event| path.with(event))).collect();
-            all.extend(last.iter().cloned());
-        }
-        all
+    /// The last effects of these events.
+    fn after(fill: Fill, events: &[Event]) -> (Fill, Vec<Effect>) {
+        events.iter().fold((fill, Vec::new()), |(fill, _), event| fill.step(*event))
     }
-
-    impl Path {
-        fn with(&self, event: Event) -> Option<Self> {
-            let (state, more) = self.state.on(event);
-            if state == self.state {
-                assert!(more.is_empty(), "{event:?} changes nothing, and is nothing to act upon");
-                return None;
-            }
-            let (events, steps) = ([self.events.as_slice(), &[event]].concat(), [self.steps.as_slice(), more].concat());
-            Some(Self { events, state, steps })
-        }
-    }
-
-    /// Deep enough for three rounds of waiting and a whole fill.
-    const DEPTH: usize = 14;
 
     #[test]
-    fn no_path_transfers_without_a_second_look_nor_releases_the_tail_unverified() {
-        for Path { events, state, steps } in paths(DEPTH) {
-            let count = |step| steps.iter().filter(|s| **s == step).count();
-            if let Some(transfer) = steps.iter().position(|step| *step == Step::Transfer) {
-                // The last thing before it is a look that came after the claim.
-                assert_eq!(steps[transfer - 1], Step::Look, "{events:?}");
-                let asked = steps[..transfer - 1].iter().rposition(|step| matches!(step, Step::Claim | Step::Wait));
-                let looked = steps[..transfer - 1].iter().rposition(|step| *step == Step::Look);
-                assert!(asked > looked, "{events:?}");
-                assert_eq!(count(Step::Transfer), 1, "{events:?}");
-            }
-            if count(Step::ReleaseTail) + count(Step::Commit) > 0 {
-                assert!(events.contains(&Event::Verified), "{events:?}");
-            }
-            if let Fill::Finished(_) = state {
-                // What was taken is given back, once.
-                let granted = events.contains(&Event::Granted) || events.contains(&Event::OutOfPatience);
-                assert_eq!(count(Step::ReleaseLease), usize::from(granted), "{events:?}");
-            }
+    fn a_leader_verifies_before_it_commits_and_lets_the_tail_go_after_that() {
+        let (fill, effects) = after(leading(), &[Event::Sized(100), Event::Landed(98)]);
+        assert_eq!((effects, fill.reach().until(0)), (vec![], 95));
+        let (fill, effects) = fill.step(Event::Landed(2));
+        assert_eq!(effects, [Effect::HangUp, Effect::StopAhead, Effect::Verify]);
+        let (fill, effects) = fill.step(Event::Right);
+        assert_eq!((effects, fill.reach().until(0)), (vec![Effect::Commit], 95));
+        let (fill, effects) = fill.step(Event::Committed);
+        assert_eq!((effects, fill.reach().until(0)), (vec![Effect::ReleaseLease], 100));
+    }
+
+    #[test]
+    fn small_content_is_let_go_whole_and_tried_twice() {
+        let (fill, _) = after(leading(), &[Event::Sized(10), Event::Landed(10)]);
+        assert_eq!(fill.reach().until(0), 0);
+        let (fill, effects) = fill.step(Event::Wrong);
+        assert_eq!(effects, [Effect::AbortUpload, Effect::ReleaseLease, Effect::Discard, Effect::Look]);
+        let again = [Event::Absent, Event::Granted, Event::Absent, Event::Sized(10), Event::Landed(10), Event::Wrong];
+        assert_eq!(after(fill, &again).0.phase(), Phase::Finished(Outcome::Failed));
+        let seen = after(leading(), &[Event::Sized(100), Event::Landed(100), Event::Wrong]).0;
+        assert_eq!(seen.phase(), Phase::Finished(Outcome::Failed));
+    }
+
+    #[test]
+    fn what_lands_ahead_is_hashed_in_its_turn_and_never_fetched_again() {
+        let (fill, effects) = after(leading(), &[Event::Sized(100), Event::Landed(10), Event::Wanted(50)]);
+        assert_eq!(effects, [Effect::FetchAhead(50..100)]);
+        let (fill, effects) = after(fill, &[Event::AheadLanded(20), Event::Wanted(30), Event::Unwanted]);
+        assert_eq!((effects, fill.reach().until(50), fill.room_bytes()), (vec![Effect::StopAhead], 70, 40));
+        let (fill, effects) = after(fill, &[Event::Wanted(30)]);
+        assert_eq!(effects, [Effect::FetchAhead(30..50)]);
+        let (fill, effects) = after(fill, &[Event::AheadLanded(5), Event::Landed(20)]);
+        assert_eq!(effects, [Effect::HangUp, Effect::Hash(30..35)]);
+        let (fill, effects) = fill.step(Event::Hashed(5));
+        assert_eq!(effects, [Effect::AdoptAhead]);
+        let (fill, effects) = fill.step(Event::Landed(15));
+        assert_eq!(effects, [Effect::HangUp, Effect::Hash(50..70)]);
+        let (fill, effects) = fill.step(Event::Hashed(20));
+        assert_eq!((effects, fill.landed_bytes()), (vec![Effect::Fetch(70)], 70));
+    }
+
+    #[test]
+    fn the_tail_is_not_fetched_ahead_nor_anything_of_unknown_size_or_of_an_upstream_without_parts() {
+        for events in [
+            vec![Event::Sized(100), Event::Wanted(95)],
+            vec![Event::Landed(1), Event::Wanted(50)],
+            vec![Event::Sized(10), Event::Wanted(5)],
+            vec![Event::Sized(100), Event::Wanted(50), Event::AheadRefused, Event::Wanted(50)],
+            vec![Event::Sized(100), Event::Wanted(50), Event::Wanted(70)],
+        ] {
+            assert_eq!(after(leading(), &events).1, [], "{events:?}");
         }
     }
 
     #[test]
-    fn who_waits_looks_and_claims_again_and_transfers_at_the_end_of_its_patience() {
-        let after = |events: &[Event]| events.iter().fold(Fill::start(), |(state, _), event| state.on(*event));
-        let waiting = [Event::Absent, Event::Busy];
-        assert_eq!(after(&waiting), (Fill::Waiting, &[Step::Wait][..]));
-        let again = [&waiting[..], &[Event::Waited]].concat();
-        assert_eq!(after(&again), (Fill::Looking, &[Step::Look][..]));
-        let claims = [&again[..], &[Event::Absent]].concat();
-        assert_eq!(after(&claims), (Fill::Claiming, &[Step::Claim][..]));
-        let alone = [&waiting[..], &[Event::OutOfPatience, Event::Absent]].concat();
-        assert_eq!(after(&alone), (Fill::Transferring, &[Step::Transfer][..]));
+    fn a_leader_that_is_lost_is_followed_from_the_byte_that_has_landed() {
+        let (fill, effects) = after(Fill::start(TERMS).0, &[Event::Absent, Event::Busy]);
+        assert_eq!(effects, [Effect::Follow(0)]);
+        let (fill, effects) = after(fill, &[Event::Sized(100), Event::Landed(40), Event::LeaderLost, Event::Absent]);
+        assert_eq!(effects, [Effect::TakeOver]);
+        let (fill, effects) = after(fill, &[Event::Granted, Event::Absent]);
+        assert_eq!((effects, fill.reach().until(0)), (vec![Effect::BeginUpload, Effect::Fetch(40)], 40));
+    }
+
+    #[test]
+    fn a_node_that_stops_hands_over_or_goes_on_for_its_readers() {
+        let sized = || after(leading(), &[Event::Sized(1 << 30), Event::Landed(1)]).0;
+        let draining = |readers, followers| sized().step(Event::Draining { readers, followers }).0.phase();
+        assert_eq!(draining(true, true), Phase::Leading);
+        assert_eq!(draining(false, true), Phase::Finished(Outcome::HandedOver));
+        assert_eq!(draining(false, false), Phase::Finished(Outcome::Abandoned));
     }
 
     #[test]
@@ -250,14 +589,11 @@ mod tests {
     }
 
     #[test]
-    fn every_state_can_be_reached_and_every_end_is_an_end() {
-        let states: HashSet<Fill> = paths(DEPTH).into_iter().map(|path| path.state).collect();
-        assert_eq!(states.len(), 9);
-        for end in [Outcome::Stored, Outcome::Uncached, Outcome::Failed].map(Fill::Finished) {
-            assert!(states.contains(&end));
-            for event in EVENTS {
-                assert_eq!(end.on(event), (end, &[][..]));
-            }
-        }
+    fn parallel_chunks_wait_and_a_reader_far_ahead_does_not() {
+        const MIB: u64 = 1024 * 1024;
+        assert!(!is_worth_fetching_ahead(64 * MIB, Duration::ZERO));
+        assert!(is_worth_fetching_ahead(97 * MIB, Duration::ZERO));
+        assert!(is_worth_fetching_ahead(9 * MIB, AHEAD_WAIT));
+        assert!(!is_worth_fetching_ahead(8 * MIB, Duration::from_secs(60)));
     }
 }
