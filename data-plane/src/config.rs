@@ -85,6 +85,10 @@ pub mod limits {
     pub const FILLS: usize = 256;
     /// How long a fill may wait for its turn.
     pub const FILL_TURN: Duration = Duration::from_secs(10);
+    /// One write to the spool: a disk that is slower is done without.
+    pub const SPOOL_WRITE: Duration = Duration::from_secs(10);
+    /// How often a fill looks at what its readers want.
+    pub const FILL_TICK: Duration = Duration::from_millis(500);
     /// How long a fill that nobody reads goes on, unless it is worth finishing.
     pub const UNREAD_FILL: Duration = Duration::from_secs(5);
     /// How long an upstream that failed is not asked again whether a tag that we hold has moved.

@@ -5,9 +5,11 @@
 //! at its own pace; the last of them are held back until the digest is verified, so that nobody ever completes a blob
 //! that is not the one it asked for.
 
+mod driver;
 mod landing;
+mod passage;
+mod readers;
 mod spool;
-mod transfer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use entrepot_domain::Digest;
+use entrepot_domain::fill::Terms;
 use entrepot_runtime::Tasks;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument as _;
@@ -29,6 +32,12 @@ use crate::repository::Repositories;
 
 use landing::Progress;
 pub(crate) use landing::{Landed, Landing};
+
+/// How a fill lets go of bytes: small blobs whole, large ones but for their end.
+const TERMS: Terms = Terms { whole_bytes: 1024 * 1024, held_back_bytes: 64 * 1024 };
+
+/// How much is read from the spool at once: the memory that one reader costs.
+const CHUNK_BYTES: usize = 256 * 1024;
 
 /// All fills of this node. Clones share them.
 #[derive(Clone)]
@@ -94,7 +103,7 @@ impl Fills {
                 let leaving = Leaving { fills: self.clone(), key, landing: landing.clone() };
                 let confirmed = landing.clone();
                 let work = async move {
-                    transfer::drive(&fills, &fill, &digest, progress, &confirmed).await;
+                    driver::drive(&fills, &fill, &digest, progress, &confirmed).await;
                     drop((leaving, active));
                 };
                 // Part of the trace of the pull that has caused it, although it may outlive it.

@@ -243,6 +243,11 @@ impl Fill {
         self.phase
     }
 
+    /// How the fill ended, if it has.
+    pub fn outcome(&self) -> Option<Outcome> {
+        if let Phase::Finished(outcome) = self.phase { Some(outcome) } else { None }
+    }
+
     /// How large the content is, once that is known.
     pub fn size_bytes(&self) -> Option<u64> {
         self.size_bytes
@@ -253,9 +258,10 @@ impl Fill {
         self.landed
     }
 
-    /// Whether everything is verified before the first byte leaves.
+    /// Whether everything is verified before the first byte leaves, as far as is known: content of unknown size may
+    /// turn out to be larger.
     pub fn is_whole_first(&self) -> bool {
-        self.size_bytes.is_some_and(|size| size <= self.terms.whole_bytes)
+        self.size_bytes.unwrap_or(self.landed) <= self.terms.whole_bytes
     }
 
     /// How many bytes may still land in their order before the end, or before those that have landed ahead.
@@ -268,9 +274,8 @@ impl Fill {
     pub fn reach(&self) -> Reach {
         let limit = match (self.phase, self.size_bytes) {
             (Phase::Finished(Outcome::Stored | Outcome::Uncached), _) => u64::MAX,
-            (_, Some(size)) if size <= self.terms.whole_bytes => 0,
-            (_, Some(size)) => size.saturating_sub(self.terms.held_back_bytes),
-            (_, None) => self.landed.saturating_sub(self.terms.held_back_bytes),
+            _ if self.is_whole_first() => 0,
+            (_, size) => size.unwrap_or(self.landed).saturating_sub(self.terms.held_back_bytes),
         };
         Reach::new(self.landed, self.ahead.iter().map(|part| part.start..part.end), limit)
     }
@@ -513,6 +518,8 @@ mod tests {
     fn small_content_is_let_go_whole_and_tried_twice() {
         let (fill, _) = after(leading(), &[Event::Sized(10), Event::Landed(10)]);
         assert_eq!(fill.reach().until(0), 0);
+        let of_unknown_size = |bytes| after(leading(), &[Event::Landed(bytes)]).0.reach().until(0);
+        assert_eq!((of_unknown_size(10), of_unknown_size(11)), (0, 6));
         let (fill, effects) = fill.step(Event::Wrong);
         assert_eq!(effects, [Effect::AbortUpload, Effect::ReleaseLease, Effect::Discard, Effect::Look]);
         let again = [Event::Absent, Event::Granted, Event::Absent, Event::Sized(10), Event::Landed(10), Event::Wrong];

@@ -12,4 +12,6 @@ mod freshness;
 mod logins;
 mod outages;
 mod pulls;
+mod ranges;
 mod registry;
+mod spools;

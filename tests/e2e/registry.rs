@@ -1,5 +1,6 @@
 //! A registry of one control plane and one node, over a real Postgres and a local folder, in this process.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,9 +93,20 @@ impl Registry {
         Self::start_on(&database, Clock::manual(Clock::system().now())).await
     }
 
+    /// A registry on a database of its own, whose fills land in `spool`.
+    pub(crate) async fn start_with_spool(spool: &Path) -> Result<Self> {
+        let database = entrepot_test_support::Postgres::shared().await.database().await;
+        Self::start_in(&database, Clock::system(), TempDir::new()?, spool.to_owned()).await
+    }
+
     /// A registry on the database at `database`.
     pub(crate) async fn start_on(database: &str, clock: Clock) -> Result<Self> {
         let dir = TempDir::new()?;
+        let spool = dir.path().join("spool");
+        Self::start_in(database, clock, dir, spool).await
+    }
+
+    async fn start_in(database: &str, clock: Clock, dir: TempDir, spool: PathBuf) -> Result<Self> {
         let store: Store = Arc::new(LocalStore::open(dir.path().join("store"))?);
         let (metrics, tasks, health) = (Metrics::new("test"), Tasks::new(), Health::new());
         let cluster_key = ClusterKey::load_or_generate(dir.path().join("cluster.key"))?;
@@ -125,7 +137,7 @@ impl Registry {
         control_plane.ready(LIMIT).await?;
 
         let control = format!("http://{api_addr}").parse()?;
-        let config = entrepot_data_plane::Config::new("node-1", vec![control], dir.path().join("spool"));
+        let config = entrepot_data_plane::Config::new("node-1", vec![control], spool);
         let deps = entrepot_data_plane::Deps {
             store: store.clone(),
             cluster_key,

@@ -1,6 +1,7 @@
 //! What is asked of upstreams: manifests and blobs.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -169,6 +170,31 @@ impl Client {
         body::require_identity(&response)?;
         let size_bytes = content_length(response.headers());
         Ok(BlobBody { size_bytes, stream: resume::stream(self.clone(), ask, response) })
+    }
+
+    /// Fetches a part of a blob, which is not empty. `None` if the upstream gives no parts.
+    ///
+    /// # Errors
+    /// As [`Client::blob`].
+    pub async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        part: Range<u64>,
+    ) -> Result<Option<BlobStream>, Error> {
+        let requests = &self.0.requests;
+        let mut ask = Ask::new(Method::GET, self.0.endpoint.blob_url(repository, digest));
+        ask.headers.insert(RANGE, resume::range_header(part.start, Some(part.end)));
+        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                body::require_identity(&response)?;
+                let stream = resume::part(self.clone(), ask, response, part);
+                stream.map(Some).ok_or_else(|| Error::bad("sends another range of a blob than it was asked for"))
+            }
+            StatusCode::OK => Ok(None),
+            _ => Err(requests.refusal(&response)),
+        }
     }
 
     pub(crate) fn manifest_ask(&self, method: Method, repository: &RepositoryName, reference: &Reference) -> Ask {

@@ -4,6 +4,8 @@
 //! signed URLs are fresh. An upstream that sends the whole blob instead has what was read already passed over; nothing
 //! is ever read twice. What comes is the upstream's word, as before: the caller verifies the whole.
 
+use std::ops::Range;
+
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use bytes::{Buf as _, Bytes};
 use futures_util::stream::BoxStream;
@@ -30,6 +32,8 @@ pub(crate) struct Resuming {
     /// What of the response has been handed out by an earlier one.
     passed_over_bytes: u64,
     size_bytes: Option<u64>,
+    /// Where what is wanted ends, if not at the blob's end.
+    end: Option<u64>,
     has_ended: bool,
     /// Which blob this is to the upstream, if it says so.
     etag: Option<HeaderValue>,
@@ -39,20 +43,46 @@ pub(crate) struct Resuming {
     broke_off_at: u64,
 }
 
-/// The bytes of `response`, which answers `ask`. The stream ends after its first error.
+/// The bytes of `response`, which answers `ask` with a whole blob. The stream ends after its first error.
 pub(crate) fn stream(client: Client, ask: Ask, response: Response) -> BoxStream<'static, Result<Bytes, Error>> {
+    let size_bytes = content_length(response.headers());
+    resuming(client, ask, response, 0, size_bytes, None)
+}
+
+/// The bytes of `response`, which answers `ask` with `part` of a blob; `None` if it is not that part.
+pub(crate) fn part(
+    client: Client,
+    mut ask: Ask,
+    response: Response,
+    part: Range<u64>,
+) -> Option<BoxStream<'static, Result<Bytes, Error>>> {
+    let (first, size_bytes) = content_range(response.headers())?;
+    ask.headers.remove(RANGE);
+    let is_it = first == part.start && size_bytes.is_none_or(|size| part.end <= size);
+    is_it.then(|| resuming(client, ask, response, part.start, size_bytes, Some(part.end)))
+}
+
+fn resuming(
+    client: Client,
+    ask: Ask,
+    response: Response,
+    read_bytes: u64,
+    size_bytes: Option<u64>,
+    end: Option<u64>,
+) -> BoxStream<'static, Result<Bytes, Error>> {
     let waits = waits(&client.inner().requests.limits);
     let resuming = Resuming {
         client,
         ask,
-        size_bytes: content_length(response.headers()),
+        size_bytes,
+        end,
         etag: strong_etag(response.headers()),
         response,
-        read_bytes: 0,
+        read_bytes,
         passed_over_bytes: 0,
         has_ended: false,
         waits,
-        broke_off_at: 0,
+        broke_off_at: read_bytes,
     };
     stream::try_unfold(
         resuming,
@@ -61,15 +91,23 @@ pub(crate) fn stream(client: Client, ask: Ask, response: Response) -> BoxStream<
     .boxed()
 }
 
+/// The value of `Range` for `first` to the byte before `end`, or to the last one.
+pub(crate) fn range_header(first: u64, end: Option<u64>) -> HeaderValue {
+    let last = end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
+    HeaderValue::try_from(format!("bytes={first}-{last}")).expect("is ASCII")
+}
+
 impl Resuming {
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         let stall = self.client.inner().requests.limits.stall;
-        while !self.has_ended {
+        while !self.has_ended && self.end.is_none_or(|end| self.read_bytes < end) {
             match body::next(&mut self.response, stall).await {
                 Ok(Some(mut chunk)) => {
                     let known = self.passed_over_bytes.min(chunk.len() as u64);
                     self.passed_over_bytes -= known;
                     chunk.advance(known as usize);
+                    let left = self.end.map_or(u64::MAX, |end| end - self.read_bytes);
+                    chunk.truncate(usize::try_from(left).unwrap_or(usize::MAX));
                     self.read_bytes += chunk.len() as u64;
                     if !chunk.is_empty() {
                         return Ok(Some(chunk));
@@ -88,7 +126,7 @@ impl Resuming {
 
     /// Whether a body that has ended has not ended too early, as far as anybody has said how large it is.
     fn is_whole(&self) -> bool {
-        self.passed_over_bytes == 0 && self.size_bytes.is_none_or(|size| self.read_bytes >= size)
+        self.passed_over_bytes == 0 && self.end.or(self.size_bytes).is_none_or(|end| self.read_bytes >= end)
     }
 
     /// Asks for the rest; `error` is what made that necessary, and what comes of it in the end if nothing helps.
@@ -103,7 +141,7 @@ impl Resuming {
         tokio::time::sleep(wait).await;
         let mut ask = self.ask.clone();
         if self.read_bytes > 0 {
-            ask.headers.insert(RANGE, HeaderValue::try_from(format!("bytes={}-", self.read_bytes)).expect("is ASCII"));
+            ask.headers.insert(RANGE, range_header(self.read_bytes, self.end));
             if let Some(etag) = &self.etag {
                 ask.headers.insert(IF_RANGE, etag.clone());
             }

@@ -5,16 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use entrepot_domain::RepositoryName;
-use futures_util::Stream;
+use entrepot_domain::fill::Reach;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 
+use super::CHUNK_BYTES;
+use super::passage::Passage;
+use super::readers::{Reader, Readers};
 use super::spool::Spool;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::http::body::Cut;
-
-/// How much a reader takes from the spool at once: the memory that one reader costs.
-const CHUNK: u64 = 256 * 1024;
 
 /// A running fill.
 #[derive(Clone)]
@@ -23,6 +25,7 @@ pub(crate) struct Landing {
     /// The repository whose upstream is asked for the bytes.
     begun_for: RepositoryName,
     confirmed: Arc<Mutex<Confirmed>>,
+    readers: Readers,
 }
 
 /// The repositories whose upstream has the content; they are linked when it is stored.
@@ -39,8 +42,8 @@ struct Confirmed {
 pub(super) struct Progress {
     /// What readers need before the first byte; comes when there is something to tell them.
     pub(super) head: Option<Head>,
-    /// How many bytes readers may have.
-    pub(super) released: u64,
+    /// Which bytes readers may have.
+    pub(super) reach: Reach,
     /// How the fill ended.
     pub(super) end: Option<End>,
 }
@@ -56,8 +59,10 @@ pub(super) struct Head {
 pub(super) enum End {
     /// The content was in the store already.
     Found,
-    /// All bytes are released, and are the right ones.
+    /// All bytes may be had, and are the right ones.
     Whole,
+    /// Each reader goes on by itself.
+    PassedThrough(Arc<Passage>),
     /// There is nothing more to come.
     Failed(PullError),
 }
@@ -66,8 +71,13 @@ pub(super) enum End {
 pub(crate) struct Landed {
     /// The blob's size, if it is known before the end.
     pub(crate) size_bytes: Option<u64>,
-    spool: Spool,
-    progress: watch::Receiver<Progress>,
+    source: Source,
+}
+
+/// Where a reader's bytes come from.
+enum Source {
+    Spool { spool: Spool, progress: watch::Receiver<Progress>, readers: Readers },
+    Passage(Arc<Passage>),
 }
 
 impl Landing {
@@ -75,7 +85,8 @@ impl Landing {
         let (sender, progress) = watch::channel(Progress::default());
         let repositories = vec![(place.repository.clone(), fill.clone())];
         let confirmed = Arc::new(Mutex::new(Confirmed { repositories, taken: 0, closed: false }));
-        (Self { progress, begun_for: place.repository.clone(), confirmed }, sender)
+        let readers = Readers::default();
+        (Self { progress, begun_for: place.repository.clone(), confirmed, readers }, sender)
     }
 
     /// Whether this is the same fill.
@@ -120,6 +131,11 @@ impl Landing {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Those who read.
+    pub(super) fn readers(&self) -> &Readers {
+        &self.readers
+    }
+
     /// Waits until there is something to send; `None` if the store has it all.
     pub(crate) async fn head(&self) -> Result<Option<Landed>, PullError> {
         let mut progress = self.progress.clone();
@@ -128,8 +144,14 @@ impl Landing {
         let state = state.map_err(|_| PullError::Busy)?.clone();
         match (state.head, state.end) {
             (_, Some(End::Failed(error))) => Err(error),
+            (_, Some(End::PassedThrough(passage))) => {
+                let size_bytes = passage.size_bytes().await?;
+                Ok(Some(Landed { size_bytes, source: Source::Passage(passage) }))
+            }
             (Some(head), _) => {
-                Ok(Some(Landed { size_bytes: head.size_bytes, spool: head.spool, progress: self.progress.clone() }))
+                let (progress, readers) = (self.progress.clone(), self.readers.clone());
+                let source = Source::Spool { spool: head.spool, progress, readers };
+                Ok(Some(Landed { size_bytes: head.size_bytes, source }))
             }
             (None, Some(End::Found | End::Whole) | None) => Ok(None),
         }
@@ -138,13 +160,19 @@ impl Landing {
 
 impl Landed {
     /// The bytes of `range`, or all of them, as they land.
-    pub(crate) fn stream(self, range: Option<Range<u64>>) -> impl Stream<Item = Result<Bytes, Cut>> + Send + 'static {
+    pub(crate) fn stream(self, range: Option<Range<u64>>) -> BoxStream<'static, Result<Bytes, Cut>> {
         let (start, end) = match range {
             Some(range) => (range.start, Some(range.end)),
             None => (0, self.size_bytes),
         };
-        let cursor = Cursor { spool: self.spool, progress: self.progress, at: start, end };
-        futures_util::stream::try_unfold(cursor, Cursor::next)
+        match self.source {
+            Source::Spool { spool, progress, readers } => {
+                let place = readers.enter(start, end);
+                let cursor = Cursor { spool, progress, at: start, end, place, passing: None };
+                futures_util::stream::try_unfold(cursor, Cursor::next).boxed()
+            }
+            Source::Passage(passage) => passage.stream(start, end),
+        }
     }
 }
 
@@ -154,32 +182,43 @@ struct Cursor {
     at: u64,
     /// Where to stop; `None` is at the fill's end.
     end: Option<u64>,
+    place: Reader,
+    /// Where the bytes come from once the spool takes no more.
+    passing: Option<BoxStream<'static, Result<Bytes, Cut>>>,
 }
 
 impl Cursor {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>, Cut> {
         loop {
+            if let Some(passing) = &mut self.passing {
+                return Ok(passing.next().await.transpose()?.map(|bytes| (bytes, self)));
+            }
             if self.end == Some(self.at) {
                 return Ok(None);
             }
-            let (released, end) = {
+            let (until, end) = {
                 let progress = self.progress.borrow_and_update();
-                (progress.released, progress.end.clone())
+                (progress.reach.until(self.at), progress.end.clone())
             };
-            let until = self.end.map_or(released, |end| released.min(end)).min(self.at.saturating_add(CHUNK));
+            let until = self.end.map_or(until, |end| until.min(end)).min(self.at.saturating_add(CHUNK_BYTES as u64));
             if until > self.at {
                 let len = usize::try_from(until - self.at).map_err(Cut::because)?;
                 let bytes = self.spool.read(self.at, len).await.map_err(Cut::because)?;
                 self.at = until;
+                self.place.is_at(self.at);
                 return Ok(Some((bytes, self)));
             }
             match end {
                 Some(End::Failed(error)) => return Err(Cut::because(error)),
+                Some(End::PassedThrough(passage)) => self.passing = Some(passage.stream(self.at, self.end)),
                 Some(End::Whole) if self.end.is_none() => return Ok(None),
                 Some(End::Whole | End::Found) => {
                     return Err(Cut::because("the blob is shorter than the upstream said"));
                 }
-                None => self.progress.changed().await.map_err(Cut::because)?,
+                None => {
+                    self.place.waits();
+                    self.progress.changed().await.map_err(Cut::because)?;
+                }
             }
         }
     }
