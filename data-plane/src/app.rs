@@ -16,6 +16,7 @@ use crate::config::{Config, limits};
 use crate::control::{Control, Gate, Line, NodeToken, Outbox, Watch};
 use crate::fill::Fills;
 use crate::http::connection::serve;
+use crate::http::readers::Readers;
 use crate::http::server::Server;
 use crate::lease::Leases;
 use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
@@ -100,7 +101,8 @@ impl DataPlane {
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone());
         let repositories = Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: clock.clone() };
         let fill_metrics = FillMetrics::new(&deps.metrics);
-        let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), deps.leases, fill_metrics);
+        let (leases, at_once) = (deps.leases, config.capacity.fills);
+        let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), leases, at_once, fill_metrics);
         let resolver = Resolver::new(repositories.clone(), fills, clock.clone(), work.clone());
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {
@@ -108,6 +110,7 @@ impl DataPlane {
             node_id: node_id.clone(),
             external_url: config.external_url,
             trusted_proxies: config.trusted_proxies,
+            readers: Readers::new(config.capacity.readers, &deps.metrics),
             pulls: PullMetrics::new(&deps.metrics),
             requests: HttpMetrics::new(&deps.metrics),
         };

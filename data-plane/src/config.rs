@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use tonic::transport::Uri;
 use url::Url;
 
+use crate::capacity::Capacity;
+
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -28,6 +30,8 @@ pub struct Config {
     pub spool_dir: PathBuf,
     /// How long open answers and fills may go on when the node is told to stop.
     pub drain_limit: Duration,
+    /// How much it does at once.
+    pub capacity: Capacity,
 }
 
 impl Config {
@@ -43,6 +47,7 @@ impl Config {
             peer_ca: None,
             spool_dir: spool_dir.into(),
             drain_limit: Duration::from_secs(20),
+            capacity: Capacity::default(),
         }
     }
 }
@@ -81,10 +86,10 @@ pub mod limits {
     pub const FORM_BYTES: usize = 64 * 1024;
     /// How long a request's body may take.
     pub const FORM: Duration = Duration::from_secs(10);
-    /// Fills that run at once.
-    pub const FILLS: usize = 256;
     /// How long a fill may wait for its turn.
     pub const FILL_TURN: Duration = Duration::from_secs(10);
+    /// How long an answer with a blob may wait for its turn.
+    pub const READER_TURN: Duration = Duration::from_secs(2);
     /// One write to the spool: a disk that is slower is done without.
     pub const SPOOL_WRITE: Duration = Duration::from_secs(10);
     /// How often a fill looks at what its readers want.

@@ -64,9 +64,10 @@ impl Fills {
         spool_dir: PathBuf,
         tasks: Tasks,
         leases: Leases,
+        at_once: usize,
         metrics: FillMetrics,
     ) -> Self {
-        let (turns, running) = (Arc::new(Semaphore::new(limits::FILLS)), Mutex::default());
+        let (turns, running) = (Arc::new(Semaphore::new(at_once)), Mutex::default());
         Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, leases, turns, running, metrics }) }
     }
 

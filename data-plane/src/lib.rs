@@ -5,6 +5,7 @@
 
 mod app;
 mod auth;
+mod capacity;
 pub mod config;
 mod control;
 mod error;
@@ -24,6 +25,7 @@ mod resolve;
 pub mod settings;
 
 pub use app::{DataPlane, Deps, StartError};
+pub use capacity::Capacity;
 pub use config::Config;
 pub use error::{LoginFault, PullError};
 pub use lease::Leases;

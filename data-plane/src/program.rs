@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain};
+use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain, memory};
 use entrepot_store::bucket::BucketStore;
 use entrepot_store::cache::OpenError;
 use entrepot_store::{CacheConfig, NodeCache, Store};
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::config::limits;
 use crate::measured::{self, Measured};
 use crate::settings::{NodeSettings, Settings};
-use crate::{Config, DataPlane, Deps, Leases};
+use crate::{Capacity, Config, DataPlane, Deps, Leases};
 
 /// What a node is called in telemetry.
 pub const SERVICE: &str = "entrepot-data-plane";
@@ -97,6 +97,7 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         peer_address: settings.peer.address,
         peer_ca: settings.peer.ca,
         drain_limit: settings.drain.drain.limit,
+        capacity: capacity(settings.node.memory_limit_bytes),
         ..Config::new(node_id.as_str(), settings.control.apis, settings.node.data_dir.join(SPOOL))
     };
     let deps = Deps {
@@ -114,6 +115,15 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
     condition.ready();
     plane.serve(registry).await;
     Ok(())
+}
+
+/// What the node may do at once, told in the log since it decides when pulls are refused.
+fn capacity(limit_bytes: Option<u64>) -> Capacity {
+    let bytes = limit_bytes.or_else(memory::limit_bytes);
+    let capacity = bytes.map_or_else(Capacity::default, Capacity::of_memory);
+    let Capacity { fills, readers } = capacity;
+    info!(memory_bytes = bytes, fills, readers, "fetches {fills} blobs and sends {readers} at once, at most");
+    capacity
 }
 
 /// The bucket. One that is away is waited for, one that cannot be a store is a failure.

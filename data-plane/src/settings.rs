@@ -80,6 +80,8 @@ pub struct NodeSettings {
     pub cache_bytes: u64,
     /// How much of the memory records may take.
     pub memory_bytes: u64,
+    /// How much memory the node may use, if that is not what its control group or its machine says.
+    pub memory_limit_bytes: Option<u64>,
 }
 
 /// `[control]`
@@ -156,7 +158,14 @@ impl NodeSettings {
         let data_dir = section.get("data_dir", "/var/lib/entrepot");
         let cache = section.get::<ByteSize>("cache_size", "10GiB");
         let memory = section.get::<ByteSize>("memory_size", "64MiB");
-        Ok(Self { id: id?, data_dir: data_dir?, cache_bytes: cache?.0, memory_bytes: memory?.0 })
+        let limit = section.optional::<ByteSize>("memory_limit");
+        Ok(Self {
+            id: id?,
+            data_dir: data_dir?,
+            cache_bytes: cache?.0,
+            memory_bytes: memory?.0,
+            memory_limit_bytes: limit?.map(|size| size.0),
+        })
     }
 }
 

@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod health;
 pub mod listen;
+pub mod memory;
 pub mod operations;
 pub mod program;
 pub mod tasks;

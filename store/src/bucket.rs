@@ -16,9 +16,10 @@ mod transport;
 mod upload;
 mod write;
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -172,6 +173,8 @@ struct Bucket {
     prefix: Prefix,
     /// Under whose name uploads are recorded.
     owner: ResourceId,
+    /// The records of uploads that are under way here.
+    running: Mutex<HashSet<Key>>,
     order: Order,
 }
 
@@ -183,11 +186,12 @@ impl BucketStore {
     pub async fn open(config: BucketConfig, owner: ResourceId) -> Result<Self, OpenError> {
         let name = config.bucket.clone();
         let client = Client::build(&config).map_err(|source| OpenError::BadConfig { bucket: name.clone(), source })?;
-        let bucket = Bucket { client, prefix: config.prefix, owner, order: Order::Bytes };
+        let bucket = Bucket { client, prefix: config.prefix, owner, running: Mutex::default(), order: Order::Bytes };
         let store = Self(Arc::new(bucket));
         let order = probe::run(&store, &name).await?;
         let Bucket { client, prefix, owner, .. } = &*store.0;
-        Ok(Self(Arc::new(Bucket { client: client.clone(), prefix: prefix.clone(), owner: owner.clone(), order })))
+        let (client, prefix, owner) = (client.clone(), prefix.clone(), owner.clone());
+        Ok(Self(Arc::new(Bucket { client, prefix, owner, running: Mutex::default(), order })))
     }
 }
 

@@ -105,8 +105,8 @@ pub trait BlobStore: Send + Sync + 'static {
     /// Begins to write an object in parts. Nothing is visible under `key` before [`Upload::complete`].
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error>;
 
-    /// Gives up the uploads that `owner` has begun and left behind, and says how many there were. It must not have
-    /// any under way.
+    /// Gives up the uploads that `owner` has begun and left behind, and says how many there were. Those that are under
+    /// way in this process are left alone; another process of this owner must not have any.
     async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error>;
 }
 

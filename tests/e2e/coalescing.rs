@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
+use entrepot_data_plane::Capacity;
 use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use futures_util::future::try_join_all;
 use http::{Method, StatusCode};
@@ -176,5 +177,34 @@ async fn a_repository_that_joins_a_fill_at_its_very_end_is_linked_too() -> Resul
     upstream.stop().await;
     let again = registry.blob("demo/two", &digest).await?;
     assert_eq!((again.status, images::sha256(&again.bytes)), (StatusCode::OK, digest));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_much_for_the_node_is_told_to_come_back_and_all_else_goes_on() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20), images::random_bytes(2, 10)]);
+    let registry = Arc::new(Registry::start_with_capacity(Capacity { fills: 4, readers: 2 }).await?);
+    registry.rule("demo", &upstream).await?;
+    registry.manifest("demo/app", "v1").await?;
+    let layer = &image.layers[0];
+    let gate = upstream.hold(format!("GET /v2/app/blobs/{layer}"));
+    let readers: Vec<_> = (0..2)
+        .map(|_| {
+            let (registry, layer) = (registry.clone(), layer.clone());
+            tokio::spawn(async move { registry.blob("demo/app", &layer).await })
+        })
+        .collect();
+    wait_until(LIMIT, "both wait", async || registry.metric("entrepot_reader_active") == 2.0).await;
+    let refused = registry.blob("demo/app", &image.layers[1]).await?;
+    assert_eq!((refused.status, refused.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"));
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(registry.manifest("demo/app", "v1").await?.status, StatusCode::OK);
+    gate.release();
+    for reader in readers {
+        assert_eq!(images::sha256(&reader.await??.bytes), *layer);
+    }
+    wait_until(LIMIT, "their turns have ended", async || registry.metric("entrepot_reader_active") == 0.0).await;
+    assert_eq!(registry.blob("demo/app", &image.layers[1]).await?.status, StatusCode::OK);
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use entrepot_control_plane::{ControlPlane, FirstKey, Reflection};
-use entrepot_data_plane::DataPlane;
+use entrepot_data_plane::{Capacity, DataPlane};
 use entrepot_domain::Secret;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
@@ -96,17 +96,25 @@ impl Registry {
     /// A registry on a database of its own, whose fills land in `spool`.
     pub(crate) async fn start_with_spool(spool: &Path) -> Result<Self> {
         let database = entrepot_test_support::Postgres::shared().await.database().await;
-        Self::start_in(&database, Clock::system(), TempDir::new()?, spool.to_owned()).await
+        Self::start_in(&database, Clock::system(), TempDir::new()?, spool.to_owned(), Capacity::default()).await
+    }
+
+    /// A registry on a database of its own, that does so much at once.
+    pub(crate) async fn start_with_capacity(capacity: Capacity) -> Result<Self> {
+        let database = entrepot_test_support::Postgres::shared().await.database().await;
+        let dir = TempDir::new()?;
+        let spool = dir.path().join("spool");
+        Self::start_in(&database, Clock::system(), dir, spool, capacity).await
     }
 
     /// A registry on the database at `database`.
     pub(crate) async fn start_on(database: &str, clock: Clock) -> Result<Self> {
         let dir = TempDir::new()?;
         let spool = dir.path().join("spool");
-        Self::start_in(database, clock, dir, spool).await
+        Self::start_in(database, clock, dir, spool, Capacity::default()).await
     }
 
-    async fn start_in(database: &str, clock: Clock, dir: TempDir, spool: PathBuf) -> Result<Self> {
+    async fn start_in(database: &str, clock: Clock, dir: TempDir, spool: PathBuf, capacity: Capacity) -> Result<Self> {
         let store: Store = Arc::new(LocalStore::open(dir.path().join("store"))?);
         let (metrics, tasks, health) = (Metrics::new("test"), Tasks::new(), Health::new());
         let cluster_key = ClusterKey::load_or_generate(dir.path().join("cluster.key"))?;
@@ -138,6 +146,7 @@ impl Registry {
 
         let control = format!("http://{api_addr}").parse()?;
         let config = entrepot_data_plane::Config::new("node-1", vec![control], spool);
+        let config = entrepot_data_plane::Config { capacity, ..config };
         let deps = entrepot_data_plane::Deps {
             store: store.clone(),
             cluster_key,

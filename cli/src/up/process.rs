@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_control_plane::{self as control_plane, ControlPlane, FirstKey, Reflection, StartError};
-use entrepot_data_plane::{self as data_plane, DataPlane};
+use entrepot_data_plane::{self as data_plane, Capacity, DataPlane};
 use entrepot_domain::Secret;
 use entrepot_runtime::program::Signals;
-use entrepot_runtime::{Clock, Condition, Health, Listener, Metrics, Tasks, chain, operations};
+use entrepot_runtime::{Clock, Condition, Health, Listener, Metrics, Tasks, chain, memory, operations};
 use entrepot_store::layout;
 use entrepot_trust::SnapshotTrust;
 use tokio::sync::watch;
@@ -74,6 +74,8 @@ impl Process {
         let control = format!("http://{api}").parse().expect("an address makes a URL");
         let node = data_plane::Config {
             external_url,
+            // The control plane and Postgres are on the same machine.
+            capacity: memory::limit_bytes().map_or_else(Capacity::default, |bytes| Capacity::of_memory(bytes / 2)),
             ..data_plane::Config::new(place.node_id.as_str(), vec![control], place.folder.join("spool"))
         };
         let deps = data_plane::Deps {

@@ -18,6 +18,7 @@ use super::body::{self, Body};
 use super::connection::{Edge, Remote};
 use super::error;
 use super::forwarded::Arrival;
+use super::readers::Readers;
 use super::route::{Content, Route, RouteError, Target};
 use crate::auth::challenge::Challenge;
 use crate::auth::token::TokenRequest;
@@ -36,6 +37,7 @@ pub(crate) struct Server {
     pub(crate) node_id: Arc<str>,
     pub(crate) external_url: Option<Url>,
     pub(crate) trusted_proxies: Vec<IpNet>,
+    pub(crate) readers: Readers,
     pub(crate) pulls: PullMetrics,
     pub(crate) requests: HttpMetrics,
 }
@@ -91,13 +93,21 @@ impl Server {
             Route::Token => (self.token(parts, incoming).await, None),
             Route::Pull(target) => {
                 let _active = self.pulls.begin();
-                (self.node.pull(parts, target).await, Some(target))
+                (self.pull(parts, target).await, Some(target))
             }
         };
         if let Some(target) = target {
             self.pulls.observe(&result, began.elapsed(), matches!(target.content, Content::Manifest(_)));
         }
         result.unwrap_or_else(|problem| self.failed(parts, arrival, &problem, target))
+    }
+
+    async fn pull(&self, parts: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
+        if parts.method == Method::HEAD || matches!(target.content, Content::Manifest(_)) {
+            return self.node.pull(parts, target).await;
+        }
+        let turn = self.readers.turn().await?;
+        Ok(self.node.pull(parts, target).await?.map(|body| turn.lasts(body)))
     }
 
     /// `/v2/`: 200 for those who are logged in, a challenge for all others.

@@ -1,4 +1,4 @@
-//! What dead nodes have left behind: uploads that nobody will end.
+//! What was left behind: uploads of dead nodes, and this node's own that could not be aborted.
 
 use entrepot_domain::ResourceId;
 use entrepot_runtime::chain;
@@ -20,7 +20,7 @@ impl Peers {
         self.abort_uploads(&self.inner.me.id, OWN_LIMIT).await;
     }
 
-    /// Aborts the uploads of all nodes that are dead.
+    /// Aborts the uploads of all nodes that are dead, and those of this one that no fill knows any more.
     pub(super) async fn sweep(&self) {
         let (prefix, mut behind) = (layout::all_uploads_prefix(), None);
         for _ in 0..limits::UPLOAD_OWNERS {
@@ -35,7 +35,8 @@ impl Peers {
                 behind = Some(key);
                 continue;
             };
-            if node != self.inner.me.id && self.is_dead(&node).await {
+            // This node's own are those that it could not abort when their fills failed.
+            if node == self.inner.me.id || self.is_dead(&node).await {
                 self.abort_uploads(&node, limits::SWEEP.1).await;
             }
             // To the next owner.

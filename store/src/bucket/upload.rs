@@ -1,7 +1,7 @@
 //! Writing an object in parts, with bounded memory.
 
 use std::mem::take;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
@@ -42,9 +42,29 @@ pub(super) struct BucketUpload {
 struct Begun {
     id: MultipartId,
     record: Key,
+    _running: Running,
     sent: Vec<PartId>,
     /// The part that is being sent. It ends with this upload.
     sending: JoinSet<Result<PartId, Failure>>,
+}
+
+/// Says that an upload is under way, so that it is not taken for one that was left.
+struct Running {
+    bucket: Arc<Bucket>,
+    record: Key,
+}
+
+impl Running {
+    fn new(bucket: Arc<Bucket>, record: Key) -> Self {
+        bucket.running.lock().unwrap_or_else(PoisonError::into_inner).insert(record.clone());
+        Self { bucket, record }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.bucket.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.record);
+    }
 }
 
 /// An earlier part was not sent.
@@ -116,7 +136,8 @@ impl BucketUpload {
         let id = Tries::small().idempotent(|| objects.create_multipart(&self.path)).await?;
         let record = layout::upload(&self.bucket.owner, Uuid::now_v7());
         let bytes = records::encode(&UploadRecord { key: self.key.clone(), upload_id: id.clone() });
-        let begun = Begun { id, record, sent: Vec::new(), sending: JoinSet::new() };
+        let running = Running::new(Arc::clone(&self.bucket), record.clone());
+        let begun = Begun { id, record, _running: running, sent: Vec::new(), sending: JoinSet::new() };
         let written = self.bucket.write(&self.bucket.path(&begun.record), bytes.into(), Condition::Absent).await;
         if let Err(failure) = written {
             self.bucket.abort(&self.path, &begun.id, &begun.record, Tries::single).await.unwrap_or_else(left);
@@ -223,7 +244,7 @@ impl Upload for BucketUpload {
     }
 }
 
-/// Aborts what is recorded under `owner`.
+/// Aborts what is recorded under `owner`, but for what is under way in this process.
 pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result<usize, Error> {
     let (prefix, mut after, mut aborted) = (layout::uploads_prefix(owner), None, 0);
     loop {
@@ -231,6 +252,9 @@ pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result
         let Some(last) = page.last() else { return Ok(aborted) };
         after = Some(last.clone());
         for record in &page {
+            if store.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
+                continue;
+            }
             match records::read::<UploadRecord>(store, record).await {
                 Ok(None) => continue,
                 Ok(Some((UploadRecord { key, upload_id }, _))) => {

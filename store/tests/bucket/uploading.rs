@@ -27,7 +27,18 @@ async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
     assert_eq!(seaweed.unfinished_uploads(&bucket).await, 1);
     assert_eq!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().len(), 1);
 
-    // Its owner's next start does it.
+    // What is under way is not taken for left.
+    let mut running = store.begin_upload(&key("blobs/2")).await.unwrap();
+    running.part(pattern(20 * MIB)).await.unwrap();
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 2);
+    assert_eq!(store.abort_uploads(&owner).await.unwrap(), 1);
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 1);
+    running.complete().await.unwrap();
+    assert_eq!(store.head(&key("blobs/2")).await.unwrap(), Some(20 * MIB as u64));
+
+    // Its owner's next start does it, too.
+    let mut upload = store.begin_upload(&blob).await.unwrap();
+    upload.part(pattern(20 * MIB)).await.unwrap();
     let again = open(config(seaweed, &bucket, "some/where")).await;
     assert_eq!(again.abort_uploads(&owner).await.unwrap(), 1);
     assert_eq!(seaweed.unfinished_uploads(&bucket).await, 0);
@@ -43,7 +54,8 @@ async fn an_upload_that_was_aborted_does_not_become_an_object() {
     let store = open(config(seaweed, &bucket, "")).await;
     let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
     upload.part(pattern(9 * MIB)).await.unwrap();
-    assert_eq!(store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap(), 1);
+    let another = open(config(seaweed, &bucket, "")).await;
+    assert_eq!(another.abort_uploads(&"node-1".parse().unwrap()).await.unwrap(), 1);
     let error = upload.complete().await.unwrap_err();
     assert!(matches!(error, Error::Away(_)), "{error:?}");
     assert_eq!(store.head(&key("blobs/1")).await.unwrap(), None);

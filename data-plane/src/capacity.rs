@@ -1,0 +1,70 @@
+//! How much a node does at once, from the memory that it may use.
+//!
+//! A fill costs two parts on their way into the store and what is being read for it; a reader costs one chunk from the
+//! spool and what its connection buffers. All else is a constant. So a node that keeps to its counts keeps to its
+//! memory, and what is too much for it is refused before it begins.
+
+const KIB: u64 = 1024;
+const MIB: u64 = 1024 * KIB;
+
+/// What a node needs at rest: code, connections, snapshots.
+const BASE_BYTES: u64 = 96 * MIB;
+/// What the memory of records takes, unless it is configured otherwise.
+const RECORDS_BYTES: u64 = 64 * MIB;
+/// What one fill takes: two parts of 8 MiB, one being gathered and one being sent, and chunks on their way to the spool.
+const FILL_BYTES: u64 = 16 * MIB + 512 * KIB;
+/// What one reader takes: a chunk of 256 KiB from the spool or the store, and its connection's buffer.
+const READER_BYTES: u64 = 384 * KIB;
+/// How much of what is left each may have, in hundredths. The rest is for connections and for what is freed late.
+const SHARES: (u64, u64) = (40, 30);
+
+/// How much a node does at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Fetches from upstreams.
+    pub fills: usize,
+    /// Answers with a blob that are being sent.
+    pub readers: usize,
+}
+
+impl Capacity {
+    /// What a node may do that may use so much memory.
+    #[must_use]
+    pub fn of_memory(bytes: u64) -> Self {
+        let left = bytes.saturating_sub(BASE_BYTES + RECORDS_BYTES);
+        let count = |share: u64, each: u64, least: usize, most: usize| {
+            usize::try_from(left / 100 * share / each).unwrap_or(most).clamp(least, most)
+        };
+        Self { fills: count(SHARES.0, FILL_BYTES, 4, 256), readers: count(SHARES.1, READER_BYTES, 64, 8192) }
+    }
+
+    /// How much memory that takes at most, apart from connections.
+    #[must_use]
+    pub fn memory_bytes(self) -> u64 {
+        let (fills, readers) = (self.fills as u64, self.readers as u64);
+        BASE_BYTES + RECORDS_BYTES + fills * FILL_BYTES + readers * READER_BYTES
+    }
+}
+
+impl Default for Capacity {
+    /// That of a node with 1 GiB.
+    fn default() -> Self {
+        Self::of_memory(1024 * MIB)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_to_its_memory() {
+        for mib in [384, 512, 1024, 4096, 65_536] {
+            let capacity = Capacity::of_memory(mib * MIB);
+            assert!(capacity.memory_bytes() <= mib * MIB, "{capacity:?} takes too much for {mib} MiB");
+        }
+        assert_eq!(Capacity::default(), Capacity { fills: 20, readers: 691 });
+        assert_eq!(Capacity::of_memory(0), Capacity { fills: 4, readers: 64 });
+        assert_eq!(Capacity::of_memory(u64::MAX), Capacity { fills: 256, readers: 8192 });
+    }
+}
