@@ -88,6 +88,8 @@ pub mod limits {
     pub const FORM: Duration = Duration::from_secs(10);
     /// How long a fill may wait for its turn.
     pub const FILL_TURN: Duration = Duration::from_secs(10);
+    /// How long a pull may take before its answer begins: containerd gives up after 30 s.
+    pub const ANSWER_HEAD: Duration = Duration::from_secs(25);
     /// How long an answer with a blob may wait for its turn.
     pub const READER_TURN: Duration = Duration::from_secs(2);
     /// One write to the spool: a disk that is slower is done without.

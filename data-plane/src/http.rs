@@ -6,7 +6,6 @@ pub(crate) mod connection;
 pub(crate) mod error;
 pub(crate) mod forwarded;
 pub(crate) mod head_limit;
-pub mod range;
 pub(crate) mod readers;
 pub(crate) mod respond;
 pub mod route;

@@ -33,6 +33,7 @@ mod model;
 mod mutants;
 
 use std::ops::Range;
+use std::time::Duration;
 
 pub use reach::Reach;
 
@@ -472,16 +473,25 @@ pub fn is_worth_finishing(landed_bytes: u64, size_bytes: Option<u64>) -> bool {
     size_bytes.is_some_and(|size| landed_bytes >= size / 4 || size.saturating_sub(landed_bytes) <= WORTH_BYTES)
 }
 
+/// How long a fill may take: a source that is slower than 256 KiB/s for good only keeps its readers waiting.
+#[must_use]
+pub fn longest(size_bytes: Option<u64>) -> Duration {
+    const LEAST: Duration = Duration::from_secs(15 * 60);
+    const MOST: Duration = Duration::from_secs(6 * 60 * 60);
+    let by_size = size_bytes.map_or(MOST, |size| Duration::from_secs(size / (256 * 1024)));
+    by_size.clamp(LEAST, MOST)
+}
+
 /// How far ahead of the landed bytes a reader is before a second request is opened for it: at once, and once it has
 /// waited in vain. Clients that fetch a layer in parallel chunks stay within the former.
 const AHEAD_BYTES: (u64, u64) = (96 * 1024 * 1024, 8 * 1024 * 1024);
 
 /// How long a reader waits for bytes that are not quite so far.
-pub const AHEAD_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
+pub const AHEAD_WAIT: Duration = Duration::from_secs(5);
 
 /// Whether a second request is worth opening for a reader that waits for a byte this far ahead of what has landed.
 #[must_use]
-pub fn is_worth_fetching_ahead(distance_bytes: u64, waited: std::time::Duration) -> bool {
+pub fn is_worth_fetching_ahead(distance_bytes: u64, waited: Duration) -> bool {
     let (at_once, in_vain) = AHEAD_BYTES;
     distance_bytes > at_once || (distance_bytes > in_vain && waited >= AHEAD_WAIT)
 }
@@ -489,7 +499,6 @@ pub fn is_worth_fetching_ahead(distance_bytes: u64, waited: std::time::Duration)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const TERMS: Terms = Terms { whole_bytes: 10, held_back_bytes: 5 };
 
@@ -593,6 +602,13 @@ mod tests {
         ] {
             assert_eq!(is_worth_finishing(landed, size), expected, "{landed} of {size:?}");
         }
+    }
+
+    #[test]
+    fn a_fill_may_take_as_long_as_its_size_warrants() {
+        const GIB: u64 = 1024 * 1024 * 1024;
+        let minutes = |size| longest(size).as_secs() / 60;
+        assert_eq!([Some(0), Some(GIB), Some(100 * GIB), None].map(minutes), [15, 68, 360, 360]);
     }
 
     #[test]

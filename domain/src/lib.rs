@@ -8,6 +8,7 @@ pub mod fill;
 pub mod freshness;
 pub mod manifest;
 pub mod name;
+pub mod range;
 pub mod reference;
 pub mod rule;
 pub mod rule_set;

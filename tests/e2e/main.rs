@@ -11,6 +11,7 @@ mod deletes;
 mod freshness;
 mod logins;
 mod outages;
+mod permission;
 mod pulls;
 mod ranges;
 mod registry;

@@ -1,7 +1,7 @@
 //! What a host wants before it answers: `WWW-Authenticate`, read tolerantly.
 
+use http::header::{HeaderMap, WWW_AUTHENTICATE};
 use http_auth::{ChallengeRef, parser::ChallengeParser};
-use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 use url::Url;
 
 /// How a host wants its callers to log in.
@@ -53,8 +53,8 @@ fn bearer(challenge: &ChallengeRef<'_>) -> Option<Challenge> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::HeaderValue;
     use proptest::prelude::*;
-    use reqwest::header::HeaderValue;
 
     fn read(headers: &[&str]) -> Option<Challenge> {
         let all = headers.iter().map(|text| (WWW_AUTHENTICATE, HeaderValue::from_str(text).unwrap()));

@@ -38,7 +38,7 @@ impl Default for Limits {
             connect: Duration::from_secs(10),
             head: Duration::from_secs(20),
             token: Duration::from_secs(10),
-            stall: Duration::from_secs(30),
+            stall: Duration::from_secs(15),
             token_body_bytes: 64 * 1024,
             manifest_bytes: entrepot_domain::manifest::MAX_BYTES,
             redirects: 5,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use entrepot_domain::fill::{Effect, Event, Fill, Outcome, is_worth_fetching_ahead, is_worth_finishing};
+use entrepot_domain::fill::{Effect, Event, Fill, Outcome, is_worth_fetching_ahead, is_worth_finishing, longest};
 use entrepot_domain::manifest::platform_of_config;
 use entrepot_domain::{Digest, Verifier};
 use entrepot_runtime::chain;
@@ -449,6 +449,10 @@ impl Driver<'_> {
 
     /// What readers and the node want meanwhile.
     fn look_around(&mut self, state: &Fill) -> Option<Event> {
+        if self.began.elapsed() > longest(state.size_bytes()) {
+            let (rule, upstream) = (self.fill.rule.id.clone(), self.fill.source.upstream.id.clone());
+            return Some(self.broken(PullError::UpstreamAway { rule, upstream, status: None }));
+        }
         let is_read = self.progress.receiver_count() > HELD_BY_US;
         if self.fills.inner.tasks.stopping().is_cancelled() && !is_read {
             return Some(Event::Draining { readers: false, followers: false });

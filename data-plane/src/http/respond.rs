@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use entrepot_domain::range::{Wanted, wanted};
 use entrepot_domain::{Digest, Reference};
 use futures_util::StreamExt as _;
 use http::header::{
@@ -13,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::body::{self, Body, Cut};
-use super::range::{Wanted, wanted};
+
 use crate::error::PullError;
 use crate::http::route::Asked;
 use crate::repository::{Repositories, within_limit};

@@ -103,11 +103,15 @@ impl Server {
     }
 
     async fn pull(&self, parts: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
-        if parts.method == Method::HEAD || matches!(target.content, Content::Manifest(_)) {
-            return self.node.pull(parts, target).await;
-        }
-        let turn = self.readers.turn().await?;
-        Ok(self.node.pull(parts, target).await?.map(|body| turn.lasts(body)))
+        let wants_blob = parts.method == Method::GET && matches!(target.content, Content::Blob(_));
+        let turn = if wants_blob { Some(self.readers.turn().await?) } else { None };
+        // What is under way goes on: who comes back finds it.
+        let answer = tokio::time::timeout(limits::ANSWER_HEAD, self.node.pull(parts, target)).await;
+        let answer = answer.unwrap_or(Err(PullError::Busy))?;
+        Ok(answer.map(|body| match turn {
+            Some(turn) => turn.lasts(body),
+            None => body,
+        }))
     }
 
     /// `/v2/`: 200 for those who are logged in, a challenge for all others.

@@ -17,6 +17,8 @@ use crate::repository::within_limit;
 const CONFIG_BYTES: u64 = 1024 * 1024;
 /// How often a blob is looked for anew because its fill found it in the store.
 const LOOKS: usize = 3;
+/// How often, besides, because the upstream refused the repository that its fill was begun for.
+const REFUSALS: usize = 100;
 
 /// A blob, ready to be served.
 pub(crate) enum Blob {
@@ -50,7 +52,9 @@ pub(crate) enum Want {
 impl Resolver {
     /// The blob `digest`, as `place` may show it.
     pub(crate) async fn blob(&self, place: &Place, digest: &Digest, want: Want) -> Result<Blob, PullError> {
-        for _ in 0..LOOKS {
+        let mut looks = 0..LOOKS;
+        let mut refusals = 0..REFUSALS;
+        while looks.next().is_some() {
             if let Some(stored) = self.linked(place, digest).await? {
                 return Ok(stored);
             }
@@ -75,7 +79,11 @@ impl Resolver {
                 // The fill found it in the store: look there.
                 Ok(None) => continue,
                 // The upstream refuses the repository that the fill was begun for, which is not ours.
-                Err(error) if error.is_refusal() && !landing.is_begun_for(&place.repository) => continue,
+                Err(error) if error.is_refusal() && !landing.is_begun_for(&place.repository) => {
+                    if refusals.next().is_some() {
+                        looks = 0..LOOKS;
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -1,0 +1,20 @@
+//! `WWW-Authenticate` of upstreams: whatever they say, it is read or passed over.
+
+#![no_main]
+
+#[allow(dead_code)]
+#[path = "../../upstream/src/challenge.rs"]
+mod challenge;
+
+use challenge::Challenge;
+use http::HeaderMap;
+use http::header::{HeaderValue, WWW_AUTHENTICATE};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|headers: Vec<&[u8]>| {
+    let values = headers.iter().filter_map(|bytes| HeaderValue::from_bytes(bytes).ok());
+    let headers: HeaderMap = values.map(|value| (WWW_AUTHENTICATE, value)).collect();
+    if let Some(Challenge::Bearer { realm, service, scope }) = Challenge::of(&headers) {
+        assert!(!realm.scheme().is_empty() && service.as_deref() != Some("") && scope.as_deref() != Some(""));
+    }
+});
