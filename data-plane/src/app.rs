@@ -120,6 +120,7 @@ impl DataPlane {
             deps.cluster_key.clone(),
             deps.health.condition("snapshot"),
             clock.clone(),
+            config.upstream_limits,
             &deps.metrics,
         );
         let watch = Watch { node_id, gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use entrepot_upstream::Limits;
 use ipnet::IpNet;
 use tonic::transport::Uri;
 use url::Url;
@@ -32,6 +33,8 @@ pub struct Config {
     pub drain_limit: Duration,
     /// How much it does at once.
     pub capacity: Capacity,
+    /// The bounds of every wait for an upstream.
+    pub upstream_limits: Limits,
 }
 
 impl Config {
@@ -48,6 +51,7 @@ impl Config {
             spool_dir: spool_dir.into(),
             drain_limit: Duration::from_secs(20),
             capacity: Capacity::default(),
+            upstream_limits: Limits::default(),
         }
     }
 }

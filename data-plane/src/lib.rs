@@ -27,6 +27,7 @@ pub mod settings;
 pub use app::{DataPlane, Deps, StartError};
 pub use capacity::Capacity;
 pub use config::Config;
+pub use entrepot_upstream::Limits as UpstreamLimits;
 pub use error::{LoginFault, PullError};
 pub use lease::Leases;
 pub use peers::PeerTlsError;

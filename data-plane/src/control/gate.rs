@@ -10,12 +10,12 @@ use entrepot_store::Key;
 use entrepot_store::records::SnapshotHead;
 use entrepot_trust::snapshot::SnapshotError as TrustError;
 use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
-use entrepot_upstream::RequestMetrics;
+use entrepot_upstream::{Limits, RequestMetrics};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tracing::{info, warn};
 
-use super::snapshot::{SnapshotError, Version};
+use super::snapshot::{Clients, SnapshotError, Version};
 use super::{Control, Snapshot};
 use crate::config::limits;
 
@@ -24,7 +24,7 @@ pub(crate) struct Gate {
     control: Control,
     trust: SnapshotTrust,
     cluster_key: ClusterKey,
-    upstream_metrics: RequestMetrics,
+    clients: Clients,
     readiness: Condition,
     refused: Counter<u64>,
     /// What was refused last, so that it is told once.
@@ -92,6 +92,7 @@ impl Gate {
         cluster_key: ClusterKey,
         readiness: Condition,
         clock: Clock,
+        limits: Limits,
         metrics: &Metrics,
     ) -> Self {
         let meter = metrics.meter("entrepot.data_plane");
@@ -100,9 +101,9 @@ impl Gate {
             .with_description("Snapshots that were offered and not run.")
             .build();
         observe(&control, clock, metrics);
-        let upstream_metrics = RequestMetrics::new(&meter);
+        let clients = Clients { limits, metrics: RequestMetrics::new(&meter) };
         let (told, installing) = (Mutex::default(), Mutex::default());
-        Self { control, trust, cluster_key, upstream_metrics, readiness, refused, told, installing }
+        Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
     }
 
     /// The version that runs.
@@ -135,7 +136,7 @@ impl Gate {
             return Err(Refusal::Altered);
         }
         let previous = self.control.current();
-        let snapshot = Snapshot::decode(bytes, &self.cluster_key, previous.as_deref(), &self.upstream_metrics)?;
+        let snapshot = Snapshot::decode(bytes, &self.cluster_key, previous.as_deref(), &self.clients)?;
         if snapshot.version != *version {
             return Err(Refusal::Version);
         }

@@ -10,7 +10,7 @@ use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
 use entrepot_trust::ClusterKey;
 use entrepot_trust::access_key::AccessKeyHash;
-use entrepot_upstream::RequestMetrics;
+use entrepot_upstream::{Limits, RequestMetrics};
 use prost::Message as _;
 use uuid::Uuid;
 
@@ -49,6 +49,12 @@ impl From<Version> for pb::SnapshotVersion {
 pub(crate) struct Source {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) client: entrepot_upstream::Client,
+}
+
+/// What clients of upstreams are made with.
+pub(crate) struct Clients {
+    pub(crate) limits: Limits,
+    pub(crate) metrics: RequestMetrics,
 }
 
 /// A key that can be used.
@@ -117,14 +123,14 @@ impl Snapshot {
         bytes: &[u8],
         key: &ClusterKey,
         previous: Option<&Self>,
-        metrics: &RequestMetrics,
+        clients: &Clients,
     ) -> Result<Self, SnapshotError> {
         let wire = pb::Snapshot::decode(bytes)?;
         let version = wire.version.unwrap_or_default();
         let version = Version { epoch: version.epoch, revision: version.revision };
         let mut upstreams = HashMap::new();
         for upstream in wire.upstreams {
-            let source = source(&upstream, key, previous, metrics)?;
+            let source = source(&upstream, key, previous, clients)?;
             upstreams.insert(source.upstream.uid, source);
         }
         let (mut principals, mut access_keys) = (HashSet::new(), HashMap::new());
@@ -184,7 +190,7 @@ fn source(
     wire: &pb::SnapshotUpstream,
     key: &ClusterKey,
     previous: Option<&Snapshot>,
-    metrics: &RequestMetrics,
+    clients: &Clients,
 ) -> Result<Source, SnapshotError> {
     let uid = uid("upstream.uid", &wire.uid)?;
     let same = previous.and_then(|snapshot| snapshot.upstreams.get(&uid));
@@ -193,7 +199,7 @@ fn source(
     }
     let password = if wire.username.is_empty() { None } else { Some(password(uid, wire, key)?) };
     let upstream = convert::upstream(wire, password)?;
-    let client = entrepot_upstream::Client::measured(&upstream, entrepot_upstream::Limits::default(), metrics)
+    let client = entrepot_upstream::Client::measured(&upstream, clients.limits, &clients.metrics)
         .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
     Ok(Source { upstream: Arc::new(upstream), client })
 }

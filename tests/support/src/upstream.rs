@@ -7,10 +7,12 @@
 mod answer;
 mod auth;
 mod body;
+mod chaos;
 mod content;
 mod log;
 mod script;
 mod serve;
+mod wire;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -27,9 +29,13 @@ pub use script::{Fault, Gate};
 use crate::images::{self, Image, Index};
 use crate::tls::Authority;
 use auth::Tokens;
+use chaos::Chaos;
 use content::Content;
 use log::Log;
 use script::Script;
+
+/// Where it tells what it was asked, to whoever asks; that itself is not counted.
+pub const REPORT_PATH: &str = "/_requests";
 
 /// A scripted registry on this machine. Dropping it stops it.
 pub struct FakeUpstream {
@@ -149,6 +155,12 @@ impl FakeUpstream {
         Index { digest, bytes, children }
     }
 
+    /// Publishes all that `other` has by now, so that redirects can lead from there to here.
+    pub fn publish_all_of(&self, other: &Self) {
+        let content = lock(&other.core.content).clone();
+        *lock(&self.core.content) = content;
+    }
+
     /// Deletes a tag, a manifest or a blob, whichever has this name.
     pub fn remove(&self, repository: &str, name: &str) {
         lock(&self.core.content).remove(repository, name);
@@ -192,6 +204,12 @@ impl FakeUpstream {
         lock(&self.core.script).add(pattern.into(), fault, times);
     }
 
+    /// Plays faults in so many percent of all requests, beside what is scripted. The seed decides which request meets
+    /// which fault; the same requests meet the same again.
+    pub fn chaos(&self, seed: u64, percent: u8) {
+        lock(&self.core.script).chaos = Some(Chaos::new(seed, percent));
+    }
+
     /// Holds back the answers to requests that `pattern` matches until the gate is released or dropped.
     pub fn hold(&self, pattern: impl Into<String>) -> Gate {
         lock(&self.core.script).hold(pattern.into())
@@ -205,6 +223,12 @@ impl FakeUpstream {
     /// All requests so far, in the order in which they came.
     pub fn log(&self) -> Vec<LogEntry> {
         self.core.log.entries()
+    }
+
+    /// How many requests there were for each method and path, how many bytes they were sent, and what was answered: the
+    /// JSON that is also served at [`REPORT_PATH`].
+    pub fn report(&self) -> serde_json::Value {
+        self.core.log.report()
     }
 
     /// How many requests there were, those for tokens included.

@@ -11,10 +11,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
 
-use super::auth::TOKEN_PATH;
+use super::auth::{Auth, TOKEN_PATH};
 use super::body::{Body, Delivery, body};
 use super::content::Found;
 use super::script::Fault;
+use super::wire::HardEnd;
 use super::{Core, lock};
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -25,12 +26,29 @@ struct Draft {
     headers: HeaderMap,
     bytes: Bytes,
     delivery: Delivery,
-    has_length: bool,
+    length: Length,
+}
+
+/// What `Content-Length` says.
+#[derive(Clone, Copy)]
+enum Length {
+    /// The truth, and perhaps this much more or less.
+    Said(i64),
+    /// Nothing.
+    Unsaid,
 }
 
 /// Answers one request. An error closes the connection without an answer.
-pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>) -> io::Result<Response<Body>> {
+pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: HardEnd) -> io::Result<Response<Body>> {
     let (mut request, incoming) = request.into_parts();
+    if request.uri.path() == super::REPORT_PATH {
+        return Ok(Response::new(body(
+            core.log.report().to_string().into(),
+            Delivery::default(),
+            Arc::default(),
+            hard,
+        )));
+    }
     let live = core.log.asked(&request);
     let (barriers, faults) = lock(&core.script).take(&format!("{} {}", request.method, request.uri.path()));
     let form = incoming.collect().await.map_err(io::Error::other)?.to_bytes();
@@ -42,23 +60,28 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>) -> io::R
     }
     let mut draft = draft(&core, &request, &form);
     for fault in faults {
-        if matches!(fault, Fault::Silence) {
-            std::future::pending::<()>().await;
+        match fault {
+            Fault::Silence => std::future::pending::<()>().await,
+            Fault::Delay(wait) => tokio::time::sleep(wait).await,
+            Fault::HangUp => return Err(io::Error::other("hung up by the script")),
+            Fault::ExpireTokens => lock(&core.tokens).revoke(),
+            Fault::RedirectToOrigin(origin) => {
+                let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+                draft.spoil(Fault::Redirect(307, format!("{origin}{path}")));
+            }
+            fault => draft.spoil(fault),
         }
-        if matches!(fault, Fault::HangUp) {
-            return Err(io::Error::other("hung up by the script"));
-        }
-        draft.spoil(fault);
     }
     live.answered(draft.status.as_u16());
     let mut response = Response::new(());
     *response.status_mut() = draft.status;
     *response.headers_mut() = draft.headers;
-    if draft.has_length {
-        response.headers_mut().insert(header::CONTENT_LENGTH, draft.bytes.len().into());
+    if let Length::Said(off_by) = draft.length {
+        let length = (draft.bytes.len() as u64).saturating_add_signed(off_by);
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
     let bytes = if request.method == Method::HEAD { Bytes::new() } else { draft.bytes };
-    Ok(response.map(|()| body(bytes, draft.delivery, live)))
+    Ok(response.map(|()| body(bytes, draft.delivery, live, hard)))
 }
 
 fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
@@ -70,6 +93,9 @@ fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
     let target = target(path);
     if path != "/v2/" && target.is_none() {
         return Draft::error(StatusCode::NOT_FOUND, "UNSUPPORTED");
+    }
+    if lock(&core.tokens).auth == Auth::Unwanted && request.headers.contains_key(header::AUTHORIZATION) {
+        return Draft::error(StatusCode::BAD_REQUEST, "DENIED");
     }
     if let Err(challenge) = lock(&core.tokens).admit(request, target.map(|(repository, ..)| repository), &core.base) {
         let mut draft = Draft::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED");
@@ -112,7 +138,7 @@ impl Draft {
     fn json(status: StatusCode, value: &serde_json::Value) -> Self {
         let bytes = value.to_string().into();
         let mut draft =
-            Self { status, headers: HeaderMap::new(), bytes, delivery: Delivery::default(), has_length: true };
+            Self { status, headers: HeaderMap::new(), bytes, delivery: Delivery::default(), length: Length::Said(0) };
         draft.header(header::CONTENT_TYPE, "application/json");
         draft
     }
@@ -149,23 +175,28 @@ impl Draft {
 
     fn spoil(&mut self, fault: Fault) {
         match fault {
-            Fault::Silence | Fault::HangUp | Fault::NoRanges => {}
+            // Of the request, not of its answer.
+            Fault::Silence | Fault::Delay(_) | Fault::HangUp | Fault::NoRanges => {}
+            Fault::ExpireTokens | Fault::RedirectToOrigin(_) => {}
             Fault::StallAfter(bytes) => self.delivery.stall_after = Some(bytes),
             Fault::CutAfter(bytes) => self.delivery.cut_after = Some(bytes),
-            Fault::Rate(rate) => self.delivery.bytes_per_second = Some(rate.max(1)),
-            Fault::FlipBit => {
-                let mut bytes = self.bytes.to_vec();
-                let middle = bytes.len() / 2;
-                if let Some(byte) = bytes.get_mut(middle) {
-                    *byte ^= 1;
-                }
-                self.bytes = bytes.into();
+            Fault::ResetAfter(bytes) => {
+                self.delivery.cut_after = Some(bytes);
+                self.delivery.resets = true;
             }
+            Fault::EndAfter(bytes) => {
+                self.delivery.end_after = Some(bytes);
+                self.length = Length::Unsaid;
+            }
+            Fault::Rate(rate) => self.delivery.bytes_per_second = Some(rate.max(1)),
+            Fault::FlipBit => self.flip_bit(self.bytes.len() / 2),
+            Fault::FlipBitAt(at) => self.flip_bit(usize::try_from(at).unwrap_or(usize::MAX)),
             Fault::DigestHeader(digest) => self.header(DIGEST, &digest),
             Fault::NoDigestHeader => {
                 self.headers.remove(DIGEST);
             }
-            Fault::NoLength => self.has_length = false,
+            Fault::NoLength => self.length = Length::Unsaid,
+            Fault::WrongLength(off_by) => self.length = Length::Said(off_by),
             Fault::Html => {
                 *self = Self::json(StatusCode::OK, &json!({}));
                 self.header(header::CONTENT_TYPE, "text/html; charset=utf-8");
@@ -186,6 +217,15 @@ impl Draft {
             }
             Fault::Body(bytes) => self.bytes = bytes.into(),
         }
+    }
+
+    fn flip_bit(&mut self, at: usize) {
+        let mut bytes = self.bytes.to_vec();
+        let at = at.min(bytes.len().saturating_sub(1));
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte ^= 1;
+        }
+        self.bytes = bytes.into();
     }
 }
 

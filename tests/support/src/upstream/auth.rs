@@ -26,6 +26,8 @@ pub enum Auth {
     Token(String, String),
     /// Who brings this user name and password with every request.
     Basic(String, String),
+    /// Who brings no `Authorization`, which is refused: as storage does that redirects lead to, with signed URLs.
+    Unwanted,
 }
 
 /// The tokens that are good, and how to get one.
@@ -55,7 +57,7 @@ impl Tokens {
         let scope = repository.map(|repository| format!("repository:{repository}:pull"));
         let authorization = authorization(request).unwrap_or_default();
         let admitted = match &self.auth {
-            Auth::Open => true,
+            Auth::Open | Auth::Unwanted => true,
             Auth::Basic(user, password) => authorization == basic(user, password),
             Auth::AnonymousToken | Auth::Token(..) => {
                 let scopes = authorization.strip_prefix("Bearer ").and_then(|token| self.given.get(token));
@@ -67,7 +69,7 @@ impl Tokens {
         }
         Err(self.challenge.clone().unwrap_or_else(|| match &self.auth {
             Auth::Basic(..) => format!("Basic realm=\"{SERVICE}\""),
-            Auth::Open | Auth::AnonymousToken | Auth::Token(..) => {
+            Auth::Open | Auth::Unwanted | Auth::AnonymousToken | Auth::Token(..) => {
                 let realm = self.realm.clone().unwrap_or_else(|| format!("{base}{TOKEN_PATH}"));
                 let scope = scope.map(|scope| format!(",scope=\"{scope}\"")).unwrap_or_default();
                 format!("Bearer realm=\"{realm}\",service=\"{SERVICE}\"{scope}")
@@ -82,7 +84,7 @@ impl Tokens {
             [query, form].into_iter().flat_map(form_urlencoded::parse).map(|(k, v)| (k.into(), v.into())).collect();
         let param = |name: &str| params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let known = match &self.auth {
-            Auth::Open | Auth::AnonymousToken => true,
+            Auth::Open | Auth::Unwanted | Auth::AnonymousToken => true,
             Auth::Token(user, password) | Auth::Basic(user, password) => {
                 let posted = param("username") == Some(user) && param("password") == Some(password);
                 posted

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
 
 use super::log::Live;
+use super::wire::HardEnd;
 
 /// The body of an answer.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -21,6 +22,9 @@ const CHUNK_BYTES: usize = 64 * 1024;
 pub(super) struct Delivery {
     pub(super) stall_after: Option<u64>,
     pub(super) cut_after: Option<u64>,
+    pub(super) end_after: Option<u64>,
+    /// How the connection ends when the body is cut.
+    pub(super) resets: bool,
     pub(super) bytes_per_second: Option<u64>,
 }
 
@@ -29,11 +33,13 @@ struct Sending {
     sent_bytes: u64,
     delivery: Delivery,
     live: Arc<Live>,
+    hard: HardEnd,
 }
 
-/// A body that sends `bytes` as `delivery` says, and counts them in the log.
-pub(super) fn body(bytes: Bytes, delivery: Delivery, live: Arc<Live>) -> Body {
-    let sending = Sending { rest: bytes, sent_bytes: 0, delivery, live };
+/// A body that sends `bytes` as `delivery` says, and counts them in the log. `hard` ends its connection.
+pub(super) fn body(mut bytes: Bytes, delivery: Delivery, live: Arc<Live>, hard: HardEnd) -> Body {
+    bytes.truncate(delivery.end_after.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX));
+    let sending = Sending { rest: bytes, sent_bytes: 0, delivery, live, hard };
     StreamBody::new(stream::try_unfold(sending, next)).boxed_unsync()
 }
 
@@ -41,6 +47,7 @@ async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)
     let left_until = |end: Option<u64>| end.map_or(u64::MAX, |end| end.saturating_sub(sending.sent_bytes));
     let (until_stall, until_cut) = (left_until(sending.delivery.stall_after), left_until(sending.delivery.cut_after));
     if until_cut == 0 {
+        sending.hard.set(sending.delivery.resets);
         // What was sent so far leaves the buffer when the body has nothing to give for a moment.
         tokio::task::yield_now().await;
         return Err(io::Error::other("cut by the script"));

@@ -7,12 +7,12 @@ use bytes::Bytes;
 use crate::images::sha256;
 
 /// All repositories.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Content {
     repositories: HashMap<String, Repository>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Repository {
     blobs: HashMap<String, Bytes>,
     manifests: HashMap<String, (String, Bytes)>,

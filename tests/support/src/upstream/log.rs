@@ -1,15 +1,17 @@
 //! What was asked and what was answered.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use http::request::Parts;
 use http::{HeaderMap, header};
+use serde_json::{Value, json};
 
 use super::lock;
 
 /// One request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct LogEntry {
     /// Its method.
     pub method: String,
@@ -38,6 +40,7 @@ impl LogEntry {
 }
 
 /// A request that is being answered.
+#[derive(Default)]
 pub(super) struct Live {
     asked: LogEntry,
     status: AtomicU16,
@@ -91,6 +94,25 @@ impl Log {
 
     pub(super) fn entries(&self) -> Vec<LogEntry> {
         lock(&self.requests).iter().map(|live| live.entry()).collect()
+    }
+
+    /// What was asked and sent, summed for each method and path.
+    pub(super) fn report(&self) -> Value {
+        let mut paths: BTreeMap<String, Value> = BTreeMap::new();
+        for entry in self.entries() {
+            let begin = || json!({ "requests": 0, "bytes": 0, "with_authorization": 0, "statuses": {} });
+            let path = paths.entry(format!("{} {}", entry.method, entry.path)).or_insert_with(begin);
+            let mut add = |pointer: &str, more: u64| {
+                let sum = path.pointer_mut(pointer).expect("a field was made for it");
+                *sum = (sum.as_u64().unwrap_or_default() + more).into();
+            };
+            add("/requests", 1);
+            add("/bytes", entry.sent_bytes);
+            add("/with_authorization", u64::from(entry.authorization().is_some()));
+            let status = &mut path["statuses"][entry.status.to_string()];
+            *status = (status.as_u64().unwrap_or_default() + 1).into();
+        }
+        json!({ "connections": self.connections(), "paths": paths })
     }
 
     pub(super) fn count(&self, which: impl Fn(&LogEntry) -> bool) -> usize {

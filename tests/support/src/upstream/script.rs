@@ -6,25 +6,37 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::chaos::Chaos;
+
 /// How a request goes wrong.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// It is never answered.
     Silence,
+    /// It is answered this much later.
+    Delay(Duration),
     /// The connection is closed without an answer.
     HangUp,
     /// The body stops after this many bytes, and the connection stays open.
     StallAfter(u64),
     /// The connection is closed after about this many bytes of the body.
     CutAfter(u64),
+    /// The connection is reset after at most this many bytes of the body: what is on its way may be lost.
+    ResetAfter(u64),
+    /// The body ends after this many bytes as if that were all: without a length, and with a proper end.
+    EndAfter(u64),
     /// The body has one wrong bit.
     FlipBit,
+    /// The body has one wrong bit in this byte, or in its last one.
+    FlipBitAt(u64),
     /// `Docker-Content-Digest` says this.
     DigestHeader(String),
     /// There is no `Docker-Content-Digest`.
     NoDigestHeader,
     /// There is no `Content-Length`; the body is chunked.
     NoLength,
+    /// `Content-Length` says this many bytes more, or fewer, than there are.
+    WrongLength(i64),
     /// Ranges are not understood: the whole is sent.
     NoRanges,
     /// A web page with status 200.
@@ -33,8 +45,12 @@ pub enum Fault {
     Status(u16, Option<String>),
     /// A redirect with this status to this place.
     Redirect(u16, String),
+    /// A redirect (307) to the same path at another origin, such as `http://127.0.0.2:5555`.
+    RedirectToOrigin(String),
     /// At most this many bytes each second.
     Rate(u64),
+    /// All tokens that were given out so far are refused from now on. The answer itself is as it would be.
+    ExpireTokens,
     /// One more header.
     Header(String, String),
     /// Another body, with everything else as it is.
@@ -106,6 +122,7 @@ impl Barrier {
 /// The script: faults and gates with the requests they are for.
 #[derive(Default)]
 pub(super) struct Script {
+    pub(super) chaos: Option<Chaos>,
     faults: Vec<(String, Fault, usize)>,
     gates: Vec<(String, Arc<GateState>)>,
 }
@@ -116,6 +133,7 @@ impl Script {
     }
 
     pub(super) fn clear(&mut self) {
+        self.chaos = None;
         self.faults.clear();
     }
 
@@ -139,6 +157,7 @@ impl Script {
             }
         }
         self.faults.retain(|(_, _, times)| *times > 0);
+        faults.extend(self.chaos.as_mut().and_then(|chaos| chaos.fault(request)));
         (barriers, faults)
     }
 }
