@@ -62,6 +62,58 @@ async fn the_script_spoils_answers_while_it_lasts() {
 }
 
 #[tokio::test]
+async fn the_script_breaks_connections_lies_about_lengths_and_spoils_any_byte() {
+    let upstream = FakeUpstream::start().await;
+    let bytes = random_bytes(2, 200_000);
+    let blob = upstream.publish_blob("demo", &bytes);
+    let path = format!("/v2/demo/blobs/{blob}");
+    let spoilt = async |fault| {
+        upstream.script_times(&blob, fault, 1);
+        get(&upstream, &path).await.bytes().await
+    };
+    let reset = spoilt(Fault::ResetAfter(150_000)).await.unwrap_err();
+    assert!(format!("{reset:?}").contains("ConnectionReset"), "{reset:?}");
+    let cut = spoilt(Fault::CutAfter(150_000)).await.unwrap_err();
+    assert!(!format!("{cut:?}").contains("ConnectionReset"), "{cut:?}");
+    assert_eq!(spoilt(Fault::EndAfter(150_000)).await.unwrap(), bytes[..150_000]);
+    assert_eq!(spoilt(Fault::WrongLength(-1000)).await.unwrap(), bytes[..199_000]);
+    assert!(spoilt(Fault::WrongLength(1000)).await.is_err());
+    let flipped = spoilt(Fault::FlipBitAt(7)).await.unwrap();
+    assert_eq!((&flipped[..7], flipped[7] ^ 1, &flipped[8..]), (&bytes[..7], bytes[7], &bytes[8..]));
+    assert_eq!(spoilt(Fault::Delay(Duration::from_millis(1))).await.unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn redirects_to_another_origin_keep_the_path_and_storage_wants_no_login() {
+    let (upstream, storage) = (FakeUpstream::start().await, FakeUpstream::start().await);
+    let blob = upstream.publish_blob("demo", random_bytes(3, 10));
+    storage.publish_all_of(&upstream);
+    storage.set_auth(Auth::Unwanted);
+    upstream.script(&blob, Fault::RedirectToOrigin(storage.url()));
+    let path = format!("/v2/demo/blobs/{blob}?x=1");
+    let location = get(&upstream, &path).await.headers()["location"].to_str().unwrap().to_owned();
+    assert_eq!(location, format!("{}{path}", storage.url()));
+    assert_eq!(sha256(&get(&storage, &path).await.bytes().await.unwrap()), blob);
+    let with_login = client().get(location).bearer_auth("secret").send().await.unwrap();
+    assert_eq!(with_login.status(), 400);
+    assert!(storage.log()[1].authorization().is_some());
+}
+
+#[tokio::test]
+async fn tokens_expire_with_the_answer_that_says_so() {
+    let upstream = FakeUpstream::start().await;
+    upstream.set_auth(Auth::AnonymousToken);
+    let blob = upstream.publish_blob("demo", random_bytes(3, 10));
+    upstream.script_times(&blob, Fault::ExpireTokens, 1);
+    let answer = get(&upstream, "/token?scope=repository:demo:pull").await.bytes().await.unwrap();
+    let token: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    let url = format!("{}/v2/demo/blobs/{blob}", upstream.url());
+    let ask = || client().get(&url).bearer_auth(token["token"].as_str().unwrap()).send();
+    assert_eq!(ask().await.unwrap().status(), 200);
+    assert_eq!(ask().await.unwrap().status(), 401);
+}
+
+#[tokio::test]
 async fn a_gate_holds_the_first_byte_until_it_is_released() {
     let upstream = FakeUpstream::start().await;
     let blob = upstream.publish_blob("demo", random_bytes(3, 10));

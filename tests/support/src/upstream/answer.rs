@@ -60,17 +60,8 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: Ha
     }
     let mut draft = draft(&core, &request, &form);
     for fault in faults {
-        match fault {
-            Fault::Silence => std::future::pending::<()>().await,
-            Fault::Delay(wait) => tokio::time::sleep(wait).await,
-            Fault::HangUp => return Err(io::Error::other("hung up by the script")),
-            Fault::ExpireTokens => lock(&core.tokens).revoke(),
-            Fault::RedirectToOrigin(origin) => {
-                let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
-                draft.spoil(Fault::Redirect(307, format!("{origin}{path}")));
-            }
-            fault => draft.spoil(fault),
-        }
+        befall(&core, &fault).await?;
+        draft.spoil(fault, &request);
     }
     live.answered(draft.status.as_u16());
     let mut response = Response::new(());
@@ -82,6 +73,23 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: Ha
     }
     let bytes = if request.method == Method::HEAD { Bytes::new() } else { draft.bytes };
     Ok(response.map(|()| body(bytes, draft.delivery, live, hard)))
+}
+
+/// What a fault does to a request before there is an answer.
+async fn befall(core: &Core, fault: &Fault) -> io::Result<()> {
+    if let Fault::Silence = fault {
+        std::future::pending::<()>().await;
+    }
+    if let Fault::Delay(wait) = fault {
+        tokio::time::sleep(*wait).await;
+    }
+    if let Fault::HangUp = fault {
+        return Err(io::Error::other("hung up by the script"));
+    }
+    if let Fault::ExpireTokens = fault {
+        lock(&core.tokens).revoke();
+    }
+    Ok(())
 }
 
 fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
@@ -173,11 +181,10 @@ impl Draft {
         self.headers.insert(name, HeaderValue::try_from(value).expect("the script's headers are legal"));
     }
 
-    fn spoil(&mut self, fault: Fault) {
+    fn spoil(&mut self, fault: Fault, request: &Parts) {
         match fault {
             // Of the request, not of its answer.
-            Fault::Silence | Fault::Delay(_) | Fault::HangUp | Fault::NoRanges => {}
-            Fault::ExpireTokens | Fault::RedirectToOrigin(_) => {}
+            Fault::Silence | Fault::Delay(_) | Fault::HangUp | Fault::NoRanges | Fault::ExpireTokens => {}
             Fault::StallAfter(bytes) => self.delivery.stall_after = Some(bytes),
             Fault::CutAfter(bytes) => self.delivery.cut_after = Some(bytes),
             Fault::ResetAfter(bytes) => {
@@ -209,8 +216,12 @@ impl Draft {
                 }
             }
             Fault::Redirect(status, location) => {
-                self.spoil(Fault::Status(status, None));
+                self.spoil(Fault::Status(status, None), request);
                 self.header(header::LOCATION, &location);
+            }
+            Fault::RedirectToOrigin(origin) => {
+                let path = request.uri.path_and_query().map_or("/", |path| path.as_str());
+                self.spoil(Fault::Redirect(307, format!("{origin}{path}")), request);
             }
             Fault::Header(name, value) => {
                 self.header(HeaderName::try_from(name).expect("the script's headers are legal"), &value);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::script::Fault;
 use crate::images::random_bytes;
 
-/// Within how many bytes of a body something happens: small content is hit, and large content early.
-const REACH_BYTES: u64 = 512 * 1024;
+/// Something happens within the first so many bytes of a body, as a power of two; small content is hit as often.
+const REACH: u64 = 21;
 
 /// Decides which request meets which fault. The decision about a request depends on the seed, on its method and path,
 /// and on how many of the same came before, so that it does not matter in which order different ones come.
@@ -33,7 +33,8 @@ impl Chaos {
 
 /// A fault that a registry could show on any day, and that a later request may not meet.
 fn any_fault(dice: &mut Dice) -> Fault {
-    let at = dice.below(REACH_BYTES);
+    let reach = dice.below(REACH);
+    let at = dice.below(1 << reach);
     match dice.below(14) {
         0 => Fault::Status(429, None),
         1 => Fault::Status(429, Some("1".to_owned())),
