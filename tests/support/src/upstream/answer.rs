@@ -203,7 +203,10 @@ impl Draft {
                 self.headers.remove(DIGEST);
             }
             Fault::NoLength => self.length = Length::Unsaid,
-            Fault::WrongLength(off_by) => self.length = Length::Said(off_by),
+            Fault::WrongLength(off_by) => {
+                self.length = Length::Said(off_by);
+                self.delivery.ends_short = off_by > 0;
+            }
             Fault::Html => {
                 *self = Self::json(StatusCode::OK, &json!({}));
                 self.header(header::CONTENT_TYPE, "text/html; charset=utf-8");

@@ -23,6 +23,8 @@ pub(super) struct Delivery {
     pub(super) stall_after: Option<u64>,
     pub(super) cut_after: Option<u64>,
     pub(super) end_after: Option<u64>,
+    /// Whether the body ends before its declared length.
+    pub(super) ends_short: bool,
     /// How the connection ends when the body is cut.
     pub(super) resets: bool,
     pub(super) bytes_per_second: Option<u64>,
@@ -48,14 +50,16 @@ async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)
     let (until_stall, until_cut) = (left_until(sending.delivery.stall_after), left_until(sending.delivery.cut_after));
     if until_cut == 0 {
         sending.hard.set(sending.delivery.resets);
-        // What was sent so far leaves the buffer when the body has nothing to give for a moment.
-        tokio::task::yield_now().await;
+        leave_the_buffer().await;
         return Err(io::Error::other("cut by the script"));
     }
     if until_stall == 0 {
         std::future::pending::<()>().await;
     }
     if sending.rest.is_empty() {
+        if sending.delivery.ends_short {
+            leave_the_buffer().await;
+        }
         return Ok(None);
     }
     let mut size = CHUNK_BYTES;
@@ -69,4 +73,10 @@ async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)
     sending.sent_bytes += chunk.len() as u64;
     sending.live.sent(chunk.len());
     Ok(Some((Frame::data(chunk), sending)))
+}
+
+/// What was sent so far leaves the buffer when the body has nothing to give for a moment; otherwise it would be lost
+/// with the connection.
+async fn leave_the_buffer() {
+    tokio::task::yield_now().await;
 }
