@@ -1,13 +1,13 @@
 //! A registry of one control plane and one node, over a real Postgres and a local folder, in this process.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use entrepot_control_plane::{ControlPlane, FirstKey, Reflection};
-use entrepot_data_plane::{Capacity, DataPlane};
+use entrepot_data_plane::{Capacity, Config, DataPlane, UpstreamLimits};
 use entrepot_domain::Secret;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
@@ -32,6 +32,10 @@ const KEY: (&str, &str) = ("admin", "correct horse battery");
 /// How long anything may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
+/// The folders below the registry's.
+const SPOOL: &str = "spool";
+const STORE: &str = "store";
+
 /// A running registry.
 pub(crate) struct Registry {
     /// Where the registry is, such as `http://127.0.0.1:34567`.
@@ -42,7 +46,7 @@ pub(crate) struct Registry {
     pub(crate) tasks: Tasks,
     channel: Channel,
     client: reqwest::Client,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// An answer, read whole.
@@ -87,6 +91,11 @@ impl Registry {
         Self::start_on(&database, Clock::system()).await
     }
 
+    /// A registry on a database of its own that does not wait long for upstreams.
+    pub(crate) async fn start_with_limits(upstream_limits: UpstreamLimits) -> Result<Self> {
+        Self::start_tuned(|config| Config { upstream_limits, ..config }).await
+    }
+
     /// A registry on a database of its own, whose clock goes only when it is moved.
     pub(crate) async fn start_with_manual_clock() -> Result<Self> {
         let database = entrepot_test_support::Postgres::shared().await.database().await;
@@ -95,27 +104,28 @@ impl Registry {
 
     /// A registry on a database of its own, whose fills land in `spool`.
     pub(crate) async fn start_with_spool(spool: &Path) -> Result<Self> {
-        let database = entrepot_test_support::Postgres::shared().await.database().await;
-        Self::start_in(&database, Clock::system(), TempDir::new()?, spool.to_owned(), Capacity::default()).await
+        let spool_dir = spool.to_owned();
+        Self::start_tuned(|config| Config { spool_dir, ..config }).await
     }
 
     /// A registry on a database of its own, that does so much at once.
     pub(crate) async fn start_with_capacity(capacity: Capacity) -> Result<Self> {
+        Self::start_tuned(|config| Config { capacity, ..config }).await
+    }
+
+    async fn start_tuned(tune: impl FnOnce(Config) -> Config) -> Result<Self> {
         let database = entrepot_test_support::Postgres::shared().await.database().await;
-        let dir = TempDir::new()?;
-        let spool = dir.path().join("spool");
-        Self::start_in(&database, Clock::system(), dir, spool, capacity).await
+        Self::start_as(&database, Clock::system(), tune).await
     }
 
     /// A registry on the database at `database`.
     pub(crate) async fn start_on(database: &str, clock: Clock) -> Result<Self> {
-        let dir = TempDir::new()?;
-        let spool = dir.path().join("spool");
-        Self::start_in(database, clock, dir, spool, Capacity::default()).await
+        Self::start_as(database, clock, |config| config).await
     }
 
-    async fn start_in(database: &str, clock: Clock, dir: TempDir, spool: PathBuf, capacity: Capacity) -> Result<Self> {
-        let store: Store = Arc::new(LocalStore::open(dir.path().join("store"))?);
+    async fn start_as(database: &str, clock: Clock, tune: impl FnOnce(Config) -> Config) -> Result<Self> {
+        let dir = TempDir::new()?;
+        let store: Store = Arc::new(LocalStore::open(dir.path().join(STORE))?);
         let (metrics, tasks, health) = (Metrics::new("test"), Tasks::new(), Health::new());
         let cluster_key = ClusterKey::load_or_generate(dir.path().join("cluster.key"))?;
         let signer = SnapshotSigner::load_or_generate(dir.path().join("snapshot.key"))?;
@@ -145,8 +155,7 @@ impl Registry {
         control_plane.ready(LIMIT).await?;
 
         let control = format!("http://{api_addr}").parse()?;
-        let config = entrepot_data_plane::Config::new("node-1", vec![control], spool);
-        let config = entrepot_data_plane::Config { capacity, ..config };
+        let config = tune(Config::new("node-1", vec![control], dir.path().join(SPOOL)));
         let deps = entrepot_data_plane::Deps {
             store: store.clone(),
             cluster_key,
@@ -164,7 +173,7 @@ impl Registry {
         let channel = Endpoint::from_shared(format!("http://{api_addr}"))?.connect().await?;
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build()?;
         let url = format!("http://{registry_addr}");
-        Ok(Self { url, clock, metrics, store, tasks, channel, client, _dir: dir })
+        Ok(Self { url, clock, metrics, store, tasks, channel, client, dir })
     }
 
     pub(crate) fn upstreams(&self) -> UpstreamsClient<Admin> {
@@ -189,6 +198,16 @@ impl Registry {
 
     /// Makes an upstream for `upstream`, which is on loopback and plain HTTP, and says so.
     pub(crate) async fn upstream(&self, id: &str, upstream: &FakeUpstream) -> Result<pb::Upstream> {
+        self.upstream_that_leads_to(id, upstream, &[]).await
+    }
+
+    /// The same, with leave for the private addresses of these hosts and ports.
+    pub(crate) async fn upstream_that_leads_to(
+        &self,
+        id: &str,
+        upstream: &FakeUpstream,
+        allow_hosts: &[String],
+    ) -> Result<pb::Upstream> {
         let request = pb::CreateUpstreamRequest {
             upstream_id: id.to_owned(),
             upstream: Some(pb::Upstream {
@@ -196,6 +215,7 @@ impl Registry {
                 endpoint: upstream.url(),
                 allow_plain_http: true,
                 allow_private_addresses: true,
+                allow_hosts: allow_hosts.to_vec(),
                 ..Default::default()
             }),
             request_id: String::new(),
@@ -216,9 +236,23 @@ impl Registry {
         Ok(self.rules().create_rule(request).await?.into_inner())
     }
 
+    /// Deletes the rule `id` and its upstream of the same name.
+    pub(crate) async fn delete_rule(&self, id: &str) -> Result<()> {
+        let request = pb::DeleteRuleRequest { name: format!("rules/{id}"), ..Default::default() };
+        self.rules().delete_rule(request).await?;
+        let request = pb::DeleteUpstreamRequest { name: format!("upstreams/{id}"), ..Default::default() };
+        self.upstreams().delete_upstream(request).await?;
+        Ok(())
+    }
+
     /// A request as the administrator, by Basic.
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
+    }
+
+    /// The same, over connections of a client's own.
+    pub(crate) fn request_by(&self, client: &reqwest::Client, path: &str) -> reqwest::RequestBuilder {
+        client.get(format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
     }
 
     /// A request as nobody.
@@ -277,6 +311,21 @@ impl Registry {
     pub(crate) async fn object_count(&self, folder: &str) -> Result<usize> {
         let prefix = Prefix::below(folder).context("a folder")?;
         Ok(self.store.list(&prefix, None, usize::MAX).await?.len())
+    }
+
+    /// How many spools there are: files in their folder, and open files without a name that were made there.
+    pub(crate) fn spool_count(&self) -> usize {
+        let folder = self.dir.path().join(SPOOL);
+        let named = std::fs::read_dir(&folder).map_or(0, Iterator::count);
+        // A file that is closed while this looks is none.
+        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        named + open.filter(|file| file.starts_with(&folder) && file.to_string_lossy().ends_with("(deleted)")).count()
+    }
+
+    /// How many objects are being written into the store and have no name yet.
+    pub(crate) fn unfinished_count(&self) -> usize {
+        std::fs::read_dir(self.dir.path().join(STORE).join(".tmp")).map_or(0, Iterator::count)
     }
 
     /// A value from the metrics in Prometheus' text format: the sum of all lines that begin with `name`.
