@@ -23,7 +23,7 @@ use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
 use crate::pull::Node;
 use crate::repository::Repositories;
-use crate::resolve::Resolver;
+use crate::resolve::{Refusals, Resolver};
 
 /// What a node is given by the process that it runs in.
 pub struct Deps {
@@ -103,7 +103,8 @@ impl DataPlane {
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let (leases, at_once) = (deps.leases, config.capacity.fills);
         let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), leases, at_once, fill_metrics);
-        let resolver = Resolver::new(repositories.clone(), fills, clock.clone(), work.clone());
+        let refusals = Refusals::new(clock.clone(), &deps.metrics);
+        let resolver = Resolver::new(repositories.clone(), fills, refusals, clock.clone(), work.clone());
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {
             node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },

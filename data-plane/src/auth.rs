@@ -29,8 +29,8 @@ pub(crate) enum Caller {
     Anonymous,
     /// A principal, by its password.
     Principal(Principal),
-    /// Whoever got a bearer token, for what it grants.
-    Bearer(Vec<Access>),
+    /// A principal, by a bearer token and for what that grants.
+    Bearer(Uuid, Vec<Access>),
 }
 
 /// A principal that has shown who it is.
@@ -47,8 +47,17 @@ impl Caller {
             Self::Anonymous => Err(PullError::Unauthenticated(LoginFault::Missing)),
             // Every permission set may pull.
             Self::Principal(_) => Ok(()),
-            Self::Bearer(access) if access.iter().any(|access| access.allows_pull(repository)) => Ok(()),
-            Self::Bearer(_) => Err(PullError::InsufficientScope),
+            Self::Bearer(_, access) if access.iter().any(|access| access.allows_pull(repository)) => Ok(()),
+            Self::Bearer(..) => Err(PullError::InsufficientScope),
+        }
+    }
+
+    /// The principal behind the caller, if there is one.
+    pub(crate) fn principal(&self) -> Option<Uuid> {
+        match self {
+            Self::Anonymous => None,
+            Self::Principal(principal) => Some(principal.uid),
+            Self::Bearer(uid, _) => Some(*uid),
         }
     }
 
@@ -56,7 +65,7 @@ impl Caller {
     pub(crate) fn require_login(&self) -> Result<(), PullError> {
         match self {
             Self::Anonymous => Err(PullError::Unauthenticated(LoginFault::Missing)),
-            Self::Principal(_) | Self::Bearer(_) => Ok(()),
+            Self::Principal(_) | Self::Bearer(..) => Ok(()),
         }
     }
 }
@@ -87,7 +96,7 @@ impl Auth {
         let claims = self.tokens.verify_bearer(snapshot.registry_id, value.trim(), self.clock.now()).map_err(fault)?;
         let (Some(uid), Some(key_id)) = (claims.principal_uid, claims.key_id) else { return Ok(Caller::Anonymous) };
         self.still_good(uid, &key_id, snapshot)?;
-        Ok(Caller::Bearer(claims.access))
+        Ok(Caller::Bearer(uid, claims.access))
     }
 
     /// Whom a user name and password mean: a login token under any name, or an access key's secret under its id.

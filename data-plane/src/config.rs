@@ -104,6 +104,10 @@ pub mod limits {
     pub const UNREAD_FILL: Duration = Duration::from_secs(5);
     /// How long an upstream that failed is not asked again whether a tag that we hold has moved.
     pub const REVALIDATE_BACKOFF: Duration = Duration::from_secs(15);
+    /// Refusals of upstreams that are remembered, of which one caller may cause a tenth.
+    pub const REFUSALS: u64 = 100_000;
+    /// How long one is known that did not come again.
+    pub const REFUSALS_IDLE: Duration = Duration::from_secs(20 * 60);
     /// One write into the store, such as a record.
     pub const STORE: Duration = Duration::from_secs(30);
     /// Connecting to the control plane.

@@ -33,7 +33,7 @@ impl Node {
 
         match &target.content {
             Content::Manifest(reference) => {
-                let resolved = self.resolver.manifest(&place, reference).await?;
+                let resolved = self.resolver.manifest(&place, reference, caller.principal()).await?;
                 // A HEAD counts, too: it is all that clients send for an image that they have already.
                 if let Some(incarnation) = resolved.incarnation {
                     self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
@@ -42,7 +42,7 @@ impl Node {
             }
             Content::Blob(digest) => {
                 let want = if request.method == Method::HEAD { Want::Presence } else { Want::Bytes };
-                let blob = self.resolver.blob(&place, digest, want).await?;
+                let blob = self.resolver.blob(&place, digest, want, caller.principal()).await?;
                 respond::blob(request, digest, blob, &self.repositories).await
             }
         }

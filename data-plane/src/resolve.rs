@@ -5,6 +5,7 @@
 
 mod blob;
 mod manifest;
+mod refusals;
 mod upstream;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::repository::Repositories;
 
 pub(crate) use blob::{Blob, Want};
 pub(crate) use manifest::Resolved;
+pub(crate) use refusals::Refusals;
 pub(crate) use upstream::{asking, failure};
 
 /// How a pull ended, for people and for metrics.
@@ -62,15 +64,22 @@ pub(crate) struct Resolver {
     manifests: Arc<Flights<ManifestKey, Result<Resolved, PullError>>>,
     /// Tags whose upstream could not confirm them a moment ago.
     unconfirmed: Cache<ManifestKey, ()>,
+    refusals: Refusals,
 }
 
 /// What one flight is about.
 type ManifestKey = (Uuid, RepositoryName, Reference);
 
 impl Resolver {
-    pub(crate) fn new(repositories: Repositories, fills: Fills, clock: Clock, tasks: Tasks) -> Self {
+    pub(crate) fn new(
+        repositories: Repositories,
+        fills: Fills,
+        refusals: Refusals,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Self {
         let unconfirmed = Cache::builder().max_capacity(100_000).time_to_live(limits::REVALIDATE_BACKOFF).build();
-        Self { repositories, fills, clock, manifests: Arc::new(Flights::new(tasks)), unconfirmed }
+        Self { repositories, fills, clock, manifests: Arc::new(Flights::new(tasks)), unconfirmed, refusals }
     }
 
     fn now(&self) -> DateTime<Utc> {

@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod name;
 pub mod range;
 pub mod reference;
+pub mod refusal;
 pub mod rule;
 pub mod rule_set;
 pub mod secret;

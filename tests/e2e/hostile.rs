@@ -197,7 +197,7 @@ const BROKEN_BODIES: &[Row] = &[
     all("no length", RIGHT, |s| s.always(Fault::NoLength)),
     row("too large a length", [CUT_OR_BAD, BAD, AWAY], |s| s.always(Fault::WrongLength(1000))),
     row("too small a length", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::WrongLength(-100))),
-    all("a slow body", RIGHT, |s| s.always(Fault::Rate(s.size() * 4))),
+    all("a slow body", RIGHT, |s| s.always(Fault::Rate(s.size() * 20))),
 ];
 
 /// The bytes come, and are not what was asked for.
@@ -255,6 +255,7 @@ fn hasty() -> UpstreamLimits {
         stall: Duration::from_millis(400),
         retry_wait: Duration::from_millis(1),
         pause: Duration::from_millis(300),
+        probe: Duration::from_millis(300),
         ..UpstreamLimits::default()
     }
 }
@@ -332,6 +333,8 @@ async fn play_row(registry: &Arc<Registry>, id: &str, row: &Row) -> Result<()> {
             scene.upstream.heal();
             scene.elsewhere.heal();
             scene.upstream.set_auth(Auth::Open);
+            // What was refused is not remembered for longer.
+            registry.clock.advance(Duration::from_secs(601));
             let healed = format!("{path} is served after `{}`", row.name);
             let again = async || pull(registry, &client, &path, &scene.bytes).await == Ending::Right;
             wait_until(LIMIT, &healed, again).await;

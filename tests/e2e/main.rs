@@ -15,6 +15,7 @@ mod outages;
 mod permission;
 mod pulls;
 mod ranges;
+mod refusals;
 mod registry;
 mod report;
 mod spools;

@@ -93,7 +93,9 @@ impl Registry {
 
     /// A registry on a database of its own that does not wait long for upstreams.
     pub(crate) async fn start_with_limits(upstream_limits: UpstreamLimits) -> Result<Self> {
-        Self::start_tuned(|config| Config { upstream_limits, ..config }).await
+        let database = entrepot_test_support::Postgres::shared().await.database().await;
+        let clock = Clock::manual(Clock::system().now());
+        Self::start_as(&database, clock, |config| Config { upstream_limits, ..config }).await
     }
 
     /// A registry on a database of its own, whose clock goes only when it is moved.

@@ -9,6 +9,7 @@
 
 mod body;
 mod challenge;
+mod circuit;
 mod client;
 pub mod egress;
 mod error;

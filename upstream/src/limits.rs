@@ -30,6 +30,8 @@ pub struct Limits {
     pub retry_after: Duration,
     /// For how long at most an upstream that named a `Retry-After` is asked nothing.
     pub pause: Duration,
+    /// How often an upstream that is away is tried.
+    pub probe: Duration,
 }
 
 impl Default for Limits {
@@ -47,6 +49,7 @@ impl Default for Limits {
             retry_wait: Duration::from_millis(100),
             retry_after: Duration::from_secs(60 * 60),
             pause: Duration::from_secs(60),
+            probe: Duration::from_secs(5),
         }
     }
 }

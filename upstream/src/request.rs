@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use url::Url;
 
 use crate::body;
+use crate::circuit::Circuit;
 use crate::error::{BuildError, Error, Login, Trouble};
 use crate::limits::Limits;
 use crate::login::{Logins, Pass, Place};
@@ -41,29 +42,35 @@ pub(crate) struct Requests {
     pub(crate) limits: Limits,
     /// Until when the upstream wants no requests.
     paused_until: Mutex<Option<Instant>>,
+    circuit: Circuit,
 }
 
 impl Requests {
     pub(crate) fn new(upstream: &Upstream, limits: Limits, metrics: &RequestMetrics) -> Result<Self, BuildError> {
         let transport = Arc::new(Transport::new(upstream, &limits, metrics.clone())?);
         let logins = Logins::new(upstream, transport.clone(), limits);
-        Ok(Self { logins, transport, limits, paused_until: Mutex::default() })
+        Ok(Self { logins, transport, limits, paused_until: Mutex::default(), circuit: Circuit::default() })
     }
 
     /// Runs `attempt` until it succeeds, fails for good, or was retried often enough.
+    ///
+    /// An upstream that was away a moment ago is not asked.
     ///
     /// All attempts share one deadline for the heads of their answers; bodies have limits of their own.
     pub(crate) async fn patiently<T, F>(&self, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
+        let leave = self.circuit.enter()?;
         let head_until = Instant::now() + self.limits.head;
         let waits = ExponentialBuilder::default()
             .with_min_delay(self.limits.retry_wait)
             .with_max_times(self.limits.retries)
             .with_jitter();
         let notify = |error: &Error, _| tracing::debug!(error = %error, "asking an upstream again");
-        (|| attempt(head_until)).retry(waits).when(Error::is_passing).notify(notify).await
+        let answer = (|| attempt(head_until)).retry(waits).when(Error::is_passing).notify(notify).await;
+        leave.ended(&answer, self.limits.probe);
+        answer
     }
 
     /// Asks once, and waits for the head of the final answer. An upstream that has said until when it wants no requests

@@ -5,7 +5,9 @@ use entrepot_domain::Digest;
 use entrepot_domain::manifest::platform_of_config;
 use entrepot_store::Key;
 use tracing::warn;
+use uuid::Uuid;
 
+use super::refusals::Question;
 use super::{Outcome, Resolver, asking, failure};
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
@@ -51,17 +53,32 @@ pub(crate) enum Want {
 
 impl Resolver {
     /// The blob `digest`, as `place` may show it.
-    pub(crate) async fn blob(&self, place: &Place, digest: &Digest, want: Want) -> Result<Blob, PullError> {
+    pub(crate) async fn blob(
+        &self,
+        place: &Place,
+        digest: &Digest,
+        want: Want,
+        asker: Option<Uuid>,
+    ) -> Result<Blob, PullError> {
+        if let Some(stored) = self.linked(place, digest).await? {
+            return Ok(stored);
+        }
+        let fill = place.fill.as_ref().ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
+        let question = Question::Blob(digest);
+        self.refusals.remembered(&place.repository, fill, question).await?;
+        let answer = match want {
+            Want::Presence => self.presence(fill, digest).await,
+            Want::Bytes => self.unlinked(place, fill, digest).await,
+        };
+        self.refusals.learn(&place.repository, fill, question, asker, &answer).await;
+        answer
+    }
+
+    /// A blob that the repository does not link yet: from where it is, if the upstream has it there, too.
+    async fn unlinked(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
         let mut looks = 0..LOOKS;
         let mut refusals = 0..REFUSALS;
         while looks.next().is_some() {
-            if let Some(stored) = self.linked(place, digest).await? {
-                return Ok(stored);
-            }
-            let fill = place.fill.as_ref().ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
-            if want == Want::Presence {
-                return self.presence(fill, digest).await;
-            }
             let landing = match self.fills.running(fill.origin, digest) {
                 Some(landing) => landing,
                 None => {
@@ -77,7 +94,11 @@ impl Resolver {
             match landing.head().await {
                 Ok(Some(landed)) => return Ok(Blob::Landing(landed)),
                 // The fill found it in the store: look there.
-                Ok(None) => continue,
+                Ok(None) => {
+                    if let Some(stored) = self.linked(place, digest).await? {
+                        return Ok(stored);
+                    }
+                }
                 // The upstream refuses the repository that the fill was begun for, which is not ours.
                 Err(error) if error.is_refusal() && !landing.is_begun_for(&place.repository) => {
                     if refusals.next().is_some() {

@@ -9,6 +9,7 @@ use entrepot_runtime::chain;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
+use super::refusals::Question;
 use super::{Outcome, Resolver, asking, failure};
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
@@ -42,17 +43,31 @@ enum Held {
 
 impl Resolver {
     /// The manifest that `reference` means in `place` now.
-    pub(crate) async fn manifest(&self, place: &Place, reference: &Reference) -> Result<Resolved, PullError> {
+    pub(crate) async fn manifest(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        asker: Option<Uuid>,
+    ) -> Result<Resolved, PullError> {
         match (self.held(place, reference).await?, &place.fill) {
             (Held::Fresh(resolved), _) => Ok(resolved),
             (Held::Stale(resolved, _), None) => Ok(resolved),
             (Held::Nothing(Some(_)), None) => Err(PullError::NotFound { asked: Asked::Manifest, rule: None }),
             (Held::Nothing(None), None) => Err(PullError::NoRule),
-            (Held::Stale(..) | Held::Nothing(_), Some(fill)) => {
+            (held, Some(fill)) => {
+                if matches!(held, Held::Nothing(_)) {
+                    self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
+                }
                 let key = (fill.origin, place.repository.clone(), reference.clone());
                 let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
                 let (flight_key, reference) = (key.clone(), reference.clone());
-                let work = move || async move { resolver.ask(flight_key, &place, &fill, &reference).await };
+                let work = move || async move {
+                    let answer = resolver.ask(flight_key, &place, &fill, &reference).await;
+                    // Before the flight ends, so that whoever comes then knows.
+                    let question = Question::Manifest(&reference);
+                    resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
+                    answer
+                };
                 self.manifests.join_or_start(key, work).await.unwrap_or(Err(PullError::Busy))
             }
         }
