@@ -273,14 +273,14 @@ async fn when_the_upstream_fails_one_node_the_other_has_its_own_try() {
         let busy_before = two.metric("entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"");
         let request = format!("GET /v2/{path}");
         let gate = ground.upstream.hold(&request);
-        ground.upstream.script_times(&request, Fault::Status(403, None), 1);
+        ground.upstream.script_times(&request, Fault::Status(404, None), 1);
         let first = one.get(&path);
         gate.until_waiting(1).await;
         let second = two.get(&path);
         let line = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
         wait_until(LIMIT, "the other waits", async || two.metric(line) > busy_before).await;
         gate.release();
-        assert_eq!(first.await.unwrap().0, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(first.await.unwrap().0, StatusCode::NOT_FOUND, "{path}");
         assert_eq!(second.await.unwrap(), ok(digest), "{path}");
         assert_eq!(gate.waiting(), 1, "the second request came after the first had failed");
     }

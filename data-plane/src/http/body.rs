@@ -63,5 +63,13 @@ pub(crate) fn full(bytes: Bytes) -> Body {
 
 /// Bytes as they come.
 pub(crate) fn stream(bytes: impl Stream<Item = Result<Bytes, Cut>> + Send + 'static) -> Body {
-    StreamBody::new(bytes.map(|chunk| chunk.map(Frame::data))).boxed_unsync()
+    let frames = bytes.then(async |chunk| {
+        if chunk.is_err() {
+            // What is buffered leaves while there is nothing more for a moment. Otherwise a body that breaks off at once
+            // takes the answer's head with it, and the client sees no answer at all.
+            tokio::task::yield_now().await;
+        }
+        chunk.map(Frame::data)
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
