@@ -9,6 +9,7 @@ mod coalescing;
 mod configuration;
 mod deletes;
 mod freshness;
+mod herd;
 mod hostile;
 mod logins;
 mod outages;
