@@ -49,6 +49,7 @@ struct Herd {
 
 /// What a client saw.
 struct Seen {
+    head: Duration,
     first_byte: Duration,
     /// How much the upstream had sent when the first byte came.
     landed_before: u64,
@@ -94,7 +95,7 @@ impl Herd {
         mut hurry: Option<watch::Receiver<bool>>,
     ) -> Result<Seen> {
         let mut answer = request.send().await?.error_for_status()?;
-        let (mut at, mut first) = (0, None);
+        let (head, mut at, mut first) = (began.elapsed(), 0, None);
         while let Some(chunk) = answer.chunk().await? {
             if first.is_none() {
                 first = Some((began.elapsed(), self.sent(digest)));
@@ -109,7 +110,7 @@ impl Herd {
         }
         ensure!(at == expected.len(), "{at} of {} bytes, and a proper end", expected.len());
         let (first_byte, landed_before) = first.context("a blob has a first byte")?;
-        Ok(Seen { first_byte, landed_before, end: began.elapsed() })
+        Ok(Seen { head, first_byte, landed_before, end: began.elapsed() })
     }
 
     /// Lets this many clients loose on a blob.
@@ -143,13 +144,16 @@ async fn a_herd_on_a_cold_blob_has_it_fetched_once_and_reads_it_as_it_lands() ->
     let direct = herd.client.get(format!("{}/v2/app/blobs/{digest}", herd.upstream.url()));
     let direct = herd.receive(direct, &digest, &bytes, Instant::now(), None).await?;
     let first = |part: f64| quantile(seen.iter().map(|seen| seen.first_byte), part);
+    let head = |part: f64| quantile(seen.iter().map(|seen| seen.head), part);
     let slowest = seen.iter().map(|seen| seen.end).max().unwrap_or_default();
     let what = format!("{} clients on {} MiB at {} MiB/s", form.clients, form.size / MIB, SHAPED >> 20);
     report(
         &what,
         format_args!(
-            "first byte p50 {:.1?}, p99 {:.1?} (direct {:.1?}, goal 50 ms); slowest {:.2?}, direct {:.2?}, \
+            "head p50 {:.1?}, p99 {:.1?}; first byte p50 {:.1?}, p99 {:.1?} (direct {:.1?}, goal 50 ms); slowest {:.2?}, direct {:.2?}, \
              which is {:.3} times (goal 1.1); {:.1} MiB had left the upstream when the last had its first byte",
+            head(0.5),
+            head(0.99),
             first(0.5),
             first(0.99),
             direct.first_byte,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
+use tokio::time::Instant;
 
 use super::log::Live;
 use super::wire::HardEnd;
@@ -36,12 +37,13 @@ struct Sending {
     delivery: Delivery,
     live: Arc<Live>,
     hard: HardEnd,
+    began: Instant,
 }
 
 /// A body that sends `bytes` as `delivery` says, and counts them in the log. `hard` ends its connection.
 pub(super) fn body(mut bytes: Bytes, delivery: Delivery, live: Arc<Live>, hard: HardEnd) -> Body {
     bytes.truncate(delivery.end_after.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX));
-    let sending = Sending { rest: bytes, sent_bytes: 0, delivery, live, hard };
+    let sending = Sending { rest: bytes, sent_bytes: 0, delivery, live, hard, began: Instant::now() };
     StreamBody::new(stream::try_unfold(sending, next)).boxed_unsync()
 }
 
@@ -66,7 +68,9 @@ async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)
     if let Some(rate) = sending.delivery.bytes_per_second {
         // Twenty pieces each second.
         size = usize::try_from(rate / 20).unwrap_or(size).clamp(1, size);
-        tokio::time::sleep(Duration::from_secs_f64(size as f64 / rate as f64)).await;
+        // By the clock from the beginning, since each sleep is a little too long.
+        let due = (sending.sent_bytes as f64 + size as f64) / rate as f64;
+        tokio::time::sleep_until(sending.began + Duration::from_secs_f64(due)).await;
     }
     let bound = usize::try_from(until_stall.min(until_cut)).unwrap_or(usize::MAX);
     let chunk = sending.rest.split_to(size.min(bound).min(sending.rest.len()));
