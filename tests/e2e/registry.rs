@@ -1,5 +1,6 @@
 //! A registry of one control plane and one node, over a real Postgres and a local folder, in this process.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
-use entrepot_runtime::{Clock, Health, Metrics, Tasks};
+use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks};
 use entrepot_store::{LocalStore, Prefix, Store};
 use entrepot_test_support::{FakeUpstream, wait_until};
 use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
@@ -133,7 +134,8 @@ impl Registry {
         let signer = SnapshotSigner::load_or_generate(dir.path().join("snapshot.key"))?;
         let snapshot_trust = SnapshotTrust::new(signer.public_key(), None);
         let api = TcpListener::bind("127.0.0.1:0").await?;
-        let registry = TcpListener::bind("127.0.0.1:0").await?;
+        // As the programs listen: many connections may wait to be taken.
+        let registry = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "the test", None)?;
         let (api_addr, registry_addr) = (api.local_addr()?, registry.local_addr()?);
 
         let control_plane = ControlPlane::new(
