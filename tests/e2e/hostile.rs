@@ -129,6 +129,12 @@ impl Scene {
         self.upstream.script_times(self.gets(), fault, times);
     }
 
+    /// Neither what is fetched nor any question tells how large it is.
+    fn says_no_length(&self) {
+        self.upstream.script(&self.path, Fault::NoLength);
+        self.upstream.script(&self.path, Fault::NoRanges);
+    }
+
     /// The token server does this; everybody needs a token.
     fn tokens(&self, fault: Fault) {
         self.upstream.set_auth(Auth::AnonymousToken);
@@ -192,6 +198,11 @@ const BROKEN_BODIES: &[Row] = &[
     row("truncated with a proper end", [FOUND_OUT, FOUND_OUT, BAD], |s| s.always(Fault::EndAfter(s.middle()))),
     row("nothing with a proper end", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::EndAfter(0))),
     all("no length", RIGHT, |s| s.always(Fault::NoLength)),
+    all("no length, and nobody says one", RIGHT, Scene::says_no_length),
+    row("truncated, and nobody says the length", [CUT_OR_BAD, CUT_OR_BAD, BAD], |s| {
+        s.says_no_length();
+        s.always(Fault::EndAfter(s.middle()));
+    }),
     row("too large a length", [CUT_OR_BAD, BAD, AWAY], |s| s.always(Fault::WrongLength(1000))),
     row("too small a length", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::WrongLength(-100))),
     all("a slow body", RIGHT, |s| s.always(Fault::Rate(s.size() * 20))),
@@ -202,6 +213,10 @@ const LIES: &[Row] = &[
     row("a flipped bit at the beginning", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::FlipBitAt(0))),
     row("a flipped bit in the middle", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::FlipBit)),
     row("a flipped bit at the end", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::FlipBitAt(u64::MAX))),
+    row("a flipped bit, and nobody says the length", [CUT_OR_BAD, CUT_OR_BAD, BAD], |s| {
+        s.says_no_length();
+        s.always(Fault::FlipBit);
+    }),
     row("other bytes of the same size", [CUT_OR_BAD, BAD, BAD], |s| {
         s.always(Fault::Body(images::random_bytes(99, s.bytes.len())));
     }),
