@@ -262,9 +262,10 @@ const DETOURS: &[Row] = &[
 /// Short, so that many waits fit into a test; long enough for a busy machine.
 fn hasty() -> UpstreamLimits {
     UpstreamLimits {
-        head: Duration::from_millis(1500),
+        head: Duration::from_secs(2),
         token: Duration::from_secs(1),
-        stall: Duration::from_millis(400),
+        stall: Duration::from_millis(700),
+        resumes: 6,
         retry_wait: Duration::from_millis(1),
         pause: Duration::from_millis(300),
         probe: Duration::from_millis(300),

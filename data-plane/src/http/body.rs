@@ -73,3 +73,33 @@ pub(crate) fn stream(bytes: impl Stream<Item = Result<Bytes, Cut>> + Send + 'sta
     });
     StreamBody::new(frames).boxed_unsync()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answers_head_leaves_before_a_body_that_breaks_off_at_once() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let broken = || stream(futures_util::stream::once(async { Err(Cut::because("on purpose")) }));
+        let service = service_fn(async |_| Ok::<_, Infallible>(http::Response::new(broken())));
+        let serving = http1::Builder::new().serve_connection(TokioIo::new(server), service);
+        let asking = async {
+            client.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let (served, answer) = tokio::join!(serving, asking);
+        assert!(served.is_err(), "the connection ends with the body");
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer:?}");
+        assert!(!answer.contains("\r\n0\r\n"), "a chunked body that is cut has no end: {answer:?}");
+    }
+}
