@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "entrepot/v1/upstreams.proto",
     "entrepot/v1/rules.proto",
     "entrepot/v1/repositories.proto",
     "entrepot/v1/images.proto",
     "entrepot/v1/access.proto",
     "entrepot/v1/nodes.proto",
+    "entrepot/v1/fills.proto",
     "entrepot/node/v1/nodes.proto",
 ];
 

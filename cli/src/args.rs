@@ -152,6 +152,8 @@ mod tests {
             "entrepot admin reindex --config control-plane.toml",
             "entrepot repository list --output json",
             "entrepot node list --output json",
+            "entrepot fills --once --output json",
+            "entrepot why node-1-0193a7c2d4f07b118e5d3a6b9c0d1e2f",
             "entrepot image list demo/team/app --output json",
             "entrepot image delete demo/team/app:v1",
             "entrepot upstream update local --allow-host a --allow-host b:1 --password-stdin --etag \"x\"",

@@ -85,6 +85,11 @@ impl Session {
     }
 
     /// The service of this name.
+    pub(crate) fn fills(&self) -> v1::fills_client::FillsClient<Line> {
+        v1::fills_client::FillsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
     pub(crate) fn access(&self) -> v1::access_client::AccessClient<Line> {
         v1::access_client::AccessClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }

@@ -3,6 +3,7 @@
 mod access_key;
 pub(crate) mod admin;
 pub(crate) mod completions;
+mod fills;
 pub(crate) mod health;
 mod image;
 pub(crate) mod keys;
@@ -12,6 +13,7 @@ mod principal;
 mod repository;
 mod rule;
 mod upstream;
+mod why;
 
 use std::process::ExitCode;
 
@@ -47,6 +49,14 @@ pub(crate) enum Administration {
     #[command(subcommand)]
     Node(node::Command),
 
+    /// Show the fills that run: what nodes are fetching from upstreams right now.
+    #[command(after_help = fills::EXAMPLES)]
+    Fills(fills::Args),
+
+    /// Tell why a request was answered as it was, such as why it was a miss.
+    #[command(after_help = why::EXAMPLE)]
+    Why(why::Args),
+
     /// Principals: who may call.
     #[command(subcommand)]
     Principal(principal::Command),
@@ -65,6 +75,8 @@ impl Administration {
             Self::Repository(command) => command.run(session).await?,
             Self::Image(command) => command.run(session).await?,
             Self::Node(command) => command.run(session).await?,
+            Self::Fills(args) => args.run(session).await?,
+            Self::Why(args) => args.run(session).await?,
             Self::Principal(command) => command.run(session).await?,
             Self::AccessKey(command) => command.run(session).await?,
         }

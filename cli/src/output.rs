@@ -3,9 +3,9 @@
 mod json;
 mod table;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
-pub(crate) use table::{Cells, size, time, timed};
+pub(crate) use table::{Cells, details, size, time, timed};
 
 /// How to show what comes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -71,6 +71,41 @@ impl Output {
             }
             Self::Json => json::list(out, items),
         })
+    }
+}
+
+/// How a list that changes is shown while it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Screen {
+    /// Each state in the place of the one before.
+    Redrawn,
+    /// One state after the other.
+    Appended,
+}
+
+impl Screen {
+    /// What suits standard output.
+    pub(crate) fn of_stdout() -> Self {
+        if io::stdout().is_terminal() { Self::Redrawn } else { Self::Appended }
+    }
+}
+
+impl Output {
+    /// Shows one state of a list that changes, with a line of text below it for people; to programs one document a
+    /// line. Returns whether somebody still reads.
+    pub(crate) fn state<T: Listed, A: Shown>(self, screen: Screen, answer: &A, items: &[T], text: &str) -> bool {
+        let mut out = io::stdout().lock();
+        let written = match self {
+            Self::Json => json::one(&mut out, answer),
+            Self::Table => {
+                let begin = if screen == Screen::Redrawn { "\x1b[H\x1b[J" } else { "" };
+                let rows: Vec<_> = items.iter().map(T::row).collect();
+                write!(out, "{begin}")
+                    .and_then(|()| table::list(&mut out, &rows))
+                    .and_then(|()| writeln!(out, "{text}"))
+            }
+        };
+        written.and_then(|()| out.flush()).is_ok()
     }
 }
 

@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -36,6 +37,44 @@ fn the_lines_that_scripts_rely_on_work_as_written() {
     assert_eq!(registry.json("entrepot rule get demo -o json")["upstream_prefix"], "mirror");
     assert_eq!(registry.text("entrepot rule delete demo"), "deleted rules/demo\n");
     assert_eq!(registry.text("entrepot upstream delete local"), "deleted upstreams/local\n");
+    registry.stop();
+}
+
+#[test]
+fn what_nodes_do_and_why_they_answered_so_is_told() {
+    let folder = passable();
+    let registry = Registry::start(&folder.path().join("data"), Some(KEY));
+    let deadline = Instant::now() + LIMIT;
+    // The node's line to the API may take a moment.
+    while !registry.run("entrepot fills --once").status.success() {
+        assert!(Instant::now() < deadline, "the node cannot be asked");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(registry.text("entrepot fills --once --output json"), "{\"fills\":[]}\n");
+    let mut watch = entrepot();
+    watch.args(["fills", "--output", "json"]).env("ENTREPOT_API", registry.told("API")).env("ENTREPOT_KEY", KEY);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    for _ in 0..2 {
+        assert_eq!(lines.next().unwrap().unwrap(), "{\"fills\":[],\"silent_nodes\":[]}");
+    }
+    drop(lines);
+    assert!(watch.wait().unwrap().success(), "it ends when nobody reads");
+
+    let mut stream = TcpStream::connect(registry.told("registry")).unwrap();
+    let request = "GET /v2/demo/app/manifests/v1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let id = answer.lines().find_map(|line| line.strip_prefix("x-request-id: ")).unwrap();
+    let why = registry.text(&format!("entrepot why {id}"));
+    assert!(why.starts_with("It was refused with status 401:\n  - log in first"), "{why}");
+    assert!(why.contains("demo/app") && why.contains(id), "{why}");
+    let why = registry.json(&format!("entrepot why answers/{id} --output json"));
+    assert_eq!((&why["http_status"], &why["reference"]), (&401.into(), &"v1".into()));
+    let forgotten = registry.run(&format!("entrepot why {}{}", &id[..id.len() - 8], "0".repeat(8)));
+    assert_eq!(forgotten.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&forgotten.stderr).contains("10,000"), "{forgotten:?}");
     registry.stop();
 }
 

@@ -5,9 +5,11 @@ pub(crate) mod error;
 mod access;
 mod caller;
 mod deletion;
+mod fills;
 mod filter;
 mod images;
 mod incoming;
+mod inquiries;
 mod live_nodes;
 mod mask;
 mod nodes;
@@ -25,6 +27,7 @@ use std::time::Duration;
 use entrepot_proto::DESCRIPTORS;
 use entrepot_proto::node::v1::nodes_server::NodesServer;
 use entrepot_proto::v1::access_server::AccessServer;
+use entrepot_proto::v1::fills_server::FillsServer;
 use entrepot_proto::v1::images_server::ImagesServer;
 use entrepot_proto::v1::nodes_server::NodesServer as LiveNodesServer;
 use entrepot_proto::v1::repositories_server::RepositoriesServer;
@@ -42,6 +45,7 @@ use tracing::warn;
 use crate::app::{Plane, Reflection, ServeError, Stage};
 use crate::snapshot::Version;
 
+pub(crate) use inquiries::Inquiries;
 pub(crate) use nodes::report;
 use observe::Observe;
 
@@ -105,6 +109,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
         .add_service(ImagesServer::new(api.clone()))
         .add_service(AccessServer::new(api.clone()))
         .add_service(LiveNodesServer::new(api.clone()))
+        .add_service(FillsServer::new(api.clone()))
         .add_service(NodesServer::new(api));
     if plane.reflection == Reflection::Open {
         let describe = || {
@@ -120,7 +125,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 8] = [
+    const SERVICES: [&str; 9] = [
         "",
         "entrepot.v1.Upstreams",
         "entrepot.v1.Rules",
@@ -128,6 +133,7 @@ async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
         "entrepot.v1.Images",
         "entrepot.v1.Access",
         "entrepot.v1.Nodes",
+        "entrepot.v1.Fills",
         "entrepot.node.v1.Nodes",
     ];
     let set = async |status: ServingStatus| {

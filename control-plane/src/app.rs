@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use crate::api::Inquiries;
 use crate::api::error::ApiError;
 use crate::bootstrap;
 use crate::config::Config;
@@ -126,6 +127,7 @@ pub(crate) struct Plane {
     pub(crate) tokens: Tokens,
     pub(crate) secrets: SecretVerifier,
     pub(crate) snapshots: Snapshots,
+    pub(crate) inquiries: Inquiries,
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
     pub(crate) reflection: Reflection,
@@ -187,6 +189,7 @@ impl ControlPlane {
             cluster_key: deps.cluster_key,
             secrets: SecretVerifier::new(),
             snapshots,
+            inquiries: Inquiries::default(),
             clock: deps.clock,
             tasks: deps.tasks,
             reflection: deps.reflection,

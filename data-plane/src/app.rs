@@ -13,11 +13,12 @@ use uuid::Uuid;
 
 use crate::auth::Auth;
 use crate::config::{Config, limits};
-use crate::control::{Control, Gate, Line, NodeToken, Outbox, Watch};
+use crate::control::{Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
 use crate::fill::Fills;
 use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
+use crate::inspect::{Answers, Inspector};
 use crate::lease::Leases;
 use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
@@ -74,6 +75,7 @@ pub struct DataPlane {
     peer_listener: Option<Listener>,
     peers: Peers,
     watch: Watch,
+    questions: Questions,
     outbox: Outbox,
     line: Line,
     drain_limit: Duration,
@@ -103,6 +105,7 @@ impl DataPlane {
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let (leases, at_once) = (deps.leases, config.capacity.fills);
         let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), leases, at_once, fill_metrics);
+        let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills, refusals, clock.clone(), work.clone());
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
@@ -114,6 +117,7 @@ impl DataPlane {
             readers: Readers::new(config.capacity.readers, &deps.metrics),
             pulls: PullMetrics::new(&deps.metrics),
             requests: HttpMetrics::new(&deps.metrics),
+            answers: inspector.answers.clone(),
         };
         let gate = Gate::new(
             control.clone(),
@@ -124,15 +128,25 @@ impl DataPlane {
             config.upstream_limits,
             &deps.metrics,
         );
-        let watch = Watch { node_id, gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };
-        let peer_server = PeerServer { me: me.clone(), control: control.clone(), tokens, clock: clock.clone() };
+        let watch =
+            Watch { node_id: node_id.clone(), gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };
+        let peer_server = PeerServer {
+            me: me.clone(),
+            control: control.clone(),
+            tokens,
+            clock: clock.clone(),
+            inspector: inspector.clone(),
+        };
         let ground = Ground { store: deps.store, key: deps.cluster_key, clock, control };
+        let peers = Peers::new(me, ground, client, &deps.metrics);
+        let questions = Questions { node_id, inspector, peers: peers.clone() };
         Ok(Self {
             server: Arc::new(server),
             peer_server: Arc::new(peer_server),
             peer_listener: None,
-            peers: Peers::new(me, ground, client, &deps.metrics),
+            peers,
             watch,
+            questions,
             outbox,
             line,
             drain_limit: config.drain_limit,
@@ -159,6 +173,7 @@ impl DataPlane {
         let company = Tasks::new();
         self.watch.spawn(&company);
         self.peers.spawn(&company);
+        self.questions.spawn(&self.line, &company);
         company.spawn("outbox", self.outbox.deliver(self.line, company.clone()));
         if let Some(listener) = self.peer_listener {
             let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, self.work.clone());

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::control::Snapshot;
 use crate::error::{LoginFault, PullError};
+use crate::inspect::trail;
 
 /// Identifies callers.
 pub(crate) struct Auth {
@@ -120,7 +121,10 @@ impl Auth {
         }
         let key = snapshot.access_key(username).ok_or_else(|| fault(TokenError::Invalid))?;
         match self.secrets.verify(username, password, &key.hash).await {
-            Ok(true) => Ok(Caller::Principal(Principal { uid: key.principal_uid, key_id: username.to_owned() })),
+            Ok(true) => {
+                snapshot.principal_id(key.principal_uid).into_iter().for_each(trail::asked_by);
+                Ok(Caller::Principal(Principal { uid: key.principal_uid, key_id: username.to_owned() }))
+            }
             Ok(false) => Err(fault(TokenError::Invalid)),
             Err(busy) => Err(PullError::TooManyLogins { retry_after: busy.retry_after }),
         }
@@ -128,8 +132,10 @@ impl Auth {
 
     /// A token is good for as long as the key that it was made with.
     fn still_good(&self, uid: Uuid, key_id: &str, snapshot: &Snapshot) -> Result<(), PullError> {
-        let known = snapshot.knows(uid) && snapshot.access_key(key_id).is_some_and(|key| key.principal_uid == uid);
-        if known { Ok(()) } else { Err(PullError::Unauthenticated(LoginFault::Wrong)) }
+        let known = snapshot.access_key(key_id).is_some_and(|key| key.principal_uid == uid);
+        let principal = snapshot.principal_id(uid).filter(|_| known);
+        trail::asked_by(principal.ok_or(PullError::Unauthenticated(LoginFault::Wrong))?);
+        Ok(())
     }
 }
 

@@ -118,6 +118,8 @@ pub mod limits {
     pub const REPORT: Duration = Duration::from_secs(10);
     /// How long a control plane that failed is left alone, once all have failed: shorter than changes wait for nodes.
     pub const CONTROL_RETRY: Duration = Duration::from_secs(1);
+    /// How long a control plane that takes no line for questions is left alone, at most.
+    pub const QUESTIONS_RETRY: Duration = Duration::from_secs(5);
     /// How often the published snapshot is looked at, but for a fifth more or less.
     pub const SNAPSHOT_POLL: Duration = Duration::from_secs(5);
     /// The same, before there is a first one.
@@ -142,6 +144,10 @@ pub mod limits {
     pub const PEER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
     /// What another node may say of itself.
     pub const PEER_ANSWER_BYTES: usize = 64 * 1024;
+    /// What another node may say of its fills.
+    pub const PEER_FILLS_BYTES: usize = 4 * 1024 * 1024;
+    /// How many questions of one control plane a node works at.
+    pub const QUESTIONS: usize = 16;
     /// Connections from other nodes at once.
     pub const PEER_CONNECTIONS: usize = 512;
     /// What a stopping node may still do when its answers and fills have ended: deliver events, remove its record.

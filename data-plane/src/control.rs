@@ -1,4 +1,4 @@
-//! The line to the control plane: the snapshot that comes in, the events that go out.
+//! The line to the control plane: the snapshot that comes in, the events that go out, and what operators ask.
 //!
 //! A node starts from the snapshot that is published in the store, always, and goes on looking there; the stream from
 //! the control plane is only quicker. Without a control plane it serves on with the last good one, and what it learns
@@ -7,6 +7,7 @@
 mod gate;
 mod line;
 pub(crate) mod outbox;
+mod questions;
 mod snapshot;
 mod watch;
 
@@ -25,6 +26,7 @@ use crate::error::PullError;
 pub(crate) use gate::Gate;
 pub(crate) use line::Line;
 pub(crate) use outbox::Outbox;
+pub(crate) use questions::Questions;
 pub(crate) use snapshot::{FillFrom, Place, Snapshot, Version};
 pub(crate) use watch::Watch;
 

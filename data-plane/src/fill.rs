@@ -10,6 +10,7 @@ mod landing;
 mod passage;
 mod readers;
 mod spool;
+mod view;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -32,6 +33,7 @@ use crate::repository::Repositories;
 
 use landing::Progress;
 pub(crate) use landing::{Landed, Landing};
+pub(crate) use view::{FillState, FillView};
 
 /// How a fill lets go of bytes: small blobs whole, large ones but for their end.
 const TERMS: Terms = Terms { whole_bytes: 1024 * 1024, held_back_bytes: 64 * 1024 };
@@ -97,7 +99,8 @@ impl Fills {
         match running.entry(key.clone()) {
             Entry::Occupied(entry) => entry.get().clone(),
             Entry::Vacant(entry) => {
-                let (landing, progress) = Landing::new(place, fill);
+                let about = view::About::new(place, fill, digest, self.inner.repositories.clock.now());
+                let (landing, progress) = Landing::new(place, fill, about);
                 entry.insert(landing.clone());
                 let (fills, fill, digest) = (self.clone(), fill.clone(), digest.clone());
                 let active = self.inner.metrics.begin();

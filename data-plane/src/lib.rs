@@ -1,7 +1,7 @@
 //! The data plane: stateless nodes that serve pulls and fill what they lack.
 //!
 //! Read it in this order: `control.rs` is the line to the control plane; `peers.rs` knows the other nodes; [`http`] is
-//! the edge; `pull.rs` is the walk of a pull, which calls `auth`, `resolve`, the store and `fill` in this order.
+//! the edge; `inspect.rs` tells operators what goes on; `pull.rs` is the walk of a pull, which calls `auth`, `resolve`, the store and `fill` in this order.
 
 mod app;
 mod auth;
@@ -13,6 +13,7 @@ pub mod failpoint;
 mod fill;
 mod flight;
 pub mod http;
+mod inspect;
 mod jitter;
 pub mod lease;
 mod measured;

@@ -5,6 +5,7 @@
 //! reason. What dead nodes have left behind is cleaned up by those that live.
 
 mod announce;
+mod ask;
 mod client;
 mod server;
 mod survey;
@@ -26,6 +27,7 @@ use crate::config::limits;
 use crate::control::Control;
 use crate::jitter::about;
 
+pub(crate) use ask::AskError;
 pub(crate) use client::PeerClient;
 pub use client::PeerTlsError;
 pub(crate) use server::PeerServer;

@@ -10,6 +10,7 @@ use crate::error::PullError;
 use crate::http::body::Body;
 use crate::http::respond;
 use crate::http::route::{Content, Target};
+use crate::inspect::trail;
 use crate::repository::Repositories;
 use crate::resolve::{Resolver, Want};
 
@@ -29,6 +30,7 @@ impl Node {
         let snapshot = self.control.snapshot()?;
         let caller = self.auth.identify(&request.headers, &snapshot).await?;
         let place = snapshot.place(&target.repository);
+        trail::about(&place.repository);
         caller.require_pull(&place.repository)?;
 
         match &target.content {

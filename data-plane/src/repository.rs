@@ -19,6 +19,7 @@ use crate::config::limits;
 use crate::control::{FillFrom, Outbox};
 use crate::error::PullError;
 use crate::failpoint;
+use crate::inspect::trail;
 
 /// How often a write is tried anew when somebody else was faster. Each try means that another one got through.
 const TRIES: usize = 16;
@@ -353,9 +354,11 @@ pub(crate) async fn within_limit<T>(work: impl Future<Output = Result<T, Error>>
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             warn!(error = %chain(&error), "the store did not answer");
+            trail::because(|| "the registry's storage was away".to_owned());
             Err(PullError::StoreAway)
         }
         Err(_) => {
+            trail::because(|| "the registry's storage took too long".to_owned());
             warn!("the store did not answer within {:?}", limits::STORE);
             Err(PullError::StoreAway)
         }

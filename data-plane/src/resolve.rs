@@ -20,6 +20,7 @@ use crate::config::limits;
 use crate::error::PullError;
 use crate::fill::Fills;
 use crate::flight::Flights;
+use crate::inspect::Trail;
 use crate::repository::Repositories;
 
 pub(crate) use blob::{Blob, Want};
@@ -61,11 +62,14 @@ pub(crate) struct Resolver {
     repositories: Repositories,
     fills: Fills,
     clock: Clock,
-    manifests: Arc<Flights<ManifestKey, Result<Resolved, PullError>>>,
+    manifests: Arc<Flights<ManifestKey, Resolution>>,
     /// Tags whose upstream could not confirm them a moment ago.
     unconfirmed: Cache<ManifestKey, ()>,
     refusals: Refusals,
 }
+
+/// What a flight gives to all who wait for it: the answer, and why it is that.
+type Resolution = (Result<Resolved, PullError>, Trail);
 
 /// What one flight is about.
 type ManifestKey = (Uuid, RepositoryName, Reference);

@@ -12,6 +12,11 @@ impl Window {
     pub const fn new(length: Duration) -> Self {
         Self(length)
     }
+
+    /// Its length.
+    pub const fn length(self) -> Duration {
+        self.0
+    }
 }
 
 impl Default for Window {

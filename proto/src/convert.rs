@@ -86,6 +86,12 @@ pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) as i32 }
 }
 
+/// A length of time as the wire has it.
+pub fn duration(length: std::time::Duration) -> prost_types::Duration {
+    let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
+    prost_types::Duration { seconds, nanos: length.subsec_nanos() as i32 }
+}
+
 /// An instant from the wire; `None` if it is none that a calendar has.
 pub fn time(wire: &Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(wire.seconds, u32::try_from(wire.nanos).ok()?)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
@@ -67,6 +68,10 @@ impl Api {
 
     pub(crate) fn access(&self) -> AccessClient<Admin> {
         AccessClient::with_interceptor(self.channel.clone(), self.admin.clone())
+    }
+
+    pub(crate) fn fills(&self) -> FillsClient<Admin> {
+        FillsClient::with_interceptor(self.channel.clone(), self.admin.clone())
     }
 
     /// Makes an upstream for `upstream`, which is on loopback and plain HTTP, and says so.

@@ -13,6 +13,7 @@ mod client;
 mod cluster;
 mod coalescing;
 mod drain;
+mod inspector;
 mod redis;
 mod replicas;
 mod report;

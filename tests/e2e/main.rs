@@ -11,6 +11,7 @@ mod deletes;
 mod freshness;
 mod herd;
 mod hostile;
+mod inspector;
 mod logins;
 mod outages;
 mod permission;

@@ -12,6 +12,7 @@ use entrepot_data_plane::{Capacity, Config, DataPlane, UpstreamLimits};
 use entrepot_domain::Secret;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
@@ -79,6 +80,17 @@ impl Interceptor for AsAdmin {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
         let value: MetadataValue<Ascii> = format!("Bearer {}:{}", KEY.0, KEY.1).parse().expect("plain text");
         request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+}
+
+/// Puts a key on every call.
+#[derive(Clone)]
+pub(crate) struct As(MetadataValue<Ascii>);
+
+impl Interceptor for As {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
         Ok(request)
     }
 }
@@ -198,6 +210,61 @@ impl Registry {
 
     pub(crate) fn access(&self) -> AccessClient<Admin> {
         AccessClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn fills(&self) -> FillsClient<Admin> {
+        FillsClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    /// Fills as an access key may see them.
+    pub(crate) fn fills_as(&self, key: &str) -> FillsClient<InterceptedService<Channel, As>> {
+        FillsClient::with_interceptor(self.channel.clone(), As(format!("Bearer {key}").parse().expect("plain text")))
+    }
+
+    /// What the node says of the answer to a request, when it has been sent.
+    pub(crate) async fn explained(&self, answer: &Answer) -> Result<pb::Answer> {
+        let id = answer.header("x-request-id").context("every answer has a request id")?;
+        let found = std::sync::Mutex::new(None);
+        wait_until(LIMIT, "the answer has been sent", async || {
+            let request = pb::GetAnswerRequest { name: format!("answers/{id}") };
+            let answer = self.fills().get_answer(request).await.map(tonic::Response::into_inner);
+            let is_sent = answer.as_ref().is_ok_and(|answer| answer.state() != pb::AnswerState::Sending);
+            *found.lock().expect("not poisoned") = answer.ok();
+            is_sent
+        })
+        .await;
+        found.into_inner().expect("not poisoned").context("it was found")
+    }
+
+    /// A second node beside the first one, which has no line to the control plane: only other nodes reach it.
+    pub(crate) async fn second_node(&self, id: &str) -> Result<String> {
+        let (registry, peer) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
+        let url = format!("http://{}", registry.local_addr()?);
+        let mut config = entrepot_data_plane::Config::new(id, vec![], self.dir.path().join(format!("spool-{id}")));
+        config.peer_address = Some(format!("http://{}", peer.local_addr()?).parse()?);
+        let health = Health::new();
+        let deps = entrepot_data_plane::Deps {
+            store: self.store.clone(),
+            cluster_key: ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?,
+            snapshot_trust: SnapshotTrust::new(
+                SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?.public_key(),
+                None,
+            ),
+            clock: self.clock.clone(),
+            tasks: self.tasks.clone(),
+            health: health.clone(),
+            metrics: Metrics::new("test"),
+            leases: entrepot_data_plane::Leases::local(),
+        };
+        let data_plane = DataPlane::new(config, deps)?.with_peer_listener(peer);
+        self.tasks.spawn("registry", data_plane.serve(registry));
+        wait_until(LIMIT, "the second node is ready", async || health.is_ready()).await;
+        Ok(url)
+    }
+
+    /// A GET at another node as the administrator.
+    pub(crate) fn request_at(&self, url: &str, path: &str) -> reqwest::RequestBuilder {
+        self.client.get(format!("{url}{path}")).basic_auth(KEY.0, Some(KEY.1))
     }
 
     /// Makes an upstream for `upstream`, which is on loopback and plain HTTP, and says so.

@@ -10,7 +10,7 @@ use prost_types::Timestamp;
 pub(crate) type Cells = Vec<(&'static str, String)>;
 
 /// One answer, a line for each value.
-pub(super) fn details(out: &mut dyn Write, cells: &Cells) -> io::Result<()> {
+pub(crate) fn details(out: &mut dyn Write, cells: &Cells) -> io::Result<()> {
     let rows = cells.iter().filter(|(_, value)| !value.is_empty());
     write_table(out, plain().add_rows(rows.map(|(heading, value)| [(*heading).to_owned(), value.clone()])))
 }

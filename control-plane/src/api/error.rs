@@ -61,6 +61,12 @@ pub(crate) enum ApiError {
     /// Too many wrong secrets.
     #[error("too many attempts with this key: try again in {} s", .retry_after.as_secs().max(1))]
     TooManyAttempts { retry_after: Duration },
+    /// As many watch as may.
+    #[error("as many callers watch fills as may: try again, or list them")]
+    TooManyWatchers,
+    /// A node that lives does not reply.
+    #[error("`{node}` cannot be asked: {why}")]
+    NodeSilent { node: String, why: String },
     /// The start is not done.
     #[error("the control plane is starting: {why}")]
     Starting { why: String },
@@ -115,8 +121,8 @@ impl ApiError {
             Self::Exists { .. } | Self::SecretNotKept => Code::AlreadyExists,
             Self::Precondition { .. } | Self::Behind { .. } => Code::FailedPrecondition,
             Self::StaleEtag { .. } | Self::Contended(_) => Code::Aborted,
-            Self::TooManyAttempts { .. } => Code::ResourceExhausted,
-            Self::Starting { .. } | Self::Away { .. } => Code::Unavailable,
+            Self::TooManyAttempts { .. } | Self::TooManyWatchers => Code::ResourceExhausted,
+            Self::Starting { .. } | Self::NodeSilent { .. } | Self::Away { .. } => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }
@@ -137,6 +143,8 @@ impl ApiError {
             Self::StaleEtag { .. } => "ETAG_STALE",
             Self::Contended(_) => "CONTENDED",
             Self::TooManyAttempts { .. } => "TOO_MANY_ATTEMPTS",
+            Self::TooManyWatchers => "TOO_MANY_WATCHERS",
+            Self::NodeSilent { .. } => "NODE_SILENT",
             Self::Starting { .. } => "STARTING",
             Self::Away { .. } => "AWAY",
             Self::Internal(_) => "INTERNAL",
@@ -175,7 +183,11 @@ impl ApiError {
             Self::TooManyAttempts { retry_after } => {
                 details.set_retry_info(Some(*retry_after));
             }
-            Self::Starting { .. } | Self::Away { .. } => {
+            Self::NodeSilent { node, .. } => {
+                metadata.insert("node".to_owned(), node.clone());
+                details.set_retry_info(Some(RETRY_AFTER));
+            }
+            Self::TooManyWatchers | Self::Starting { .. } | Self::Away { .. } => {
                 details.set_retry_info(Some(RETRY_AFTER));
             }
             Self::Unauthenticated(_)
@@ -210,6 +222,8 @@ impl From<ApiError> for Status {
             | ApiError::StaleEtag { .. }
             | ApiError::Contended(_)
             | ApiError::TooManyAttempts { .. }
+            | ApiError::TooManyWatchers
+            | ApiError::NodeSilent { .. }
             | ApiError::Starting { .. } => tracing::debug!(error = %chain(&error), "refused a call"),
         }
         Self::with_error_details(error.code(), error.to_string(), error.details())

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::Api;
 use super::error::ApiError;
+use super::inquiries;
 use crate::app::Plane;
 use crate::index;
 use crate::snapshot::{Published, Version, Watcher};
@@ -27,6 +28,8 @@ use crate::snapshot::{Published, Version, Watcher};
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// How many messages wait for a node.
 const QUEUE: usize = 4;
+/// How many questions wait for a node.
+const QUESTIONS: usize = 32;
 /// How long a node may take to say who it is, and to take a message.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How many events a batch may have.
@@ -58,6 +61,26 @@ impl Nodes for Api {
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
+    type TakeQuestionsStream = Pin<Box<dyn Stream<Item = Result<pb::TakeQuestionsResponse, Status>> + Send>>;
+
+    async fn take_questions(
+        &self,
+        request: Request<Streaming<pb::TakeQuestionsRequest>>,
+    ) -> Result<Response<Self::TakeQuestionsStream>, Status> {
+        let node = self.node(&request)?;
+        let (outgoing, messages) = mpsc::channel(QUESTIONS);
+        let plane = Arc::clone(&self.0);
+        self.0.tasks.spawn("take questions", async move {
+            let stopping = plane.tasks.stopping();
+            let serving = questions(&plane, &node, request.into_inner(), &outgoing);
+            if let Some(Err(status)) = stopping.run_until_cancelled(serving).await {
+                // A node that is gone needs no reason.
+                drop(outgoing.try_send(Err(status)));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
     async fn report_events(
         &self,
         request: Request<pb::ReportEventsRequest>,
@@ -68,6 +91,19 @@ impl Nodes for Api {
         report(&self.0, &request).await?;
         Ok(Response::new(pb::ReportEventsResponse {}))
     }
+}
+
+/// Serves a node's line for questions, until it leaves.
+async fn questions(
+    plane: &Plane,
+    node: &ResourceId,
+    mut incoming: Streaming<pb::TakeQuestionsRequest>,
+    outgoing: &inquiries::Outgoing,
+) -> Result<(), Status> {
+    let silent = || Status::deadline_exceeded("the first message did not come");
+    let Some(first) = timeout(PATIENCE, incoming.message()).await.map_err(|_| silent())?? else { return Ok(()) };
+    require_own_name(node, &first.node_id)?;
+    plane.inquiries.serve(node, incoming, outgoing).await
 }
 
 /// Applies a batch, also when other batches are in its way.

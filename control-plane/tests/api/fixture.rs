@@ -9,6 +9,7 @@ use entrepot_domain::Secret;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::nodes_client::NodesClient as LiveNodesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
@@ -163,6 +164,10 @@ impl Fixture {
 
     pub(crate) fn images(&self) -> ImagesClient<Authorized> {
         ImagesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub(crate) fn fills(&self) -> FillsClient<Authorized> {
+        FillsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
     pub(crate) fn access(&self) -> AccessClient<Authorized> {

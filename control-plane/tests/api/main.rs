@@ -6,6 +6,7 @@ mod access;
 mod configuration;
 mod content;
 mod deaf_store;
+mod fills;
 mod fixture;
 mod live_nodes;
 mod node;

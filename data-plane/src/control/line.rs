@@ -62,6 +62,13 @@ impl Line {
         Some((Replica(current), NodesClient::new(channel)))
     }
 
+    /// A client of each address.
+    pub(crate) fn clients(&self) -> Vec<Client> {
+        let token = &self.0.token;
+        let client = |channel: &Channel| NodesClient::new(InterceptedService::new(channel.clone(), token.clone()));
+        self.0.replicas.iter().map(|(_, channel)| client(channel)).collect()
+    }
+
     /// Uses the next replica, unless somebody has moved on from this one already.
     pub(crate) fn move_on(&self, from: Replica) {
         let next = (from.0 + 1) % self.0.replicas.len();

@@ -1,6 +1,6 @@
 //! All that a node needs to know, as one value: rules, upstreams with their clients, principals with their keys.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,7 +21,8 @@ pub(crate) struct Snapshot {
     pub(crate) build_time: Option<DateTime<Utc>>,
     rules: RuleSet,
     upstreams: HashMap<Uuid, Source>,
-    principals: HashSet<Uuid>,
+    /// Ids by uid.
+    principals: HashMap<Uuid, Box<str>>,
     access_keys: HashMap<String, AccessKey>,
 }
 
@@ -133,10 +134,10 @@ impl Snapshot {
             let source = source(&upstream, key, previous, clients)?;
             upstreams.insert(source.upstream.uid, source);
         }
-        let (mut principals, mut access_keys) = (HashSet::new(), HashMap::new());
+        let (mut principals, mut access_keys) = (HashMap::new(), HashMap::new());
         for principal in wire.principals {
             let principal_uid = uid("principal.uid", &principal.uid)?;
-            principals.insert(principal_uid);
+            principals.insert(principal_uid, principal.principal_id.into());
             for access_key in principal.access_keys {
                 let purpose = convert::access_key_purpose(&access_key.key_id);
                 let hash = key.unseal(&purpose, &access_key.sealed_hash).ok();
@@ -174,9 +175,9 @@ impl Snapshot {
         Place { repository: mapped.repository, fill: Some(fill) }
     }
 
-    /// Whether a principal exists.
-    pub(crate) fn knows(&self, principal_uid: Uuid) -> bool {
-        self.principals.contains(&principal_uid)
+    /// What a principal is called, if it exists.
+    pub(crate) fn principal_id(&self, principal_uid: Uuid) -> Option<&str> {
+        self.principals.get(&principal_uid).map(|id| &**id)
     }
 
     /// The key with this id, if it can be used.

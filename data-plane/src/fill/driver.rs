@@ -134,6 +134,7 @@ struct Driver<'a> {
 impl Driver<'_> {
     /// Lets readers know how far the fill is.
     fn tell(&self, state: &Fill) {
+        self.landing.about().is_at(state);
         let reach = state.reach();
         let has_ended = matches!(state.outcome(), Some(Outcome::Stored | Outcome::Uncached));
         let is_tellable = self.is_open && (!state.is_whole_first() || has_ended);

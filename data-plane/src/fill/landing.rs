@@ -14,6 +14,7 @@ use super::CHUNK_BYTES;
 use super::passage::Passage;
 use super::readers::{Reader, Readers};
 use super::spool::Spool;
+use super::view::{About, Reading};
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::http::body::Cut;
@@ -26,6 +27,7 @@ pub(crate) struct Landing {
     begun_for: RepositoryName,
     confirmed: Arc<Mutex<Confirmed>>,
     readers: Readers,
+    about: Arc<About>,
 }
 
 /// The repositories whose upstream has the content; they are linked when it is stored.
@@ -72,6 +74,7 @@ pub(crate) struct Landed {
     /// The blob's size, if it is known before the end.
     pub(crate) size_bytes: Option<u64>,
     source: Source,
+    reading: Reading,
 }
 
 /// Where a reader's bytes come from.
@@ -81,12 +84,23 @@ enum Source {
 }
 
 impl Landing {
-    pub(super) fn new(place: &Place, fill: &FillFrom) -> (Self, watch::Sender<Progress>) {
+    pub(super) fn new(place: &Place, fill: &FillFrom, about: Arc<About>) -> (Self, watch::Sender<Progress>) {
         let (sender, progress) = watch::channel(Progress::default());
         let repositories = vec![(place.repository.clone(), fill.clone())];
         let confirmed = Arc::new(Mutex::new(Confirmed { repositories, taken: 0, closed: false }));
         let readers = Readers::default();
-        (Self { progress, begun_for: place.repository.clone(), confirmed, readers }, sender)
+        (Self { progress, begun_for: place.repository.clone(), confirmed, readers, about }, sender)
+    }
+
+    /// What operators may know of it.
+    pub(crate) fn about(&self) -> &Arc<About> {
+        &self.about
+    }
+
+    /// How many bytes have landed in their order, and how many of them readers may have.
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        let progress = self.progress.borrow();
+        (progress.reach.landed_bytes(), progress.reach.until(0))
     }
 
     /// Whether this is the same fill.
@@ -138,7 +152,7 @@ impl Landing {
 
     /// Waits until there is something to send; `None` if the store has it all.
     pub(crate) async fn head(&self) -> Result<Option<Landed>, PullError> {
-        let mut progress = self.progress.clone();
+        let (mut progress, reading) = (self.progress.clone(), self.about.reading());
         let state = progress.wait_for(|progress| progress.head.is_some() || progress.end.is_some()).await;
         // A fill that was torn down tells nobody; the node is stopping.
         let state = state.map_err(|_| PullError::Busy)?.clone();
@@ -146,12 +160,12 @@ impl Landing {
             (_, Some(End::Failed(error))) => Err(error),
             (_, Some(End::PassedThrough(passage))) => {
                 let size_bytes = passage.size_bytes().await?;
-                Ok(Some(Landed { size_bytes, source: Source::Passage(passage) }))
+                Ok(Some(Landed { size_bytes, source: Source::Passage(passage), reading }))
             }
             (Some(head), _) => {
                 let (progress, readers) = (self.progress.clone(), self.readers.clone());
                 let source = Source::Spool { spool: head.spool, progress, readers };
-                Ok(Some(Landed { size_bytes: head.size_bytes, source }))
+                Ok(Some(Landed { size_bytes: head.size_bytes, source, reading }))
             }
             (None, Some(End::Found | End::Whole) | None) => Ok(None),
         }
@@ -165,10 +179,11 @@ impl Landed {
             Some(range) => (range.start, Some(range.end)),
             None => (0, self.size_bytes),
         };
+        let reading = self.reading;
         match self.source {
             Source::Spool { spool, progress, readers } => {
                 let place = readers.enter(start, end);
-                let cursor = Cursor { spool, progress, at: start, end, place, passing: None };
+                let cursor = Cursor { spool, progress, at: start, end, place, passing: None, _reading: reading };
                 futures_util::stream::try_unfold(cursor, Cursor::next).boxed()
             }
             Source::Passage(passage) => passage.stream(start, end),
@@ -185,6 +200,7 @@ struct Cursor {
     place: Reader,
     /// Where the bytes come from once the spool takes no more.
     passing: Option<BoxStream<'static, Result<Bytes, Cut>>>,
+    _reading: Reading,
 }
 
 impl Cursor {

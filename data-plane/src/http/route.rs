@@ -34,6 +34,16 @@ pub enum Content {
     Blob(Digest),
 }
 
+impl Content {
+    /// The tag or digest that names it.
+    pub fn reference(&self) -> String {
+        match self {
+            Self::Manifest(reference) => reference.to_string(),
+            Self::Blob(digest) => digest.to_string(),
+        }
+    }
+}
+
 /// Why a request asks for nothing that exists.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
@@ -77,6 +87,14 @@ impl Route {
             Self::Token => "/token",
             Self::Pull(Target { content: Content::Manifest(_), .. }) => "/v2/{name}/manifests/{reference}",
             Self::Pull(Target { content: Content::Blob(_), .. }) => "/v2/{name}/blobs/{digest}",
+        }
+    }
+
+    /// Which content it asks for, if it asks for any.
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Pull(target) => Some(target),
+            Self::Base | Self::Token => None,
         }
     }
 

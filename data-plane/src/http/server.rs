@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use chrono::DateTime;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
@@ -24,6 +25,7 @@ use crate::auth::challenge::Challenge;
 use crate::auth::token::TokenRequest;
 use crate::config::limits;
 use crate::error::PullError;
+use crate::inspect::{AnswerState, AnswerView, Answers, Remembered, Trail, trail};
 use crate::metrics::{Exchange, HttpMetrics, PullMetrics, method_name};
 use crate::pull::Node;
 use crate::resolve::Outcome;
@@ -40,6 +42,7 @@ pub(crate) struct Server {
     pub(crate) readers: Readers,
     pub(crate) pulls: PullMetrics,
     pub(crate) requests: HttpMetrics,
+    pub(crate) answers: Answers,
 }
 
 impl Edge for Server {
@@ -55,13 +58,25 @@ impl Edge for Server {
         let template = route.as_ref().ok().map(Route::template);
         let span = span(&parts, template, &request_id);
 
-        let mut response = self.route(&parts, route, &arrival, incoming).instrument(span.clone()).await;
+        let (begin_time, target) = (self.node.auth.clock.now(), route.as_ref().ok().and_then(Route::target).cloned());
+        let answering = self.route(&parts, route, &arrival, incoming).instrument(span.clone());
+        // Boxed, since it is large, and would be moved about.
+        let (mut response, trail) = Trail::of(Box::pin(answering)).await;
         if parts.method == Method::HEAD {
             *response.body_mut() = body::empty();
         }
         response.headers_mut().extend(HeaderValue::from_str(&request_id).map(|value| (REQUEST_ID, value)));
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         tell(&span, &parts, &arrival, &response, began);
+        let view = AnswerView {
+            request_id,
+            begin_time,
+            method: method_name(&parts.method).to_owned(),
+            route: template.unwrap_or_default().to_owned(),
+            client_address: arrival.client.to_string(),
+            ..answered(&response, target.as_ref(), &trail)
+        };
+        let remembered = self.answers.remember(view, began);
         let exchange = Exchange {
             metrics: self.requests.clone(),
             began,
@@ -71,7 +86,7 @@ impl Edge for Server {
             status: response.status().as_u16(),
             _span: span,
         };
-        response.map(|body| body::holding(body, exchange))
+        sending(remembered, response).map(|body| body::holding(body, exchange))
     }
 }
 
@@ -150,11 +165,42 @@ impl Server {
             Some(url) => url.as_str().trim_end_matches('/').to_owned(),
             None => arrival.base_url(),
         };
+        trail::because(|| problem.to_string());
         let snapshot = self.node.control.snapshot().ok();
         let scope = target.map(|target| format!("repository:{}:pull", target.repository));
         let challenge = Challenge { base: &base, registry_id: snapshot.map(|snapshot| snapshot.registry_id), scope };
         error::response(problem, user_agent(&parts.headers), &challenge)
     }
+}
+
+/// What is remembered of an answer besides what is known of its request.
+fn answered(response: &Response<Body>, target: Option<&Target>, trail: &Trail) -> AnswerView {
+    let noted = trail.noted();
+    let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
+    let asked = target.map(|target| target.repository.to_string());
+    AnswerView {
+        request_id: String::new(),
+        begin_time: DateTime::default(),
+        method: String::new(),
+        route: String::new(),
+        client_address: String::new(),
+        repository: noted.repository.or(asked).unwrap_or_default(),
+        reference: target.map(|target| target.content.reference()).unwrap_or_default(),
+        digest: header("docker-content-digest").unwrap_or_default(),
+        principal: noted.principal.unwrap_or_default(),
+        status: response.status().as_u16(),
+        outcome: response.extensions().get().map_or("", |outcome: &Outcome| outcome.as_str()).to_owned(),
+        reasons: noted.reasons,
+        sent_bytes: 0,
+        state: AnswerState::Sending,
+        duration_ms: 0,
+    }
+}
+
+/// The answer with a body that tells how far it came.
+fn sending(remembered: Arc<Remembered>, response: Response<Body>) -> Response<Body> {
+    let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    response.map(|body| remembered.sending(body, length))
 }
 
 /// The span of one request; it goes on in the trace that the client names.

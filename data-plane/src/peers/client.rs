@@ -15,6 +15,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 use rustls_platform_verifier::BuilderVerifierExt as _;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -23,8 +24,10 @@ use tracing::debug;
 use url::{Position, Url};
 
 use super::AUDIENCE;
-use super::server::{NODE_PATH, NodeAnswer};
+use super::server::{ANSWERS_PATH, FILLS_PATH, NODE_PATH, NodeAnswer};
 use crate::config::limits;
+use crate::fill::FillView;
+use crate::inspect::{AnswerView, FillsAnswer};
 
 /// A client of other nodes.
 #[derive(Clone)]
@@ -49,7 +52,7 @@ pub enum PeerTlsError {
 
 /// Why a node did not say who it is.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ProbeError {
+pub(crate) enum ProbeError {
     #[error("its record has no address that can be used")]
     Address,
     #[error("its address has a name that no certificate can have")]
@@ -89,11 +92,29 @@ impl PeerClient {
 
     /// Who answers at `address`.
     pub(super) async fn node(&self, address: &Url) -> Result<NodeAnswer, ProbeError> {
-        let bytes = timeout(limits::PEER.1, self.get(address, NODE_PATH)).await.map_err(|_| ProbeError::Slow)??;
+        self.json(address, NODE_PATH, limits::PEER_ANSWER_BYTES).await
+    }
+
+    /// The fills that run at `address`.
+    pub(super) async fn fills(&self, address: &Url) -> Result<Vec<FillView>, ProbeError> {
+        let answer: FillsAnswer = self.json(address, FILLS_PATH, limits::PEER_FILLS_BYTES).await?;
+        Ok(answer.fills)
+    }
+
+    /// What is remembered at `address` of an answer, if anything.
+    pub(super) async fn answer(&self, address: &Url, request_id: &str) -> Result<Option<AnswerView>, ProbeError> {
+        match self.json(address, &format!("{ANSWERS_PATH}{request_id}"), limits::PEER_ANSWER_BYTES).await {
+            Err(ProbeError::Status(StatusCode::NOT_FOUND)) => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    async fn json<T: DeserializeOwned>(&self, address: &Url, path: &str, limit: usize) -> Result<T, ProbeError> {
+        let bytes = timeout(limits::PEER.1, self.get(address, path, limit)).await.map_err(|_| ProbeError::Slow)??;
         serde_json::from_slice(&bytes).map_err(|error| ProbeError::Body(error.into()))
     }
 
-    async fn get(&self, address: &Url, path: &str) -> Result<Bytes, ProbeError> {
+    async fn get(&self, address: &Url, path: &str, limit: usize) -> Result<Bytes, ProbeError> {
         let (Some(host), Some(port)) = (address.host_str(), address.port_or_known_default()) else {
             return Err(ProbeError::Address);
         };
@@ -101,17 +122,17 @@ impl PeerClient {
         let connecting = timeout(limits::PEER.0, TcpStream::connect((bare, port)));
         let stream = connecting.await.map_err(|_| ProbeError::Slow)??;
         match address.scheme() {
-            "http" => self.ask(stream, address, path).await,
+            "http" => self.ask(stream, address, path, limit).await,
             "https" => {
                 let tls = self.tls.clone().ok_or(ProbeError::NoAuthorities)?;
                 let name = ServerName::try_from(bare.to_owned())?;
-                self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path).await
+                self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path, limit).await
             }
             _ => Err(ProbeError::Address),
         }
     }
 
-    async fn ask<S>(&self, stream: S, address: &Url, path: &str) -> Result<Bytes, ProbeError>
+    async fn ask<S>(&self, stream: S, address: &Url, path: &str, limit: usize) -> Result<Bytes, ProbeError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
@@ -130,7 +151,7 @@ impl PeerClient {
             if response.status() != StatusCode::OK {
                 return Err(ProbeError::Status(response.status()));
             }
-            let body = Limited::new(response.into_body(), limits::PEER_ANSWER_BYTES).collect().await;
+            let body = Limited::new(response.into_body(), limit).collect().await;
             Ok(body.map_err(ProbeError::Body)?.to_bytes())
         };
         let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));

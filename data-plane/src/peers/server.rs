@@ -16,9 +16,15 @@ use super::{AUDIENCE, Me, RELEASE};
 use crate::control::Control;
 use crate::http::body::{self, Body};
 use crate::http::connection::{Edge, Remote};
+use crate::inspect::{FillsAnswer, Inspector};
 
 /// Where a node says who it is.
 pub(super) const NODE_PATH: &str = "/internal/v1/node";
+
+/// Where a node says which fills run on it.
+pub(super) const FILLS_PATH: &str = "/internal/v1/fills";
+/// Below it a node says what it remembers of an answer, under its request id.
+pub(super) const ANSWERS_PATH: &str = "/internal/v1/answers/";
 
 /// The listener for other nodes.
 pub(crate) struct PeerServer {
@@ -26,6 +32,7 @@ pub(crate) struct PeerServer {
     pub(crate) control: Control,
     pub(crate) tokens: Tokens,
     pub(crate) clock: Clock,
+    pub(crate) inspector: Inspector,
 }
 
 /// What a node says of itself.
@@ -56,7 +63,12 @@ impl Edge for PeerServer {
         };
         debug!(node.id = caller, "the node `{caller}` asks for {}", request.uri().path());
         match (request.method(), request.uri().path()) {
-            (&Method::GET, NODE_PATH) => self.node(),
+            (&Method::GET, NODE_PATH) => json(&self.node()),
+            (&Method::GET, FILLS_PATH) => json(&FillsAnswer { fills: self.inspector.fills() }),
+            (&Method::GET, path) => match path.strip_prefix(ANSWERS_PATH).map(|id| self.inspector.answer(id)) {
+                Some(Some(answer)) => json(&answer),
+                Some(None) | None => empty(StatusCode::NOT_FOUND),
+            },
             _ => empty(StatusCode::NOT_FOUND),
         }
     }
@@ -70,22 +82,25 @@ impl PeerServer {
         Some(claims.node_id)
     }
 
-    fn node(&self) -> Response<Body> {
-        let answer = NodeAnswer {
+    fn node(&self) -> NodeAnswer {
+        NodeAnswer {
             id: self.me.id.to_string(),
             boot_id: self.me.boot_id,
             release: RELEASE.to_owned(),
             running: self.control.version().map(|version| Running { epoch: version.epoch, revision: version.revision }),
-        };
-        match serde_json::to_vec(&answer) {
-            Ok(bytes) => {
-                let mut response = Response::new(body::full(Bytes::from(bytes)));
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response
-            }
-            // Plain text and numbers: nothing that JSON could not hold.
-            Err(_) => empty(StatusCode::INTERNAL_SERVER_ERROR),
         }
+    }
+}
+
+fn json(answer: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(answer) {
+        Ok(bytes) => {
+            let mut response = Response::new(body::full(Bytes::from(bytes)));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        // Plain text and numbers: nothing that JSON could not hold.
+        Err(_) => empty(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }
 

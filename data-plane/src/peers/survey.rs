@@ -125,7 +125,7 @@ impl Peers {
     }
 
     /// The record of another node, if there is one and it is to be believed.
-    async fn read(&self, id: &ResourceId) -> Option<NodeRecord> {
+    pub(super) async fn read(&self, id: &ResourceId) -> Option<NodeRecord> {
         match self.record(id).await {
             Ok(record) => {
                 self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner).refused.remove(id);

@@ -13,6 +13,7 @@ use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::fill::{Landed, Landing};
 use crate::http::route::Asked;
+use crate::inspect::trail;
 use crate::repository::within_limit;
 
 /// The largest blob that is looked at for being an image's configuration.
@@ -67,7 +68,10 @@ impl Resolver {
         let question = Question::Blob(digest);
         self.refusals.remembered(&place.repository, fill, question).await?;
         let answer = match want {
-            Want::Presence => self.presence(fill, digest).await,
+            Want::Presence => {
+                trail::because(|| "only its presence was asked for, so the upstream was asked by HEAD".to_owned());
+                self.presence(fill, digest).await
+            }
             Want::Bytes => self.unlinked(place, fill, digest).await,
         };
         self.refusals.learn(&place.repository, fill, question, asker, &answer).await;
@@ -80,11 +84,18 @@ impl Resolver {
         let mut refusals = 0..REFUSALS;
         while looks.next().is_some() {
             let landing = match self.fills.running(fill.origin, digest) {
-                Some(landing) => landing,
+                Some(landing) => {
+                    let about = landing.about();
+                    let age = trail::ago(about.began, self.now());
+                    trail::because(|| format!("joined the fill that was begun {age} ago for `{}`", about.repository));
+                    landing
+                }
                 None => {
                     if let Some(stored) = self.permitted(place, fill, digest).await? {
                         return Ok(stored);
                     }
+                    let upstream = &fill.source.upstream.id;
+                    trail::because(|| format!("filled from upstream `{upstream}`, repository `{}`", fill.repository));
                     self.fills.join_or_start(place, fill, digest)
                 }
             };
@@ -95,6 +106,7 @@ impl Resolver {
                 Ok(Some(landed)) => return Ok(Blob::Landing(landed)),
                 // The fill found it in the store: look there.
                 Ok(None) => {
+                    trail::because(|| "the fill found it in the store: it had come meanwhile".to_owned());
                     if let Some(stored) = self.linked(place, digest).await? {
                         return Ok(stored);
                     }
@@ -115,10 +127,18 @@ impl Resolver {
     async fn linked(&self, place: &Place, digest: &Digest) -> Result<Option<Blob>, PullError> {
         let origin = place.fill.as_ref().map(|fill| fill.origin);
         within_limit(async {
-            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            let Some(link) = self.repositories.blob_link(&live, digest, origin).await? else { return Ok(None) };
+            let Some(live) = self.repositories.live(&place.repository).await? else {
+                trail::because(|| format!("there was no repository `{}`", place.repository));
+                return Ok(None);
+            };
+            let Some(link) = self.repositories.blob_link(&live, digest, origin).await? else {
+                trail::because(|| "no link to this digest in this repository under its rule".to_owned());
+                return Ok(None);
+            };
             // A link whose object is missing is a miss, and heals.
             let size = self.repositories.store.head(&link.object).await?;
+            let found = if size.is_some() { "and was in the store" } else { "but was not in the store" };
+            trail::because(|| format!("the blob is linked in this repository, {found}"));
             Ok(size.map(|size_bytes| Blob::Stored { object: link.object, size_bytes, outcome: Outcome::Hit }))
         })
         .await
@@ -145,6 +165,7 @@ impl Resolver {
         }
         let seen = asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
         seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
+        trail::because(|| "the upstream confirmed that this repository has it, too".to_owned());
         if landing.confirm_for(place, fill) {
             return Ok(None);
         }
@@ -163,6 +184,7 @@ impl Resolver {
             // Some upstreams refuse HEAD; a GET decides.
             Err(_) => return Ok(None),
         }
+        trail::because(|| "the bytes were in the store, and the upstream confirmed this repository".to_owned());
         self.link(place, fill, digest, object).await
     }
 

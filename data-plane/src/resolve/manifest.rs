@@ -15,6 +15,7 @@ use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::failpoint;
 use crate::http::route::Asked;
+use crate::inspect::{Trail, trail};
 use crate::lease::{Claim, Lease, LeaseKey};
 use crate::repository::{Live, Verified, within_limit};
 
@@ -51,7 +52,10 @@ impl Resolver {
     ) -> Result<Resolved, PullError> {
         match (self.held(place, reference).await?, &place.fill) {
             (Held::Fresh(resolved), _) => Ok(resolved),
-            (Held::Stale(resolved, _), None) => Ok(resolved),
+            (Held::Stale(resolved, _), None) => {
+                trail::because(|| "no rule covers this name: what is cached is served, and never confirmed".to_owned());
+                Ok(resolved)
+            }
             (Held::Nothing(Some(_)), None) => Err(PullError::NotFound { asked: Asked::Manifest, rule: None }),
             (Held::Nothing(None), None) => Err(PullError::NoRule),
             (held, Some(fill)) => {
@@ -61,14 +65,23 @@ impl Resolver {
                 let key = (fill.origin, place.repository.clone(), reference.clone());
                 let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
                 let (flight_key, reference) = (key.clone(), reference.clone());
-                let work = move || async move {
-                    let answer = resolver.ask(flight_key, &place, &fill, &reference).await;
-                    // Before the flight ends, so that whoever comes then knows.
-                    let question = Question::Manifest(&reference);
-                    resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
-                    answer
+                let mut is_ours = false;
+                let work = || {
+                    is_ours = true;
+                    Trail::of(async move {
+                        let answer = resolver.ask(flight_key, &place, &fill, &reference).await;
+                        // Before the flight ends, so that whoever comes then knows.
+                        let question = Question::Manifest(&reference);
+                        resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
+                        answer
+                    })
                 };
-                self.manifests.join_or_start(key, work).await.unwrap_or(Err(PullError::Busy))
+                let (answer, reasons) = self.manifests.join_or_start(key, work).await.ok_or(PullError::Busy)?;
+                if !is_ours {
+                    trail::because(|| "another pull was asking the upstream for the same: waited with it".to_owned());
+                }
+                trail::take_over(&reasons);
+                answer
             }
         }
     }
@@ -77,24 +90,32 @@ impl Resolver {
     async fn held(&self, place: &Place, reference: &Reference) -> Result<Held, PullError> {
         let origin = place.fill.as_ref().map(|fill| fill.origin);
         within_limit(async {
-            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(Held::Nothing(None)) };
+            let Some(live) = self.repositories.live(&place.repository).await? else {
+                trail::because(|| format!("there was no repository `{}`", place.repository));
+                return Ok(Held::Nothing(None));
+            };
             let (digest, freshness, validated) = match reference {
                 Reference::Digest(digest) => (digest.clone(), Freshness::Fresh, None),
                 Reference::Tag(tag) => {
                     let record = self.repositories.tag(&live, tag, origin).await?;
                     let Some((digest, validated)) = record.and_then(|r| Some((r.digest?, r.validate_time))) else {
+                        trail::because(|| format!("tag `{tag}` was not known in this repository under its rule"));
                         return Ok(Held::Nothing(Some(live)));
                     };
+                    trail::because(|| validity(tag, validated, self.now()));
                     (digest, Freshness::of(validated, Window::default(), self.now()), validated)
                 }
             };
             let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
+                trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
                 return Ok(Held::Nothing(Some(live)));
             };
             // A link whose object is missing is a miss, and heals.
             let Some(object) = self.repositories.store.get(&link.object).await? else {
+                trail::because(|| format!("manifest `{digest}` is linked, but was not in the store"));
                 return Ok(Held::Nothing(Some(live)));
             };
+            trail::because(|| format!("manifest `{digest}` is linked in this repository, and was in the store"));
             let resolved = Resolved {
                 digest,
                 media_type: link.media_type,
@@ -132,7 +153,10 @@ impl Resolver {
             (Held::Stale(stale, live), Reference::Tag(tag)) if !asked_in_vain => {
                 Ok(self.refresh(key, place, fill, tag, stale, &live).await)
             }
-            (Held::Stale(stale, _), _) => Ok(Resolved { outcome: Outcome::Stale, ..stale }),
+            (Held::Stale(stale, _), _) => {
+                trail::because(|| "the upstream could not confirm the tag a moment ago, and was left alone".to_owned());
+                Ok(Resolved { outcome: Outcome::Stale, ..stale })
+            }
         };
         failpoint::hit("manifest.before_release");
         drop(lease);
@@ -158,6 +182,9 @@ impl Resolver {
                 Claim::Busy => (None, true),
                 Claim::Uncoordinated => (None, false),
             };
+            if is_busy {
+                trail::because(|| "another node was asking the upstream: waited for it".to_owned());
+            }
             let waits = is_busy && patience.wait().await;
             let held = self.held(place, reference).await?;
             if !waits || matches!(held, Held::Fresh(_)) {
@@ -184,6 +211,7 @@ impl Resolver {
                     repository.name = %place.repository, tag.name = %tag,
                     "serves `{}:{tag}` stale: {error}", place.repository
                 );
+                trail::because(|| format!("served stale, since the upstream could not confirm the tag: {error}"));
                 self.unconfirmed.insert(key, ()).await;
                 Resolved { outcome: Outcome::Stale, ..stale }
             }
@@ -204,8 +232,10 @@ impl Resolver {
         let seen = asking(fill, "HEAD", question).await;
         let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         if seen.as_ref() != Some(&held.digest) {
+            trail::because(|| format!("the upstream says that tag `{tag}` means another digest now"));
             return self.fetch(place, fill, &reference).await;
         }
+        trail::because(|| format!("the upstream confirmed that tag `{tag}` still means this digest"));
         if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
             warn!("`{}:{tag}` was confirmed, which could not be noted: {error}", place.repository);
         }
@@ -233,6 +263,11 @@ impl Resolver {
             size_bytes = verified.bytes.len(), stored = incarnation.is_some(),
             "fetched manifest `{}` of `{}`", verified.digest, place.repository
         );
+        trail::because(|| {
+            let (upstream, stored) =
+                (&fill.source.upstream.id, if incarnation.is_some() { "" } else { ", not stored" });
+            format!("fetched from upstream `{upstream}`, repository `{}`{stored}", fill.repository)
+        });
         Ok(Resolved {
             digest: verified.digest,
             media_type: verified.manifest.media_type,
@@ -242,6 +277,15 @@ impl Resolver {
             incarnation,
             validated: tag.map(|_| self.now()),
         })
+    }
+}
+
+/// How far a tag could be trusted.
+fn validity(tag: &Tag, validated: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {
+    let window = trail::length(Window::default().length());
+    match validated {
+        Some(at) => format!("tag `{tag}` was validated {} ago, the window is {window}", trail::ago(at, now)),
+        None => format!("tag `{tag}` was never validated"),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::http::route::Asked;
+use crate::inspect::trail;
 
 /// Refusals that are remembered. Clones share them.
 #[derive(Clone)]
@@ -109,6 +110,12 @@ impl Refusals {
             let entry = self.entries.get(&Key::new(repository, fill, what)).await;
             if let Some(entry) = entry.filter(|entry| entry.until > self.clock.now()) {
                 self.answered.add(1, &[KeyValue::new("reason", entry.refusal.as_str())]);
+                trail::because(|| {
+                    format!(
+                        "the upstream refused it a moment ago, and is not asked until {}",
+                        entry.until.format("%FT%TZ")
+                    )
+                });
                 return Err(entry.error);
             }
         }

@@ -91,12 +91,12 @@ async fn nobody_but_nodes_is_answered_on_the_line_between_nodes() {
         ("a token that has expired", issue("entrepot.peer.v1", now - Duration::from_secs(61))),
         ("a token of another cluster", Some(foreign.expose().clone())),
     ] {
-        for path in ["/internal/v1/node", "/internal/v1/nothing"] {
+        for path in ["/internal/v1/node", "/internal/v1/fills", "/internal/v1/answers/x", "/internal/v1/nothing"] {
             assert_eq!(get(path, token.clone()).await.status(), 401, "{why}: {path}");
         }
     }
     let token = || issue("entrepot.peer.v1", now);
-    for path in ["/internal/v1/nothing", "/", "/v2/", "/internal/v1/node/"] {
+    for path in ["/internal/v1/nothing", "/", "/v2/", "/internal/v1/node/", "/internal/v1/answers/x"] {
         assert_eq!(get(path, token()).await.status(), 404, "{path}");
     }
     let posted = client.post(address.join("/internal/v1/node").unwrap()).bearer_auth(token().unwrap());
@@ -106,6 +106,16 @@ async fn nobody_but_nodes_is_answered_on_the_line_between_nodes() {
     let answer: serde_json::Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
     assert_eq!((&answer["id"], &answer["running"]["revision"]), (&"node-1".into(), &7.into()));
     assert_eq!(answer["boot_id"], ground.record("node-1").await.unwrap().boot_id.to_string());
+    let fills: serde_json::Value =
+        serde_json::from_slice(&get("/internal/v1/fills", token()).await.bytes().await.unwrap()).unwrap();
+    assert_eq!(fills, serde_json::json!({ "fills": [] }));
+    let refused = node.get("/v2/demo/app/manifests/v1?token=secret").await;
+    let id = refused.headers()["x-request-id"].to_str().unwrap().to_owned();
+    assert!(id.starts_with("node-1-"), "{id}");
+    let answer = get(&format!("/internal/v1/answers/{id}"), token()).await.text().await.unwrap();
+    assert!(answer.contains(&id) && !answer.contains("secret"), "{answer}");
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((&answer["status"], &answer["principal"]), (&404.into(), &"puller".into()), "{answer}");
     // Clients of the registry get nothing here, and nodes nothing there.
     assert_eq!(node.get("/internal/v1/node").await.status(), 404);
 }

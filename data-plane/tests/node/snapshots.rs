@@ -269,6 +269,16 @@ mod replicas {
             Ok(Response::new(ReceiverStream::new(said)))
         }
 
+        type TakeQuestionsStream = ReceiverStream<Result<pb::TakeQuestionsResponse, Status>>;
+
+        /// As a release that has no questions.
+        async fn take_questions(
+            &self,
+            _: Request<Streaming<pb::TakeQuestionsRequest>>,
+        ) -> Result<Response<Self::TakeQuestionsStream>, Status> {
+            Err(Status::unimplemented("no questions here"))
+        }
+
         async fn report_events(
             &self,
             _: Request<pb::ReportEventsRequest>,

@@ -58,6 +58,11 @@ pub fn node(id: &ResourceId) -> String {
     format!("nodes/{id}")
 }
 
+/// `answers/<request id>`.
+pub fn answer(request_id: &str) -> String {
+    format!("answers/{request_id}")
+}
+
 /// `repositories/<repository name>`.
 pub fn repository(name: &RepositoryName) -> String {
     format!("repositories/{name}")
@@ -66,6 +71,14 @@ pub fn repository(name: &RepositoryName) -> String {
 /// `repositories/<repository name>/images/<digest>`.
 pub fn image(repository: &RepositoryName, digest: &Digest) -> String {
     format!("repositories/{repository}/images/{digest}")
+}
+
+/// Reads `nodes/<id>`.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_node(name: &str) -> Result<ResourceId, Error> {
+    below(name, "nodes/", "nodes/<id>")
 }
 
 /// Reads `upstreams/<id>`.
@@ -103,6 +116,21 @@ pub fn parse_access_key(name: &str) -> Result<(ResourceId, String), Error> {
         return Err(Error::Shape(SHAPE));
     }
     Ok((below(principal, "principals/", SHAPE)?, key_id.to_owned()))
+}
+
+/// Reads `answers/<request id>`: the node that gave the answer, and the whole request id. It is the node's id, a hyphen,
+/// and what tells the node's requests apart.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_answer(name: &str) -> Result<(ResourceId, String), Error> {
+    const SHAPE: &str = "answers/<request id>";
+    let request_id = name.strip_prefix("answers/").ok_or(Error::Shape(SHAPE))?;
+    let (node, number) = request_id.rsplit_once('-').ok_or(Error::Shape(SHAPE))?;
+    if number.len() != 32 || !number.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(Error::Part { shape: SHAPE, why: format!("`{request_id}` is not an id that nodes give") });
+    }
+    Ok((part(node, SHAPE)?, request_id.to_owned()))
 }
 
 /// Reads `repositories/<repository name>`.
@@ -146,8 +174,11 @@ mod tests {
         let id: ResourceId = "docker-hub".parse().unwrap();
         assert_eq!(parse_upstream(&upstream(&id)), Ok(id.clone()));
         assert_eq!(parse_rule(&rule(&id)), Ok(id.clone()));
+        assert_eq!(parse_node(&node(&id)), Ok(id.clone()));
         assert_eq!(parse_principal(&principal(&id)), Ok(id.clone()));
         assert_eq!(parse_access_key(&access_key(&id, "K1")), Ok((id, "K1".into())));
+        let request_id = "node-1-0193a7c2d4f07b118e5d3a6b9c0d1e2f";
+        assert_eq!(parse_answer(&answer(request_id)), Ok(("node-1".parse().unwrap(), request_id.into())));
         let nginx: RepositoryName = "hub/library/nginx".parse().unwrap();
         assert_eq!(parse_repository(&repository(&nginx)), Ok(nginx.clone()));
         let digest = Digest::sha256(b"");
@@ -168,6 +199,9 @@ mod tests {
         assert!(parse_rule("rules/Hub").unwrap_err().to_string().contains("`Hub` must be 1 to 63"));
         for name in ["", "repositories/a", "repositories/a/images", "repositories/a/images/v1", "a/tags/v1"] {
             assert!(parse_image(name).is_err(), "{name}");
+        }
+        for name in ["answers/", "answers/x", "answers/node-1-77", "node-1-0193a7c2d4f07b118e5d3a6b9c0d1e2f"] {
+            assert!(parse_answer(name).is_err(), "{name}");
         }
         for name in ["principals/a", "principals/a/accessKeys/", "principals/a/accessKeys/b/c", "accessKeys/b"] {
             assert!(parse_access_key(name).is_err(), "{name}");

@@ -1,0 +1,189 @@
+//! What operators ask: it comes from the control plane on lines that the node has opened, so that nobody has to reach the
+//! node.
+//!
+//! A line leads to each address that the node was given. A control plane that a node has no line to, as behind a load
+//! balancer, asks it through any other node; that one asks on the listener for nodes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use entrepot_domain::ResourceId;
+use entrepot_proto::convert::{duration, timestamp};
+use entrepot_proto::node::v1::take_questions_request::Reply;
+use entrepot_proto::node::v1::take_questions_response::Kind;
+use entrepot_proto::{node::v1 as pb, v1};
+use entrepot_runtime::{Tasks, chain};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tracing::debug;
+
+use super::line::{Client, Line};
+use crate::config::limits;
+use crate::fill::{FillState, FillView};
+use crate::inspect::{AnswerState, AnswerView, Inspector};
+use crate::peers::{AskError, Peers};
+
+/// Replies to what operators ask.
+#[derive(Clone)]
+pub(crate) struct Questions {
+    pub(crate) node_id: Arc<str>,
+    pub(crate) inspector: Inspector,
+    pub(crate) peers: Peers,
+}
+
+impl Questions {
+    /// Spawns a line to each address of the control plane; they end when the tasks stop.
+    pub(crate) fn spawn(&self, line: &Line, tasks: &Tasks) {
+        for client in line.clients() {
+            let (questions, stopping) = (self.clone(), tasks.stopping());
+            tasks.spawn("questions", async move {
+                stopping.run_until_cancelled(questions.keep_taking(client)).await;
+            });
+        }
+    }
+
+    async fn keep_taking(&self, client: Client) {
+        let backoff = || {
+            ExponentialBuilder::default()
+                .with_jitter()
+                .with_min_delay(limits::CONTROL_RETRY / 4)
+                .with_max_delay(limits::QUESTIONS_RETRY)
+                .without_max_times()
+                .build()
+        };
+        let mut delays = backoff();
+        loop {
+            let opened = Instant::now();
+            if let Err(status) = self.take(client.clone()).await {
+                debug!("no line for questions to a control plane: {status}");
+            }
+            if opened.elapsed() > limits::QUESTIONS_RETRY {
+                delays = backoff();
+            }
+            tokio::time::sleep(delays.next().unwrap_or(limits::QUESTIONS_RETRY)).await;
+        }
+    }
+
+    /// Replies to what comes on one line, until it breaks.
+    async fn take(&self, mut client: Client) -> Result<(), Status> {
+        let (say, said) = mpsc::channel(limits::QUESTIONS);
+        let hello = pb::TakeQuestionsRequest { node_id: self.node_id.to_string(), question: 0, reply: None };
+        say.try_send(hello).map_err(|_| Status::internal("a new channel has room"))?;
+        let silent = |_| Status::deadline_exceeded("the control plane took too long");
+        let opened = timeout(limits::REPORT, client.take_questions(ReceiverStream::new(said))).await;
+        let mut asked = opened.map_err(silent)??.into_inner();
+        let mut open = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                question = asked.message(), if open.len() < limits::QUESTIONS => match question? {
+                    Some(question) => open.push(self.reply(question)),
+                    None => return Ok(()),
+                },
+                Some(reply) = open.next() => {
+                    if timeout(limits::REPORT, say.send(reply)).await.map_err(silent)?.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn reply(&self, asked: pb::TakeQuestionsResponse) -> pb::TakeQuestionsRequest {
+        let pb::TakeQuestionsResponse { question, node_id, kind } = asked;
+        let is_me = node_id == *self.node_id;
+        let reply = match (kind, node_id.parse::<ResourceId>()) {
+            (Some(Kind::ListFills(_)), _) if is_me => Ok(fills(&node_id, self.inspector.fills())),
+            (Some(Kind::Answer(id)), _) if is_me => Ok(answer(&node_id, self.inspector.answer(&id))),
+            (Some(Kind::ListFills(_)), Ok(node)) => {
+                self.peers.fills_of(&node).await.map(|views| fills(&node_id, views))
+            }
+            (Some(Kind::Answer(id)), Ok(node)) => {
+                self.peers.answer_of(&node, &id).await.map(|view| answer(&node_id, view))
+            }
+            (None, _) | (_, Err(_)) => {
+                Ok(failed(pb::QuestionFailure::Unspecified, "this node does not know what is asked".to_owned()))
+            }
+        };
+        let reply =
+            reply.unwrap_or_else(|error: AskError| failed(pb::QuestionFailure::Unreachable, chain(&error).to_string()));
+        pb::TakeQuestionsRequest { node_id: String::new(), question, reply: Some(reply) }
+    }
+}
+
+fn fills(node_id: &str, views: Vec<FillView>) -> Reply {
+    Reply::Fills(pb::RunningFills { fills: views.into_iter().map(|view| fill(node_id, view)).collect() })
+}
+
+fn answer(node_id: &str, view: Option<AnswerView>) -> Reply {
+    match view {
+        Some(view) => Reply::Answer(remembered(node_id, view)),
+        None => failed(pb::QuestionFailure::Forgotten, "the node does not remember this answer".to_owned()),
+    }
+}
+
+fn failed(failure: pb::QuestionFailure, reason: String) -> Reply {
+    Reply::Failed(pb::FailedQuestion { failure: failure.into(), reason })
+}
+
+fn fill(node_id: &str, view: FillView) -> v1::Fill {
+    let state = match view.state {
+        FillState::Looking => v1::FillState::Looking,
+        FillState::Claiming => v1::FillState::Claiming,
+        FillState::Waiting => v1::FillState::Waiting,
+        FillState::Transferring => v1::FillState::Transferring,
+        FillState::Committing => v1::FillState::Committing,
+        FillState::Unknown => v1::FillState::Unspecified,
+    };
+    v1::Fill {
+        name: format!("nodes/{node_id}/fills/{}", view.id),
+        node: format!("nodes/{node_id}"),
+        rule: format!("rules/{}", view.rule),
+        upstream: format!("upstreams/{}", view.upstream),
+        digest: view.digest,
+        repository: format!("repositories/{}", view.repository),
+        state: state.into(),
+        size_bytes: view.size_bytes.map(signed),
+        landed_bytes: signed(view.landed_bytes),
+        released_bytes: signed(view.released_bytes),
+        reader_count: i32::try_from(view.readers).unwrap_or(i32::MAX),
+        bytes_per_second: signed(view.bytes_per_second),
+        begin_time: Some(timestamp(view.begin_time)),
+    }
+}
+
+fn remembered(node_id: &str, view: AnswerView) -> v1::Answer {
+    let state = match view.state {
+        AnswerState::Sending => v1::AnswerState::Sending,
+        AnswerState::Complete => v1::AnswerState::Complete,
+        AnswerState::Cut => v1::AnswerState::Cut,
+        AnswerState::Abandoned => v1::AnswerState::Abandoned,
+    };
+    let below = |collection: &str, id: String| if id.is_empty() { id } else { format!("{collection}/{id}") };
+    v1::Answer {
+        name: format!("answers/{}", view.request_id),
+        node: format!("nodes/{node_id}"),
+        begin_time: Some(timestamp(view.begin_time)),
+        method: view.method,
+        route: view.route,
+        repository: below("repositories", view.repository),
+        reference: view.reference,
+        digest: view.digest,
+        principal: below("principals", view.principal),
+        client_address: view.client_address,
+        http_status: view.status.into(),
+        outcome: view.outcome,
+        reasons: view.reasons,
+        sent_bytes: signed(view.sent_bytes),
+        state: state.into(),
+        duration: Some(duration(Duration::from_millis(view.duration_ms))),
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

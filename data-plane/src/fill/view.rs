@@ -1,0 +1,208 @@
+//! A running fill as operators see it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::fill::{Fill, Phase};
+use entrepot_domain::{Digest, RepositoryName, ResourceId};
+use serde::{Deserialize, Serialize};
+
+use super::Fills;
+use crate::control::{FillFrom, Place};
+
+/// Over which time a rate is measured, and how far samples are apart.
+const WINDOW: Duration = Duration::from_secs(5);
+const APART: Duration = Duration::from_millis(250);
+
+/// A running fill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FillView {
+    /// Tells it from the others of its node.
+    pub(crate) id: String,
+    pub(crate) rule: String,
+    pub(crate) upstream: String,
+    pub(crate) digest: String,
+    /// The repository that it was begun for.
+    pub(crate) repository: String,
+    pub(crate) state: FillState,
+    pub(crate) size_bytes: Option<u64>,
+    pub(crate) landed_bytes: u64,
+    pub(crate) released_bytes: u64,
+    pub(crate) readers: u32,
+    pub(crate) bytes_per_second: u64,
+    pub(crate) begin_time: DateTime<Utc>,
+}
+
+/// What a fill is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FillState {
+    /// Is it in the store?
+    Looking,
+    /// Asking for the lease.
+    Claiming,
+    /// Another node has the lease.
+    Waiting,
+    /// Bytes land.
+    Transferring,
+    /// They get their place in the store.
+    Committing,
+    /// A release that knows more of these has told of it.
+    #[serde(other)]
+    Unknown,
+}
+
+impl FillState {
+    /// The word for where the state machine is; `None` when it is over.
+    fn of(state: &Fill) -> Option<Self> {
+        match state.phase() {
+            Phase::Looking | Phase::LookingAgain => Some(Self::Looking),
+            Phase::Claiming => Some(Self::Claiming),
+            Phase::Following => Some(Self::Waiting),
+            Phase::Leading | Phase::Adopting | Phase::Reading => Some(Self::Transferring),
+            Phase::Verifying | Phase::Committing => Some(Self::Committing),
+            Phase::Finished(_) => None,
+        }
+    }
+}
+
+/// What is known of a fill besides what its readers need.
+pub(crate) struct About {
+    /// When it was begun.
+    pub(crate) began: DateTime<Utc>,
+    rule: ResourceId,
+    upstream: ResourceId,
+    /// Whom it was begun for.
+    pub(crate) repository: RepositoryName,
+    digest: Digest,
+    readers: AtomicU32,
+    now: Mutex<Now>,
+}
+
+/// What changes of it.
+struct Now {
+    state: FillState,
+    size_bytes: Option<u64>,
+    meter: Meter,
+}
+
+impl About {
+    pub(super) fn new(place: &Place, fill: &FillFrom, digest: &Digest, began: DateTime<Utc>) -> Arc<Self> {
+        let now = Now { state: FillState::Looking, size_bytes: None, meter: Meter::default() };
+        Arc::new(Self {
+            began,
+            rule: fill.rule.id.clone(),
+            upstream: fill.source.upstream.id.clone(),
+            repository: place.repository.clone(),
+            digest: digest.clone(),
+            readers: AtomicU32::new(0),
+            now: Mutex::new(now),
+        })
+    }
+
+    /// The state machine is at `state` now.
+    pub(super) fn is_at(&self, state: &Fill) {
+        let mut now = self.now();
+        now.state = FillState::of(state).unwrap_or(now.state);
+        now.size_bytes = state.size_bytes();
+        now.meter.sample(state.landed_bytes(), Instant::now());
+    }
+
+    /// Counts one reader until it is dropped.
+    pub(super) fn reading(self: &Arc<Self>) -> Reading {
+        self.readers.fetch_add(1, Ordering::Relaxed);
+        Reading(self.clone())
+    }
+
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A reader of a fill.
+pub(crate) struct Reading(Arc<About>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Fills {
+    /// The fills that run.
+    pub(crate) fn views(&self) -> Vec<FillView> {
+        // Nothing is cloned that would look like a reader.
+        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = |((origin, _), landing): (&super::FillKey, &super::Landing)| {
+            let (landed_bytes, released_bytes) = landing.bytes();
+            let about = landing.about();
+            let now = about.now();
+            FillView {
+                id: format!("{origin}:{}", about.digest),
+                rule: about.rule.to_string(),
+                upstream: about.upstream.to_string(),
+                digest: about.digest.to_string(),
+                repository: about.repository.to_string(),
+                state: now.state,
+                size_bytes: now.size_bytes,
+                landed_bytes,
+                released_bytes,
+                readers: about.readers.load(Ordering::Relaxed),
+                bytes_per_second: now.meter.rate(landed_bytes, Instant::now()),
+                begin_time: about.began,
+            }
+        };
+        running.iter().map(view).collect()
+    }
+}
+
+/// Measures how fast bytes land, from a few samples of the last seconds.
+#[derive(Default)]
+struct Meter(VecDeque<(Instant, u64)>);
+
+impl Meter {
+    /// So many bytes have landed at `now`.
+    fn sample(&mut self, landed: u64, now: Instant) {
+        if self.0.back().is_some_and(|(at, _)| now.duration_since(*at) < APART) {
+            return;
+        }
+        self.0.push_back((now, landed));
+        while self.0.len() > 2 && self.0.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
+            self.0.pop_front();
+        }
+    }
+
+    /// Bytes per second until `now`, when `landed` have landed.
+    fn rate(&self, landed: u64, now: Instant) -> u64 {
+        // The last sample before the window begins, so that there is one for what trickles, too.
+        let before = self.0.iter().rev().find(|(at, _)| now.duration_since(*at) >= WINDOW);
+        let Some((at, base)) = before.or_else(|| self.0.front()) else { return 0 };
+        let millis = u64::try_from(now.duration_since(*at).as_millis()).unwrap_or(u64::MAX);
+        landed.saturating_sub(*base).saturating_mul(1000) / millis.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_of_the_last_seconds_and_falls_when_nothing_lands() {
+        let (mut meter, start) = (Meter::default(), Instant::now());
+        let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+        assert_eq!(meter.rate(0, start), 0);
+        for second in 0..20_u32 {
+            meter.sample(u64::from(second) * 1000, at(f64::from(second)));
+        }
+        assert_eq!(meter.rate(19_000, at(19.0)), 1000);
+        for step in 1..=40 {
+            meter.sample(19_000 + step * 500, at(19.0 + step as f64 / 4.0));
+        }
+        assert_eq!(meter.rate(39_000, at(29.0)), 2000);
+        assert!(meter.0.len() <= 25, "{} samples", meter.0.len());
+        assert_eq!(meter.rate(39_000, at(39.0)), 0);
+    }
+}
