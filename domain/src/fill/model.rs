@@ -772,13 +772,13 @@ fn two_nodes_hold_all_invariants_with_up_to_two_faults() {
 }
 
 #[test]
-#[ignore = "millions of states: `scripts/suite 6` runs it"]
+#[ignore = "millions of states: `scripts/suite model` runs it"]
 fn two_nodes_hold_all_invariants_with_three_faults() {
     holds("2 nodes, 3 faults", Setup::core(2, 3));
 }
 
 #[test]
-#[ignore = "millions of states: `scripts/suite 6` runs it"]
+#[ignore = "millions of states: `scripts/suite model` runs it"]
 fn three_nodes_hold_all_invariants_with_one_fault() {
     holds("3 nodes, 1 fault", Setup::core(3, 1));
 }
