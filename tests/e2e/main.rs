@@ -21,3 +21,4 @@ mod refusals;
 mod registry;
 mod report;
 mod spools;
+mod tools;

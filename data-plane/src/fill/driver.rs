@@ -61,6 +61,7 @@ pub(super) async fn drive(
         is_open: false,
         body: None,
         passed_over_bytes: 0,
+        has_ended_early: false,
         ahead: None,
         verifier: Verifier::new(digest.clone()),
         upload: None,
@@ -115,6 +116,8 @@ struct Driver<'a> {
     body: Option<Body>,
     /// How many of them have landed before.
     passed_over_bytes: u64,
+    /// Whether they have ended too early.
+    has_ended_early: bool,
     /// Where the next bytes that come ahead land, and those bytes.
     ahead: Option<(u64, u64, Body)>,
     verifier: Verifier,
@@ -319,10 +322,12 @@ impl Driver<'_> {
         let mut chunk = match chunk {
             Some(Ok(chunk)) => chunk,
             Some(Err(error)) => return self.broken(error),
-            None if state.size_bytes().is_some() => {
-                return self.broken(self.bad("it is smaller than the upstream said"));
+            None => {
+                return match state.size_bytes() {
+                    Some(size) => self.fetch_rest(state.landed_bytes()..size).await,
+                    None => Event::Ended,
+                };
             }
-            None => return Event::Ended,
         };
         let known = self.passed_over_bytes.min(chunk.len() as u64);
         self.passed_over_bytes -= known;
@@ -339,6 +344,20 @@ impl Driver<'_> {
         let bytes = chunk.len() as u64;
         self.hash(chunk).await;
         Event::Landed(bytes)
+    }
+
+    /// Requests what is missing of a body that has come to a proper end too early. No upstream that has it all does
+    /// that twice.
+    async fn fetch_rest(&mut self, rest: Range<u64>) -> Event {
+        let is_first = !std::mem::replace(&mut self.has_ended_early, true);
+        match if is_first { self.part(rest).await } else { Ok(None) } {
+            Ok(Some(body)) => {
+                self.body = Some(body);
+                Event::Landed(0)
+            }
+            Ok(None) => self.broken(self.bad("it is smaller than the upstream said")),
+            Err(error) => self.broken(error),
+        }
     }
 
     async fn land_ahead(&mut self, chunk: Option<Result<Bytes, PullError>>) -> Event {
