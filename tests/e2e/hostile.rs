@@ -58,6 +58,8 @@ const BAD: Endings = &["502 UNKNOWN"];
 const DENIED: Endings = &["403 DENIED"];
 /// A large blob is on its way before anybody can know; who comes later is told.
 const CUT_OR_BAD: Endings = &["cut", "502 UNKNOWN"];
+/// The rest is asked for, and does not come, either.
+const NO_END: Endings = &["cut", "502 UNKNOWN", "503 UNAVAILABLE"];
 const CUT_OR_AWAY: Endings = &["cut", "503 UNAVAILABLE"];
 /// What was cut and looks whole is found out, or gone on with.
 const FOUND_OUT: Endings = &["right", "cut", "502 UNKNOWN"];
@@ -196,7 +198,7 @@ const BROKEN_BODIES: &[Row] = &[
     row("a stall in the middle", [RIGHT, RIGHT, AWAY], |s| s.times(1, Fault::StallAfter(s.middle()))),
     row("stalls without end", [CUT_OR_AWAY, AWAY, AWAY], |s| s.always(Fault::StallAfter(0))),
     row("truncated with a proper end", [FOUND_OUT, FOUND_OUT, BAD], |s| s.always(Fault::EndAfter(s.middle()))),
-    row("nothing with a proper end", [CUT_OR_BAD, BAD, BAD], |s| s.always(Fault::EndAfter(0))),
+    row("nothing with a proper end", [NO_END, NO_END, BAD], |s| s.always(Fault::EndAfter(0))),
     all("no length", RIGHT, |s| s.always(Fault::NoLength)),
     all("no length, and nobody says one", RIGHT, Scene::says_no_length),
     row("truncated, and nobody says the length", [CUT_OR_BAD, CUT_OR_BAD, BAD], |s| {
