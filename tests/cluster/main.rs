@@ -14,6 +14,7 @@ mod cluster;
 mod coalescing;
 mod drain;
 mod inspector;
+mod memory;
 mod redis;
 mod replicas;
 mod report;

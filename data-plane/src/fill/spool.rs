@@ -34,8 +34,10 @@ impl Spool {
     /// Reads exactly `len` bytes at `offset`, which have landed.
     pub(crate) async fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         let file = self.0.clone();
+        // Taken here, where it is freed, too: the threads that wait for disks are many, and each would keep some for
+        // itself.
+        let mut bytes = BytesMut::zeroed(len);
         run(move || {
-            let mut bytes = BytesMut::zeroed(len);
             file.read_exact_at(&mut bytes, offset)?;
             Ok(bytes.freeze())
         })

@@ -12,7 +12,7 @@ use futures_util::stream::{try_unfold, unfold};
 use super::disk::{Disk, Opened};
 use super::index::Checked;
 use super::landing::Tee;
-use crate::local::read::{CHUNK_BYTES, read_chunk};
+use crate::local::read::{CHUNK_BYTES, Room, read_chunk};
 use crate::{ByteStream, Error, Key, Store};
 
 /// A blob that is read from the disk.
@@ -103,7 +103,8 @@ impl Reading {
         let (disk, key) = (Arc::clone(&self.disk), self.key.clone());
         let (start, end) = (self.left.start, self.left.end);
         let until = end.min(start + CHUNK_BYTES);
-        let read = move || match read_chunk(&file, start..until) {
+        let room = Room::for_bytes(until - start);
+        let read = move || match read_chunk(&file, start, room) {
             Err(error) => Chunk::Unreadable(error.to_string()),
             Ok(chunk) => {
                 if let Some(verifier) = &mut verifier {

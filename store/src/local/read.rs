@@ -12,7 +12,7 @@ use super::blocking;
 use crate::{ByteStream, Error};
 
 /// How much is read at once.
-pub(crate) const CHUNK_BYTES: u64 = 512 * 1024;
+pub(crate) const CHUNK_BYTES: u64 = 256 * 1024;
 
 /// The bytes of `range`, which ends within the file. The open file outlives its name.
 pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
@@ -21,7 +21,8 @@ pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
             return Ok(None);
         }
         let end = range.end.min(range.start + CHUNK_BYTES);
-        let (file, chunk) = blocking(move || match read_chunk(&file, range.start..end) {
+        let room = Room::for_bytes(end - range.start);
+        let (file, chunk) = blocking(move || match read_chunk(&file, range.start, room) {
             Ok(chunk) => Ok((file, chunk)),
             Err(error) => Err(Error::Away(Box::new(error))),
         })
@@ -31,18 +32,31 @@ pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
     .boxed()
 }
 
-pub(crate) fn read_chunk(file: &File, range: Range<u64>) -> io::Result<Bytes> {
-    let wanted = (range.end - range.start) as usize;
-    let mut chunk = Vec::with_capacity(wanted);
-    while chunk.len() < wanted {
-        let at = range.start + chunk.len() as u64;
-        match rustix::io::pread(file, spare_capacity(&mut chunk), at) {
+/// Memory for a chunk. The caller takes it, on whose thread it is freed, too: the threads that wait for disks are many,
+/// and each would keep some for itself.
+pub(crate) struct Room {
+    bytes: Vec<u8>,
+    wanted: usize,
+}
+
+impl Room {
+    pub(crate) fn for_bytes(wanted: u64) -> Self {
+        let wanted = wanted as usize;
+        Self { bytes: Vec::with_capacity(wanted), wanted }
+    }
+}
+
+/// As many bytes as there is room for, from `start` on.
+pub(crate) fn read_chunk(file: &File, start: u64, mut chunk: Room) -> io::Result<Bytes> {
+    while chunk.bytes.len() < chunk.wanted {
+        let at = start + chunk.bytes.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut chunk.bytes), at) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
     // An allocation may be larger than asked for.
-    chunk.truncate(wanted);
-    Ok(chunk.into())
+    chunk.bytes.truncate(chunk.wanted);
+    Ok(chunk.bytes.into())
 }
