@@ -5,7 +5,8 @@
 //! The lease saves work and protects nothing: content is addressed by its digest, so two leaders are harmless.
 //!
 //! Who does not get the lease follows the node that has it, and takes over when that node is lost: from its own byte,
-//! since all that has landed here was hashed here.
+//! since all that has landed here was hashed here. Who has it all from a leader keeps the tail back until that one has
+//! stored it, or stores it in its place.
 //!
 //! Bytes land on a spool in their order, and are hashed and uploaded in it. A reader far ahead of them may have a second
 //! request opened for its range; what that brings lands in the same spool, is hashed in its turn and never fetched
@@ -61,10 +62,22 @@ pub struct Fill {
     ahead: Vec<Part>,
     /// Whether the upstream does not give parts of this content.
     is_indivisible: bool,
+    /// Where the bytes in their order come from.
+    source: Source,
+    /// Whether all of them have landed and are what the digest means.
+    is_verified: bool,
     /// Whether the lease to claim next is that of a leader that was lost.
     succeeds: bool,
     /// Whether this is a second attempt, after bytes that nobody has seen were wrong.
     is_second: bool,
+}
+
+/// Where the bytes in their order come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Source {
+    Upstream,
+    Leader,
+    Store,
 }
 
 /// What has landed of a request for a part.
@@ -83,7 +96,7 @@ pub enum Phase {
     Looking,
     /// Asking for the lease.
     Claiming,
-    /// Another holds the lease: it brings the content, or is lost.
+    /// Another holds the lease: bytes land from it, until it has stored the content or is lost.
     Following,
     /// Asking the store once more, now with the lease, or without one where none can be had.
     LookingAgain,
@@ -95,7 +108,7 @@ pub enum Phase {
     Reading,
     /// All bytes have landed; are they what the digest means?
     Verifying,
-    /// They are, and get their final key.
+    /// They are, and get their final key, or the links to the one that they have.
     Committing,
     /// Over.
     Finished(Outcome),
@@ -133,13 +146,9 @@ pub enum Event {
     Uncoordinated,
     /// Another holds the lease.
     Busy,
-    /// A moment of following has passed; the leader may be done or lost.
-    Waited,
-    /// We have followed for as long as we may without a byte.
-    OutOfPatience,
-    /// The leader has stored the content.
+    /// The leader has all bytes, and has stored them as far as the store let it.
     LeaderEnded,
-    /// The leader does not go on.
+    /// The leader does not go on, or is too slow.
     LeaderLost,
     /// What the leader has sent is wrong.
     LeaderRejected,
@@ -149,7 +158,7 @@ pub enum Event {
     Landed(u64),
     /// The upstream's body, or the store's, has come to its end.
     Ended,
-    /// The source has failed for good.
+    /// The source has failed for good; also where the leader says so of the upstream.
     Broken,
     /// A reader waits for the byte at this offset, far ahead of what has landed.
     Wanted(u64),
@@ -193,7 +202,7 @@ pub enum Effect {
     Claim,
     /// Take the lease if it is free, or still that of the leader that was lost.
     TakeOver,
-    /// Let bytes from this offset on come from the leader, or wait for it.
+    /// Let bytes from this offset on come from the leader.
     Follow(u64),
     /// Begin an upload with what has landed; all that is hashed from now on goes into it.
     BeginUpload,
@@ -215,6 +224,8 @@ pub enum Effect {
     Verify,
     /// Give the content its final key.
     Commit,
+    /// Let the repositories that may show the content link what the store has.
+    Link,
     /// Forget what has landed.
     Discard,
     /// Undo what of the upload exists; only what this fill made.
@@ -233,6 +244,8 @@ impl Fill {
             landed: 0,
             ahead: Vec::new(),
             is_indivisible: false,
+            source: Source::Upstream,
+            is_verified: false,
             succeeds: false,
             is_second: false,
         };
@@ -247,6 +260,11 @@ impl Fill {
     /// How the fill ended, if it has.
     pub fn outcome(&self) -> Option<Outcome> {
         if let Phase::Finished(outcome) = self.phase { Some(outcome) } else { None }
+    }
+
+    /// Whether all bytes have landed here and are what the digest means.
+    pub fn is_verified(&self) -> bool {
+        self.is_verified
     }
 
     /// How large the content is, once that is known.
@@ -293,20 +311,21 @@ impl Fill {
                 self.enter(P::Claiming, [claim])
             }
             (P::Claiming, E::Granted | E::Uncoordinated) => self.enter(P::LookingAgain, [X::Look]),
-            (P::Claiming, E::Busy) => self.enter(P::Following, [X::Follow(self.landed)]),
-            (P::Following, E::Waited | E::LeaderEnded) => self.enter(P::Looking, [X::Look]),
-            (P::Following, E::OutOfPatience) => self.enter(P::LookingAgain, [X::Look]),
-            (P::Following, E::LeaderLost) => {
-                self.succeeds = true;
-                self.enter(P::Looking, [X::Look])
+            (P::Claiming, E::Busy) => {
+                self.source = Source::Leader;
+                self.enter(P::Following, [X::Follow(self.landed)])
             }
-            (P::Following, E::LeaderRejected) => self.begin_again(Vec::new()),
+            (P::Following, event) => self.follow(event),
             (P::LookingAgain, E::Found) => [vec![X::ReleaseLease], self.found()].concat(),
+            (P::LookingAgain, E::Absent | E::StoreAway) if self.is_verified => {
+                self.enter(P::Committing, [X::BeginUpload, X::Commit])
+            }
             (P::LookingAgain, E::Absent | E::StoreAway) => {
+                self.source = Source::Upstream;
                 self.enter(P::Leading, [X::BeginUpload, X::Fetch(self.landed)])
             }
-            (P::Following | P::Leading | P::Reading, E::Sized(size)) => self.sized(size),
-            (P::Following | P::Leading | P::Reading, E::Landed(bytes)) => self.land(bytes),
+            (P::Leading | P::Reading, E::Sized(size)) => self.sized(size),
+            (P::Leading | P::Reading, E::Landed(bytes)) => self.land(bytes),
             (P::Leading, E::Ended) if self.size_bytes.is_none() => {
                 self.size_bytes = Some(self.landed);
                 self.enter(P::Verifying, [X::Verify])
@@ -315,12 +334,7 @@ impl Fill {
             // What was found has vanished, which is a miss.
             (P::Reading, E::Ended | E::Broken) => self.enter(P::Looking, [X::Look]),
             (P::Leading, E::Wanted(at)) => self.fetch_ahead(at),
-            (P::Leading | P::Adopting, E::AheadLanded(bytes)) => {
-                if let Some(part) = self.ahead.iter_mut().find(|part| part.grows) {
-                    part.end = part.end.saturating_add(bytes);
-                }
-                Vec::new()
-            }
+            (P::Leading | P::Adopting, E::AheadLanded(bytes)) => self.land_ahead(bytes),
             (P::Leading | P::Adopting, E::AheadEnded) => self.end_ahead(),
             (P::Leading | P::Adopting, E::AheadRefused) => {
                 self.is_indivisible = true;
@@ -334,12 +348,19 @@ impl Fill {
                 self.landed = self.landed.saturating_add(bytes);
                 self.adopt()
             }
-            (P::Verifying, E::Right) => self.enter(P::Committing, [X::Commit]),
+            (P::Verifying, E::Right) => {
+                self.is_verified = true;
+                match self.source {
+                    Source::Upstream => self.enter(P::Committing, [X::Commit]),
+                    Source::Leader => self.enter(P::Following, []),
+                    Source::Store => self.enter(P::Committing, [X::Link]),
+                }
+            }
             (P::Verifying, E::Wrong) => self.begin_again(vec![X::AbortUpload, X::ReleaseLease]),
             (P::Committing, E::Committed) => self.finish(Outcome::Stored, [X::ReleaseLease]),
             (P::Committing, E::CommitFailed) => self.finish(Outcome::Uncached, [X::AbortUpload, X::ReleaseLease]),
-            (P::Following | P::Leading | P::Adopting | P::Reading, E::SpoolFailed) => self.stop(Outcome::PassedThrough),
-            (P::Following | P::Leading | P::Adopting | P::Reading, E::Abandoned) => self.stop(Outcome::Abandoned),
+            (P::Leading | P::Adopting | P::Reading, E::SpoolFailed) => self.stop(Outcome::PassedThrough),
+            (P::Leading | P::Adopting | P::Reading, E::Abandoned) => self.stop(Outcome::Abandoned),
             (P::Leading | P::Adopting, E::Draining { readers: false, followers: true }) => {
                 self.stop(Outcome::HandedOver)
             }
@@ -348,11 +369,35 @@ impl Fill {
             {
                 self.stop(Outcome::Abandoned)
             }
-            (P::Following | P::Reading, E::Draining { readers: false, .. }) => self.stop(Outcome::Abandoned),
+            (P::Reading, E::Draining { readers: false, .. }) => self.stop(Outcome::Abandoned),
             // An answer to a question that no longer matters.
             _ => Vec::new(),
         };
         (self, effects)
+    }
+
+    /// What happens while another leads.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "an answer to a question that no longer matters changes nothing"
+    )]
+    fn follow(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Sized(_) | Event::Landed(_) if self.is_verified => Vec::new(),
+            Event::Sized(size) => self.sized(size),
+            Event::Landed(bytes) => self.land(bytes),
+            Event::LeaderEnded => self.enter(Phase::Looking, [Effect::Look]),
+            Event::LeaderRejected if !self.is_verified => self.begin_again(Vec::new()),
+            // What is verified here is right, whatever the leader has.
+            Event::LeaderLost | Event::LeaderRejected => {
+                self.succeeds = true;
+                self.enter(Phase::Looking, [Effect::Look])
+            }
+            Event::Broken => self.fail(),
+            Event::SpoolFailed => self.stop(Outcome::PassedThrough),
+            Event::Abandoned | Event::Draining { readers: false, .. } => self.stop(Outcome::Abandoned),
+            _ => Vec::new(),
+        }
     }
 
     fn enter<const N: usize>(&mut self, phase: Phase, effects: [Effect; N]) -> Vec<Effect> {
@@ -373,12 +418,16 @@ impl Fill {
         self.stop(Outcome::Failed)
     }
 
-    /// The store has the content. Readers of a fill that has let nothing go read there; those of another need the
+    /// The store has the content. Readers of a fill that has told them nothing read there; those of another need the
     /// rest here.
     fn found(&mut self) -> Vec<Effect> {
-        if self.landed == 0 {
+        if self.is_verified {
+            return self.enter(Phase::Committing, [Effect::Link]);
+        }
+        if self.landed == 0 && self.size_bytes.is_none() {
             return self.finish(Outcome::Stored, []);
         }
+        self.source = Source::Store;
         self.enter(Phase::Reading, [Effect::ReadStore(self.landed)])
     }
 
@@ -397,7 +446,13 @@ impl Fill {
             return self.fail();
         }
         if self.size_bytes == Some(self.landed) {
-            return self.enter(Phase::Verifying, [Effect::HangUp, Effect::StopAhead, Effect::Verify]);
+            return match self.source {
+                // It has yet to say what becomes of the content.
+                Source::Leader => self.enter(Phase::Verifying, [Effect::Verify]),
+                Source::Upstream | Source::Store => {
+                    self.enter(Phase::Verifying, [Effect::HangUp, Effect::StopAhead, Effect::Verify])
+                }
+            };
         }
         if self.ahead.first().is_some_and(|part| part.start <= self.landed) {
             return [vec![Effect::HangUp], self.adopt()].concat();
@@ -437,6 +492,13 @@ impl Fill {
         vec![Effect::FetchAhead(at..end)]
     }
 
+    fn land_ahead(&mut self, bytes: u64) -> Vec<Effect> {
+        if let Some(part) = self.ahead.iter_mut().find(|part| part.grows) {
+            part.end = part.end.saturating_add(bytes);
+        }
+        Vec::new()
+    }
+
     fn end_ahead(&mut self) -> Vec<Effect> {
         for part in &mut self.ahead {
             part.grows = false;
@@ -451,7 +513,7 @@ impl Fill {
     fn begin_again(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
         effects.push(Effect::Discard);
         let is_seen = self.reach().has_any();
-        (self.landed, self.size_bytes) = (0, None);
+        (self.landed, self.size_bytes, self.is_verified) = (0, None, false);
         self.ahead.clear();
         if is_seen || std::mem::replace(&mut self.is_second, true) {
             self.phase = Phase::Finished(Outcome::Failed);
@@ -576,6 +638,29 @@ mod tests {
         assert_eq!(effects, [Effect::TakeOver]);
         let (fill, effects) = after(fill, &[Event::Granted, Event::Absent]);
         assert_eq!((effects, fill.reach().until(0)), (vec![Effect::BeginUpload, Effect::Fetch(40)], 40));
+    }
+
+    #[test]
+    fn a_follower_that_has_it_all_waits_until_it_is_stored_or_stores_it() {
+        let following = after(Fill::start(TERMS).0, &[Event::Absent, Event::Busy]).0;
+        let (fill, effects) = after(following, &[Event::Sized(100), Event::Landed(100)]);
+        assert_eq!(effects, [Effect::Verify]);
+        let (fill, effects) = fill.step(Event::Right);
+        assert_eq!((fill.phase(), effects, fill.reach().until(0)), (Phase::Following, vec![], 95));
+        let (stored, effects) = after(fill.clone(), &[Event::LeaderEnded, Event::Found]);
+        assert_eq!((effects, stored.reach().until(0)), (vec![Effect::Link], 95));
+        assert_eq!(stored.step(Event::Committed).0.outcome(), Some(Outcome::Stored));
+        let lost = [Event::LeaderLost, Event::Absent, Event::Granted, Event::Absent];
+        assert_eq!(after(fill, &lost).1, [Effect::BeginUpload, Effect::Commit]);
+    }
+
+    #[test]
+    fn what_the_store_has_of_a_fill_that_was_begun_elsewhere_is_linked_and_not_stored_again() {
+        let lost = [Event::Absent, Event::Busy, Event::Sized(100), Event::Landed(40), Event::LeaderLost, Event::Found];
+        let (fill, effects) = after(Fill::start(TERMS).0, &lost);
+        assert_eq!(effects, [Effect::ReadStore(40)]);
+        let (_, effects) = after(fill, &[Event::Sized(100), Event::Landed(60), Event::Right]);
+        assert_eq!(effects, [Effect::Link]);
     }
 
     #[test]

@@ -242,6 +242,8 @@ impl World {
                     (node.bad, node.hashed_bad, node.body, node.ahead) = (0, false, None, None);
                     None
                 }
+                // Nobody else sees links.
+                Effect::Link => Some(Event::Committed),
                 Effect::AbortUpload => {
                     node.upload = None;
                     if setup.mutant == Mutant::DeletesByKey {
@@ -488,8 +490,11 @@ impl Setup {
                         actions.push(Action::Peer(at, true));
                     }
                 }
-                if world.object.is_some() && matches!(leader.fill.phase(), Phase::Finished(Outcome::Stored)) {
-                    actions.push(Action::LeaderEnds(at));
+                let has_all = leader.fill.landed_bytes() == node.fill.landed_bytes();
+                match leader.fill.phase() {
+                    Phase::Finished(Outcome::Stored) if world.object.is_some() => actions.push(Action::LeaderEnds(at)),
+                    Phase::Finished(Outcome::Uncached) if has_all => actions.push(Action::LeaderEnds(at)),
+                    _ => {}
                 }
                 if may_fail {
                     actions.push(Action::LeaderLost(at));
