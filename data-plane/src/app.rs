@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::auth::Auth;
 use crate::config::{Config, limits};
 use crate::control::{Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
-use crate::fill::Fills;
+use crate::fill::{Fills, Places};
 use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
@@ -103,11 +103,18 @@ impl DataPlane {
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone());
         let repositories = Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: clock.clone() };
         let fill_metrics = FillMetrics::new(&deps.metrics);
-        let (leases, at_once) = (deps.leases, config.capacity.fills);
-        let fills = Fills::new(repositories.clone(), config.spool_dir, work.clone(), leases, at_once, fill_metrics);
+        let ground = Ground {
+            store: deps.store.clone(),
+            key: deps.cluster_key.clone(),
+            clock: clock.clone(),
+            control: control.clone(),
+        };
+        let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
+        let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
+        let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity.fills, fill_metrics);
         let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
-        let resolver = Resolver::new(repositories.clone(), fills, refusals, clock.clone(), work.clone());
+        let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {
             node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },
@@ -130,15 +137,7 @@ impl DataPlane {
         );
         let watch =
             Watch { node_id: node_id.clone(), gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };
-        let peer_server = PeerServer {
-            me: me.clone(),
-            control: control.clone(),
-            tokens,
-            clock: clock.clone(),
-            inspector: inspector.clone(),
-        };
-        let ground = Ground { store: deps.store, key: deps.cluster_key, clock, control };
-        let peers = Peers::new(me, ground, client, &deps.metrics);
+        let peer_server = PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills };
         let questions = Questions { node_id, inspector, peers: peers.clone() };
         Ok(Self {
             server: Arc::new(server),
@@ -176,8 +175,9 @@ impl DataPlane {
         self.questions.spawn(&self.line, &company);
         company.spawn("outbox", self.outbox.deliver(self.line, company.clone()));
         if let Some(listener) = self.peer_listener {
-            let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, self.work.clone());
-            self.work.spawn("peer.listener", serving);
+            // Others follow its fills to their end, and new ones may.
+            let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, company.clone());
+            company.spawn("peer.listener", serving);
         }
         self.work.spawn("listener", serve(self.server, listener, limits::CONNECTIONS, self.work.clone()));
 

@@ -98,6 +98,14 @@ pub mod limits {
     pub const READER_TURN: Duration = Duration::from_secs(2);
     /// One write to the spool: a disk that is slower is done without.
     pub const SPOOL_WRITE: Duration = Duration::from_secs(10);
+    /// How often a leader tells those that follow it that it lives.
+    pub const BEAT: Duration = Duration::from_millis(500);
+    /// How long a leader may be silent before it counts as lost.
+    pub const LEADER_SILENCE: Duration = Duration::from_secs(2);
+    /// How long a node may wait for others to ask the upstream before it does so itself.
+    pub const OTHERS_WORK: Duration = Duration::from_secs(120);
+    /// How far followers may be behind a leader that stops and hands over to them.
+    pub const HANDED_OVER_BYTES: u64 = 1024 * 1024;
     /// How often a fill looks at what its readers want.
     pub const FILL_TICK: Duration = Duration::from_millis(500);
     /// How long a fill that nobody reads goes on, unless it is worth finishing.
@@ -128,6 +136,8 @@ pub mod limits {
     pub const SNAPSHOT_READ: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
     /// How often a node writes its record and reads those of the others.
     pub const NODE_RECORD: Duration = Duration::from_secs(10);
+    /// How often it looks whether its record is due.
+    pub const NODE_RECORD_LOOK: Duration = Duration::from_secs(1);
     /// How long each of these may take.
     pub const NODE_RECORD_IO: Duration = Duration::from_secs(5);
     /// How often leftovers of dead nodes are looked for, and how long that may take.

@@ -89,8 +89,13 @@ mod tests {
 
     #[test]
     fn every_place_that_is_listed_is_somewhere_in_the_code_once() {
-        let code = [include_str!("fill/driver.rs"), include_str!("resolve/manifest.rs"), include_str!("repository.rs")]
-            .concat();
+        let code = [
+            include_str!("fill/driver.rs"),
+            include_str!("fill/upload.rs"),
+            include_str!("resolve/manifest.rs"),
+            include_str!("repository.rs"),
+        ];
+        let code = code.concat();
         for name in NAMES {
             assert_eq!(code.matches(&format!("failpoint::hit(\"{name}\")")).count(), 1, "{name}");
         }

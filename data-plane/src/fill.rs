@@ -10,6 +10,8 @@ mod landing;
 mod passage;
 mod readers;
 mod spool;
+mod tail;
+mod upload;
 mod view;
 
 use std::collections::HashMap;
@@ -29,6 +31,7 @@ use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::lease::Leases;
 use crate::metrics::FillMetrics;
+use crate::peers::Peers;
 use crate::repository::Repositories;
 
 use landing::Progress;
@@ -52,9 +55,19 @@ struct Inner {
     spool_dir: PathBuf,
     tasks: Tasks,
     leases: Leases,
+    peers: Peers,
     turns: Arc<Semaphore>,
+    /// Those of them that may be had without a lease.
+    uncoordinated_turns: Arc<Semaphore>,
     running: Mutex<HashMap<FillKey, Landing>>,
     metrics: FillMetrics,
+}
+
+/// Where fills find what they need: content, the right to lead, and those who lead.
+pub(crate) struct Places {
+    pub(crate) repositories: Repositories,
+    pub(crate) leases: Leases,
+    pub(crate) peers: Peers,
 }
 
 /// What one fill is about: content under one origin. Bytes that one rule may see never reach another's readers.
@@ -62,15 +75,22 @@ type FillKey = (Uuid, Digest);
 
 impl Fills {
     pub(crate) fn new(
-        repositories: Repositories,
+        Places { repositories, leases, peers }: Places,
         spool_dir: PathBuf,
         tasks: Tasks,
-        leases: Leases,
         at_once: usize,
         metrics: FillMetrics,
     ) -> Self {
         let (turns, running) = (Arc::new(Semaphore::new(at_once)), Mutex::default());
-        Self { inner: Arc::new(Inner { repositories, spool_dir, tasks, leases, turns, running, metrics }) }
+        let uncoordinated_turns = Arc::new(Semaphore::new(at_once.div_ceil(2)));
+        let inner =
+            Inner { repositories, spool_dir, tasks, leases, peers, turns, uncoordinated_turns, running, metrics };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The other nodes.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.inner.peers
     }
 
     /// Where this node takes leases.
@@ -80,8 +100,12 @@ impl Fills {
 
     /// Waits for leave to fetch from an upstream: only so many fetches run at once.
     pub(crate) async fn turn(&self) -> Result<OwnedSemaphorePermit, PullError> {
-        let turn = tokio::time::timeout(limits::FILL_TURN, self.inner.turns.clone().acquire_owned()).await;
-        turn.ok().and_then(Result::ok).ok_or(PullError::Busy)
+        take(&self.inner.turns).await
+    }
+
+    /// Waits for leave to fetch without a lease: while Redis is away all nodes may fetch the same, so each does less.
+    async fn uncoordinated_turn(&self) -> Result<OwnedSemaphorePermit, PullError> {
+        take(&self.inner.uncoordinated_turns).await
     }
 
     /// The fill of `digest` that runs, if one does.
@@ -127,6 +151,11 @@ impl Fills {
         }
         is_unread
     }
+}
+
+async fn take(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, PullError> {
+    let turn = tokio::time::timeout(limits::FILL_TURN, turns.clone().acquire_owned()).await;
+    turn.ok().and_then(Result::ok).ok_or(PullError::Busy)
 }
 
 /// What the node itself holds of a fill: in the table, in the driver, and to take it out of the table.

@@ -10,7 +10,6 @@ mod redis;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use entrepot_domain::{Digest, Reference, RepositoryName, ResourceId};
 use entrepot_runtime::{Metrics, Tasks};
@@ -22,6 +21,7 @@ use uuid::Uuid;
 
 pub use config::{RedisConfig, RedisConfigError, RedisMode, RedisServer};
 
+pub(crate) use self::redis::WorkEnds;
 use self::redis::{Held, Redis};
 
 /// What a lease is about. Names only, since others may look into Redis.
@@ -59,10 +59,7 @@ impl fmt::Display for LeaseKey {
 
 /// Where this node takes leases. Clones share it.
 #[derive(Clone)]
-pub struct Leases {
-    place: Place,
-    patience: Duration,
-}
+pub struct Leases(Place);
 
 #[derive(Clone)]
 enum Place {
@@ -77,7 +74,7 @@ pub enum Claim {
     /// The lease is ours.
     Granted(Lease),
     /// Another holds it.
-    Busy,
+    Busy(Holder),
     /// Nobody can say. Go on without.
     Uncoordinated,
 }
@@ -87,19 +84,38 @@ impl Claim {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Granted(_) => "granted",
-            Self::Busy => "busy",
+            Self::Busy(_) => "busy",
             Self::Uncoordinated => "uncoordinated",
         }
     }
 }
 
-impl Leases {
-    /// How long a node waits for another node's work, unless it is told otherwise.
-    pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Who holds a lease: a token that is its own, which begins with the id of its node.
+///
+/// Others may write into Redis, so this is a hint. Where the node is stands in its signed record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder(Arc<str>);
 
+impl Holder {
+    fn new(token: impl Into<Arc<str>>) -> Self {
+        Self(token.into())
+    }
+
+    /// The node that holds it, if the token says one.
+    pub fn node(&self) -> Option<ResourceId> {
+        self.0.split('.').next()?.parse().ok()
+    }
+
+    /// What tells this lease from all others.
+    pub(crate) fn token(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Leases {
     /// For a node that shares its store with no other: it is granted everything.
     pub fn local() -> Self {
-        Self { place: Place::Local, patience: Self::PATIENCE }
+        Self(Place::Local)
     }
 
     /// Leases in Redis, for the nodes that share it. Redis may be away: then this node goes on without until it is back.
@@ -119,35 +135,33 @@ impl Leases {
             .with_description("How long it takes to ask for a lease, by what came of it.")
             .build();
         let redis = Redis::open(config, node, tasks, metrics).await?;
-        Ok(Self { place: Place::Redis(Arc::new(redis), duration), patience: Self::PATIENCE })
+        Ok(Self(Place::Redis(Arc::new(redis), duration)))
     }
 
-    /// With another limit to how long a node waits for another node's work.
-    #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
-    }
-
-    /// Asks for the lease once. It never fails, and takes at most a quarter of a second.
-    pub async fn claim(&self, key: &LeaseKey) -> Claim {
-        match &self.place {
+    /// Asks for the lease once: it is free, or still that of `lost`, a holder that does not work any more. So of many
+    /// who have lost the same holder one succeeds it. It never fails, and takes at most a quarter of a second.
+    pub async fn claim(&self, key: &LeaseKey, lost: Option<&Holder>) -> Claim {
+        match &self.0 {
             Place::Local => Claim::Granted(Lease(None)),
-            Place::Redis(redis, duration) => measured_claim(redis, duration, key).await,
+            Place::Redis(redis, duration) => measured_claim(redis, duration, key, lost).await,
         }
     }
 
-    /// Begins to wait for another node's work.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience { until: Instant::now() + self.patience, pause: Patience::SHORTEST }
+    /// Tells the end of the work that this node does under the lease with `token`; `None` if there is none.
+    pub(crate) fn work(&self, token: &str) -> Option<WorkEnds> {
+        match &self.0 {
+            Place::Local => None,
+            Place::Redis(redis, _) => redis.work(token),
+        }
     }
 }
 
 #[instrument(name = "lease.claim", skip_all, fields(lease.key = %key, lease.outcome = field::Empty))]
-async fn measured_claim(redis: &Redis, duration: &Histogram<f64>, key: &LeaseKey) -> Claim {
+async fn measured_claim(redis: &Redis, duration: &Histogram<f64>, key: &LeaseKey, lost: Option<&Holder>) -> Claim {
     let began = Instant::now();
-    let claim = match redis.claim(key).await {
-        Some(Some(held)) => Claim::Granted(Lease(Some(held))),
-        Some(None) => Claim::Busy,
+    let claim = match redis.claim(key, lost).await {
+        Some(Ok(held)) => Claim::Granted(Lease(Some(held))),
+        Some(Err(holder)) => Claim::Busy(holder),
         None => Claim::Uncoordinated,
     };
     duration.record(began.elapsed().as_secs_f64(), &[KeyValue::new("outcome", claim.as_str())]);
@@ -187,27 +201,5 @@ impl Lease {
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease").field("lost", &self.is_lost()).finish()
-    }
-}
-
-/// How long to wait for another node's work, and how often to look meanwhile.
-#[derive(Debug)]
-pub(crate) struct Patience {
-    until: Instant,
-    pause: Duration,
-}
-
-impl Patience {
-    /// The first pause: many manifests are there after it.
-    const SHORTEST: Duration = Duration::from_millis(25);
-    /// The last ones: each look is a question to the store, and one to Redis.
-    const LONGEST: Duration = Duration::from_millis(250);
-
-    /// Lets a moment pass. Returns whether there is patience left for another one.
-    pub(crate) async fn wait(&mut self) -> bool {
-        let left = self.until.saturating_duration_since(Instant::now());
-        tokio::time::sleep(self.pause.min(left)).await;
-        self.pause = (self.pause * 2).min(Self::LONGEST);
-        Instant::now() < self.until
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use entrepot_runtime::Metrics;
 use http::{Method, Response};
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Histogram, UpDownCounter};
+use opentelemetry::metrics::{Counter, Histogram, UpDownCounter};
 use tracing::Span;
 
 use crate::error::PullError;
@@ -64,6 +64,7 @@ impl PullMetrics {
 pub(crate) struct FillMetrics {
     duration: Histogram<f64>,
     active: UpDownCounter<i64>,
+    lost: Counter<u64>,
 }
 
 impl FillMetrics {
@@ -75,13 +76,22 @@ impl FillMetrics {
             .with_description("How long fills take from their first reader to their end.")
             .build();
         let active = meter.i64_up_down_counter("entrepot.fill.active").with_description("Fills that run.").build();
-        Self { duration, active }
+        let lost = meter
+            .u64_counter("entrepot.fill.leaders_lost")
+            .with_description("How often this node stopped following another one that did not go on, by the reason.")
+            .build();
+        Self { duration, active, lost }
     }
 
     /// Counts a fill that begins.
     pub(crate) fn begin(&self) -> Active {
         self.active.add(1, &[]);
         Active(self.active.clone())
+    }
+
+    /// Counts a leader that is no longer followed.
+    pub(crate) fn lost(&self, reason: &'static str) {
+        self.lost.add(1, &[KeyValue::new("reason", reason)]);
     }
 
     /// Counts one that has ended.

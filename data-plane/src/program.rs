@@ -108,7 +108,7 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         tasks,
         health,
         metrics,
-        leases: leases.with_patience(settings.patience),
+        leases,
     };
     let plane = DataPlane::new(config, deps)?.with_peer_listener(peer);
     // Not before the node has conditions of its own: between the two, it would look ready.

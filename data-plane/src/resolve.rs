@@ -37,6 +37,8 @@ pub(crate) enum Outcome {
     Revalidated,
     /// From the upstream.
     Miss,
+    /// From the upstream, by way of another node that fetches it.
+    Follow,
     /// From the store, although the upstream should have confirmed it and could not be asked.
     Stale,
     /// From the upstream, and not stored.
@@ -50,6 +52,7 @@ impl Outcome {
             Self::Hit => "hit",
             Self::Revalidated => "revalidated",
             Self::Miss => "miss",
+            Self::Follow => "follow",
             Self::Stale => "stale",
             Self::Bypass => "bypass",
         }

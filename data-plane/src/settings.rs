@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use entrepot_domain::ResourceId;
 use entrepot_runtime::config::{ByteSize, Parsed, Problems, Reader, Reported, Section};
@@ -31,8 +30,6 @@ pub struct Settings {
     pub node: NodeSettings,
     /// Where the control plane is.
     pub control: ControlSettings,
-    /// How long it waits for another node's fill before it fetches itself.
-    pub patience: Duration,
     /// Where leases are; without it, this node leads all of its fills.
     pub redis: Option<RedisConfig>,
     /// Where probes and Prometheus connect.
@@ -103,7 +100,6 @@ impl Settings {
         let peer = PeerSettings::read(reader);
         let node = NodeSettings::read(reader);
         let control = ControlSettings::read(reader);
-        let patience = reader.section("fill").get("patience", "10s");
         let redis = redis(reader);
         let operations = OperationsSettings::read(reader);
         let store = StoreSettings::read(reader);
@@ -116,7 +112,6 @@ impl Settings {
             peer: peer?,
             node: node?,
             control: control?,
-            patience: patience?,
             redis: redis?,
             operations: operations?,
             store: store?,

@@ -40,13 +40,13 @@ impl Node {
     }
 
     async fn claim(&self, key: &LeaseKey) -> Claim {
-        self.leases.claim(key).await
+        self.leases.claim(key, None).await
     }
 
     async fn granted(&self, key: &LeaseKey) -> Lease {
         match self.claim(key).await {
             Claim::Granted(lease) => lease,
-            other @ (Claim::Busy | Claim::Uncoordinated) => panic!("the lease `{key}` is {}", other.as_str()),
+            other @ (Claim::Busy(_) | Claim::Uncoordinated) => panic!("the lease `{key}` is {}", other.as_str()),
         }
     }
 
@@ -55,14 +55,14 @@ impl Node {
         let lease = Mutex::new(None);
         wait_until(LIMIT, "the lease is granted", async || match self.claim(key).await {
             Claim::Granted(granted) => lease.lock().unwrap().replace(granted).is_none(),
-            Claim::Busy | Claim::Uncoordinated => false,
+            Claim::Busy(_) | Claim::Uncoordinated => false,
         })
         .await;
         lease.into_inner().unwrap().unwrap()
     }
 
     async fn is_busy(&self, key: &LeaseKey) -> bool {
-        matches!(self.claim(key).await, Claim::Busy)
+        matches!(self.claim(key).await, Claim::Busy(_))
     }
 
     fn metric(&self, line: &str) -> f64 {
@@ -116,6 +116,24 @@ fn keys_say_what_they_are_about_and_each_has_one_place_in_a_cluster() {
     let content = LeaseKey::content(origin, &digest);
     assert_eq!(content.as_str(), format!("f:{origin}:{{{digest}}}"));
     assert_eq!(LeaseKey::reference(origin, &repository, &digest.to_string().parse().unwrap()), content);
+}
+
+#[tokio::test]
+async fn of_many_who_have_lost_the_same_holder_one_succeeds_it() {
+    let redis = Redis::start().await;
+    let config = config(RedisMode::Single, &[redis.url()]);
+    let (one, two) = Node::two(&config).await;
+    let three = Node::new("node-3", &config).await;
+    let lost = one.granted(&key(1)).await;
+    let Claim::Busy(holder) = two.claim(&key(1)).await else { panic!("it is held") };
+    assert_eq!(holder.node().unwrap().as_str(), "node-1");
+
+    let Claim::Granted(_successor) = two.leases.claim(&key(1), Some(&holder)).await else { panic!("it is lost") };
+    let Claim::Busy(next) = three.leases.claim(&key(1), Some(&holder)).await else { panic!("it has a successor") };
+    assert_eq!(next.node().unwrap().as_str(), "node-2");
+    // Who was lost, and lives, takes nothing away.
+    assert_eq!(lost.release().await, Released::AlreadyLost);
+    assert!(three.is_busy(&key(1)).await);
 }
 
 #[tokio::test]

@@ -109,13 +109,12 @@ impl Ground {
         self.store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
     }
 
-    /// Two nodes, each of which waits so long for the other.
-    async fn two(&self, patience: Duration) -> (Node, Node) {
-        (self.node("node-1", patience).await, self.node("node-2", patience).await)
+    async fn two(&self) -> (Node, Node) {
+        (self.node("node-1").await, self.node("node-2").await)
     }
 
     /// Starts a node whose control plane is where nobody listens.
-    async fn node(&self, id: &str, patience: Duration) -> Node {
+    async fn node(&self, id: &str) -> Node {
         let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
         let redis = RedisConfig {
             mode: RedisMode::Single,
@@ -127,7 +126,12 @@ impl Ground {
             ca: None,
         };
         let leases = Leases::redis(&redis, &id.parse().unwrap(), &tasks, &metrics).await.unwrap();
-        let config = Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id));
+        let peer_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer_address = format!("http://{}", peer_listener.local_addr().unwrap());
+        let config = Config {
+            peer_address: Some(peer_address.parse().unwrap()),
+            ..Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id))
+        };
         let deps = Deps {
             store: self.store.clone(),
             cluster_key: self.cluster_key.clone(),
@@ -136,14 +140,30 @@ impl Ground {
             tasks: tasks.clone(),
             health: health.clone(),
             metrics: metrics.clone(),
-            leases: leases.with_patience(patience),
+            leases,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tasks.spawn("registry", DataPlane::new(config, deps).unwrap().serve(listener));
+        let plane = DataPlane::new(config, deps).unwrap().with_peer_listener(peer_listener);
+        tasks.spawn("registry", plane.serve(listener));
         wait_until(LIMIT, "the node is ready", async || health.is_ready()).await;
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
         Node { url, client, tasks, metrics }
+    }
+}
+
+impl Ground {
+    /// Moves the clock, and waits until the nodes have told each other that they live on.
+    async fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        for id in ["node-1", "node-2"] {
+            let key = layout::node(&id.parse().unwrap());
+            wait_until(LIMIT, "the nodes live on", async || {
+                let record = self.store.get(&key).await.unwrap().unwrap();
+                self.cluster_key.read_node_record(&record.bytes).unwrap().is_live(self.clock.now())
+            })
+            .await;
+        }
     }
 }
 
@@ -198,7 +218,7 @@ async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_o
     const CLIENTS: usize = 25;
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two(LIMIT).await;
+    let (one, two) = ground.two().await;
     let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
     paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
     for (path, digest) in &paths {
@@ -232,9 +252,9 @@ async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_o
 async fn a_stale_tag_is_confirmed_by_one_node_for_both() {
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two(LIMIT).await;
+    let (one, two) = ground.two().await;
     assert_eq!(one.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
-    ground.clock.advance(Duration::from_secs(25 * 3600));
+    ground.advance(Duration::from_secs(25 * 3600)).await;
 
     let gate = ground.upstream.hold("HEAD /v2/app/manifests/v1");
     let first = one.get("app/manifests/v1");
@@ -253,9 +273,9 @@ async fn a_stale_tag_is_confirmed_by_one_node_for_both() {
 async fn a_stale_tag_whose_upstream_is_away_is_served_by_both() {
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two(LIMIT).await;
+    let (one, two) = ground.two().await;
     assert_eq!(one.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
-    ground.clock.advance(Duration::from_secs(25 * 3600));
+    ground.advance(Duration::from_secs(25 * 3600)).await;
     ground.upstream.stop().await;
     for client in [one.get("app/manifests/v1"), two.get("app/manifests/v1")] {
         assert_eq!(client.await.unwrap(), ok(&image.manifest));
@@ -266,7 +286,7 @@ async fn a_stale_tag_whose_upstream_is_away_is_served_by_both() {
 async fn when_the_upstream_fails_one_node_the_other_has_its_own_try() {
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two(LIMIT).await;
+    let (one, two) = ground.two().await;
     for (path, digest) in
         [("app/manifests/v1".to_owned(), &image.manifest), (format!("app/blobs/{}", image.layers[1]), &image.layers[1])]
     {
@@ -287,49 +307,101 @@ async fn when_the_upstream_fails_one_node_the_other_has_its_own_try() {
 }
 
 #[tokio::test]
-async fn who_has_waited_long_enough_fetches_by_itself() {
+async fn an_upstream_that_is_silent_for_long_is_waited_for_by_both_and_asked_once() {
+    const SILENCE: Duration = Duration::from_secs(11);
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two(Duration::from_millis(700)).await;
+    let (one, two) = ground.two().await;
     for (path, digest) in
         [("app/manifests/v1".to_owned(), &image.manifest), (format!("app/blobs/{}", image.layers[0]), &image.layers[0])]
     {
-        let gate = ground.upstream.hold(format!("GET /v2/{path}"));
-        let first = one.get(&path);
-        gate.until_waiting(1).await;
-        let (since, second) = (Instant::now(), two.get(&path));
-        gate.until_waiting(2).await;
-        println!("measured: `{path}` was asked for a second time after {:?}", since.elapsed());
-        gate.release();
-        for client in [first, second] {
+        ground.upstream.script_times(format!("GET /v2/{path}"), Fault::Delay(SILENCE), 1);
+        for client in [one.get(&path), two.get(&path)] {
             assert_eq!(client.await.unwrap(), ok(digest));
         }
+        assert_eq!(
+            ground.upstream.fetches_of(digest) + ground.upstream.fetches_of("manifests/v1"),
+            1 + usize::from(path.contains("blobs"))
+        );
     }
 }
 
+#[tokio::test]
+async fn a_node_that_follows_reads_the_bytes_as_they_land_on_the_other() {
+    let ground = Ground::new().await;
+    let blob = images::random_bytes(7, 8 << 20);
+    let digest = ground.upstream.publish_blob("app", &blob);
+    let (one, two) = ground.two().await;
+    ground.upstream.script(&digest, Fault::Rate(4 << 20));
+    let path = format!("app/blobs/{digest}");
+    let first = one.get(&path);
+    wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+    let request = two.client.get(format!("{}/v2/demo/{path}", two.url)).basic_auth(KEY.0, Some(KEY.1));
+    let mut second = request.send().await.unwrap();
+    assert_eq!(second.headers()["cache-status"], "entrepot; fwd=miss; collapsed; detail=follow");
+    let mut received = second.chunk().await.unwrap().unwrap().to_vec();
+    let sent: u64 = ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum();
+    assert!(sent < blob.len() as u64 / 2, "the first byte comes when {sent} bytes have landed");
+    while let Some(chunk) = second.chunk().await.unwrap() {
+        received.extend_from_slice(&chunk);
+    }
+    assert_eq!(images::sha256(&received), digest);
+    assert_eq!(first.await.unwrap(), ok(&digest));
+    assert_eq!(ground.upstream.fetches_of(&digest), 1);
+}
+
+#[tokio::test]
+async fn a_node_follows_for_another_repository_only_if_the_upstream_has_the_blob_there() {
+    let ground = Ground::new().await;
+    let blob = images::random_bytes(7, 4 << 20);
+    let digest = ground.upstream.publish_blob("app", &blob);
+    ground.upstream.publish_blob("other", &blob);
+    let (one, two) = ground.two().await;
+    let gate = ground.upstream.hold(format!("GET /v2/app/blobs/{digest}"));
+    let first = one.get(&format!("app/blobs/{digest}"));
+    gate.until_waiting(1).await;
+    let stranger = two.get(&format!("stranger/blobs/{digest}"));
+    assert_eq!(stranger.await.unwrap().0, StatusCode::NOT_FOUND);
+    let other = two.get(&format!("other/blobs/{digest}"));
+    let head = format!("/v2/other/blobs/{digest}");
+    let asked = || ground.upstream.log().iter().any(|entry| entry.method == "HEAD" && entry.path == head);
+    wait_until(LIMIT, "the upstream is asked for the other repository", async || asked()).await;
+    gate.release();
+    for client in [first, other] {
+        assert_eq!(client.await.unwrap(), ok(&digest));
+    }
+    assert_eq!(ground.upstream.fetches_of(&digest), 1);
+}
+
 #[test]
-fn when_the_node_that_leads_dies_the_other_goes_on_within_its_patience() {
+fn when_the_node_that_leads_dies_the_other_goes_on_from_its_own_byte() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (dying, living) = (runtime(), runtime());
     let ground = living.block_on(Ground::new());
-    let image = publish_image(&ground.upstream);
-    let patience = Duration::from_secs(2);
-    let one = dying.block_on(ground.node("node-1", patience));
-    let path = format!("app/blobs/{}", image.layers[0]);
+    let blob = images::random_bytes(7, 12 << 20);
+    let digest = ground.upstream.publish_blob("app", &blob);
+    ground.upstream.script(&digest, Fault::Rate(4 << 20));
+    let one = dying.block_on(ground.node("node-1"));
+    let path = format!("app/blobs/{digest}");
     living.block_on(async {
-        let two = ground.node("node-2", patience).await;
-        let gate = ground.upstream.hold(format!("GET /v2/{path}"));
-        let _entered = dying.enter();
+        let two = ground.node("node-2").await;
+        let entered = dying.enter();
         let _lost = one.get(&path);
-        drop(_entered);
-        gate.until_waiting(1).await;
-        let (since, second) = (Instant::now(), two.get(&path));
+        drop(entered);
+        wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+        let second = two.get(&path);
         two.until_busy().await;
+        let sent = || ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
+        wait_until(LIMIT, "half of it has landed", async || sent() > 6 << 20).await;
+        let since = Instant::now();
         dying.shutdown_background();
-        gate.until_waiting(2).await;
+        wait_until(LIMIT, "the upstream is asked again", async || ground.upstream.fetches_of(&digest) == 2).await;
         println!("measured: the other node asked the upstream after {:?}", since.elapsed());
-        gate.release();
-        assert_eq!(second.await.unwrap(), ok(&image.layers[0]));
+        assert_eq!(second.await.unwrap(), ok(&digest));
+        let again = ground.upstream.log().into_iter().rfind(|entry| entry.path.ends_with(&digest)).unwrap();
+        assert!(again.sent_bytes < 7 << 20, "{} bytes were fetched again", again.sent_bytes);
+        let stored = async || two.get(&path).await.unwrap() == ok(&digest) && ground.upstream.fetches_of(&digest) == 2;
+        assert!(stored().await);
     });
 }
 
@@ -337,7 +409,7 @@ fn when_the_node_that_leads_dies_the_other_goes_on_within_its_patience() {
 async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two(LIMIT).await;
+    let (one, two) = ground.two().await;
     ground.redis.pause();
     let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
     paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
@@ -358,7 +430,7 @@ async fn what_another_node_stored_for_another_repository_still_wants_the_upstrea
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
     ground.upstream.publish_blob("other", images::random_bytes(1, 4 << 20));
-    let (one, two) = ground.two(LIMIT).await;
+    let (one, two) = ground.two().await;
     let layer = &image.layers[0];
     assert_eq!(one.get(&format!("app/blobs/{layer}")).await.unwrap(), ok(layer));
 
@@ -377,7 +449,7 @@ fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
     runtime.block_on(async {
         let ground = Ground::new().await;
         let image = publish_image(&ground.upstream);
-        let node = ground.node("node-1", LIMIT).await;
+        let node = ground.node("node-1").await;
         node.get("app/manifests/v1").await.unwrap();
         node.get(&format!("app/blobs/{}", image.layers[0])).await.unwrap();
         wait_until(LIMIT, "the fill has ended", async || spans.has("fill.commit", "fill")).await;
@@ -403,7 +475,7 @@ fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
 async fn a_pull_of_a_whole_image() {
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);
-    let node = ground.node("node-1", LIMIT).await;
+    let node = ground.node("node-1").await;
     assert_eq!(node.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
     for digest in image.blobs() {
         assert_eq!(node.get(&format!("app/blobs/{digest}")).await.unwrap(), ok(digest));

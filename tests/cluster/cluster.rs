@@ -39,19 +39,11 @@ pub(crate) struct Setup {
     pub(crate) drain_notice: Duration,
     /// How much each node keeps on its disk.
     pub(crate) cache_size: &'static str,
-    /// How long a node waits for another's fill.
-    pub(crate) patience: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self {
-            control_planes: 2,
-            nodes: 2,
-            drain_notice: Duration::from_millis(200),
-            cache_size: "1GiB",
-            patience: "10s",
-        }
+        Self { control_planes: 2, nodes: 2, drain_notice: Duration::from_millis(200), cache_size: "1GiB" }
     }
 }
 
@@ -163,7 +155,6 @@ impl Cluster {
             otlp_endpoint: otlp.url(),
             drain_notice: setup.drain_notice,
             cache_size: setup.cache_size,
-            patience: setup.patience,
         };
         let keys = shared.keys();
         let keys = keys.to_str().context("a path that is text")?;

@@ -44,8 +44,6 @@ pub(crate) struct Shared {
     pub(crate) drain_notice: Duration,
     /// How much a node keeps on its disk.
     pub(crate) cache_size: &'static str,
-    /// How long a node waits for another's fill.
-    pub(crate) patience: &'static str,
 }
 
 /// Where the bucket is.
@@ -140,9 +138,6 @@ cache_size = "{cache_size}"
 [control]
 apis = [{apis}]
 
-[fill]
-patience = "{patience}"
-
 [redis]
 {redis}
 
@@ -185,7 +180,6 @@ limit = "60s"
             peer = at.peer(),
             data_dir = self.folder.join(format!("{name}-data")).display(),
             cache_size = self.cache_size,
-            patience = self.patience,
             apis = apis.join(", "),
             redis = self.redis(),
             api = at.api(),

@@ -94,8 +94,10 @@ impl Shown for Fill {
             ("DIGEST", self.digest.clone()),
             ("REPOSITORY", names::short("repositories", &self.repository).to_owned()),
             ("STATE", word(self.state())),
+            ("LEADER", names::short("nodes", &self.leader).to_owned()),
             ("PROGRESS", progress(self.landed_bytes, self.size_bytes)),
             ("READERS", self.reader_count.to_string()),
+            ("FOLLOWERS", self.followers.iter().map(|node| names::short("nodes", node)).collect::<Vec<_>>().join(", ")),
             ("RATE", format!("{}/s", size(self.bytes_per_second))),
             ("BEGUN", time(self.begin_time.as_ref())),
         ]
@@ -156,6 +158,7 @@ mod tests {
             rule: "rules/hub".into(),
             digest: format!("sha256:{}", "0123456789abcdef".repeat(4)),
             state: FillState::Transferring.into(),
+            followers: vec!["nodes/node-2".into(), "nodes/node-3".into()],
             size_bytes: Some(90 << 20),
             landed_bytes: 45 << 20,
             reader_count: 2,
@@ -167,6 +170,9 @@ mod tests {
         assert_eq!((cell("NODE"), cell("RULE"), cell("DIGEST")), ("node-1", "hub", "sha256:0123456789ab"));
         assert_eq!(cell("PROGRESS"), "[#####-----]  50%  45.0 MiB of 90.0 MiB");
         assert_eq!((cell("STATE"), cell("READERS"), cell("RATE")), ("transferring", "2", "5.0 MiB/s"));
+        assert_eq!((cell("LEADER"), cell("FOLLOWERS")), ("", "node-2, node-3"));
+        let follower = Fill { leader: "nodes/node-1".into(), state: FillState::Following.into(), ..fill.clone() };
+        assert!(follower.row().contains(&("LEADER", "node-1".to_owned())));
         assert_eq!(progress(5, None), "5 B");
         assert_eq!(progress(7, Some(5)), "[##########] 100%  7 B of 5 B");
     }

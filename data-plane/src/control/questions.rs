@@ -134,7 +134,7 @@ fn fill(node_id: &str, view: FillView) -> v1::Fill {
     let state = match view.state {
         FillState::Looking => v1::FillState::Looking,
         FillState::Claiming => v1::FillState::Claiming,
-        FillState::Waiting => v1::FillState::Waiting,
+        FillState::Following => v1::FillState::Following,
         FillState::Transferring => v1::FillState::Transferring,
         FillState::Committing => v1::FillState::Committing,
         FillState::Unknown => v1::FillState::Unspecified,
@@ -153,6 +153,8 @@ fn fill(node_id: &str, view: FillView) -> v1::Fill {
         reader_count: i32::try_from(view.readers).unwrap_or(i32::MAX),
         bytes_per_second: signed(view.bytes_per_second),
         begin_time: Some(timestamp(view.begin_time)),
+        leader: view.leader.map(|leader| format!("nodes/{leader}")).unwrap_or_default(),
+        followers: view.followers.iter().map(|follower| format!("nodes/{follower}")).collect(),
     }
 }
 

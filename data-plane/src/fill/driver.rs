@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use entrepot_domain::fill::{Effect, Event, Fill, Outcome, is_worth_fetching_ahead, is_worth_finishing, longest};
+use entrepot_domain::fill::{
+    Effect, Event, Fill, Outcome, Phase, is_worth_fetching_ahead, is_worth_finishing, longest,
+};
 use entrepot_domain::manifest::platform_of_config;
-use entrepot_domain::{Digest, Verifier};
+use entrepot_domain::{Digest, ResourceId, Verifier};
 use entrepot_runtime::chain;
-use entrepot_store::{Key, Upload, layout};
+use entrepot_store::{Key, layout};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -21,18 +23,18 @@ use uuid::Uuid;
 use super::landing::{End, Head, Landing, Progress};
 use super::passage::Passage;
 use super::spool::Spool;
+use super::upload::Uploading;
 use super::{CHUNK_BYTES, Fills, HELD_BY_US, TERMS};
 use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::failpoint;
 use crate::http::route::Asked;
-use crate::lease::{Claim, Lease, LeaseKey, Patience};
+use crate::lease::{Claim, Holder, Lease, LeaseKey};
+use crate::peers::words::Word;
+use crate::peers::{Following, Lost};
 use crate::repository::within_limit;
 use crate::resolve::{asking, failure};
-
-/// How much goes into the store at once.
-const PART_BYTES: usize = 8 * 1024 * 1024;
 
 /// Runs one fill to its end. Everything is reported through `progress`.
 #[instrument(name = "fill", skip_all, fields(
@@ -55,8 +57,13 @@ pub(super) async fn drive(
         object: layout::blob(digest, Uuid::now_v7()),
         found: None,
         lease: None,
-        patience: fills.leases().patience(),
+        holder: None,
+        leader: None,
+        following: None,
+        is_confirmed: false,
+        uncoordinated: None,
         turn: None,
+        attempt: 0,
         spool: None,
         is_open: false,
         body: None,
@@ -65,7 +72,6 @@ pub(super) async fn drive(
         ahead: None,
         verifier: Verifier::new(digest.clone()),
         upload: None,
-        part: BytesMut::new(),
         config: None,
         failure: None,
         unread_since: None,
@@ -106,9 +112,20 @@ struct Driver<'a> {
     found: Option<Key>,
     /// Ours, unless another has it or nobody can say.
     lease: Option<Lease>,
-    patience: Patience,
+    /// Who has it, or had it when it was last asked for.
+    holder: Option<Holder>,
+    /// The node that this is.
+    leader: Option<ResourceId>,
+    /// That one's fill.
+    following: Option<Following>,
+    /// Whether the upstream has said that our repository has the blob.
+    is_confirmed: bool,
+    /// The leave to fetch without a lease.
+    uncoordinated: Option<OwnedSemaphorePermit>,
     /// The leave to fetch.
-    turn: Option<OwnedSemaphorePermit>,
+    turn: Option<Arc<OwnedSemaphorePermit>>,
+    /// How often what has landed was discarded.
+    attempt: u32,
     spool: Option<Spool>,
     /// Whether all is known that will be known of the blob before it has landed.
     is_open: bool,
@@ -121,10 +138,8 @@ struct Driver<'a> {
     /// Where the next bytes that come ahead land, and those bytes.
     ahead: Option<(u64, u64, Body)>,
     verifier: Verifier,
-    /// On its way into the store; `None` when the store does not take it.
-    upload: Option<Box<dyn Upload>>,
-    /// What is hashed and not uploaded yet.
-    part: BytesMut,
+    /// The way into the store, while we lead.
+    upload: Option<Uploading>,
     /// The bytes, while they are few enough to be an image's configuration.
     config: Option<BytesMut>,
     failure: Option<PullError>,
@@ -139,15 +154,27 @@ impl Driver<'_> {
     fn tell(&self, state: &Fill) {
         self.landing.about().is_at(state);
         let reach = state.reach();
-        let has_ended = matches!(state.outcome(), Some(Outcome::Stored | Outcome::Uncached));
-        let is_tellable = self.is_open && (!state.is_whole_first() || has_ended);
-        let spool = self.spool.as_ref().filter(|_| is_tellable);
+        let has_ended = state.is_verified() && state.outcome().is_some();
+        let is_told = self.is_open && (!state.is_whole_first() || has_ended);
+        let (phase, attempt, size_bytes) = (state.phase(), self.attempt, state.size_bytes());
+        let spool = self.spool.as_ref().filter(|_| self.is_open);
         self.progress.send_if_modified(|progress| {
-            let has_moved = progress.reach != reach || (progress.head.is_none() && spool.is_some());
-            if let (None, Some(spool)) = (&progress.head, spool) {
-                progress.head = Some(Head { spool: spool.clone(), size_bytes: state.size_bytes() });
-            }
+            let before = (
+                progress.phase,
+                progress.attempt,
+                progress.is_told,
+                progress.head.as_ref().map(|head| head.size_bytes),
+            );
+            progress.head = spool.map(|spool| Head { spool: spool.clone(), size_bytes });
+            (progress.phase, progress.attempt, progress.is_told) = (phase, attempt, is_told);
+            let after = (phase, attempt, is_told, progress.head.as_ref().map(|head| head.size_bytes));
+            let has_moved = progress.reach != reach || before != after;
             progress.reach = reach;
+            if phase == Phase::Leading {
+                progress.leader = None;
+            } else if phase == Phase::Following && progress.leader != self.leader {
+                progress.leader.clone_from(&self.leader);
+            }
             has_moved
         });
     }
@@ -155,11 +182,14 @@ impl Driver<'_> {
     async fn carry_out(&mut self, effect: Effect, state: &Fill) -> Option<Event> {
         match effect {
             Effect::Look => Some(self.look().await),
-            Effect::Claim | Effect::TakeOver => Some(self.claim().await),
-            Effect::Follow(_) => Some(if self.patience.wait().await { Event::Waited } else { Event::OutOfPatience }),
+            Effect::Claim => Some(self.claim(None).await),
+            Effect::TakeOver => {
+                let lost = self.holder.take();
+                Some(self.claim(lost.as_ref()).await)
+            }
+            Effect::Follow(from) => self.follow(from).await,
             Effect::BeginUpload => {
-                let store = &self.fills.inner.repositories.store;
-                self.upload = within_limit(store.begin_upload(&self.object)).await.ok();
+                self.begin_upload(state).await;
                 None
             }
             Effect::Fetch(from) => self.fetch(from, state).await,
@@ -173,7 +203,7 @@ impl Driver<'_> {
                 None
             }
             Effect::HangUp => {
-                self.body = None;
+                (self.body, self.following) = (None, None);
                 None
             }
             Effect::Hash(part) => Some(self.hash_spooled(part).await),
@@ -183,19 +213,28 @@ impl Driver<'_> {
                 let committed = self.commit(state).instrument(info_span!("fill.commit")).await;
                 Some(if committed { Event::Committed } else { Event::CommitFailed })
             }
+            Effect::Link => {
+                if let Some(object) = self.found.clone() {
+                    self.link(&object, state).await;
+                }
+                Some(Event::Committed)
+            }
             Effect::Discard => {
+                self.attempt += 1;
                 (self.spool, self.is_open, self.ahead, self.config) = (None, false, None, None);
+                (self.body, self.following) = (None, None);
                 self.verifier = Verifier::new(self.digest.clone());
                 None
             }
             Effect::AbortUpload => {
-                self.abort_upload().await;
+                // In the background: no reader waits for that.
+                self.upload = None;
                 None
             }
             Effect::ReleaseLease => {
                 failpoint::hit("fill.before_release");
-                // It is given back in the background: no reader waits for that.
-                self.lease = None;
+                // In the background, too.
+                (self.lease, self.uncoordinated) = (None, None);
                 None
             }
         }
@@ -212,10 +251,16 @@ impl Driver<'_> {
         }
     }
 
-    async fn claim(&mut self) -> Event {
+    /// Asks for the lease, which `lost` may still have.
+    async fn claim(&mut self, lost: Option<&Holder>) -> Event {
+        self.following = None;
         let key = LeaseKey::content(self.fill.origin, self.digest);
-        let event = match self.fills.leases().claim(&key).await {
-            Claim::Busy => return Event::Busy,
+        let event = match self.fills.leases().claim(&key, lost).await {
+            Claim::Busy(holder) => {
+                self.leader = holder.node();
+                self.holder = Some(holder);
+                return Event::Busy;
+            }
             Claim::Granted(lease) => {
                 self.lease = Some(lease);
                 Event::Granted
@@ -226,19 +271,130 @@ impl Driver<'_> {
         event
     }
 
-    /// Requests the bytes from `from` on.
-    async fn fetch(&mut self, from: u64, state: &Fill) -> Option<Event> {
-        if self.turn.is_none() {
-            match self.fills.turn().await {
-                Ok(turn) => self.turn = Some(turn),
-                Err(error) => return Some(self.broken(error)),
+    /// Follows the holder of the lease from the byte `from` on, for a repository that the upstream has confirmed.
+    async fn follow(&mut self, from: u64) -> Option<Event> {
+        let following = match self.call_leader(from).await {
+            Ok((following, is_confirmed)) => {
+                self.is_confirmed |= is_confirmed;
+                following
             }
+            Err(lost) => return Some(self.leader_lost(&lost)),
+        };
+        if !self.is_confirmed {
+            let client = &self.fill.source.client;
+            let seen = asking(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await;
+            if let Err(error) = seen {
+                return Some(self.broken(failure(self.fill, Asked::Blob, &error)));
+            }
+            self.is_confirmed = true;
         }
+        self.following = Some(following);
+        self.open_spool().await
+    }
+
+    async fn call_leader(&mut self, from: u64) -> Result<(Following, bool), Lost> {
+        let peers = &self.fills.inner.peers;
+        // A lease of this node is that of an earlier life, or of a fill that has ended.
+        let leader = self.leader.as_ref().filter(|node| *node != peers.id()).ok_or(Lost::Stale)?;
+        peers.follow(leader, (self.fill.origin, self.digest), from, self.landing.begun_for()).await
+    }
+
+    fn leader_lost(&mut self, lost: &Lost) -> Event {
+        self.following = None;
+        self.fills.inner.metrics.lost(lost.as_str());
+        if let Some(leader) = &self.leader {
+            info!(
+                content.digest = %self.digest, node.id = %leader,
+                "no longer follows node `{leader}`, which fetches `{}`: {}", self.digest, chain(lost)
+            );
+        }
+        Event::LeaderLost
+    }
+
+    /// What the leader says next, or why it is lost.
+    async fn hear(&mut self, word: Result<Word, Lost>, state: &Fill) -> Event {
+        match word {
+            Ok(Word::Beat) => Event::Landed(0),
+            Ok(Word::Open(size)) => {
+                self.open(size);
+                size.map_or(Event::Landed(0), Event::Sized)
+            }
+            // More than there is of it.
+            Ok(Word::Content(bytes)) if bytes.len() as u64 > state.room_bytes() || !self.is_open => {
+                self.leader_lost(&Lost::Malformed)
+            }
+            Ok(Word::Content(bytes)) => self.land_in_order(bytes, state.landed_bytes()).await,
+            Ok(Word::Ended) => {
+                self.following = None;
+                Event::LeaderEnded
+            }
+            Ok(Word::Rejected) => Event::LeaderRejected,
+            Ok(Word::Left) => {
+                self.following = None;
+                Event::LeaderLost
+            }
+            // One that works breaks off only by accident, and is there for another try.
+            Err(Lost::Broken) => match self.call_leader(state.landed_bytes()).await {
+                Ok((following, _)) => {
+                    self.following = Some(following);
+                    Event::Landed(0)
+                }
+                Err(lost) => self.leader_lost(&lost),
+            },
+            Err(lost) => self.leader_lost(&lost),
+        }
+    }
+
+    /// All is known that will be known of the blob before it has landed.
+    fn open(&mut self, size_bytes: Option<u64>) {
+        self.is_open = true;
+        if self.config.is_none() && size_bytes.is_some_and(|size| size <= TERMS.whole_bytes) {
+            self.config = Some(BytesMut::new());
+        }
+    }
+
+    async fn open_spool(&mut self) -> Option<Event> {
         if self.spool.is_none() {
             match Spool::create(&self.fills.inner.spool_dir).await {
                 Ok(spool) => self.spool = Some(spool),
                 Err(error) => return Some(spool_failed(&error)),
             }
+        }
+        None
+    }
+
+    async fn take_turn(&mut self) -> Result<(), PullError> {
+        if self.lease.is_none() && self.uncoordinated.is_none() {
+            self.uncoordinated = Some(self.fills.uncoordinated_turn().await?);
+        }
+        if self.turn.is_none() {
+            self.turn = Some(Arc::new(self.fills.turn().await?));
+        }
+        Ok(())
+    }
+
+    /// Lets what has landed, and what lands from now on, go into the store.
+    /// What keeps it from that is told by what comes next.
+    async fn begin_upload(&mut self, state: &Fill) {
+        self.failure = self.take_turn().await.err();
+        if self.open_spool().await.is_some() {
+            return;
+        }
+        if let (Some(spool), Some(turn)) = (&self.spool, &self.turn) {
+            let (tasks, store) = (&self.fills.inner.tasks, self.fills.inner.repositories.store.clone());
+            let upload = Uploading::begin(tasks, store, self.object.clone(), spool.clone(), turn.clone());
+            upload.may_send(state.landed_bytes());
+            self.upload = Some(upload);
+        }
+    }
+
+    /// Requests the bytes from `from` on.
+    async fn fetch(&mut self, from: u64, state: &Fill) -> Option<Event> {
+        if self.turn.is_none() {
+            return Some(Event::Broken);
+        }
+        if let Some(event) = self.open_spool().await {
+            return Some(event);
         }
         if let Some(size) = state.size_bytes().filter(|_| from > 0) {
             match self.part(from..size).await {
@@ -266,10 +422,8 @@ impl Driver<'_> {
         failpoint::hit("fill.after_head");
         let fill = self.fill.clone();
         self.body = Some(body.stream.map_err(move |error| failure(&fill, Asked::Blob, &error)).boxed());
-        (self.passed_over_bytes, self.is_open) = (from, true);
-        if size_bytes.is_some_and(|size| size <= TERMS.whole_bytes) {
-            self.config = Some(BytesMut::new());
-        }
+        self.passed_over_bytes = from;
+        self.open(size_bytes);
         size_bytes.map(Event::Sized)
     }
 
@@ -309,8 +463,15 @@ impl Driver<'_> {
                     None => std::future::pending().await,
                 }
             };
+            let leader = async {
+                match &mut self.following {
+                    Some(following) => following.next().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 chunk = body => return self.land(chunk, state).await,
+                word = leader => return self.hear(word, state).await,
                 chunk = ahead => return self.land_ahead(chunk).await,
                 _ = self.tick.tick() => if let Some(event) = self.look_around(state) { return event },
             }
@@ -338,11 +499,15 @@ impl Driver<'_> {
         }
         // What has landed ahead is not landed again.
         chunk.truncate(usize::try_from(state.room_bytes()).unwrap_or(usize::MAX));
+        self.land_in_order(chunk, landed).await
+    }
+
+    async fn land_in_order(&mut self, chunk: Bytes, landed: u64) -> Event {
         if let Err(event) = self.spool(landed, chunk.clone()).await {
             return event;
         }
         let bytes = chunk.len() as u64;
-        self.hash(chunk).await;
+        self.hash(&chunk, landed);
         Event::Landed(bytes)
     }
 
@@ -382,17 +547,14 @@ impl Driver<'_> {
         written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(|error| spool_failed(&error))
     }
 
-    /// Takes bytes in their order into the hash and the upload.
-    async fn hash(&mut self, bytes: Bytes) {
-        self.verifier.update(&bytes);
+    /// Takes bytes in their order, from `at` on, into the hash and the upload.
+    fn hash(&mut self, bytes: &[u8], at: u64) {
+        self.verifier.update(bytes);
         if let Some(config) = &mut self.config {
-            config.extend_from_slice(&bytes);
+            config.extend_from_slice(bytes);
         }
-        if self.upload.is_some() {
-            self.part.extend_from_slice(&bytes);
-            if self.part.len() >= PART_BYTES {
-                self.upload_part().await;
-            }
+        if let Some(upload) = &self.upload {
+            upload.may_send(at + bytes.len() as u64);
         }
     }
 
@@ -402,7 +564,7 @@ impl Driver<'_> {
         let Some(spool) = &self.spool else { return Event::SpoolFailed };
         match spool.read(part.start, len as usize).await {
             Ok(bytes) => {
-                self.hash(bytes).await;
+                self.hash(&bytes, part.start);
                 Event::Hashed(len)
             }
             Err(error) => spool_failed(&error),
@@ -416,6 +578,7 @@ impl Driver<'_> {
         let Ok(Some(size)) = within_limit(store.head(&object)).await else { return Event::Broken };
         let Ok(Some(body)) = within_limit(store.read(&object, from..size)).await else { return Event::Broken };
         self.body = Some(body.map_err(|_| PullError::StoreAway).boxed());
+        self.passed_over_bytes = 0;
         Event::Sized(size)
     }
 
@@ -429,42 +592,29 @@ impl Driver<'_> {
         Event::Right
     }
 
-    /// Uploads what is there. A store that does not take it gets no more; the readers do not notice.
-    async fn upload_part(&mut self) {
-        let bytes = self.part.split().freeze();
-        let Some(upload) = self.upload.as_mut().filter(|_| !bytes.is_empty()) else { return };
-        if within_limit(upload.part(bytes)).await.is_err() {
-            self.abort_upload().await;
-        }
-        failpoint::hit("fill.after_first_part");
-    }
-
-    async fn abort_upload(&mut self) {
-        self.part.clear();
-        if let Some(upload) = self.upload.take() {
-            // What cannot be aborted now is swept later.
-            let _ = within_limit(upload.abort()).await;
-        }
-    }
-
     /// Gives the content its key and lets the repositories that may show it do so. Returns whether it is stored.
     async fn commit(&mut self, state: &Fill) -> bool {
-        self.upload_part().await;
         let Some(upload) = self.upload.take() else { return false };
-        if within_limit(upload.complete()).await.is_err() {
+        if !upload.complete(state.landed_bytes()).await {
             return false;
         }
         failpoint::hit("fill.after_upload");
+        let object = self.object.clone();
+        self.link(&object, state).await;
+        true
+    }
+
+    /// Lets the repositories that may show the content show `object`.
+    async fn link(&mut self, object: &Key, state: &Fill) {
         let platform = self.config.as_deref().and_then(platform_of_config);
         while let Some((repository, fill)) = self.landing.next_to_link() {
             let repositories = &self.fills.inner.repositories;
             let size = state.landed_bytes();
-            let link = repositories.link_blob(&repository, &fill, self.digest, &self.object, size, platform.clone());
+            let link = repositories.link_blob(&repository, &fill, self.digest, object, size, platform.clone());
             if let Err(error) = within_limit(link).await {
                 warn!("blob `{}` is not linked in `{repository}`: {error}", self.digest);
             }
         }
-        true
     }
 
     /// What readers and the node want meanwhile.
@@ -473,9 +623,15 @@ impl Driver<'_> {
             let (rule, upstream) = (self.fill.rule.id.clone(), self.fill.source.upstream.id.clone());
             return Some(self.broken(PullError::UpstreamAway { rule, upstream, status: None }));
         }
-        let is_read = self.progress.receiver_count() > HELD_BY_US;
-        if self.fills.inner.tasks.stopping().is_cancelled() && !is_read {
-            return Some(Event::Draining { readers: false, followers: false });
+        let held = self.progress.receiver_count();
+        let is_read = held > HELD_BY_US;
+        if self.fills.inner.tasks.stopping().is_cancelled() {
+            // They take over where they are, so they had better be close.
+            let (followers, from) = self.landing.about().followed_from();
+            let are_close = from.is_none_or(|from| state.landed_bytes() <= from + limits::HANDED_OVER_BYTES);
+            if held <= HELD_BY_US + followers && are_close {
+                return Some(Event::Draining { readers: false, followers: followers > 0 });
+            }
         }
         if is_read || is_worth_finishing(state.landed_bytes(), state.size_bytes()) {
             self.unread_since = None;
@@ -497,11 +653,12 @@ impl Driver<'_> {
     fn finish(mut self, outcome: Outcome, state: &Fill) {
         let failure = self.failure.take();
         let (word, end) = match outcome {
-            Outcome::Stored if self.spool.is_some() => ("stored", End::Whole),
+            Outcome::Stored if state.is_verified() => ("stored", End::Whole),
             Outcome::Stored => ("found", End::Found),
             Outcome::Uncached => ("uncached", End::Whole),
             Outcome::Failed => ("failed", End::Failed(failure.unwrap_or(PullError::Busy))),
-            Outcome::Abandoned | Outcome::HandedOver => ("given_up", End::Failed(PullError::Busy)),
+            Outcome::Abandoned => ("given_up", End::Failed(PullError::Busy)),
+            Outcome::HandedOver => ("handed_over", End::Failed(PullError::Busy)),
             Outcome::PassedThrough => ("passed_through", End::PassedThrough(Arc::new(self.passage(state)))),
         };
         let landed = state.landed_bytes();
@@ -512,6 +669,10 @@ impl Driver<'_> {
             End::Failed(_) if word == "given_up" => info!(
                 content.digest = %digest, rule.name = %rule, size_bytes = landed,
                 "gave up filling `{digest}` under `{rule}`, which nobody reads any more"
+            ),
+            End::Failed(_) if word == "handed_over" => info!(
+                content.digest = %digest, rule.name = %rule, size_bytes = landed,
+                "handed the fill of `{digest}` under `{rule}` over to a node that follows, since this one stops"
             ),
             End::Whole => info!(
                 content.digest = %digest, rule.name = %rule, size_bytes = landed,

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use entrepot_domain::RepositoryName;
-use entrepot_domain::fill::Reach;
+use entrepot_domain::fill::{Phase, Reach};
+use entrepot_domain::{RepositoryName, ResourceId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use super::view::{About, Reading};
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::http::body::Cut;
+use crate::resolve::Outcome;
 
 /// A running fill.
 #[derive(Clone)]
@@ -40,10 +41,17 @@ struct Confirmed {
 }
 
 /// How far a fill is.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(super) struct Progress {
-    /// What readers need before the first byte; comes when there is something to tell them.
+    pub(super) phase: Phase,
+    /// Which attempt this is: what landed before it was wrong.
+    pub(super) attempt: u32,
+    /// What is known before the first byte.
     pub(super) head: Option<Head>,
+    /// Whether readers may know it: small content is verified first.
+    pub(super) is_told: bool,
+    /// The node that brings the bytes, if it is another one.
+    pub(super) leader: Option<ResourceId>,
     /// Which bytes readers may have.
     pub(super) reach: Reach,
     /// How the fill ended.
@@ -73,6 +81,8 @@ pub(super) enum End {
 pub(crate) struct Landed {
     /// The blob's size, if it is known before the end.
     pub(crate) size_bytes: Option<u64>,
+    /// The node by way of which it comes, if it is another one.
+    pub(crate) leader: Option<ResourceId>,
     source: Source,
     reading: Reading,
 }
@@ -85,7 +95,15 @@ enum Source {
 
 impl Landing {
     pub(super) fn new(place: &Place, fill: &FillFrom, about: Arc<About>) -> (Self, watch::Sender<Progress>) {
-        let (sender, progress) = watch::channel(Progress::default());
+        let (sender, progress) = watch::channel(Progress {
+            phase: Phase::Looking,
+            attempt: 0,
+            head: None,
+            is_told: false,
+            leader: None,
+            reach: Reach::default(),
+            end: None,
+        });
         let repositories = vec![(place.repository.clone(), fill.clone())];
         let confirmed = Arc::new(Mutex::new(Confirmed { repositories, taken: 0, closed: false }));
         let readers = Readers::default();
@@ -103,9 +121,19 @@ impl Landing {
         (progress.reach.landed_bytes(), progress.reach.until(0))
     }
 
+    /// The node that brings the bytes, if it is another one.
+    pub(super) fn leader(&self) -> Option<ResourceId> {
+        self.progress.borrow().leader.clone()
+    }
+
     /// Whether this is the same fill.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.confirmed, &other.confirmed)
+    }
+
+    /// The repository that the upstream is asked for.
+    pub(super) fn begun_for(&self) -> &RepositoryName {
+        &self.begun_for
     }
 
     /// Whether this is the repository that the upstream is asked for.
@@ -145,6 +173,11 @@ impl Landing {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How far it is. Whoever holds this counts as a reader.
+    pub(super) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
     /// Those who read.
     pub(super) fn readers(&self) -> &Readers {
         &self.readers
@@ -153,19 +186,20 @@ impl Landing {
     /// Waits until there is something to send; `None` if the store has it all.
     pub(crate) async fn head(&self) -> Result<Option<Landed>, PullError> {
         let (mut progress, reading) = (self.progress.clone(), self.about.reading());
-        let state = progress.wait_for(|progress| progress.head.is_some() || progress.end.is_some()).await;
+        let state = progress.wait_for(|progress| progress.is_told || progress.end.is_some()).await;
         // A fill that was torn down tells nobody; the node is stopping.
         let state = state.map_err(|_| PullError::Busy)?.clone();
-        match (state.head, state.end) {
+        let leader = state.leader;
+        match (state.head.filter(|_| state.is_told), state.end) {
             (_, Some(End::Failed(error))) => Err(error),
             (_, Some(End::PassedThrough(passage))) => {
                 let size_bytes = passage.size_bytes().await?;
-                Ok(Some(Landed { size_bytes, source: Source::Passage(passage), reading }))
+                Ok(Some(Landed { size_bytes, leader: None, source: Source::Passage(passage), reading }))
             }
             (Some(head), _) => {
                 let (progress, readers) = (self.progress.clone(), self.readers.clone());
                 let source = Source::Spool { spool: head.spool, progress, readers };
-                Ok(Some(Landed { size_bytes: head.size_bytes, source, reading }))
+                Ok(Some(Landed { size_bytes: head.size_bytes, leader, source, reading }))
             }
             (None, Some(End::Found | End::Whole) | None) => Ok(None),
         }
@@ -173,6 +207,11 @@ impl Landing {
 }
 
 impl Landed {
+    /// How the pull of a blob that is still landing ends.
+    pub(crate) fn outcome(&self) -> Outcome {
+        if self.leader.is_some() { Outcome::Follow } else { Outcome::Miss }
+    }
+
     /// The bytes of `range`, or all of them, as they land.
     pub(crate) fn stream(self, range: Option<Range<u64>>) -> BoxStream<'static, Result<Bytes, Cut>> {
         let (start, end) = match range {

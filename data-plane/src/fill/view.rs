@@ -28,6 +28,12 @@ pub(crate) struct FillView {
     /// The repository that it was begun for.
     pub(crate) repository: String,
     pub(crate) state: FillState,
+    /// The node that brings the bytes, if it is another one.
+    #[serde(default)]
+    pub(crate) leader: Option<String>,
+    /// The nodes that follow this one.
+    #[serde(default)]
+    pub(crate) followers: Vec<String>,
     pub(crate) size_bytes: Option<u64>,
     pub(crate) landed_bytes: u64,
     pub(crate) released_bytes: u64,
@@ -44,8 +50,8 @@ pub(crate) enum FillState {
     Looking,
     /// Asking for the lease.
     Claiming,
-    /// Another node has the lease.
-    Waiting,
+    /// Another node has the lease; bytes land from it.
+    Following,
     /// Bytes land.
     Transferring,
     /// They get their place in the store.
@@ -61,7 +67,7 @@ impl FillState {
         match state.phase() {
             Phase::Looking | Phase::LookingAgain => Some(Self::Looking),
             Phase::Claiming => Some(Self::Claiming),
-            Phase::Following => Some(Self::Waiting),
+            Phase::Following => Some(Self::Following),
             Phase::Leading | Phase::Adopting | Phase::Reading => Some(Self::Transferring),
             Phase::Verifying | Phase::Committing => Some(Self::Committing),
             Phase::Finished(_) => None,
@@ -79,7 +85,15 @@ pub(crate) struct About {
     pub(crate) repository: RepositoryName,
     digest: Digest,
     readers: AtomicU32,
+    followers: Mutex<Vec<Follower>>,
     now: Mutex<Now>,
+}
+
+/// A node that follows this one.
+struct Follower {
+    number: u64,
+    node: ResourceId,
+    at: u64,
 }
 
 /// What changes of it.
@@ -99,6 +113,7 @@ impl About {
             repository: place.repository.clone(),
             digest: digest.clone(),
             readers: AtomicU32::new(0),
+            followers: Mutex::default(),
             now: Mutex::new(now),
         })
     }
@@ -117,8 +132,47 @@ impl About {
         Reading(self.clone())
     }
 
+    /// Counts one follower, which has all up to `at`, until it is dropped.
+    pub(super) fn followed(self: &Arc<Self>, node: ResourceId, at: u64) -> Followed {
+        let mut followers = self.followers();
+        let number = followers.last().map_or(0, |last| last.number + 1);
+        followers.push(Follower { number, node, at });
+        Followed { about: self.clone(), number }
+    }
+
+    /// How many nodes follow, and where the one that is furthest behind is.
+    pub(super) fn followed_from(&self) -> (usize, Option<u64>) {
+        let followers = self.followers();
+        (followers.len(), followers.iter().map(|follower| follower.at).min())
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Vec<Follower>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A follower of a fill.
+pub(super) struct Followed {
+    about: Arc<About>,
+    number: u64,
+}
+
+impl Followed {
+    /// It has been sent all up to `at`.
+    pub(super) fn is_at(&self, at: u64) {
+        if let Some(follower) = self.about.followers().iter_mut().find(|follower| follower.number == self.number) {
+            follower.at = at;
+        }
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.about.followers().retain(|follower| follower.number != self.number);
     }
 }
 
@@ -139,6 +193,7 @@ impl Fills {
         let view = |((origin, _), landing): (&super::FillKey, &super::Landing)| {
             let (landed_bytes, released_bytes) = landing.bytes();
             let about = landing.about();
+            let followers = about.followers().iter().map(|follower| follower.node.to_string()).collect();
             let now = about.now();
             FillView {
                 id: format!("{origin}:{}", about.digest),
@@ -147,6 +202,8 @@ impl Fills {
                 digest: about.digest.to_string(),
                 repository: about.repository.to_string(),
                 state: now.state,
+                leader: landing.leader().map(|leader| leader.to_string()),
+                followers,
                 size_bytes: now.size_bytes,
                 landed_bytes,
                 released_bytes,

@@ -60,7 +60,7 @@ pub(crate) async fn blob(
 ) -> Result<Response<Body>, PullError> {
     let (size_bytes, outcome) = match &blob {
         Blob::Stored { size_bytes, outcome, .. } => (Some(*size_bytes), *outcome),
-        Blob::Landing(landed) => (landed.size_bytes, Outcome::Miss),
+        Blob::Landing(landed) => (landed.size_bytes, landed.outcome()),
         Blob::Known { size_bytes } => (*size_bytes, Outcome::Miss),
     };
     let mut response = Response::new(body::empty());
@@ -119,6 +119,7 @@ fn cache_status(outcome: Outcome) -> &'static str {
         Outcome::Hit => "entrepot; hit",
         Outcome::Revalidated => "entrepot; hit; detail=revalidated",
         Outcome::Miss => "entrepot; fwd=miss; stored",
+        Outcome::Follow => "entrepot; fwd=miss; collapsed; detail=follow",
         Outcome::Stale => "entrepot; hit; detail=stale",
         Outcome::Bypass => "entrepot; fwd=bypass",
     }

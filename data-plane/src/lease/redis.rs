@@ -1,21 +1,22 @@
 //! Leases in Redis: a key that holds the token of whoever has the lease, and that runs out by itself.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use entrepot_domain::ResourceId;
 use entrepot_runtime::{Metrics, Tasks};
 use opentelemetry::metrics::Counter;
 use redis::Script;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 use uuid::Uuid;
 
 use super::config::{RedisConfig, RedisConfigError};
 use super::line::Line;
-use super::{LeaseKey, Released};
+use super::{Holder, LeaseKey, Released};
 
 /// How long a lease lives when nobody renews it.
 const TIME_TO_LIVE: Duration = Duration::from_secs(15);
@@ -33,7 +34,14 @@ pub(super) struct Redis {
     holder: String,
     tasks: Tasks,
     lost: Counter<u64>,
+    works: Works,
 }
+
+/// What this node does, by the tokens of the leases that it does it under, whether it still has them or not.
+type Works = Arc<Mutex<HashMap<String, WorkEnds>>>;
+
+/// Closes when some work has ended.
+pub(crate) type WorkEnds = watch::Receiver<()>;
 
 impl Redis {
     pub(super) async fn open(
@@ -50,29 +58,46 @@ impl Redis {
             .build();
         // The same node after a restart is another holder: what it held before, it no longer works on.
         let holder = format!("{node}.{}", Uuid::new_v4().simple());
-        Ok(Self { line, holder, tasks: tasks.clone(), lost })
+        Ok(Self { line, holder, tasks: tasks.clone(), lost, works: Works::default() })
     }
 
-    /// Takes the lease. `Some(None)` if another has it, `None` if Redis does not say.
-    pub(super) async fn claim(&self, key: &LeaseKey) -> Option<Option<Held>> {
+    /// Takes the lease, if nobody has it or `lost` still has. Says who has it otherwise; `None` if Redis does not say.
+    pub(super) async fn claim(&self, key: &LeaseKey, lost: Option<&Holder>) -> Option<Result<Held, Holder>> {
+        /// Sets the key to our token, unless it holds another than that of the holder that is lost; says which.
+        static CLAIM: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(
+                "local holder = redis.call('GET', KEYS[1]) \
+                 if holder and holder ~= ARGV[3] then return holder end \
+                 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return false",
+            )
+        });
         let token = format!("{}.{}", self.holder, Uuid::new_v4().simple());
         let began = Instant::now();
-        let mut set = redis::cmd("SET");
-        set.arg(key.as_str()).arg(&token).arg("NX").arg("PX").arg(millis(TIME_TO_LIVE));
+        let mut claim = CLAIM.key(key.as_str());
+        claim.arg(&token).arg(millis(TIME_TO_LIVE)).arg(lost.map_or("", Holder::token));
         // One that is not answered may be carried out all the same. It blocks others no longer than a dead node's.
-        let granted: bool = self.line.run(async |redis| set.query_async(redis).await).await?;
-        Some(granted.then(|| self.keep(key, token, began)))
+        let holder: Option<String> = self.line.run(async |redis| claim.invoke_async(redis).await).await?;
+        Some(match holder {
+            Some(holder) => Err(Holder::new(holder)),
+            None => Ok(self.keep(key, token, began)),
+        })
+    }
+
+    /// Tells the end of what is done under a lease.
+    pub(super) fn work(&self, token: &str) -> Option<WorkEnds> {
+        lock(&self.works).get(token).cloned()
     }
 
     /// Has a lease renewed, and given back when it is let go.
     fn keep(&self, key: &LeaseKey, token: String, began: Instant) -> Held {
         let (holding, let_go) = oneshot::channel();
         let (ended, end) = oneshot::channel();
+        let work = Work::begin(&self.works, &token);
         let keeper = Keeper { line: self.line.clone(), key: key.clone(), token, lost: self.lost.clone() };
         self.tasks.spawn("lease", async move {
             let _ = ended.send(keeper.keep(began, let_go).await);
         });
-        Held { holding, end }
+        Held { holding, end, _work: work }
     }
 }
 
@@ -80,6 +105,32 @@ impl Redis {
 pub(super) struct Held {
     holding: oneshot::Sender<Infallible>,
     end: oneshot::Receiver<Released>,
+    _work: Work,
+}
+
+/// Some work under a lease, until it is dropped.
+struct Work {
+    works: Works,
+    token: String,
+    _ends: watch::Sender<()>,
+}
+
+impl Work {
+    fn begin(works: &Works, token: &str) -> Self {
+        let (ends, ended) = watch::channel(());
+        lock(works).insert(token.to_owned(), ended);
+        Self { works: works.clone(), token: token.to_owned(), _ends: ends }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        lock(&self.works).remove(&self.token);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Held {

@@ -1,12 +1,17 @@
-//! What operators want to know of another node, asked on behalf of a control plane that has no line to it.
+//! What is asked of another node: its bytes and its work, and what operators want to know, on behalf of a control plane
+//! that has no line to it.
 
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, RepositoryName, ResourceId};
+use http::HeaderMap;
 use url::Url;
+use uuid::Uuid;
 
 use super::Peers;
-use super::client::ProbeError;
+use super::client::{Call, ProbeError};
+use super::server::{CONFIRMED, FILLS_PATH, LEASES_PATH};
 use crate::fill::FillView;
 use crate::inspect::AnswerView;
+use crate::lease::Holder;
 
 /// Why another node could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +22,9 @@ pub(crate) enum AskError {
     /// Its record has no address.
     #[error("other nodes do not reach the node `{0}`, since its peer.address is not set")]
     NoAddress(ResourceId),
+    /// A lease that no other node of this cluster can have.
+    #[error("the lease is no other node's")]
+    NoSuchHolder,
     /// It does not answer as it should.
     #[error("the node `{id}` could not be asked on its port for other nodes")]
     Silent {
@@ -40,6 +48,35 @@ impl Peers {
         let address = self.address_of(id).await?;
         let answer = self.inner.client.answer(&address, request_id).await;
         answer.map_err(|source| AskError::Silent { id: id.clone(), source })
+    }
+
+    /// A call that a fill of another node is heard on from the byte `at` on, and whether the upstream has told that one
+    /// that `repository` has the content.
+    pub(super) async fn call_fill(
+        &self,
+        id: &ResourceId,
+        (origin, digest): (Uuid, &Digest),
+        at: u64,
+        repository: &RepositoryName,
+    ) -> Result<(Call, bool), AskError> {
+        let path = format!("{FILLS_PATH}/{origin}/{digest}?from={at}&repository={repository}");
+        let (headers, call) = self.call(id, &path).await?;
+        Ok((call, headers.contains_key(CONFIRMED)))
+    }
+
+    /// A call that says as long as another node works under a lease.
+    pub(super) async fn call_lease(&self, holder: &Holder) -> Result<Call, AskError> {
+        let id = holder.node().ok_or(AskError::NoSuchHolder)?;
+        if id == self.inner.me.id {
+            return Err(AskError::NoSuchHolder);
+        }
+        Ok(self.call(&id, &format!("{LEASES_PATH}{}", holder.token())).await?.1)
+    }
+
+    async fn call(&self, id: &ResourceId, path: &str) -> Result<(HeaderMap, Call), AskError> {
+        let address = self.address_of(id).await?;
+        let call = self.inner.client.call(&address, path).await;
+        call.map_err(|source| AskError::Silent { id: id.clone(), source })
     }
 
     /// Where a live node is, as its signed record says.

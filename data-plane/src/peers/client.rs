@@ -1,4 +1,4 @@
-//! Asks other nodes. One connection for each question: there are few of them.
+//! Asks other nodes. One connection for each question: there are few of them, and a fill that is followed is one.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,9 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use entrepot_runtime::Clock;
 use entrepot_trust::Tokens;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::header::{AUTHORIZATION, HOST};
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
@@ -114,7 +117,26 @@ impl PeerClient {
         serde_json::from_slice(&bytes).map_err(|error| ProbeError::Body(error.into()))
     }
 
+    /// Begins a call to `address` that goes on: the answer's headers, and what is said on it.
+    pub(super) async fn call(&self, address: &Url, path: &str) -> Result<(HeaderMap, Call), ProbeError> {
+        let answer =
+            timeout(limits::LEADER_SILENCE, self.send(address, path)).await.map_err(|_| ProbeError::Slow)??;
+        let (head, body) = answer.response.into_parts();
+        Ok((head.headers, Call { body, connection: Some(answer.connection) }))
+    }
+
     async fn get(&self, address: &Url, path: &str, limit: usize) -> Result<Bytes, ProbeError> {
+        let Answer { response, connection } = self.send(address, path).await?;
+        let (mut body, mut connection) = (pin!(Limited::new(response.into_body(), limit).collect()), connection);
+        let body = tokio::select! {
+            body = &mut body => body,
+            // The server has closed; what it has said may still be read.
+            () = &mut connection => body.await,
+        };
+        Ok(body.map_err(ProbeError::Body)?.to_bytes())
+    }
+
+    async fn send(&self, address: &Url, path: &str) -> Result<Answer, ProbeError> {
         let (Some(host), Some(port)) = (address.host_str(), address.port_or_known_default()) else {
             return Err(ProbeError::Address);
         };
@@ -122,21 +144,22 @@ impl PeerClient {
         let connecting = timeout(limits::PEER.0, TcpStream::connect((bare, port)));
         let stream = connecting.await.map_err(|_| ProbeError::Slow)??;
         match address.scheme() {
-            "http" => self.ask(stream, address, path, limit).await,
+            "http" => self.ask(stream, address, path).await,
             "https" => {
                 let tls = self.tls.clone().ok_or(ProbeError::NoAuthorities)?;
                 let name = ServerName::try_from(bare.to_owned())?;
-                self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path, limit).await
+                self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path).await
             }
             _ => Err(ProbeError::Address),
         }
     }
 
-    async fn ask<S>(&self, stream: S, address: &Url, path: &str, limit: usize) -> Result<Bytes, ProbeError>
+    async fn ask<S>(&self, stream: S, address: &Url, path: &str) -> Result<Answer, ProbeError>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut connection = async { drop(connection.await) }.boxed();
         let token = self.tokens.issue_node(&self.node_id, AUDIENCE, self.clock.now());
         let mut request = Request::get(path)
             .header(HOST, &address[Position::BeforeHost..Position::AfterPort])
@@ -146,19 +169,50 @@ impl PeerClient {
         if let Some(value) = request.headers_mut().get_mut(AUTHORIZATION) {
             value.set_sensitive(true);
         }
-        let exchange = async move {
-            let response = sender.send_request(request).await?;
-            if response.status() != StatusCode::OK {
-                return Err(ProbeError::Status(response.status()));
-            }
-            let body = Limited::new(response.into_body(), limit).collect().await;
-            Ok(body.map_err(ProbeError::Body)?.to_bytes())
+        let mut exchange = pin!(sender.send_request(request));
+        let response = tokio::select! {
+            response = &mut exchange => response?,
+            () = &mut connection => return Err(exchange.await.err().map_or(ProbeError::Slow, ProbeError::Http)),
         };
-        let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));
-        tokio::select! {
-            answer = &mut exchange => answer,
-            // The server has closed; what it has said may still be read.
-            _ = &mut connection => exchange.await,
+        if response.status() != StatusCode::OK {
+            return Err(ProbeError::Status(response.status()));
+        }
+        Ok(Answer { response, connection })
+    }
+}
+
+/// An answer whose body is still to come.
+struct Answer {
+    response: Response<Incoming>,
+    /// To be driven, or nothing comes.
+    connection: BoxFuture<'static, ()>,
+}
+
+/// A call to another node that goes on. Dropping it hangs up.
+pub(crate) struct Call {
+    body: Incoming,
+    connection: Option<BoxFuture<'static, ()>>,
+}
+
+impl Call {
+    /// What is said next; `None` when the call has ended, however. It may be dropped and called again.
+    pub(crate) async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let frame = match &mut self.connection {
+                Some(connection) => tokio::select! {
+                    frame = self.body.frame() => frame,
+                    () = connection => {
+                        self.connection = None;
+                        continue;
+                    }
+                },
+                // What has come may still be read.
+                None => self.body.frame().await,
+            };
+            // Trailers say nothing.
+            if let Ok(bytes) = frame?.ok()?.into_data() {
+                return Some(bytes);
+            }
         }
     }
 }

@@ -1,28 +1,39 @@
 //! What other nodes may ask this one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use entrepot_domain::{RepositoryName, ResourceId};
 use entrepot_runtime::Clock;
 use entrepot_trust::Tokens;
+use futures_util::{Stream, stream};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use tracing::debug;
 use uuid::Uuid;
 
+use super::words::Word;
 use super::{AUDIENCE, Me, RELEASE};
+use crate::config::limits;
 use crate::control::Control;
-use crate::http::body::{self, Body};
+use crate::fill::Fills;
+use crate::http::body::{self, Body, Cut};
 use crate::http::connection::{Edge, Remote};
 use crate::inspect::{FillsAnswer, Inspector};
+use crate::lease::WorkEnds;
 
 /// Where a node says who it is.
 pub(super) const NODE_PATH: &str = "/internal/v1/node";
 
 /// Where a node says which fills run on it.
 pub(super) const FILLS_PATH: &str = "/internal/v1/fills";
+/// Whether the upstream has told the leader that the repository has the content: a header that is there or not.
+pub(super) const CONFIRMED: &str = "entrepot-confirmed";
+/// Below it a node says that it works under a lease, as long as it does.
+pub(super) const LEASES_PATH: &str = "/internal/v1/leases/";
 /// Below it a node says what it remembers of an answer, under its request id.
 pub(super) const ANSWERS_PATH: &str = "/internal/v1/answers/";
 
@@ -33,6 +44,7 @@ pub(crate) struct PeerServer {
     pub(crate) tokens: Tokens,
     pub(crate) clock: Clock,
     pub(crate) inspector: Inspector,
+    pub(crate) fills: Fills,
 }
 
 /// What a node says of itself.
@@ -61,10 +73,17 @@ impl Edge for PeerServer {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             return response;
         };
-        debug!(node.id = caller, "the node `{caller}` asks for {}", request.uri().path());
+        debug!(node.id = %caller, "the node `{caller}` asks for {}", request.uri().path());
         match (request.method(), request.uri().path()) {
             (&Method::GET, NODE_PATH) => json(&self.node()),
             (&Method::GET, FILLS_PATH) => json(&FillsAnswer { fills: self.inspector.fills() }),
+            (&Method::GET, path) if path.starts_with(FILLS_PATH) => {
+                self.fill(request.uri(), caller).unwrap_or_else(|| empty(StatusCode::NOT_FOUND))
+            }
+            (&Method::GET, path) if path.starts_with(LEASES_PATH) => {
+                let work = self.fills.leases().work(&path[LEASES_PATH.len()..]);
+                work.map_or_else(|| empty(StatusCode::NOT_FOUND), |ends| Response::new(body::stream(beats(ends))))
+            }
             (&Method::GET, path) => match path.strip_prefix(ANSWERS_PATH).map(|id| self.inspector.answer(id)) {
                 Some(Some(answer)) => json(&answer),
                 Some(None) | None => empty(StatusCode::NOT_FOUND),
@@ -75,11 +94,25 @@ impl Edge for PeerServer {
 }
 
 impl PeerServer {
+    /// What a fill of this node brings, for another one; `None` if there is no such fill.
+    fn fill(&self, uri: &Uri, follower: ResourceId) -> Option<Response<Body>> {
+        let (origin, digest) = uri.path().strip_prefix(FILLS_PATH)?.strip_prefix('/')?.split_once('/')?;
+        let query: HashMap<_, _> = url::form_urlencoded::parse(uri.query()?.as_bytes()).collect();
+        let at = query.get("from")?.parse().ok()?;
+        let repository: RepositoryName = query.get("repository")?.parse().ok()?;
+        let landing = self.fills.running(origin.parse().ok()?, &digest.parse().ok()?)?;
+        let mut response = Response::new(body::stream(landing.tail(&self.fills, at, follower)));
+        if landing.is_confirmed_for(&repository) {
+            response.headers_mut().insert(CONFIRMED, HeaderValue::from_static("1"));
+        }
+        Some(response)
+    }
+
     /// Which node asks.
-    fn caller(&self, headers: &HeaderMap) -> Option<String> {
+    fn caller(&self, headers: &HeaderMap) -> Option<ResourceId> {
         let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
         let claims = self.tokens.verify_node(AUDIENCE, token, self.clock.now()).ok()?;
-        Some(claims.node_id)
+        claims.node_id.parse().ok()
     }
 
     fn node(&self) -> NodeAnswer {
@@ -90,6 +123,19 @@ impl PeerServer {
             running: self.control.version().map(|version| Running { epoch: version.epoch, revision: version.revision }),
         }
     }
+}
+
+/// Says that some work goes on, and when it has ended.
+fn beats(ends: WorkEnds) -> impl Stream<Item = Result<Bytes, Cut>> + Send {
+    let begun = Some((ends, tokio::time::interval(limits::BEAT)));
+    stream::unfold(begun, async |begun| {
+        let (mut ends, mut beat) = begun?;
+        let (word, more) = tokio::select! {
+            _ = ends.changed() => (Word::Ended, None),
+            _ = beat.tick() => (Word::Beat, Some((ends, beat))),
+        };
+        Some((Ok(word.head()), more))
+    })
 }
 
 fn json(answer: &impl Serialize) -> Response<Body> {

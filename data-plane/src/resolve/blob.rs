@@ -103,7 +103,12 @@ impl Resolver {
                 return Ok(stored);
             }
             match landing.head().await {
-                Ok(Some(landed)) => return Ok(Blob::Landing(landed)),
+                Ok(Some(landed)) => {
+                    if let Some(leader) = &landed.leader {
+                        trail::because(|| format!("it came by way of node `{leader}`, which was fetching it"));
+                    }
+                    return Ok(Blob::Landing(landed));
+                }
                 // The fill found it in the store: look there.
                 Ok(None) => {
                     trail::because(|| "the fill found it in the store: it had come meanwhile".to_owned());

@@ -6,11 +6,13 @@ use entrepot_domain::freshness::{Freshness, Window};
 use entrepot_domain::manifest::ManifestError;
 use entrepot_domain::{Digest, Manifest, MediaType, Reference, Tag};
 use entrepot_runtime::chain;
+use tokio::time::Instant;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
 use super::refusals::Question;
 use super::{Outcome, Resolver, asking, failure};
+use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::failpoint;
@@ -166,8 +168,8 @@ impl Resolver {
     /// What the records have when it is this node's turn to ask the upstream, or when there is nothing to ask any more.
     ///
     /// Of all nodes that want the same, one gets the lease. It looks after that, since another may have been faster.
-    /// The others wait for what it writes, for as long as their patience lasts, and ask for the lease again now and
-    /// then: a node that has failed gives it up early.
+    /// The others wait until it has done that, and look at what it has written; one of them takes its place if it is
+    /// lost, or has failed.
     async fn coordinated(
         &self,
         place: &Place,
@@ -175,17 +177,19 @@ impl Resolver {
         reference: &Reference,
     ) -> Result<(Held, Option<Lease>), PullError> {
         let key = LeaseKey::reference(fill.origin, &place.repository, reference);
-        let mut patience = self.fills.leases().patience();
+        let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
         loop {
-            let (lease, is_busy) = match self.fills.leases().claim(&key).await {
-                Claim::Granted(lease) => (Some(lease), false),
-                Claim::Busy => (None, true),
-                Claim::Uncoordinated => (None, false),
+            let (lease, holder) = match self.fills.leases().claim(&key, lost.as_ref()).await {
+                Claim::Granted(lease) => (Some(lease), None),
+                Claim::Busy(holder) => (None, Some(holder)),
+                Claim::Uncoordinated => (None, None),
             };
-            if is_busy {
+            lost = None;
+            let waits = holder.is_some() && Instant::now() < limit;
+            if let Some(holder) = holder.filter(|_| waits) {
                 trail::because(|| "another node was asking the upstream: waited for it".to_owned());
+                lost = (!self.fills.peers().wait_for(&holder, limit).await).then_some(holder);
             }
-            let waits = is_busy && patience.wait().await;
             let held = self.held(place, reference).await?;
             if !waits || matches!(held, Held::Fresh(_)) {
                 return Ok((held, lease));

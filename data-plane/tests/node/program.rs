@@ -57,7 +57,6 @@ fn all_mistakes_are_told_together_and_no_secret_with_them() {
         address = "http://10.0.0.5:5003/path"
         ca_file = "/nowhere/ca.pem"
         [filling]
-        patience = "10s"
         [postgres]
         url = "of the other program"
         [store]

@@ -1,0 +1,114 @@
+//! What a leader sends to a node that follows it: the bytes as they land, those that its own readers may not have yet
+//! among them, since the follower verifies them itself; and, whatever it waits for, that it lives.
+
+use bytes::Bytes;
+use entrepot_domain::ResourceId;
+use entrepot_domain::fill::Phase;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument as _;
+
+use super::landing::{End, Progress};
+use super::view::{About, Followed};
+use super::{CHUNK_BYTES, Fills, Landing};
+use crate::config::limits;
+use crate::http::body::Cut;
+use crate::peers::words::Word;
+
+/// How many pieces wait for the follower: each is a word or its content.
+const PIECES: usize = 2;
+
+impl Landing {
+    /// What this fill brings from the byte `at` on, for the node `follower`. It ends at once if this node does not lead.
+    pub(crate) fn tail(&self, fills: &Fills, at: u64, follower: ResourceId) -> ReceiverStream<Result<Bytes, Cut>> {
+        let (say, said) = mpsc::channel(PIECES);
+        // In this order: a follower that is counted is a reader, too.
+        let progress = self.progress();
+        let place = About::followed(self.about(), follower, at);
+        let mut beat = interval(limits::BEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let tail = Tail { progress, place, say, at, beat, told_size: None };
+        // It ends with the fill, or when the follower has gone.
+        fills.inner.tasks.spawn("fill.tail", tail.run().in_current_span());
+        ReceiverStream::new(said)
+    }
+}
+
+struct Tail {
+    progress: watch::Receiver<Progress>,
+    place: Followed,
+    say: mpsc::Sender<Result<Bytes, Cut>>,
+    at: u64,
+    beat: Interval,
+    /// What has been said of the size; `None` if nothing has.
+    told_size: Option<Option<u64>>,
+}
+
+/// The follower has gone.
+struct Gone;
+
+impl Tail {
+    async fn run(mut self) {
+        let attempt = self.progress.borrow().attempt;
+        let last = loop {
+            let progress = self.progress.borrow_and_update().clone();
+            if progress.attempt != attempt {
+                break Word::Rejected;
+            }
+            let Ok(is_behind) = self.catch_up(&progress).await else { return };
+            if is_behind {
+                continue;
+            }
+            match progress.end {
+                Some(End::Whole | End::Found) => break Word::Ended,
+                Some(End::Failed(_) | End::PassedThrough(_)) => break Word::Left,
+                None if progress.phase == Phase::Following => break Word::Left,
+                None => {}
+            }
+            tokio::select! {
+                // A fill that was torn down: the node ends.
+                changed = self.progress.changed() => if changed.is_err() { break Word::Left },
+                _ = self.beat.tick() => if self.say(Word::Beat).await.is_err() { return },
+            }
+        };
+        let _ = self.say(last).await;
+    }
+
+    /// Says what has come since the last time, at most one chunk. Returns whether there may be more.
+    async fn catch_up(&mut self, progress: &Progress) -> Result<bool, Gone> {
+        let Some(head) = &progress.head else { return Ok(false) };
+        if self.told_size != Some(head.size_bytes) {
+            self.told_size = Some(head.size_bytes);
+            self.say(Word::Open(head.size_bytes)).await?;
+        }
+        let landed = progress.reach.landed_bytes();
+        if landed <= self.at {
+            return Ok(false);
+        }
+        let len = (landed - self.at).min(CHUNK_BYTES as u64) as usize;
+        let spool = head.spool.clone();
+        let mut reading = std::pin::pin!(spool.read(self.at, len));
+        let bytes = loop {
+            tokio::select! {
+                bytes = &mut reading => break bytes,
+                // A disk that is slow is no sign of death.
+                _ = self.beat.tick() => self.say(Word::Beat).await?,
+            }
+        };
+        // A follower of a node that cannot read its own disk is better off without it.
+        let Ok(bytes) = bytes else { return Err(Gone) };
+        self.say(Word::Content(bytes)).await?;
+        self.at += len as u64;
+        self.place.is_at(self.at);
+        Ok(true)
+    }
+
+    async fn say(&self, word: Word) -> Result<(), Gone> {
+        self.say.send(Ok(word.head())).await.map_err(|_| Gone)?;
+        match word {
+            Word::Content(bytes) => self.say.send(Ok(bytes)).await.map_err(|_| Gone),
+            Word::Beat | Word::Open(_) | Word::Ended | Word::Rejected | Word::Left => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A fill's way into the store: what has landed and is hashed is read from the spool and sent, at the store's own pace.
+//!
+//! So a store that is slow keeps no reader waiting for bytes, and who takes a fill over sends what has landed before
+//! while the rest is on its way.
+
+use std::io;
+
+use bytes::Bytes;
+use entrepot_runtime::Tasks;
+use entrepot_store::{Key, Store, Upload};
+use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tracing::Instrument as _;
+
+use super::spool::Spool;
+use crate::failpoint;
+use crate::repository::within_limit;
+
+/// How much goes into the store at once.
+const PART_BYTES: u64 = 8 * 1024 * 1024;
+
+/// An upload that runs. Dropping it aborts it.
+pub(super) struct Uploading {
+    hashed: watch::Sender<Hashed>,
+    stored: oneshot::Receiver<bool>,
+}
+
+/// How much may be sent.
+#[derive(Clone, Copy, Default)]
+struct Hashed {
+    bytes: u64,
+    /// Whether that is all of it, and verified.
+    is_whole: bool,
+}
+
+impl Uploading {
+    /// Begins an upload of `object`, whose bytes land in `spool`. `turn` is kept as long as it runs.
+    pub(super) fn begin(
+        tasks: &Tasks,
+        store: Store,
+        object: Key,
+        spool: Spool,
+        turn: std::sync::Arc<OwnedSemaphorePermit>,
+    ) -> Self {
+        let (hashed, may_send) = watch::channel(Hashed::default());
+        let (done, stored) = oneshot::channel();
+        let work = async move {
+            let is_stored = run(&store, &object, &spool, may_send).await;
+            drop(turn);
+            // A fill that was given up does not ask.
+            let _ = done.send(is_stored);
+        };
+        tasks.spawn("fill.upload", work.in_current_span());
+        Self { hashed, stored }
+    }
+
+    /// So many bytes have landed and are hashed.
+    pub(super) fn may_send(&self, bytes: u64) {
+        self.hashed.send_replace(Hashed { bytes, is_whole: false });
+    }
+
+    /// All `bytes` are there and right: gives them their key. Returns whether the store has them.
+    pub(super) async fn complete(self, bytes: u64) -> bool {
+        self.hashed.send_replace(Hashed { bytes, is_whole: true });
+        self.stored.await.unwrap_or(false)
+    }
+}
+
+async fn run(store: &Store, object: &Key, spool: &Spool, may_send: watch::Receiver<Hashed>) -> bool {
+    let Ok(mut upload) = within_limit(store.begin_upload(object)).await else { return false };
+    if send_all(upload.as_mut(), spool, may_send).await.is_some() {
+        return within_limit(upload.complete()).await.is_ok();
+    }
+    // What cannot be aborted now is swept later.
+    let _ = within_limit(upload.abort()).await;
+    false
+}
+
+/// Sends all parts; `None` if the fill was given up, or the store or the spool does not go on.
+async fn send_all(upload: &mut dyn Upload, spool: &Spool, mut may_send: watch::Receiver<Hashed>) -> Option<()> {
+    let mut sent = 0;
+    loop {
+        let due = |hashed: &Hashed| hashed.is_whole || hashed.bytes - sent >= PART_BYTES;
+        let Hashed { bytes, is_whole } = *may_send.wait_for(due).await.ok()?;
+        let len = (bytes - sent).min(PART_BYTES);
+        if len > 0 {
+            let part = read(spool, sent, len).await.ok()?;
+            within_limit(upload.part(part)).await.ok()?;
+            sent += len;
+            failpoint::hit("fill.after_first_part");
+        }
+        if is_whole && sent == bytes {
+            return Some(());
+        }
+    }
+}
+
+async fn read(spool: &Spool, at: u64, len: u64) -> io::Result<Bytes> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    spool.read(at, len).await
+}
