@@ -104,8 +104,9 @@ pub mod limits {
     pub const LEADER_SILENCE: Duration = Duration::from_secs(2);
     /// How long a node may wait for others to ask the upstream before it does so itself.
     pub const OTHERS_WORK: Duration = Duration::from_secs(120);
-    /// How far followers may be behind a leader that stops and hands over to them.
-    pub const HANDED_OVER_BYTES: u64 = 1024 * 1024;
+    /// How far a follower may be behind its leader to count as close: close enough to be handed the fill over, and to
+    /// have the last bytes of stored content from the leader instead of the store.
+    pub const CLOSE_BYTES: u64 = 1024 * 1024;
     /// How often a fill looks at what its readers want.
     pub const FILL_TICK: Duration = Duration::from_millis(500);
     /// How long a fill that nobody reads goes on, unless it is worth finishing.

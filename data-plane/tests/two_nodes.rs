@@ -406,6 +406,46 @@ fn when_the_node_that_leads_dies_the_other_goes_on_from_its_own_byte() {
 }
 
 #[tokio::test]
+async fn a_node_that_stops_hands_its_fill_over_to_the_node_that_follows() {
+    let ground = Ground::new().await;
+    let blob = images::random_bytes(7, 100 << 20);
+    let digest = ground.upstream.publish_blob("app", &blob);
+    ground.upstream.script(&digest, Fault::Rate(20 << 20));
+    let (one, two) = ground.two().await;
+    let path = format!("app/blobs/{digest}");
+    let leaves = one.get(&path);
+    wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+    let stays = two.get(&path);
+    two.until_busy().await;
+    let sent = || ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
+    wait_until(LIMIT, "some of it has landed", async || sent() > 20 << 20).await;
+    leaves.abort();
+    one.tasks.stopping().cancel();
+    assert_eq!(stays.await.unwrap(), ok(&digest));
+    assert_eq!(ground.upstream.fetches_of(&digest), 2, "the second one goes on where the first was");
+    assert!(sent() < 110 << 20, "{} bytes were fetched for {}", sent(), blob.len());
+    assert_eq!(two.get(&path).await.unwrap(), ok(&digest));
+    assert_eq!(ground.upstream.fetches_of(&digest), 2, "it is stored");
+}
+
+#[tokio::test]
+async fn what_came_from_a_leader_whose_bytes_were_wrong_is_discarded() {
+    let ground = Ground::new().await;
+    let digest = ground.upstream.publish_blob("app", images::random_bytes(7, 500_000));
+    let (one, two) = ground.two().await;
+    ground.upstream.script_times(&digest, Fault::FlipBitAt(5), 1);
+    ground.upstream.script_times(&digest, Fault::Rate(500_000), 1);
+    let path = format!("app/blobs/{digest}");
+    let first = one.get(&path);
+    wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+    let second = two.get(&path);
+    for client in [first, second] {
+        assert_eq!(client.await.unwrap(), ok(&digest));
+    }
+    assert_eq!(ground.upstream.fetches_of(&digest), 2);
+}
+
+#[tokio::test]
 async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
     let ground = Ground::new().await;
     let image = publish_image(&ground.upstream);

@@ -628,7 +628,7 @@ impl Driver<'_> {
         if self.fills.inner.tasks.stopping().is_cancelled() {
             // They take over where they are, so they had better be close.
             let (followers, from) = self.landing.about().followed_from();
-            let are_close = from.is_none_or(|from| state.landed_bytes() <= from + limits::HANDED_OVER_BYTES);
+            let are_close = from.is_none_or(|from| state.landed_bytes() <= from + limits::CLOSE_BYTES);
             if held <= HELD_BY_US + followers && are_close {
                 return Some(Event::Draining { readers: false, followers: followers > 0 });
             }

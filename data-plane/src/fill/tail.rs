@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
-use entrepot_domain::fill::Phase;
+use entrepot_domain::fill::{Outcome, Phase};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
@@ -55,6 +55,11 @@ impl Tail {
             let progress = self.progress.borrow_and_update().clone();
             if progress.attempt != attempt {
                 break Word::Rejected;
+            }
+            // Who is far behind has the rest from the store sooner than from here.
+            let is_far = progress.reach.landed_bytes() > self.at + limits::CLOSE_BYTES;
+            if progress.phase == Phase::Finished(Outcome::Stored) && is_far {
+                break Word::Ended;
             }
             let Ok(is_behind) = self.catch_up(&progress).await else { return };
             if is_behind {
