@@ -107,6 +107,8 @@ pub mod limits {
     /// How far a follower may be behind its leader to count as close: close enough to be handed the fill over, and to
     /// have the last bytes of stored content from the leader instead of the store.
     pub const CLOSE_BYTES: u64 = 1024 * 1024;
+    /// How long readers wait for verified content to be stored before they have its end.
+    pub const COMMIT_LATE: Duration = Duration::from_secs(3);
     /// How often a fill looks at what its readers want.
     pub const FILL_TICK: Duration = Duration::from_millis(500);
     /// How long a fill that nobody reads goes on, unless it is worth finishing.

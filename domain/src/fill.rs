@@ -10,7 +10,8 @@
 //!
 //! Bytes land on a spool in their order, and are hashed and uploaded in it. A reader far ahead of them may have a second
 //! request opened for its range; what that brings lands in the same spool, is hashed in its turn and never fetched
-//! again. [`Reach`] says what readers may have: all but the tail, which leaves when the whole is verified and stored.
+//! again. [`Reach`] says what readers may have: all but the tail, which leaves when the whole is verified and stored, or
+//! verified and the store takes long.
 //!
 //! [`Fill::step`] is pure and total: an event that comes too late changes nothing. Three drivers run it: a node, a
 //! model checker that tries every order of events (`fill/model.rs`), and a simulator that tries long random ones.
@@ -66,6 +67,8 @@ pub struct Fill {
     source: Source,
     /// Whether all of them have landed and are what the digest means.
     is_verified: bool,
+    /// Whether readers get the end before it is stored, since that takes long.
+    is_late: bool,
     /// Whether the lease to claim next is that of a leader that was lost.
     succeeds: bool,
     /// Whether this is a second attempt, after bytes that nobody has seen were wrong.
@@ -180,6 +183,8 @@ pub enum Event {
     Committed,
     /// The store did not take the content.
     CommitFailed,
+    /// What is verified is still not stored.
+    CommitLate,
     /// The spool cannot be written.
     SpoolFailed,
     /// There were no readers for a while, and what is left is too much to fetch for nobody.
@@ -246,6 +251,7 @@ impl Fill {
             is_indivisible: false,
             source: Source::Upstream,
             is_verified: false,
+            is_late: false,
             succeeds: false,
             is_second: false,
         };
@@ -283,6 +289,11 @@ impl Fill {
         self.size_bytes.unwrap_or(self.landed) <= self.terms.whole_bytes
     }
 
+    /// Whether answers may begin: at once for large content, and for small content when all of it may leave.
+    pub fn may_begin(&self) -> bool {
+        !self.is_whole_first() || self.is_late || (self.is_verified && self.outcome().is_some())
+    }
+
     /// How many bytes may still land in their order before the end, or before those that have landed ahead.
     pub fn room_bytes(&self) -> u64 {
         let end = self.ahead.first().map(|part| part.start).or(self.size_bytes);
@@ -293,6 +304,7 @@ impl Fill {
     pub fn reach(&self) -> Reach {
         let limit = match (self.phase, self.size_bytes) {
             (Phase::Finished(Outcome::Stored | Outcome::Uncached), _) => u64::MAX,
+            _ if self.is_late => u64::MAX,
             _ if self.is_whole_first() => 0,
             (_, size) => size.unwrap_or(self.landed).saturating_sub(self.terms.held_back_bytes),
         };
@@ -358,6 +370,7 @@ impl Fill {
             }
             (P::Verifying, E::Wrong) => self.begin_again(vec![X::AbortUpload, X::ReleaseLease]),
             (P::Committing, E::Committed) => self.finish(Outcome::Stored, [X::ReleaseLease]),
+            (P::Committing, E::CommitLate) => self.is_late(),
             (P::Committing, E::CommitFailed) => self.finish(Outcome::Uncached, [X::AbortUpload, X::ReleaseLease]),
             (P::Leading | P::Adopting | P::Reading, E::SpoolFailed) => self.stop(Outcome::PassedThrough),
             (P::Leading | P::Adopting | P::Reading, E::Abandoned) => self.stop(Outcome::Abandoned),
@@ -393,6 +406,7 @@ impl Fill {
                 self.succeeds = true;
                 self.enter(Phase::Looking, [Effect::Look])
             }
+            Event::CommitLate => self.is_late(),
             Event::Broken => self.fail(),
             Event::SpoolFailed => self.stop(Outcome::PassedThrough),
             Event::Abandoned | Event::Draining { readers: false, .. } => self.stop(Outcome::Abandoned),
@@ -412,6 +426,12 @@ impl Fill {
     /// Ends whatever goes on.
     fn stop(&mut self, outcome: Outcome) -> Vec<Effect> {
         self.finish(outcome, [Effect::HangUp, Effect::StopAhead, Effect::AbortUpload, Effect::ReleaseLease])
+    }
+
+    /// What is verified may leave; only who is kept waiting for long gets it before it is stored.
+    fn is_late(&mut self) -> Vec<Effect> {
+        self.is_late = self.is_verified;
+        Vec::new()
     }
 
     fn fail(&mut self) -> Vec<Effect> {
@@ -575,12 +595,13 @@ mod tests {
 
     #[test]
     fn a_leader_verifies_before_it_commits_and_lets_the_tail_go_after_that() {
-        let (fill, effects) = after(leading(), &[Event::Sized(100), Event::Landed(98)]);
+        let (fill, effects) = after(leading(), &[Event::Sized(100), Event::Landed(98), Event::CommitLate]);
         assert_eq!((effects, fill.reach().until(0)), (vec![], 95));
         let (fill, effects) = fill.step(Event::Landed(2));
         assert_eq!(effects, [Effect::HangUp, Effect::StopAhead, Effect::Verify]);
         let (fill, effects) = fill.step(Event::Right);
         assert_eq!((effects, fill.reach().until(0)), (vec![Effect::Commit], 95));
+        assert_eq!(fill.clone().step(Event::CommitLate).0.reach().until(0), 100);
         let (fill, effects) = fill.step(Event::Committed);
         assert_eq!((effects, fill.reach().until(0)), (vec![Effect::ReleaseLease], 100));
     }
@@ -650,6 +671,7 @@ mod tests {
         let (stored, effects) = after(fill.clone(), &[Event::LeaderEnded, Event::Found]);
         assert_eq!((effects, stored.reach().until(0)), (vec![Effect::Link], 95));
         assert_eq!(stored.step(Event::Committed).0.outcome(), Some(Outcome::Stored));
+        assert_eq!(fill.clone().step(Event::CommitLate).0.reach().until(0), 100);
         let lost = [Event::LeaderLost, Event::Absent, Event::Granted, Event::Absent];
         assert_eq!(after(fill, &lost).1, [Effect::BeginUpload, Effect::Commit]);
     }

@@ -31,6 +31,7 @@ enum Input {
     Wrong,
     Committed,
     CommitFailed,
+    CommitLate,
     SpoolFailed,
     Abandoned,
     Draining(bool, bool),
@@ -62,6 +63,7 @@ impl Input {
             Self::Wrong => Event::Wrong,
             Self::Committed => Event::Committed,
             Self::CommitFailed => Event::CommitFailed,
+            Self::CommitLate => Event::CommitLate,
             Self::SpoolFailed => Event::SpoolFailed,
             Self::Abandoned => Event::Abandoned,
             Self::Draining(readers, followers) => Event::Draining { readers, followers },
@@ -81,7 +83,7 @@ fuzz_target!(|inputs: Vec<Input>| {
         }
         claims += effects.iter().filter(|effect| matches!(effect, Effect::Claim | Effect::TakeOver)).count();
         releases += effects.iter().filter(|effect| **effect == Effect::ReleaseLease).count();
-        let is_let_go = matches!(next.outcome(), Some(Outcome::Stored | Outcome::Uncached));
+        let is_let_go = next.is_verified() || matches!(next.outcome(), Some(Outcome::Stored | Outcome::Uncached));
         let reach = next.reach();
         for at in [0, next.landed_bytes(), next.landed_bytes().saturating_sub(1), u64::MAX - 1] {
             let until = reach.until(at);

@@ -300,7 +300,7 @@ async fn play(name: &str, rows: &'static [Row]) -> Result<()> {
     let begun = Instant::now();
     let registry = Arc::new(Registry::start_with_limits(hasty()).await?);
     registry.get("/v2/").await?;
-    let before = alive_tasks() + DATABASE_TASKS;
+    let before = Before { tasks: alive_tasks() + DATABASE_TASKS, memory_mib: memory_mib() };
     let watch = Watch::start(registry.clone(), before);
     let played = futures_util::stream::iter(rows.iter().enumerate()).map(async |(number, row)| {
         let played = play_row(&registry, &format!("row{number}"), row).await;
@@ -311,11 +311,13 @@ async fn play(name: &str, rows: &'static [Row]) -> Result<()> {
     let failures: Vec<String> = played.into_iter().filter_map(|row| Some(format!("{:#}", row.err()?))).collect();
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     ensure!(seen.iter().all(|(_, most)| *most > 0), "not all that should be gone later was seen: {seen:?}");
-    let left = Left { registry: &registry, tasks_before: before };
+    let left = Left { registry: &registry, before };
     let quiet = tokio::time::timeout(LIMIT, left.none()).await.is_ok();
     ensure!(quiet, "left over after {LIMIT:?} without a pull: {:?}", left.count());
+    let kept = left.count()[COUNTED.len() - 1].1;
     let objects = every_object_is_what_it_is_called(&registry).await?;
-    report(name, format_args!("{:.1?}, {objects} objects; at once at most {seen:?}", begun.elapsed()));
+    let took = begun.elapsed();
+    report(name, format_args!("{took:.1?}, {objects} objects; at once at most {seen:?}; {kept} MiB more than before"));
     Ok(())
 }
 
@@ -423,14 +425,29 @@ fn alive_tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
+/// How much memory the process has for itself.
+fn memory_mib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()).unwrap_or_default() >> 10
+}
+
+/// What there was before anybody pulled.
+#[derive(Clone, Copy)]
+struct Before {
+    tasks: usize,
+    memory_mib: usize,
+}
+
 /// What should be gone when all is quiet.
 struct Left<'a> {
     registry: &'a Registry,
-    /// How many tasks there were before anybody pulled.
-    tasks_before: usize,
+    before: Before,
 }
 
-const COUNTED: [&str; 5] = ["spools", "unfinished objects", "fills", "pulls", "tasks"];
+const COUNTED: [&str; 6] = ["spools", "unfinished objects", "fills", "pulls", "tasks", "MiB of memory"];
+/// What may stay of each: an allocator keeps some of what was freed, and the process has the upstreams in it, too.
+const KEPT: [usize; COUNTED.len()] = [0, 0, 0, 0, 0, 64];
 
 impl Left<'_> {
     fn count(&self) -> [(&'static str, usize); COUNTED.len()] {
@@ -440,14 +457,15 @@ impl Left<'_> {
             self.registry.unfinished_count(),
             gauge("entrepot_fill_active"),
             gauge("entrepot_pull_active"),
-            alive_tasks().saturating_sub(self.tasks_before),
+            alive_tasks().saturating_sub(self.before.tasks),
+            memory_mib().saturating_sub(self.before.memory_mib),
         ];
         std::array::from_fn(|at| (COUNTED[at], counts[at]))
     }
 
     /// Waits until there is none of it.
     async fn none(&self) {
-        while self.count().iter().any(|(_, count)| *count > 0) {
+        while self.count().iter().zip(KEPT).any(|((_, count), kept)| *count > kept) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -461,11 +479,11 @@ struct Watch {
 }
 
 impl Watch {
-    fn start(registry: Arc<Registry>, tasks_before: usize) -> Self {
+    fn start(registry: Arc<Registry>, before: Before) -> Self {
         let (ends, most) = (Arc::new(AtomicBool::new(false)), Arc::<[AtomicUsize; COUNTED.len()]>::default());
         let (end, seen) = (ends.clone(), most.clone());
         let looking = tokio::spawn(async move {
-            let left = Left { registry: &registry, tasks_before };
+            let left = Left { registry: &registry, before };
             while !end.load(Ordering::SeqCst) {
                 for ((_, count), most) in left.count().into_iter().zip(&*seen) {
                     most.fetch_max(count, Ordering::SeqCst);

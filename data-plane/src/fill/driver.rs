@@ -13,8 +13,9 @@ use entrepot_domain::manifest::platform_of_config;
 use entrepot_domain::{Digest, ResourceId, Verifier};
 use entrepot_runtime::chain;
 use entrepot_store::{Key, layout};
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{Instrument as _, Span, field, info, info_span, instrument, warn};
@@ -72,6 +73,8 @@ pub(super) async fn drive(
         ahead: None,
         verifier: Verifier::new(digest.clone()),
         upload: None,
+        completing: None,
+        verified_since: None,
         config: None,
         failure: None,
         unread_since: None,
@@ -140,6 +143,10 @@ struct Driver<'a> {
     verifier: Verifier,
     /// The way into the store, while we lead.
     upload: Option<Uploading>,
+    /// Whether the store has it all, as soon as that is known.
+    completing: Option<BoxFuture<'static, bool>>,
+    /// Since when all is verified.
+    verified_since: Option<Instant>,
     /// The bytes, while they are few enough to be an image's configuration.
     config: Option<BytesMut>,
     failure: Option<PullError>,
@@ -154,8 +161,7 @@ impl Driver<'_> {
     fn tell(&self, state: &Fill) {
         self.landing.about().is_at(state);
         let reach = state.reach();
-        let has_ended = state.is_verified() && state.outcome().is_some();
-        let is_told = self.is_open && (!state.is_whole_first() || has_ended);
+        let is_told = self.is_open && state.may_begin();
         let (phase, attempt, size_bytes) = (state.phase(), self.attempt, state.size_bytes());
         let spool = self.spool.as_ref().filter(|_| self.is_open);
         self.progress.send_if_modified(|progress| {
@@ -209,10 +215,14 @@ impl Driver<'_> {
             Effect::Hash(part) => Some(self.hash_spooled(part).await),
             Effect::ReadStore(from) => Some(self.read_store(from).await),
             Effect::Verify => Some(self.verify().await),
-            Effect::Commit => {
-                let committed = self.commit(state).instrument(info_span!("fill.commit")).await;
-                Some(if committed { Event::Committed } else { Event::CommitFailed })
-            }
+            Effect::Commit => match self.upload.take() {
+                Some(upload) => {
+                    let completing = upload.complete(state.landed_bytes()).instrument(info_span!("fill.commit"));
+                    self.completing = Some(completing.boxed());
+                    None
+                }
+                None => Some(Event::CommitFailed),
+            },
             Effect::Link => {
                 if let Some(object) = self.found.clone() {
                     self.link(&object, state).await;
@@ -469,7 +479,14 @@ impl Driver<'_> {
                     None => std::future::pending().await,
                 }
             };
+            let completing = async {
+                match &mut self.completing {
+                    Some(completing) => completing.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                is_stored = completing => return self.completed(is_stored, state).await,
                 chunk = body => return self.land(chunk, state).await,
                 word = leader => return self.hear(word, state).await,
                 chunk = ahead => return self.land_ahead(chunk).await,
@@ -589,19 +606,20 @@ impl Driver<'_> {
             return Event::Wrong;
         }
         failpoint::hit("fill.after_verification");
+        self.verified_since = Some(Instant::now());
         Event::Right
     }
 
-    /// Gives the content its key and lets the repositories that may show it do so. Returns whether it is stored.
-    async fn commit(&mut self, state: &Fill) -> bool {
-        let Some(upload) = self.upload.take() else { return false };
-        if !upload.complete(state.landed_bytes()).await {
-            return false;
+    /// The content has its key, or the store does not take it.
+    async fn completed(&mut self, is_stored: bool, state: &Fill) -> Event {
+        self.completing = None;
+        if !is_stored {
+            return Event::CommitFailed;
         }
         failpoint::hit("fill.after_upload");
         let object = self.object.clone();
-        self.link(&object, state).await;
-        true
+        self.link(&object, state).instrument(info_span!("fill.commit")).await;
+        Event::Committed
     }
 
     /// Lets the repositories that may show the content show `object`.
@@ -619,6 +637,10 @@ impl Driver<'_> {
 
     /// What readers and the node want meanwhile.
     fn look_around(&mut self, state: &Fill) -> Option<Event> {
+        if self.verified_since.is_some_and(|since| since.elapsed() >= limits::COMMIT_LATE) {
+            self.verified_since = None;
+            return Some(Event::CommitLate);
+        }
         if self.began.elapsed() > longest(state.size_bytes()) {
             let (rule, upstream) = (self.fill.rule.id.clone(), self.fill.source.upstream.id.clone());
             return Some(self.broken(PullError::UpstreamAway { rule, upstream, status: None }));

@@ -29,13 +29,15 @@ pub(super) struct Setup {
     pub(super) spool: bool,
     /// Node 0 may be told to stop, and readers may hang up.
     pub(super) drain: bool,
+    /// Storing may take long, so that readers get the end before that.
+    pub(super) late: bool,
     pub(super) mutant: Mutant,
 }
 
 impl Setup {
     pub(super) const fn core(nodes: u8, faults: u8) -> Self {
-        let (ranges, redis, spool, drain, mutant) = (false, true, false, false, Mutant::None);
-        Self { nodes, faults, chunks: 3, ranges, redis, spool, drain, mutant }
+        let (ranges, redis, spool, drain, late, mutant) = (false, true, false, false, false, Mutant::None);
+        Self { nodes, faults, chunks: 3, ranges, redis, spool, drain, late, mutant }
     }
 }
 
@@ -112,6 +114,7 @@ pub(super) enum Action {
     Peer(u8, bool),
     LeaderEnds(u8),
     LeaderLost(u8),
+    Late(u8),
     Send(u8, u8),
     Want(u8, u8),
     Unwant(u8),
@@ -459,6 +462,10 @@ impl Setup {
         if node.fill.phase() == Phase::Following && node.effects.is_empty() {
             self.follower_actions(world, at, may_fail, actions);
         }
+        let waits = matches!(node.fill.phase(), Phase::Following | Phase::Committing);
+        if self.late && node.fill.is_verified() && waits && !node.fill.is_late {
+            actions.push(Action::Late(at));
+        }
         for reader in 0..node.readers.len() as u8 {
             self.reader_actions(world, at, reader, actions);
         }
@@ -669,6 +676,7 @@ impl Setup {
             Action::Peer(at, bad) => world.peer(at.into(), bad, self)?,
             Action::LeaderEnds(at) => world.step(at.into(), Event::LeaderEnded, self),
             Action::LeaderLost(at) => world.step(at.into(), Event::LeaderLost, self),
+            Action::Late(at) => world.step(at.into(), Event::CommitLate, self),
             Action::Send(at, reader) => world.send(at.into(), reader.into(), self)?,
             Action::Want(at, reader) => {
                 let wanted = world.nodes[usize::from(at)].readers[usize::from(reader)].at;
@@ -806,6 +814,11 @@ fn draining_holds_all_invariants() {
     holds("drain, 2 nodes, 1 fault", Setup { drain: true, redis: false, chunks: 2, ..Setup::core(2, 1) });
 }
 
+#[test]
+fn letting_the_end_go_before_it_is_stored_holds_all_invariants() {
+    holds("a store that is late, 2 nodes, 1 fault", Setup { late: true, ..Setup::core(2, 1) });
+}
+
 /// The simulator tries what is too much to be tried in every order: more nodes, more faults, all whims at once.
 fn simulated(seed: u64) -> Setup {
     Setup {
@@ -816,6 +829,7 @@ fn simulated(seed: u64) -> Setup {
         redis: true,
         spool: seed / 84 % 3 == 1,
         drain: seed / 252 % 2 == 1,
+        late: seed / 504 % 2 == 1,
         mutant: Mutant::None,
     }
 }
