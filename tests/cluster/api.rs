@@ -86,12 +86,22 @@ impl Api {
         upstream: &FakeUpstream,
         login: Option<(&str, &str)>,
     ) -> Result<pb::Upstream, tonic::Status> {
+        self.upstream_at(id, &upstream.url(), login).await
+    }
+
+    /// Makes an upstream at a URL of this machine, which may be that of a link.
+    pub(crate) async fn upstream_at(
+        &self,
+        id: &str,
+        url: &str,
+        login: Option<(&str, &str)>,
+    ) -> Result<pb::Upstream, tonic::Status> {
         let (username, password) = login.unwrap_or_default();
         let request = pb::CreateUpstreamRequest {
             upstream_id: id.to_owned(),
             upstream: Some(pb::Upstream {
                 kind: pb::UpstreamKind::Oci.into(),
-                endpoint: upstream.url(),
+                endpoint: url.to_owned(),
                 allow_plain_http: true,
                 allow_private_addresses: true,
                 username: username.to_owned(),

@@ -71,6 +71,12 @@ impl Client {
         Self { http, url: url.into(), credential }
     }
 
+    /// A client that reads for as long as something comes.
+    pub(crate) fn patient(url: &str, credential: Credential) -> Self {
+        let http = reqwest::Client::builder().no_proxy().read_timeout(LIMIT).build().expect("a client can be made");
+        Self { http, url: url.into(), credential }
+    }
+
     /// The same with another credential.
     pub(crate) fn with(&self, credential: Credential) -> Self {
         Self { credential, ..self.clone() }

@@ -15,6 +15,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use crate::api::Api;
 use crate::client::{Client, Credential, LIMIT};
+use crate::links::Links;
 use crate::settings::{Addresses, Shared, StoreSettings};
 
 /// The administrator's key of every cluster, in its two parts.
@@ -39,11 +40,13 @@ pub(crate) struct Setup {
     pub(crate) drain_notice: Duration,
     /// How much each node keeps on its disk.
     pub(crate) cache_size: &'static str,
+    /// Whether members reach each other, and what they stand on, through links that a test can cut.
+    pub(crate) links: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { control_planes: 2, nodes: 2, drain_notice: Duration::from_millis(200), cache_size: "1GiB" }
+        Self { control_planes: 2, nodes: 2, drain_notice: Duration::from_millis(200), cache_size: "1GiB", links: false }
     }
 }
 
@@ -69,17 +72,27 @@ pub(crate) struct Cluster {
 pub(crate) struct Member {
     pub(crate) program: Program,
     pub(crate) at: Addresses,
+    links: Option<Links>,
 }
 
 impl Member {
     /// A member `name` that does not run yet.
-    fn new(name: &str, file: &str, at: Addresses, shared: &Shared) -> Self {
-        let configuration = shared.write(name, at);
+    fn new(name: &str, file: &str, at: Addresses, links: Option<Links>, shared: &Shared) -> Self {
+        let ways = links.as_ref().map_or_else(|| shared.ways(at), Links::ways);
+        let configuration = shared.write(name, at, &ways);
         // Another release's, where a test of upgrades says so.
         let other = std::env::var_os("ENTREPOT_OLD_CONTROL_PLANE").filter(|_| name == "control-1");
         let file = other.map_or_else(|| program::built(file), PathBuf::from);
         let program = Program::new(name, file, &shared.folder);
-        Self { program: program.arg("--config").arg(configuration), at }
+        Self { program: program.arg("--config").arg(configuration), at, links }
+    }
+
+    /// Its links.
+    ///
+    /// # Panics
+    /// If its cluster was set up without.
+    pub(crate) fn links(&self) -> &Links {
+        self.links.as_ref().expect("the cluster was set up with links")
     }
 
     /// What it is called.
@@ -159,13 +172,20 @@ impl Cluster {
         let keys = shared.keys();
         let keys = keys.to_str().context("a path that is text")?;
         program::run(program::built("entrepot"), &["keys", "generate", "--out", keys], &[]);
-        let member = |kind: &str, program: &'static str, places: &[Addresses]| -> Vec<Member> {
-            let of =
-                |(number, at): (usize, &Addresses)| Member::new(&format!("{kind}-{number}"), program, *at, &shared);
-            (1..).zip(places).map(of).collect()
+        let link_to = setup.links.then_some((redis.address(), seaweed.address()));
+        let member = async |kind: &str, program: &str, places: &[Addresses]| {
+            let mut made = Vec::new();
+            for (number, at) in (1..).zip(places) {
+                let links = match link_to {
+                    Some((redis, store)) => Some(Links::start(*at, redis, store, &shared.apis).await),
+                    None => None,
+                };
+                made.push(Member::new(&format!("{kind}-{number}"), program, *at, links, &shared));
+            }
+            made
         };
-        let control_planes_made = member("control", "entrepot-control-plane", &control_planes);
-        let nodes_made = member("node", "entrepot-data-plane", &nodes);
+        let control_planes_made = member("control", "entrepot-control-plane", &control_planes).await;
+        let nodes_made = member("node", "entrepot-data-plane", &nodes).await;
         let haproxy = HaProxy::start(&services(&control_planes_made, &nodes_made), folder.path()).await;
         let cluster = Self {
             control_planes: control_planes_made,
@@ -204,7 +224,7 @@ impl Cluster {
 
     /// A node that was not there before, under a new name. It does not run yet, and HAProxy does not know it.
     pub(crate) fn further_node(&self, name: &str) -> Member {
-        Member::new(name, "entrepot-data-plane", Addresses(Host::free()), &self.shared)
+        Member::new(name, "entrepot-data-plane", Addresses(Host::free()), None, &self.shared)
     }
 
     /// The API of one control plane.
@@ -224,7 +244,33 @@ impl Cluster {
 
     /// A client that pulls through HAProxy, with the administrator's password.
     pub(crate) fn client(&self) -> Client {
-        Client::of(&format!("http://{}", self.haproxy.at(REGISTRY)), admin())
+        Client::of(&self.registry_url(), admin())
+    }
+
+    /// Where clients pull through HAProxy.
+    pub(crate) fn registry_url(&self) -> String {
+        format!("http://{}", self.haproxy.at(REGISTRY))
+    }
+
+    /// Which node leads the fill of a blob, as Redis knows it; `None` if no node does.
+    pub(crate) async fn leader_of(&self, digest: &str) -> Option<usize> {
+        let keys = self.redis.command(&["KEYS", "f:*"]).await;
+        let key = keys.lines().find(|key| key.contains(digest))?;
+        // `<node id>.<start of the node>.<number>`; it may be gone by now.
+        let holder = self.redis.command(&["GET", key]).await;
+        self.nodes.iter().position(|node| Some(node.name()) == holder.split('.').next())
+    }
+
+    /// Waits until a node leads the fill of a blob.
+    pub(crate) async fn until_led(&self, digest: &str) -> usize {
+        let leader = std::sync::Mutex::new(None);
+        self.until("a node leads the fill", async || {
+            let found = self.leader_of(digest).await;
+            *leader.lock().expect("nobody panics with it") = found;
+            found.is_some()
+        })
+        .await;
+        leader.into_inner().expect("nobody panics with it").expect("it was waited for")
     }
 
     /// The bucket as the members see it.

@@ -20,6 +20,8 @@ const API: u16 = 15_001;
 const OPERATIONS: u16 = 15_002;
 /// What nodes say to each other.
 const PEER: u16 = 15_003;
+/// Where the links of a member begin; see [`crate::links`].
+const LINKS: u16 = 15_020;
 
 /// What all members of a cluster share.
 #[derive(Clone, Debug)]
@@ -44,6 +46,16 @@ pub(crate) struct Shared {
     pub(crate) drain_notice: Duration,
     /// How much a node keeps on its disk.
     pub(crate) cache_size: &'static str,
+}
+
+/// Where one member finds the others, and they find it: as they are, or through links.
+#[derive(Clone, Debug)]
+pub(crate) struct Ways {
+    pub(crate) redis_url: String,
+    pub(crate) store_endpoint: String,
+    pub(crate) apis: Vec<SocketAddr>,
+    /// How other nodes reach this one.
+    pub(crate) peer: SocketAddr,
 }
 
 /// Where the bucket is.
@@ -92,6 +104,11 @@ impl Addresses {
     pub(crate) fn peer(self) -> SocketAddr {
         self.0.at(PEER)
     }
+
+    /// Where one of its links is.
+    pub(crate) fn link(self, number: u16) -> SocketAddr {
+        self.0.at(LINKS + number)
+    }
 }
 
 impl Shared {
@@ -102,24 +119,34 @@ impl Shared {
 
     /// Writes the configuration file of the member `name`. It is whole, as the one file of a small installation is:
     /// either program finds what it needs in it.
-    pub(crate) fn write(&self, name: &str, at: Addresses) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, at: Addresses, ways: &Ways) -> PathBuf {
         let file = self.folder.join(format!("{name}.toml"));
-        std::fs::write(&file, self.text(name, at)).expect("the folder can be written to");
+        std::fs::write(&file, self.text(name, at, ways)).expect("the folder can be written to");
         file
     }
 
+    /// The ways without any links.
+    pub(crate) fn ways(&self, at: Addresses) -> Ways {
+        Ways {
+            redis_url: self.redis_url.clone(),
+            store_endpoint: self.store.endpoint.clone(),
+            apis: self.apis.clone(),
+            peer: at.peer(),
+        }
+    }
+
     /// What stands below `[redis]`.
-    fn redis(&self) -> String {
-        if self.redis_url.is_empty() {
+    fn redis(&self, url: &str) -> String {
+        if url.is_empty() {
             return String::new();
         }
         let password_file = secret_file(&self.folder, "redis-password", &self.redis_password);
-        format!("urls = [\"{}\"]\npassword_file = \"{}\"", self.redis_url, password_file.display())
+        format!("urls = [\"{url}\"]\npassword_file = \"{}\"", password_file.display())
     }
 
-    fn text(&self, name: &str, at: Addresses) -> String {
+    fn text(&self, name: &str, at: Addresses, ways: &Ways) -> String {
         let secret = |what: &str, secret: &str| secret_file(&self.folder, what, secret).display().to_string();
-        let apis: Vec<_> = self.apis.iter().map(|api| format!("\"http://{api}\"")).collect();
+        let apis: Vec<_> = ways.apis.iter().map(|api| format!("\"http://{api}\"")).collect();
         format!(
             r#"
 [registry]
@@ -128,7 +155,7 @@ trusted_proxies = ["127.0.0.0/8"]
 
 [peer]
 listen = "{peer}"
-address = "http://{peer}"
+address = "http://{peer_address}"
 
 [node]
 id = "{name}"
@@ -178,15 +205,16 @@ limit = "60s"
 "#,
             registry = at.registry(),
             peer = at.peer(),
+            peer_address = ways.peer,
             data_dir = self.folder.join(format!("{name}-data")).display(),
             cache_size = self.cache_size,
             apis = apis.join(", "),
-            redis = self.redis(),
+            redis = self.redis(&ways.redis_url),
             api = at.api(),
             postgres_url = self.postgres_url,
             postgres_password_file = secret("postgres-password", &self.postgres_password),
             operations = at.operations(),
-            endpoint = self.store.endpoint,
+            endpoint = ways.store_endpoint,
             bucket = self.store.bucket,
             access_key_id = self.store.access_key_id,
             secret_access_key_file = secret("secret-access-key", &self.store.secret_access_key),

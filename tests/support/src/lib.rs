@@ -6,6 +6,7 @@
 //! - [`Redis`] starts the Redis of this machine: one, with Sentinels, or a cluster.
 //! - [`Seaweed`] is a bucket that speaks S3's protocol, from the Python registry.
 //! - [`Program`] runs programs as processes, [`HaProxy`] the load balancer; [`OtlpCollector`] takes telemetry.
+//! - [`Link`] stands between two of them and slows, stalls or cuts; [`Partition`] loses packets.
 //! - [`images`] makes content, [`tls`] certificates.
 //! - [`wait_until`] waits for a condition, with a limit.
 //!
@@ -13,7 +14,9 @@
 
 pub mod haproxy;
 pub mod images;
+pub mod link;
 pub mod otlp;
+pub mod partition;
 pub mod postgres;
 pub mod program;
 pub mod redis;
@@ -24,7 +27,9 @@ mod wait;
 
 pub use haproxy::HaProxy;
 pub use images::{Image, Index};
+pub use link::Link;
 pub use otlp::OtlpCollector;
+pub use partition::Partition;
 pub use postgres::Postgres;
 pub use program::Program;
 pub use redis::{Redis, RedisCluster, RedisSentinels};
