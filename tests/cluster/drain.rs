@@ -1,15 +1,19 @@
 //! Programs that are told to stop while they are used: nobody notices.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use entrepot_test_support::{FakeUpstream, images};
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use futures_util::future::try_join_all;
+use tokio::task::JoinSet;
 
-use crate::cluster::{Cluster, Setup};
-use crate::report::report;
+use crate::client::{Client, Credential};
+use crate::cluster::{Cluster, Member, Setup};
+use crate::reader::{Wanted, read};
+use crate::report::{report, seconds};
 
 /// Long enough for HAProxy to look away before the listener closes.
 const NOTICE: Duration = Duration::from_secs(3);
@@ -114,4 +118,179 @@ async fn control_planes_that_are_restarted_in_turn_fail_no_call() -> Result<()> 
     report("calls that were answered while control planes restarted", calls.load(Ordering::Relaxed));
     report("of them after a retry", retries.load(Ordering::Relaxed));
     Ok(())
+}
+
+/// Everything is restarted in turn, some times over (`ENTREPOT_RESTARTS` says how often), and each node in the middle of
+/// a fill that it leads and others follow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_of_everything_fails_no_request_while_large_blobs_are_filled() -> Result<()> {
+    /// Nodes take turns by chance.
+    const TURN: Duration = Duration::from_secs(120);
+    let rounds = seconds("ENTREPOT_RESTARTS", 1).as_secs();
+    let setup = Setup { nodes: 3, drain_notice: NOTICE, ..Setup::default() };
+    let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
+    let load = Load::start(Arc::new(cluster)).await?;
+    let (cluster, begun) = (load.cluster.clone(), Instant::now());
+    for _ in 0..rounds {
+        for (number, node) in cluster.nodes.iter().enumerate() {
+            load.until_it_has_gone_on(&load.blobs).await;
+            let what = format!("`{}` leads the fill of a large blob", node.name());
+            wait_until(TURN, &what, async || {
+                // A fill that has ended meanwhile is none.
+                let Some(digest) = load.filling() else { return false };
+                cluster.leader_of(&digest).await == Some(number) && load.filling() == Some(digest)
+            })
+            .await;
+            restart(node).await;
+            cluster.haproxy.until_sees("registry", node.name(), true).await;
+            load.until_it_has_gone_on(&load.pulls).await;
+        }
+        for control_plane in &cluster.control_planes {
+            restart(control_plane).await;
+            cluster.haproxy.until_sees("api", control_plane.name(), true).await;
+            load.until_it_has_gone_on(&load.calls).await;
+        }
+    }
+    load.until_it_has_gone_on(&load.blobs).await;
+    load.stop.store(true, Ordering::Relaxed);
+    let counts = [("large blobs, each read by 6", &load.blobs), ("whole pulls", &load.pulls), ("calls", &load.calls)];
+    let counts = counts.map(|(what, count)| format!("{} {what}", count.load(Ordering::Relaxed))).join(", ");
+    load.until_ended().await?;
+    report(
+        "without a failure while 3 nodes and 2 control planes restarted",
+        format!("{counts} in {:?}", begun.elapsed()),
+    );
+    Ok(())
+}
+
+/// Tells a member to stop, and starts it again.
+async fn restart(member: &Member) {
+    let stopping = Instant::now();
+    let status = member.program.stop().await;
+    assert_eq!(status.code(), Some(0), "`{}` was told to stop", member.name());
+    report(&format!("`{}` had drained after", member.name()), format!("{:?}", stopping.elapsed()));
+    member.start().await;
+}
+
+/// What goes on while everything is restarted: small pulls, large ones, and calls of the API, none of which may fail.
+struct Load {
+    cluster: Arc<Cluster>,
+    upstream: FakeUpstream,
+    /// Counts what has been pulled.
+    pulls: AtomicUsize,
+    /// Counts large blobs that all their readers have read.
+    blobs: AtomicUsize,
+    /// Counts calls.
+    calls: AtomicUsize,
+    /// The large blob that is being filled.
+    filling: Mutex<Option<String>>,
+    stop: AtomicBool,
+    tasks: tokio::sync::Mutex<JoinSet<Result<()>>>,
+}
+
+impl Load {
+    async fn start(cluster: Arc<Cluster>) -> Result<Arc<Self>> {
+        let upstream = FakeUpstream::start().await;
+        cluster.api().rule("demo", &upstream).await?;
+        let password = Credential::Password("AWS".to_owned(), cluster.api().login_token().await?);
+        let load = Arc::new(Self {
+            cluster,
+            upstream,
+            pulls: AtomicUsize::default(),
+            blobs: AtomicUsize::default(),
+            calls: AtomicUsize::default(),
+            filling: Mutex::default(),
+            stop: AtomicBool::default(),
+            tasks: tokio::sync::Mutex::default(),
+        });
+        let balanced = Client::patient(&load.cluster.registry_url(), password);
+        let mut tasks = load.tasks.lock().await;
+        tasks.spawn(load.clone().fill_large_blobs(balanced.clone()));
+        for number in 0..4 {
+            tasks.spawn(load.clone().pull_small_images(number, balanced.clone()));
+        }
+        tasks.spawn(load.clone().call());
+        drop(tasks);
+        Ok(load)
+    }
+
+    /// Which blob is being filled.
+    fn filling(&self) -> Option<String> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fills(&self, digest: Option<String>) {
+        *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = digest;
+    }
+
+    /// Waits until some more of something has been done, and nothing has failed.
+    async fn until_it_has_gone_on(&self, counter: &AtomicUsize) {
+        let before = counter.load(Ordering::Relaxed);
+        self.cluster
+            .until("the load goes on", async || {
+                let failed = self.tasks.lock().await.try_join_next();
+                assert!(failed.is_none(), "{failed:?}");
+                counter.load(Ordering::Relaxed) > before + 2
+            })
+            .await;
+    }
+
+    async fn until_ended(&self) -> Result<()> {
+        while let Some(ended) = self.tasks.lock().await.join_next().await {
+            ended??;
+        }
+        Ok(())
+    }
+
+    /// One large blob after the other, each read by six clients at once from its first byte to its last. It takes twice as
+    /// long as a member that is told to stop goes on as if it had not been.
+    async fn fill_large_blobs(self: Arc<Self>, balanced: Client) -> Result<()> {
+        for seed in 1_000_000.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let bytes = Bytes::from(images::random_bytes(seed, 24 << 20));
+            let digest = self.upstream.publish_blob("large", &bytes);
+            self.upstream.script(&digest, Fault::Rate(4 << 20));
+            self.fills(Some(digest.clone()));
+            let wanted = Wanted { path: format!("/v2/demo/large/blobs/{digest}"), digest, bytes };
+            let reads = (0..6).map(|_| read(&wanted, &balanced, &balanced, Instant::now(), || 0));
+            for seen in try_join_all(reads).await? {
+                ensure!(seen.cuts.is_empty(), "the reader of a large blob was cut by {:#?}", seen.cuts);
+            }
+            self.fills(None);
+            self.upstream.remove("large", &wanted.digest);
+            self.blobs.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn pull_small_images(self: Arc<Self>, number: u64, client: Client) -> Result<()> {
+        for round in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let seed = number * 100_000 + round;
+            self.upstream.publish_image(&format!("cold-{seed}"), "v1", &[images::random_bytes(seed, 100_000)]);
+            for older in [round, round / 2] {
+                let repository = format!("demo/cold-{}", number * 100_000 + older);
+                client.pull(&repository, "v1").await.with_context(|| format!("{repository}, pull {round}"))?;
+            }
+            self.pulls.fetch_add(2, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    async fn call(self: Arc<Self>) -> Result<()> {
+        let api = self.cluster.balanced_api();
+        for round in 0.. {
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            api.round(&format!("rule-{round}"), "demo").await?;
+            self.calls.fetch_add(3, Ordering::Relaxed);
+        }
+        Ok(())
+    }
 }

@@ -14,6 +14,7 @@ mod cluster;
 mod coalescing;
 mod drain;
 mod failover;
+mod fetches;
 mod inspector;
 mod links;
 mod memory;

