@@ -11,6 +11,9 @@ use http::{HeaderMap, Method, StatusCode, header};
 /// How long one request may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
+/// How long an idle connection is kept.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// A client of one registry. Clones share its connections.
 #[derive(Clone)]
 pub(crate) struct Client {
@@ -73,7 +76,9 @@ impl Client {
 
     /// A client that reads for as long as something comes.
     pub(crate) fn patient(url: &str, credential: Credential) -> Self {
-        let http = reqwest::Client::builder().no_proxy().read_timeout(LIMIT).build().expect("a client can be made");
+        // It gives up idle connections before its peers do.
+        let http = reqwest::Client::builder().no_proxy().read_timeout(LIMIT).pool_idle_timeout(IDLE);
+        let http = http.build().expect("a client can be made");
         Self { http, url: url.into(), credential }
     }
 

@@ -252,13 +252,18 @@ impl Cluster {
         format!("http://{}", self.haproxy.at(REGISTRY))
     }
 
-    /// Which node leads the fill of a blob, as Redis knows it; `None` if no node does.
+    /// Which node leads the fill of a blob, as Redis knows it; `None` if no node does, or Redis does not say.
     pub(crate) async fn leader_of(&self, digest: &str) -> Option<usize> {
-        let keys = self.redis.command(&["KEYS", "f:*"]).await;
+        let keys = self.redis.try_command(&["KEYS", "f:*"]).await.ok()?;
         let key = keys.lines().find(|key| key.contains(digest))?;
         // `<node id>.<start of the node>.<number>`; it may be gone by now.
-        let holder = self.redis.command(&["GET", key]).await;
+        let holder = self.redis.try_command(&["GET", key]).await.ok()?;
         self.nodes.iter().position(|node| Some(node.name()) == holder.split('.').next())
+    }
+
+    /// A node that leads any fill.
+    pub(crate) async fn any_leader(&self) -> Option<usize> {
+        self.leader_of("").await
     }
 
     /// Waits until a node leads the fill of a blob.

@@ -9,6 +9,7 @@
 
 mod api;
 mod bucket;
+mod chaos;
 mod client;
 mod cluster;
 mod coalescing;

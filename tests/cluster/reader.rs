@@ -1,6 +1,7 @@
-//! A client that reads one large blob and compares each byte as it comes. Where its answer is cut it goes on by Range
-//! through the load balancer, as containerd would.
+//! A client that reads one piece of content and compares each byte as it comes. Where its answer is cut it goes on by
+//! Range, as containerd would.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -14,7 +15,7 @@ const MOST_CUTS: usize = 8;
 /// How long it waits before that, times how often it has.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A blob, and what it must be.
+/// Content, and what it must be.
 #[derive(Clone, Debug)]
 pub(crate) struct Wanted {
     pub(crate) digest: String,
@@ -33,12 +34,36 @@ pub(crate) struct Seen {
     /// The longest time without a byte after the first one.
     pub(crate) longest_stall: Duration,
     pub(crate) end: Duration,
-    /// Why its answers ended before the blob did, one after the other.
-    pub(crate) cuts: Vec<String>,
+    /// Why its answers ended before the content did, one after the other.
+    pub(crate) cuts: Vec<Cut>,
+}
+
+/// An answer that did not come, was an error, or ended too early.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// When it was asked for, and when it ended.
+    pub(crate) asked: Instant,
+    pub(crate) ended: Instant,
+    /// Which node gave it; `None` if none did, or the load balancer.
+    pub(crate) node: Option<String>,
+    /// Its status, if it has one.
+    pub(crate) status: Option<StatusCode>,
+    /// The code of the OCI error that it was; empty for none.
+    pub(crate) code: String,
+    /// Whether one of its bytes was wrong. Nobody believes an answer that did not end, so that may be.
+    pub(crate) wrong: bool,
+    pub(crate) problem: String,
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let node = self.node.as_deref().unwrap_or("no node");
+        write!(f, "{node}: {} (after {:.2?})", self.problem, self.ended - self.asked)
+    }
 }
 
 /// How far a reader is.
-struct Reading<'a> {
+pub(crate) struct Reading<'a> {
     wanted: &'a Wanted,
     at: usize,
     first: Option<(Instant, u64)>,
@@ -46,7 +71,7 @@ struct Reading<'a> {
     longest_stall: Duration,
 }
 
-/// Reads a blob whole: first with `client`, and whenever that is cut, with `balanced`. `landed` says how much the
+/// Reads content whole: first with `client`, and whenever that is cut, with `balanced`. `landed` says how much the
 /// upstream has sent.
 ///
 /// # Errors
@@ -58,9 +83,10 @@ pub(crate) async fn read(
     began: Instant,
     landed: impl Fn() -> u64,
 ) -> Result<Seen> {
-    let mut reading = Reading { wanted, at: 0, first: None, last: began, longest_stall: Duration::ZERO };
-    let mut cuts: Vec<String> = Vec::new();
+    let mut reading = Reading::of(wanted, began);
+    let mut cuts: Vec<Cut> = Vec::new();
     while let Some(cut) = reading.go_on(if cuts.is_empty() { client } else { balanced }, &landed).await? {
+        ensure!(!cut.wrong, "a byte was wrong before {cut}");
         cuts.push(cut);
         ensure!(cuts.len() <= MOST_CUTS, "given up after {cuts:#?}");
         tokio::time::sleep(PAUSE * u32::try_from(cuts.len())?).await;
@@ -70,9 +96,44 @@ pub(crate) async fn read(
     Ok(Seen { first_byte, landed_before, longest_stall: reading.longest_stall, end, cuts })
 }
 
-impl Reading<'_> {
-    /// Reads on to the end, or until it is cut, and says why. An error is a wrong answer.
-    async fn go_on(&mut self, client: &Client, landed: impl Fn() -> u64) -> Result<Option<String>> {
+impl<'a> Reading<'a> {
+    /// Nothing has come yet.
+    pub(crate) fn of(wanted: &'a Wanted, began: Instant) -> Self {
+        Self { wanted, at: 0, first: None, last: began, longest_stall: Duration::ZERO }
+    }
+
+    /// Reads on to the end, or until it is cut.
+    ///
+    /// # Errors
+    /// If an answer is wrong: what was asked for is not what is answered, or it ends properly and a byte of it is wrong.
+    pub(crate) async fn go_on(&mut self, client: &Client, landed: impl Fn() -> u64) -> Result<Option<Cut>> {
+        let mut cut = Cut {
+            asked: Instant::now(),
+            ended: Instant::now(),
+            node: None,
+            status: None,
+            code: String::new(),
+            wrong: false,
+            problem: String::new(),
+        };
+        let (begin, problem) = (self.at, self.receive(client, landed, &mut cut).await?);
+        cut.ended = Instant::now();
+        let Some(problem) = problem else {
+            ensure!(!cut.wrong, "{}: a byte after {begin} is wrong, and a proper end", self.wanted.path);
+            let (at, length) = (self.at, self.wanted.bytes.len());
+            ensure!(at == length, "{}: {at} of {length} bytes, and a proper end", self.wanted.path);
+            return Ok(None);
+        };
+        if cut.wrong || self.wanted.path.contains("/manifests/") {
+            // Nothing of this answer is of use; manifests have no ranges.
+            self.at = begin;
+        }
+        cut.problem = problem;
+        Ok(Some(cut))
+    }
+
+    /// Reads one answer, and says why it did not reach the end.
+    async fn receive(&mut self, client: &Client, landed: impl Fn() -> u64, cut: &mut Cut) -> Result<Option<String>> {
         let begin = self.at;
         let mut request = client.request(Method::GET, &self.wanted.path);
         if begin > 0 {
@@ -82,32 +143,33 @@ impl Reading<'_> {
             Ok(answer) => answer,
             Err(error) => return Ok(Some(format!("no answer at {begin}: {:#}", anyhow::Error::from(error)))),
         };
+        cut.status = Some(answer.status());
+        let text = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        // `node-1-` and a number.
+        cut.node = text("x-request-id").and_then(|id| Some(id.rsplit_once('-')?.0.to_owned()));
         if !answer.status().is_success() {
-            return Ok(Some(format!("{} at {begin}: {}", answer.status(), answer.text().await.unwrap_or_default())));
+            let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
+            let body: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            cut.code = body["errors"][0]["code"].as_str().unwrap_or_default().to_owned();
+            return Ok(Some(format!("{status} at {begin}: {text}")));
         }
         if begin > 0 {
             ensure!(answer.status() == StatusCode::PARTIAL_CONTENT, "a range was answered with {}", answer.status());
-            let said = answer.headers().get(header::CONTENT_RANGE).and_then(|said| said.to_str().ok());
-            let right = said.is_some_and(|said| said.starts_with(&format!("bytes {begin}-")));
+            let said = text("content-range");
+            let right = said.as_ref().is_some_and(|said| said.starts_with(&format!("bytes {begin}-")));
             ensure!(right, "the range from {begin} on was answered with {said:?}");
         }
         loop {
             match answer.chunk().await {
-                Ok(Some(chunk)) => self.came(&chunk, &landed)?,
-                Ok(None) => break,
+                Ok(Some(chunk)) => cut.wrong |= !self.came(&chunk, &landed),
+                Ok(None) => return Ok(None),
                 Err(error) => return Ok(Some(format!("cut at {}: {:#}", self.at, anyhow::Error::from(error)))),
             }
         }
-        ensure!(
-            self.at == self.wanted.bytes.len(),
-            "{} of {} bytes, and a proper end",
-            self.at,
-            self.wanted.bytes.len()
-        );
-        Ok(None)
     }
 
-    fn came(&mut self, chunk: &[u8], landed: impl Fn() -> u64) -> Result<()> {
+    /// Whether these bytes are right.
+    fn came(&mut self, chunk: &[u8], landed: impl Fn() -> u64) -> bool {
         let now = Instant::now();
         match self.first {
             None => self.first = Some((now, landed())),
@@ -115,8 +177,7 @@ impl Reading<'_> {
         }
         self.last = now;
         let expected = self.wanted.bytes.get(self.at..self.at + chunk.len());
-        ensure!(expected.is_some_and(|expected| expected == chunk), "the bytes from {} on are wrong", self.at);
         self.at += chunk.len();
-        Ok(())
+        expected.is_some_and(|expected| expected == chunk)
     }
 }

@@ -75,6 +75,11 @@ impl Program {
         &self.name
     }
 
+    /// The id of its process, if it was started and has not been waited for.
+    pub fn id(&self) -> Option<u32> {
+        lock(&self.child).as_ref().map(Child::id)
+    }
+
     /// Starts it. Its output goes to the end of its log.
     ///
     /// # Panics

@@ -126,6 +126,14 @@ impl Redis {
         self.server.command(command).await
     }
 
+    /// As [`Redis::command`], of one that may be away.
+    ///
+    /// # Errors
+    /// If it does not answer, or with an error: what `redis-cli` says of it.
+    pub async fn try_command(&self, command: &[&str]) -> Result<String, String> {
+        self.server.try_command(command).await
+    }
+
     /// Everything that it holds, keys and values, as text to search in.
     pub async fn dump(&self) -> String {
         let mut text = String::new();

@@ -94,7 +94,7 @@ impl Server {
         answer.unwrap_or_else(|problem| panic!("`{}` does not do {command:?}: {problem}", self.program.name()))
     }
 
-    async fn try_command(&self, command: &[&str]) -> Result<String, String> {
+    pub(super) async fn try_command(&self, command: &[&str]) -> Result<String, String> {
         let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
         let mut arguments: Vec<OsString> = ["-e", "--no-auth-warning", "-h", &host, "-p", &port].map(Into::into).into();
         arguments.extend(self.login.iter().cloned());

@@ -1,0 +1,170 @@
+//! Everything fails all the time, and pulls go on.
+//!
+//! A seed decides what fails when. Six minutes in CI; `ENTREPOT_CHAOS_SECONDS` says how long otherwise, and
+//! `ENTREPOT_CHAOS_SEED` which seed. `scripts/suite chaos` runs an hour.
+
+mod leaks;
+mod library;
+mod load;
+mod schedule;
+mod strikes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use entrepot_test_support::{FakeUpstream, Link};
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use crate::client::{Client, Credential};
+use crate::cluster::{Cluster, Setup};
+use crate::report::{report, seconds};
+use leaks::{Held, Most};
+use load::Load;
+use schedule::{Planned, schedule};
+use strikes::Field;
+
+const NODES: usize = 3;
+const CONTROL_PLANES: usize = 2;
+/// How many pulls there are in six minutes at least, and how many of a thousand may need another try without an excuse.
+const PULLS: u64 = 5000;
+const UNEXCUSED_OF_A_THOUSAND: usize = 1;
+/// How long a quiet minute is, and how often it is looked for what must be there in the meantime.
+const QUIET: Duration = Duration::from_secs(60);
+const SAMPLES: Duration = Duration::from_millis(300);
+/// How many more files than before a node may have open when all is quiet: connections that are kept.
+const MORE_FILES: usize = 100;
+/// What a quiet node may take: what docs/operate.md says of one that does nothing.
+const QUIET_MEMORY_KIB: u64 = (96 + 64) * 1024;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_fails_every_pull_ends_with_the_right_bytes_and_nothing_is_left_behind() -> Result<()> {
+    let length = seconds("ENTREPOT_CHAOS_SECONDS", 360);
+    let seed = seconds("ENTREPOT_CHAOS_SEED", 1).as_secs();
+    let run = run(seed, length).await;
+    if run.is_err() {
+        eprintln!("again: ENTREPOT_CHAOS_SEED={seed} ENTREPOT_CHAOS_SECONDS={} scripts/suite chaos", length.as_secs());
+    }
+    run
+}
+
+async fn run(seed: u64, length: Duration) -> Result<()> {
+    let setup = Setup { nodes: NODES, control_planes: CONTROL_PLANES, links: true, ..Setup::default() };
+    let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
+    let (cluster, upstream) = (Arc::new(cluster), Arc::new(FakeUpstream::start().await));
+    let link = Link::start(upstream.address()).await;
+    cluster.api().upstream_at("demo", &format!("http://{}", link.address()), None).await?;
+    cluster.api().rule_to("demo", "demo").await?;
+    let password = Credential::Password("AWS".to_owned(), cluster.api().login_token().await?);
+    let client = Client::patient(&cluster.registry_url(), password);
+    let field = Arc::new(Field::new(cluster.clone(), upstream, link, seed));
+    let load = Load::new(field.clone(), client, seed);
+    for _ in 0..20 {
+        load.pull_new().await?;
+    }
+    let before: Vec<_> = cluster.nodes.iter().map(Held::by).collect();
+
+    let (most, began) = (Most::default(), Instant::now());
+    let pulls = load.clone().run(began + length);
+    let strikes = strike_all(&field, schedule(seed, length, NODES, CONTROL_PLANES), began);
+    let (ended, ()) = watched(&cluster, &most, async { tokio::join!(pulls, strikes) }).await;
+    tell(&load, &field, &most, began);
+    ended?;
+    judge(&load, &most, length)?;
+    none_left(&cluster, &before).await
+}
+
+/// Carries out what is planned, each in its time.
+async fn strike_all(field: &Field, planned: Vec<Planned>, began: Instant) {
+    join_all(planned.into_iter().map(async |planned| {
+        tokio::time::sleep_until((began + planned.at).into()).await;
+        field.strike(planned).await;
+    }))
+    .await;
+}
+
+/// Notes while something goes on how much there is of everything.
+async fn watched<T>(cluster: &Cluster, most: &Most, what: impl Future<Output = T>) -> T {
+    let (end, mut ended) = watch::channel(false);
+    let watching = async {
+        while !*ended.borrow() {
+            most.see(leaks::count(cluster).await);
+            let _ = tokio::time::timeout(SAMPLES, ended.changed()).await;
+        }
+    };
+    let what = async {
+        let result = what.await;
+        end.send_replace(true);
+        result
+    };
+    tokio::join!(what, watching).0
+}
+
+/// Tells what has come of it.
+fn tell(load: &Load, field: &Field, most: &Most, began: Instant) {
+    let (tally, mut kinds) = (load.tally(), BTreeMap::<String, usize>::new());
+    let strikes = field.strikes();
+    strikes.iter().for_each(|strike| *kinds.entry(strike.fault.kind()).or_default() += 1);
+    report("faults", format!("{}: {kinds:?}", strikes.len()));
+    report("members that were started again", field.starts());
+    report(
+        "pulls",
+        format_args!(
+            "{} in {:.0?}, {} MiB, the longest took {:.1?}; at once {}, excused {:?}, not excused {}",
+            tally.pulls,
+            began.elapsed(),
+            tally.bytes >> 20,
+            tally.longest,
+            tally.at_once,
+            tally.excused,
+            tally.unexcused
+        ),
+    );
+    report("fetches of the upstream", field.upstream.request_count());
+    tally.told.iter().for_each(|told| eprintln!("not excused: {told}"));
+    report("the most at once", leaks::line(&most.counts()));
+}
+
+/// Whether enough was pulled, and enough of it at once.
+fn judge(load: &Load, most: &Most, length: Duration) -> Result<()> {
+    let tally = load.tally();
+    let enough = PULLS * length.as_secs() / 360;
+    ensure!(tally.pulls as u64 >= enough, "{} pulls are fewer than {enough}", tally.pulls);
+    let unexcused = tally.unexcused * 1000;
+    ensure!(
+        unexcused <= tally.pulls * UNEXCUSED_OF_A_THOUSAND,
+        "{} of {} pulls needed another try without an excuse",
+        tally.unexcused,
+        tally.pulls
+    );
+    for (name, count) in most.counts() {
+        ensure!(
+            count > 0.0 || name == "silent nodes",
+            "there never were any {name}, so that none being left says nothing"
+        );
+    }
+    Ok(())
+}
+
+/// Waits until everything is given back.
+async fn none_left(cluster: &Cluster, before: &[Held]) -> Result<()> {
+    let (quiet, mut counts) = (Instant::now(), leaks::count(cluster).await);
+    while counts.values().any(|count| *count > 0.0) && quiet.elapsed() < QUIET {
+        tokio::time::sleep(SAMPLES).await;
+        counts = leaks::count(cluster).await;
+    }
+    let left = leaks::line(&counts);
+    ensure!(counts.values().all(|count| *count == 0.0), "left after {:?}: {left}", quiet.elapsed());
+    report("everything was given back after", format!("{:.1?}", quiet.elapsed()));
+    tokio::time::sleep_until((quiet + QUIET).into()).await;
+    for (node, before) in cluster.nodes.iter().zip(before) {
+        let held = Held::by(node);
+        let what = format!("`{}` after a quiet minute, and at first", node.name());
+        report(&what, format_args!("{held}; {before}"));
+        ensure!(held.files <= before.files + MORE_FILES, "`{}` has {} files open", node.name(), held.files);
+        ensure!(held.memory_kib <= QUIET_MEMORY_KIB, "`{}` takes {} KiB", node.name(), held.memory_kib);
+    }
+    Ok(())
+}
