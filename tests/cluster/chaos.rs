@@ -33,7 +33,7 @@ const PULLS: u64 = 5000;
 const UNEXCUSED_OF_A_THOUSAND: usize = 1;
 /// How long a quiet minute is, and how often it is looked for what must be there in the meantime.
 const QUIET: Duration = Duration::from_secs(60);
-const SAMPLES: Duration = Duration::from_millis(300);
+const SAMPLES: Duration = Duration::from_millis(500);
 /// How many more files than before a node may have open when all is quiet: connections that are kept.
 const MORE_FILES: usize = 100;
 /// What a quiet node may take: what docs/operate.md says of one that does nothing.

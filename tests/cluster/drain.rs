@@ -120,8 +120,8 @@ async fn control_planes_that_are_restarted_in_turn_fail_no_call() -> Result<()> 
     Ok(())
 }
 
-/// Everything is restarted in turn, some times over (`ENTREPOT_RESTARTS` says how often), and each node in the middle of
-/// a fill that it leads and others follow.
+/// Everything is restarted in turn, as often as `ENTREPOT_RESTARTS` says, and each node in the middle of a fill that it
+/// leads and others follow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_of_everything_fails_no_request_while_large_blobs_are_filled() -> Result<()> {
     /// Nodes take turns by chance.
@@ -242,8 +242,8 @@ impl Load {
         Ok(())
     }
 
-    /// One large blob after the other, each read by six clients at once from its first byte to its last. It takes twice as
-    /// long as a member that is told to stop goes on as if it had not been.
+    /// One large blob after the other, each read by six clients at once from its first byte to its last. It takes twice
+    /// as long as a member that is told to stop goes on as if it had not been.
     async fn fill_large_blobs(self: Arc<Self>, balanced: Client) -> Result<()> {
         for seed in 1_000_000.. {
             if self.stop.load(Ordering::Relaxed) {

@@ -93,7 +93,7 @@ async fn a_herd_over_three_nodes_has_a_cold_blob_fetched_once_and_reads_it_as_it
     report(
         &what,
         format_args!(
-            "{cost}; first byte p50 {:.0?}, p99 {:.0?} (direct {:.0?}, goal 100 ms more); slowest {slowest:.2?}, direct \
+            "{cost}; first byte p50 {:.0?}, p99 {:.0?} (direct {:.0?}, goal +100 ms); slowest {slowest:.2?}, direct \
              {:.2?}, which is {:.3} times (goal 1.2); {:.1} MiB had left the upstream when the last had its first byte",
             first(0.5),
             first(0.99),
@@ -338,7 +338,7 @@ impl Herd {
             report(
                 &format!("{what}, {count} clients {whose}"),
                 format_args!(
-                    "cut {cuts} times; longest stall p50 {:.2?}, worst {:.2?} (goal 3 s); the last ended after {end:.2?}",
+                    "cut {cuts} times; longest stall p50 {:.2?}, worst {:.2?} (goal 3 s); all ended after {end:.2?}",
                     stall(0.5),
                     stall(1.0)
                 ),

@@ -1,8 +1,8 @@
-//! How often many clients on several nodes have one cold blob fetched, beside CNCF Distribution as a proxy, each node of
-//! which is alone.
+//! How often many clients on several nodes have one cold blob fetched, beside CNCF Distribution as a proxy, each node
+//! of which is alone.
 //!
-//! Short in CI; `ENTREPOT_FETCHES=full` is the long form, and `scripts/suite fetches` runs it. The report is a table and
-//! a plot, which stay outside the tree.
+//! Short in CI; `ENTREPOT_FETCHES=full` is the long form, and `scripts/suite fetches` runs it. The report is a table
+//! and a plot, which stay outside the tree.
 
 mod distribution;
 mod table;

@@ -105,7 +105,7 @@ impl<'a> Reading<'a> {
     /// Reads on to the end, or until it is cut.
     ///
     /// # Errors
-    /// If an answer is wrong: what was asked for is not what is answered, or it ends properly and a byte of it is wrong.
+    /// If an answer is wrong: it is not what was asked for, or it ends properly and a byte of it is wrong.
     pub(crate) async fn go_on(&mut self, client: &Client, landed: impl Fn() -> u64) -> Result<Option<Cut>> {
         let mut cut = Cut {
             asked: Instant::now(),

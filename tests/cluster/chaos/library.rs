@@ -12,7 +12,7 @@ use crate::reader::Wanted;
 /// How many images can be pulled again.
 const WINDOW: usize = 300;
 /// Every so many images has a large layer.
-const LARGE_EVERY: u64 = 60;
+const LARGE_EVERY: u64 = 120;
 const LARGE: usize = 20 << 20;
 /// How large the others are.
 const SMALLEST: usize = 50 << 10;
@@ -59,7 +59,7 @@ impl Library {
         };
         let known = match kind {
             0..35 => None,
-            35..40 => lock(&self.large).clone(),
+            35..37 => lock(&self.large).clone(),
             _ => {
                 let images = lock(&self.images);
                 number.checked_rem(images.len()).map(|number| images[number].clone())

@@ -14,8 +14,8 @@ use crate::client::Client;
 use crate::reader::Reading;
 
 /// How many clients there are, and how often each begins a pull, if the last one has ended.
-const CLIENTS: usize = 24;
-const EVERY: Duration = Duration::from_millis(1200);
+const CLIENTS: usize = 64;
+const EVERY: Duration = Duration::from_millis(3200);
 /// How long and how often a pull is tried, and how long a client waits in between.
 const PATIENCE: Duration = Duration::from_secs(180);
 const MOST_TRIES: usize = 300;

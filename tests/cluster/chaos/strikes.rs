@@ -195,12 +195,12 @@ impl Field {
         self.starts.load(Ordering::Relaxed)
     }
 
-    /// What excuses that an answer was cut; `None` if nothing does. `new` says whether the content had never been pulled.
+    /// What excuses that an answer was cut; `None` if nothing does. `new` says whether nobody had pulled the content.
     ///
-    /// Only what must fail is excused. A node that was killed takes its answers with it. What nobody holds cannot be had
-    /// while the upstream is scripted away, and what a node does not hold cannot be had without the bucket, which must be
-    /// said by the named error. Nothing excuses a request that failed because of Redis, Postgres, a control plane, other
-    /// nodes or a pause.
+    /// Only what must fail is excused. A node that was killed takes its answers with it. What nobody holds cannot be
+    /// had while the upstream is scripted away, and what a node does not hold cannot be had without the bucket, which
+    /// must be said by the named error. Nothing excuses a request that failed because of Redis, Postgres, a control
+    /// plane, other nodes or a pause.
     pub(super) fn excuse(&self, cut: &Cut, new: bool) -> Option<Excuse> {
         let strikes = self.lock();
         let during = |slack: Duration, which: &dyn Fn(&Strike) -> bool| {

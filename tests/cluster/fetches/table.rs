@@ -87,8 +87,8 @@ impl Table {
 
     fn text(&self) -> String {
         let mut text = format!(
-            "# How often a cold blob of {} MiB is fetched\n\nMean fetches of one blob from the upstream, by clients that \
-             come at once.\n\n|  | nodes |",
+            "# How often a cold blob of {} MiB is fetched\n\nMean fetches of one blob from the upstream, by clients \
+             that come at once.\n\n|  | nodes |",
             self.size >> 20
         );
         let clients = self.keys(|cell| cell.clients);
@@ -113,8 +113,8 @@ impl Table {
         let y = |mean: f64| top + height - height * mean.max(1.0).ln() / highest.ln();
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"440\" font-family=\"sans-serif\" \
-             font-size=\"12\">\n<rect width=\"760\" height=\"440\" fill=\"white\"/>\n<text x=\"{left}\" y=\"18\">Fetches of a \
-             cold blob from the upstream, by clients at once (both logarithmic)</text>\n"
+             font-size=\"12\">\n<rect width=\"760\" height=\"440\" fill=\"white\"/>\n\
+             <text x=\"{left}\" y=\"18\">Fetches of a cold blob by clients at once (both logarithmic)</text>\n"
         );
         let _ = writeln!(
             svg,
