@@ -230,7 +230,7 @@ impl Load {
             .until("the load goes on", async || {
                 let failed = self.tasks.lock().await.try_join_next();
                 assert!(failed.is_none(), "{failed:?}");
-                counter.load(Ordering::Relaxed) > before + 2
+                counter.load(Ordering::Relaxed) > before + 1
             })
             .await;
     }

@@ -45,6 +45,8 @@ pub(super) enum ControlFault {
     Stop(usize),
     /// A node does not reach a control plane.
     Cut(usize, usize),
+    /// A control plane does not reach the bucket.
+    Bucket(usize),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +121,7 @@ impl Fault {
             Self::Control(ControlFault::Postgres) => "postgres Restart".to_owned(),
             Self::Control(ControlFault::Stop(_)) => "control plane Stop".to_owned(),
             Self::Control(ControlFault::Cut(..)) => "control plane Cut".to_owned(),
+            Self::Control(ControlFault::Bucket(_)) => "control plane Bucket".to_owned(),
             Self::Store(Some(_), fault) => format!("bucket {fault:?}"),
             Self::Store(None, fault) => format!("bucket of all {fault:?}"),
             Self::Peer(_, fault) => format!("peer {fault:?}"),
@@ -199,6 +202,7 @@ impl Dice {
                 (Fault::Control(ControlFault::Postgres), 3000),
                 (Fault::Control(ControlFault::Stop(control_plane)), 8000),
                 (Fault::Control(ControlFault::Cut(node, control_plane)), 6000),
+                (Fault::Control(ControlFault::Bucket(control_plane)), 6000),
             ],
             Area::Store => &[
                 (Fault::Store(Some(node), LinkFault::Slow), 6000),
@@ -266,9 +270,9 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_fault_comes_within_an_hour() {
-        let planned = schedule(1, Duration::from_secs(3600), 3, 2);
+    fn every_kind_of_fault_comes_within_the_six_minutes_of_every_day() {
+        let planned = schedule(1, LENGTH, 3, 2);
         let kinds: BTreeSet<_> = planned.iter().map(|planned| planned.fault.kind()).collect();
-        assert_eq!(kinds.len(), 26, "{kinds:?}");
+        assert_eq!(kinds.len(), 27, "{kinds:?}");
     }
 }

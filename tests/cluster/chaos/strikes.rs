@@ -151,6 +151,10 @@ impl Field {
                 let link = &self.cluster.nodes[node].links().apis[control_plane];
                 misbehave([link].into_iter(), LinkFault::Cut, lasts).await;
             }
+            ControlFault::Bucket(number) => {
+                let link = &self.cluster.control_planes[number].links().store;
+                misbehave([link].into_iter(), LinkFault::Stall, lasts).await;
+            }
         }
     }
 

@@ -5,9 +5,6 @@ use std::fmt;
 use entrepot_test_support::{FakeUpstream, LogEntry};
 use http::header;
 
-/// How much more than was read a dead node may have been sent: what fits into the buffers on the way.
-const BUFFERED: u64 = 1 << 20;
-
 /// The bodies of one blob, in the order in which they were asked for: from where, and how many bytes of it were sent.
 pub(super) struct Cost(Vec<(u64, u64)>);
 
@@ -31,11 +28,6 @@ impl Cost {
     /// Where each body begins.
     pub(super) fn begins(&self) -> impl Iterator<Item = u64> {
         self.0.iter().map(|(begin, _)| *begin)
-    }
-
-    /// Where a successor may begin at the latest, when so much had been sent.
-    pub(super) fn begun_with_slack(&self, sent: u64) -> u64 {
-        sent + BUFFERED
     }
 
     /// How often the byte was sent that was sent most often.
