@@ -44,8 +44,8 @@ pub(crate) struct Cut {
     /// When it was asked for, and when it ended.
     pub(crate) asked: Instant,
     pub(crate) ended: Instant,
-    /// Which node gave it; `None` if none did, or the load balancer.
-    pub(crate) node: Option<String>,
+    /// What the node calls the request; `None` if no node has answered, or the load balancer.
+    pub(crate) request_id: Option<String>,
     /// Its status, if it has one.
     pub(crate) status: Option<StatusCode>,
     /// The code of the OCI error that it was; empty for none.
@@ -57,8 +57,15 @@ pub(crate) struct Cut {
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let node = self.node.as_deref().unwrap_or("no node");
+        let node = self.node().unwrap_or("no node");
         write!(f, "{node}: {} (after {:.2?})", self.problem, self.ended - self.asked)
+    }
+}
+
+impl Cut {
+    /// Which node has answered; request ids are `node-1-` and a number.
+    pub(crate) fn node(&self) -> Option<&str> {
+        Some(self.request_id.as_deref()?.rsplit_once('-')?.0)
     }
 }
 
@@ -110,7 +117,7 @@ impl<'a> Reading<'a> {
         let mut cut = Cut {
             asked: Instant::now(),
             ended: Instant::now(),
-            node: None,
+            request_id: None,
             status: None,
             code: String::new(),
             wrong: false,
@@ -145,8 +152,7 @@ impl<'a> Reading<'a> {
         };
         cut.status = Some(answer.status());
         let text = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        // `node-1-` and a number.
-        cut.node = text("x-request-id").and_then(|id| Some(id.rsplit_once('-')?.0.to_owned()));
+        cut.request_id = text("x-request-id");
         if !answer.status().is_success() {
             let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
             let body: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();

@@ -1,12 +1,14 @@
 //! Images for the load: always new ones, and those of a while ago.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use entrepot_test_support::{FakeUpstream, images};
 
 use super::schedule::Dice;
+use super::strikes::Field;
 use crate::reader::Wanted;
 
 /// How many images can be pulled again.
@@ -35,8 +37,23 @@ pub(super) struct Published {
     repository: String,
     /// What it consists of: the manifest, then all blobs.
     pub(super) parts: Vec<Wanted>,
-    /// Whether somebody has pulled it whole.
-    pub(super) pulled: AtomicBool,
+    /// When it was pulled whole, from when to when; a pull that nothing disturbed, if there was one.
+    pulled: Mutex<Option<(Instant, Instant)>>,
+}
+
+impl Published {
+    /// Whether it is certainly in the bucket.
+    pub(super) fn is_kept(&self, field: &Field) -> bool {
+        lock(&self.pulled).is_some_and(|pulled| field.is_kept(pulled))
+    }
+
+    /// Notes a pull that began then and has ended.
+    pub(super) fn was_pulled(&self, began: Instant, field: &Field) {
+        let mut pulled = lock(&self.pulled);
+        if !pulled.is_some_and(|pulled| field.is_kept(pulled)) {
+            *pulled = Some((began, Instant::now()));
+        }
+    }
 }
 
 impl Library {
@@ -90,7 +107,7 @@ impl Library {
             Wanted { path: path("manifests/v1"), digest: image.manifest.clone(), bytes: image.manifest_bytes.clone() };
         let mut parts = vec![manifest, wanted(&image.config, images::config("linux/amd64", &layers))];
         parts.extend(image.layers.iter().zip(layers).map(|(digest, layer)| wanted(digest, layer)));
-        let published = Arc::new(Published { repository, parts, pulled: AtomicBool::default() });
+        let published = Arc::new(Published { repository, parts, pulled: Mutex::default() });
         if is_large {
             *lock(&self.large) = Some(published.clone());
         }

@@ -1,7 +1,6 @@
 //! Clients that pull whole images through the load balancer, whatever happens.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use super::library::{Library, Published};
 use super::strikes::{Excuse, Field};
 use crate::client::Client;
-use crate::reader::Reading;
+use crate::reader::{Cut, Reading};
 
 /// How many clients there are, and how often each begins a pull, if the last one has ended.
 const CLIENTS: usize = 64;
@@ -20,8 +19,9 @@ const EVERY: Duration = Duration::from_millis(3200);
 const PATIENCE: Duration = Duration::from_secs(180);
 const MOST_TRIES: usize = 300;
 const PAUSE: Duration = Duration::from_millis(500);
-/// How many pulls that nothing excuses are told in full.
+/// How many pulls that nothing excuses are told in full, with how much of the log.
 const TOLD: usize = 20;
+const LINES: usize = 20;
 
 /// What has come of all pulls so far.
 #[derive(Debug, Default)]
@@ -82,41 +82,45 @@ impl Load {
     }
 
     async fn pull(&self, image: &Published) -> Result<()> {
-        let (began, new) = (Instant::now(), !image.pulled.load(Ordering::SeqCst));
-        let mut cuts = Vec::new();
+        let (began, mut cuts) = (Instant::now(), Vec::new());
         for part in &image.parts {
             let mut reading = Reading::of(part, began);
             while let Some(cut) = reading.go_on(&self.client, || 0).await? {
-                let excuse = self.field.excuse(&cut, new);
-                cuts.push((cut, excuse));
-                let told = || cuts.iter().map(|(cut, _)| format!("\n{cut}")).collect::<String>();
-                ensure!(
-                    cuts.len() < MOST_TRIES && began.elapsed() < PATIENCE,
-                    "{}: given up after{}",
-                    part.path,
-                    told()
-                );
+                let excuse = self.field.excuse(&cut, !image.is_kept(&self.field));
+                cuts.push((&*part.path, cut, excuse));
+                let told = || cuts.iter().map(|(path, cut, _)| format!("\n{path}: {cut}")).collect::<String>();
+                ensure!(cuts.len() < MOST_TRIES && began.elapsed() < PATIENCE, "given up after{}", told());
                 sleep(PAUSE).await;
             }
         }
-        image.pulled.store(true, Ordering::SeqCst);
-        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        image.was_pulled(began, &self.field);
+        let mut tally = self.tally();
         tally.pulls += 1;
         tally.bytes += image.parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
         tally.longest = tally.longest.max(began.elapsed());
         match cuts.last() {
             None => tally.at_once += 1,
-            Some(_) if cuts.iter().any(|(_, excuse)| excuse.is_none()) => {
+            Some(_) if cuts.iter().any(|(.., excuse)| excuse.is_none()) => {
                 tally.unexcused += 1;
                 if tally.told.len() < TOLD {
-                    let cuts = cuts.iter().map(|(cut, excuse)| format!("\n  {cut} [{excuse:?}]")).collect::<String>();
-                    let kind = if new { "new" } else { "known" };
-                    tally.told.push(format!("{kind} {}{cuts}", image.parts[0].path));
+                    let kind = if image.is_kept(&self.field) { "held" } else { "not held for sure" };
+                    let cuts = cuts.iter().map(|(path, cut, excuse)| self.told(path, cut, *excuse));
+                    tally.told.push(format!("{kind}{}", cuts.collect::<String>()));
                 }
             }
-            Some((_, excuse)) => *tally.excused.entry(excuse.unwrap_or(Excuse::NodeKilled)).or_default() += 1,
+            Some((.., excuse)) => *tally.excused.entry(excuse.unwrap_or(Excuse::NodeKilled)).or_default() += 1,
         }
         Ok(())
+    }
+
+    /// An answer that was cut. If nothing excuses that, with what the node has logged of it.
+    fn told(&self, path: &str, cut: &Cut, excuse: Option<Excuse>) -> String {
+        let mut told = format!("\n{path}: {cut} [{excuse:?}]");
+        let (Some(id), Some(name), None) = (&cut.request_id, cut.node(), excuse) else { return told };
+        let node = self.field.cluster.nodes.iter().find(|node| node.name() == name);
+        let log = node.map(|node| node.program.log()).unwrap_or_default();
+        log.lines().filter(|line| line.contains(&**id)).take(LINES).for_each(|line| told += &format!("\n    {line}"));
+        told
     }
 
     /// What has come of it so far.

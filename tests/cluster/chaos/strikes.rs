@@ -24,6 +24,8 @@ const LATENCY: Duration = Duration::from_secs(2);
 const COME_BACK: Duration = Duration::from_secs(120);
 /// An upstream that was away is tried by one request each 5 s.
 const REMEMBERED_AWAY: Duration = Duration::from_secs(6);
+/// How soon after its last byte content is in the bucket.
+const STORED: Duration = Duration::from_secs(5);
 /// Calls of the bucket that were on their way when it came back.
 const BUCKET_BACK: Duration = Duration::from_secs(2);
 
@@ -189,6 +191,15 @@ impl Field {
         .await;
     }
 
+    /// Whether content is certainly in the bucket that was pulled whole from `began` to `ended`: whether neither the
+    /// bucket was away nor a node was killed until it must have been stored.
+    pub(super) fn is_kept(&self, (began, ended): (Instant, Instant)) -> bool {
+        let may_lose = |strike: &&Strike| {
+            strike.fault.area() == Area::Store || matches!(strike.fault, Fault::Node(_, NodeFault::Kill))
+        };
+        !self.lock().iter().filter(may_lose).any(|strike| strike.meets(began, ended + STORED, BUCKET_BACK))
+    }
+
     /// All faults so far.
     pub(super) fn strikes(&self) -> Vec<Strike> {
         self.lock().clone()
@@ -199,7 +210,7 @@ impl Field {
         self.starts.load(Ordering::Relaxed)
     }
 
-    /// What excuses that an answer was cut; `None` if nothing does. `new` says whether nobody had pulled the content.
+    /// What excuses that an answer was cut; `None` if nothing does. `new` says whether nobody has the content for sure.
     ///
     /// Only what must fail is excused. A node that was killed takes its answers with it. What nobody holds cannot be
     /// had while the upstream is scripted away, and what a node does not hold cannot be had without the bucket, which
@@ -208,12 +219,12 @@ impl Field {
     pub(super) fn excuse(&self, cut: &Cut, new: bool) -> Option<Excuse> {
         let strikes = self.lock();
         let during = |slack: Duration, which: &dyn Fn(&Strike) -> bool| {
-            let struck = strikes.iter().filter(|strike| which(strike));
-            struck
-                .into_iter()
-                .any(|strike| strike.from <= cut.ended && strike.until.is_none_or(|until| cut.asked <= until + slack))
+            strikes.iter().any(|strike| which(strike) && strike.meets(cut.asked, cut.ended, slack))
         };
-        let its_node = |strike: &Strike| strike.node.is_none() || cut.node.is_none() || strike.node == cut.node;
+        let its_node = |strike: &Strike| {
+            let (struck, answered) = (strike.node.as_deref(), cut.node());
+            struck.is_none() || answered.is_none() || struck == answered
+        };
         let named = cut.status == Some(StatusCode::SERVICE_UNAVAILABLE) && cut.code == "UNAVAILABLE";
         let in_an_answer = cut.status.is_some_and(|status| status.is_success());
         let killed = |strike: &Strike| matches!(strike.fault, Fault::Node(_, NodeFault::Kill)) && its_node(strike);
@@ -223,7 +234,7 @@ impl Field {
         if cut.code.is_empty() && during(Duration::ZERO, &killed) {
             return Some(Excuse::NodeKilled);
         }
-        if named && cut.node.is_some() && during(BUCKET_BACK, &bucket) {
+        if named && cut.node().is_some() && during(BUCKET_BACK, &bucket) {
             return Some(Excuse::BucketAway);
         }
         if in_an_answer && during(BUCKET_BACK, &bucket) {
@@ -234,6 +245,13 @@ impl Field {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Strike>> {
         self.strikes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Strike {
+    /// Whether it lasted, and `slack` more, at any moment from `began` to `ended`.
+    fn meets(&self, began: Instant, ended: Instant, slack: Duration) -> bool {
+        self.from <= ended && self.until.is_none_or(|until| began <= until + slack)
     }
 }
 
