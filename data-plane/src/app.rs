@@ -111,7 +111,7 @@ impl DataPlane {
         };
         let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
-        let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity.fills, fill_metrics);
+        let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity, fill_metrics);
         let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());

@@ -1,7 +1,7 @@
 //! How much a node does at once, from the memory that it may use.
 //!
 //! A fill costs two parts on their way into the store and what is being read for it; a reader costs one chunk from the
-//! spool and what its connection buffers. All else is a constant. So a node that keeps to its counts keeps to its
+//! spool and what its connection buffers, and so does a node that follows. All else is a constant. So a node that keeps to its counts keeps to its
 //! memory, and what is too much for it is refused before it begins.
 
 const KIB: u64 = 1024;
@@ -13,10 +13,11 @@ const BASE_BYTES: u64 = 96 * MIB;
 const RECORDS_BYTES: u64 = 64 * MIB;
 /// What one fill takes: two parts of 8 MiB, one being gathered and one being sent, and chunks on their way to the spool.
 const FILL_BYTES: u64 = 16 * MIB + 512 * KIB;
-/// What one reader takes: a chunk of 256 KiB from the spool or the store, and its connection's buffer.
+/// What one reader takes, be it a client or a node that follows: a chunk of 256 KiB from the spool or the store, and its connection's buffer.
 const READER_BYTES: u64 = 384 * KIB;
-/// How much of what is left each may have, in hundredths. The rest is for connections and for what is freed late.
-const SHARES: (u64, u64) = (40, 30);
+/// How much of what is left fills, readers and followers may have, in hundredths. The rest is for connections and for what
+/// is freed late.
+const SHARES: (u64, u64, u64) = (40, 30, 10);
 
 /// How much a node does at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct Capacity {
     pub fills: usize,
     /// Answers with a blob that are being sent.
     pub readers: usize,
+    /// Fills that are read by other nodes, counted for each of these.
+    pub followers: usize,
 }
 
 impl Capacity {
@@ -35,13 +38,17 @@ impl Capacity {
         let count = |share: u64, each: u64, least: usize, most: usize| {
             usize::try_from(left / 100 * share / each).unwrap_or(most).clamp(least, most)
         };
-        Self { fills: count(SHARES.0, FILL_BYTES, 4, 256), readers: count(SHARES.1, READER_BYTES, 64, 8192) }
+        Self {
+            fills: count(SHARES.0, FILL_BYTES, 4, 256),
+            readers: count(SHARES.1, READER_BYTES, 64, 8192),
+            followers: count(SHARES.2, READER_BYTES, 32, 2048),
+        }
     }
 
     /// How much memory that takes at most, apart from connections.
     #[must_use]
     pub fn memory_bytes(self) -> u64 {
-        let (fills, readers) = (self.fills as u64, self.readers as u64);
+        let (fills, readers) = (self.fills as u64, (self.readers + self.followers) as u64);
         BASE_BYTES + RECORDS_BYTES + fills * FILL_BYTES + readers * READER_BYTES
     }
 }
@@ -63,8 +70,8 @@ mod tests {
             let capacity = Capacity::of_memory(mib * MIB);
             assert!(capacity.memory_bytes() <= mib * MIB, "{capacity:?} takes too much for {mib} MiB");
         }
-        assert_eq!(Capacity::default(), Capacity { fills: 20, readers: 691 });
-        assert_eq!(Capacity::of_memory(0), Capacity { fills: 4, readers: 64 });
-        assert_eq!(Capacity::of_memory(u64::MAX), Capacity { fills: 256, readers: 8192 });
+        assert_eq!(Capacity::default(), Capacity { fills: 20, readers: 691, followers: 230 });
+        assert_eq!(Capacity::of_memory(0), Capacity { fills: 4, readers: 64, followers: 32 });
+        assert_eq!(Capacity::of_memory(u64::MAX), Capacity { fills: 256, readers: 8192, followers: 2048 });
     }
 }

@@ -162,7 +162,7 @@ pub mod limits {
     /// How many questions of one control plane a node works at.
     pub const QUESTIONS: usize = 16;
     /// Connections from other nodes at once.
-    pub const PEER_CONNECTIONS: usize = 512;
+    pub const PEER_CONNECTIONS: usize = 4096;
     /// What a stopping node may still do when its answers and fills have ended: deliver events, remove its record.
     pub const FAREWELL: Duration = Duration::from_secs(8);
     /// The largest snapshot that is taken.

@@ -26,6 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use crate::capacity::Capacity;
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
@@ -59,6 +60,8 @@ struct Inner {
     turns: Arc<Semaphore>,
     /// Those of them that may be had without a lease.
     uncoordinated_turns: Arc<Semaphore>,
+    /// Those who are sent what lands here.
+    followers: Arc<Semaphore>,
     running: Mutex<HashMap<FillKey, Landing>>,
     metrics: FillMetrics,
 }
@@ -78,13 +81,21 @@ impl Fills {
         Places { repositories, leases, peers }: Places,
         spool_dir: PathBuf,
         tasks: Tasks,
-        at_once: usize,
+        capacity: Capacity,
         metrics: FillMetrics,
     ) -> Self {
-        let (turns, running) = (Arc::new(Semaphore::new(at_once)), Mutex::default());
-        let uncoordinated_turns = Arc::new(Semaphore::new(at_once.div_ceil(2)));
-        let inner =
-            Inner { repositories, spool_dir, tasks, leases, peers, turns, uncoordinated_turns, running, metrics };
+        let inner = Inner {
+            repositories,
+            spool_dir,
+            tasks,
+            leases,
+            peers,
+            turns: Arc::new(Semaphore::new(capacity.fills)),
+            uncoordinated_turns: Arc::new(Semaphore::new(capacity.fills.div_ceil(2))),
+            followers: Arc::new(Semaphore::new(capacity.followers)),
+            running: Mutex::default(),
+            metrics,
+        };
         Self { inner: Arc::new(inner) }
     }
 

@@ -121,8 +121,14 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
 fn capacity(limit_bytes: Option<u64>) -> Capacity {
     let bytes = limit_bytes.or_else(memory::limit_bytes);
     let capacity = bytes.map_or_else(Capacity::default, Capacity::of_memory);
-    let Capacity { fills, readers } = capacity;
-    info!(memory_bytes = bytes, fills, readers, "fetches {fills} blobs and sends {readers} at once, at most");
+    let Capacity { fills, readers, followers } = capacity;
+    info!(
+        memory_bytes = bytes,
+        fills,
+        readers,
+        followers,
+        "fetches {fills} blobs and sends {readers} at once, and {followers} to other nodes, at most"
+    );
     capacity
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use entrepot_data_plane::lease::{RedisConfig, RedisMode};
-use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
+use entrepot_data_plane::{Capacity, Config, DataPlane, Deps, Leases};
 use entrepot_domain::Secret;
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
@@ -115,6 +115,10 @@ impl Ground {
 
     /// Starts a node whose control plane is where nobody listens.
     async fn node(&self, id: &str) -> Node {
+        self.node_with(id, Capacity::default()).await
+    }
+
+    async fn node_with(&self, id: &str, capacity: Capacity) -> Node {
         let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
         let redis = RedisConfig {
             mode: RedisMode::Single,
@@ -130,6 +134,7 @@ impl Ground {
         let peer_address = format!("http://{}", peer_listener.local_addr().unwrap());
         let config = Config {
             peer_address: Some(peer_address.parse().unwrap()),
+            capacity,
             ..Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id))
         };
         let deps = Deps {
@@ -461,6 +466,26 @@ async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
         }
         println!("measured: Redis paused, `{path}` took {:?}", since.elapsed());
         assert!(ground.upstream.fetches_of(digest) <= 2);
+    }
+    ground.redis.resume();
+}
+
+#[tokio::test]
+async fn without_redis_a_node_has_half_of_its_fetches_at_once() {
+    let ground = Ground::new().await;
+    let node = ground.node_with("node-1", Capacity { fills: 4, ..Capacity::default() }).await;
+    let digests = (0..4).map(|seed| ground.upstream.publish_blob("app", images::random_bytes(seed, 2 << 20)));
+    let digests: Vec<_> = digests.collect();
+    ground.redis.pause();
+    let gate = ground.upstream.hold("GET /v2/app/blobs/");
+    let clients: Vec<_> = digests.iter().map(|digest| node.get(&format!("app/blobs/{digest}"))).collect();
+    let claims = "entrepot_lease_claim_duration_seconds_count{outcome=\"uncoordinated\"";
+    wait_until(LIMIT, "all have asked for leases", async || node.metric(claims) == 4.0).await;
+    gate.until_waiting(2).await;
+    assert_eq!(gate.waiting(), 2);
+    gate.release();
+    for (client, digest) in clients.into_iter().zip(&digests) {
+        assert_eq!(client.await.unwrap(), ok(digest));
     }
     ground.redis.resume();
 }

@@ -4,34 +4,44 @@
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
 use entrepot_domain::fill::{Outcome, Phase};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::Instrument as _;
 
 use super::landing::{End, Progress};
 use super::view::{About, Followed};
-use super::{CHUNK_BYTES, Fills, Landing};
+use super::{Fills, Landing};
 use crate::config::limits;
 use crate::http::body::Cut;
 use crate::peers::words::Word;
 
 /// How many pieces wait for the follower: each is a word or its content.
-const PIECES: usize = 2;
+const PIECES: usize = 1;
+/// How much is read from the spool for a follower at once. Three of these are on their way to it: what is being read, what
+/// waits, and what its connection has.
+const PIECE_BYTES: u64 = 128 * 1024;
 
 impl Landing {
-    /// What this fill brings from the byte `at` on, for the node `follower`. It ends at once if this node does not lead.
-    pub(crate) fn tail(&self, fills: &Fills, at: u64, follower: ResourceId) -> ReceiverStream<Result<Bytes, Cut>> {
+    /// What this fill brings from the byte `at` on, for the node `follower`; `None` if this node has too many followers.
+    /// It ends at once if this node does not lead.
+    pub(crate) fn tail(
+        &self,
+        fills: &Fills,
+        at: u64,
+        follower: ResourceId,
+    ) -> Option<ReceiverStream<Result<Bytes, Cut>>> {
+        let turn = fills.inner.followers.clone().try_acquire_owned().ok()?;
         let (say, said) = mpsc::channel(PIECES);
         // In this order: a follower that is counted is a reader, too.
         let progress = self.progress();
         let place = About::followed(self.about(), follower, at);
         let mut beat = interval(limits::BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let tail = Tail { progress, place, say, at, beat, told_size: None };
+        let tail = Tail { progress, place, say, at, beat, told_size: None, _turn: turn };
         // It ends with the fill, or when the follower has gone.
         fills.inner.tasks.spawn("fill.tail", tail.run().in_current_span());
-        ReceiverStream::new(said)
+        Some(ReceiverStream::new(said))
     }
 }
 
@@ -43,6 +53,7 @@ struct Tail {
     beat: Interval,
     /// What has been said of the size; `None` if nothing has.
     told_size: Option<Option<u64>>,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// The follower has gone.
@@ -91,7 +102,7 @@ impl Tail {
         if landed <= self.at {
             return Ok(false);
         }
-        let len = (landed - self.at).min(CHUNK_BYTES as u64) as usize;
+        let len = (landed - self.at).min(PIECE_BYTES) as usize;
         let spool = head.spool.clone();
         let mut reading = std::pin::pin!(spool.read(self.at, len));
         let bytes = loop {

@@ -94,14 +94,14 @@ impl Edge for PeerServer {
 }
 
 impl PeerServer {
-    /// What a fill of this node brings, for another one; `None` if there is no such fill.
+    /// What a fill of this node brings, for another one; `None` if there is no such fill, or for too many already.
     fn fill(&self, uri: &Uri, follower: ResourceId) -> Option<Response<Body>> {
         let (origin, digest) = uri.path().strip_prefix(FILLS_PATH)?.strip_prefix('/')?.split_once('/')?;
         let query: HashMap<_, _> = url::form_urlencoded::parse(uri.query()?.as_bytes()).collect();
         let at = query.get("from")?.parse().ok()?;
         let repository: RepositoryName = query.get("repository")?.parse().ok()?;
         let landing = self.fills.running(origin.parse().ok()?, &digest.parse().ok()?)?;
-        let mut response = Response::new(body::stream(landing.tail(&self.fills, at, follower)));
+        let mut response = Response::new(body::stream(landing.tail(&self.fills, at, follower)?));
         if landing.is_confirmed_for(&repository) {
             response.headers_mut().insert(CONFIRMED, HeaderValue::from_static("1"));
         }
