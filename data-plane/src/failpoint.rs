@@ -91,6 +91,8 @@ mod tests {
     fn every_place_that_is_listed_is_somewhere_in_the_code_once() {
         let code = [
             include_str!("fill/driver.rs"),
+            include_str!("fill/driver/fetch.rs"),
+            include_str!("fill/driver/store.rs"),
             include_str!("fill/upload.rs"),
             include_str!("resolve/manifest.rs"),
             include_str!("repository.rs"),

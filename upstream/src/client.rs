@@ -95,11 +95,20 @@ impl Client {
 
     /// Fetches a manifest. Its bytes are verified if it is asked for by digest; behind a tag there may be any.
     ///
+    /// What comes for a tag and is not what the upstream says of it is fetched once more: bytes are damaged by chance, and
+    /// not twice in the same way. If they are the same again, they count and not what is said.
+    ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and all that can happen to a request.
     pub async fn manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<FetchedManifest, Error> {
         let ask = self.manifest_ask(Method::GET, repository, reference);
-        self.0.requests.patiently(|until| self.fetch_manifest(&ask, reference, until)).await
+        let fetch = || self.0.requests.patiently(|until| self.fetch_manifest(&ask, reference, until));
+        let (first, is_as_said) = fetch().await?;
+        if is_as_said {
+            return Ok(first);
+        }
+        let (again, is_as_said) = fetch().await?;
+        if is_as_said || again.bytes == first.bytes { Ok(again) } else { Err(Error::WrongDigest) }
     }
 
     async fn fetch_manifest(
@@ -107,7 +116,7 @@ impl Client {
         ask: &Ask,
         reference: &Reference,
         head_until: Instant,
-    ) -> Result<FetchedManifest, Error> {
+    ) -> Result<(FetchedManifest, bool), Error> {
         let requests = &self.0.requests;
         let response = requests.ask(ask, head_until).await?;
         if response.status() != StatusCode::OK {
@@ -118,15 +127,19 @@ impl Client {
         if content_type.as_deref().is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html")) {
             return Err(Error::bad("answers with a web page instead of a manifest; is its endpoint right?"));
         }
+        let said: Option<Digest> = header(response.headers(), DOCKER_CONTENT_DIGEST);
         let bytes = body::read(response, requests.limits.manifest_bytes, requests.limits.stall).await?;
-        if let Reference::Digest(digest) = reference {
+        let is = |digest: &Digest| {
             let mut verifier = Verifier::new(digest.clone());
             verifier.update(&bytes);
-            if !verifier.finish() {
-                return Err(Error::WrongDigest);
-            }
-        }
-        Ok(FetchedManifest { bytes, content_type })
+            verifier.finish()
+        };
+        let is_as_said = match reference {
+            Reference::Digest(digest) if !is(digest) => return Err(Error::WrongDigest),
+            Reference::Digest(_) => true,
+            Reference::Tag(_) => said.as_ref().is_none_or(is),
+        };
+        Ok((FetchedManifest { bytes, content_type }, is_as_said))
     }
 
     /// Asks whether a blob is there, and how large it is; `None` if the upstream does not say how large.

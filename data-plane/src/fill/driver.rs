@@ -1,21 +1,24 @@
 //! The driver of one fill: carries out the effects of the domain's state machine and reports what came of them.
 
+mod fetch;
+mod follow;
+mod store;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use entrepot_domain::fill::{
     Effect, Event, Fill, Outcome, Phase, is_worth_fetching_ahead, is_worth_finishing, longest,
 };
-use entrepot_domain::manifest::platform_of_config;
 use entrepot_domain::{Digest, ResourceId, Verifier};
 use entrepot_runtime::chain;
 use entrepot_store::{Key, layout};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{Instrument as _, Span, field, info, info_span, instrument, warn};
@@ -30,12 +33,9 @@ use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::failpoint;
-use crate::http::route::Asked;
 use crate::lease::{Claim, Holder, Lease, LeaseKey};
-use crate::peers::words::Word;
-use crate::peers::{Following, Lost};
+use crate::peers::Following;
 use crate::repository::within_limit;
-use crate::resolve::{asking, failure};
 
 /// Runs one fill to its end. Everything is reported through `progress`.
 #[instrument(name = "fill", skip_all, fields(
@@ -281,80 +281,6 @@ impl Driver<'_> {
         event
     }
 
-    /// Follows the holder of the lease from the byte `from` on, for a repository that the upstream has confirmed.
-    async fn follow(&mut self, from: u64) -> Option<Event> {
-        let following = match self.call_leader(from).await {
-            Ok((following, is_confirmed)) => {
-                self.is_confirmed |= is_confirmed;
-                following
-            }
-            Err(lost) => return Some(self.leader_lost(&lost)),
-        };
-        if !self.is_confirmed {
-            let client = &self.fill.source.client;
-            let seen = asking(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await;
-            if let Err(error) = seen {
-                return Some(self.broken(failure(self.fill, Asked::Blob, &error)));
-            }
-            self.is_confirmed = true;
-        }
-        self.following = Some(following);
-        self.open_spool().await
-    }
-
-    async fn call_leader(&mut self, from: u64) -> Result<(Following, bool), Lost> {
-        let peers = &self.fills.inner.peers;
-        // A lease of this node is that of an earlier life, or of a fill that has ended.
-        let leader = self.leader.as_ref().filter(|node| *node != peers.id()).ok_or(Lost::Stale)?;
-        peers.follow(leader, (self.fill.origin, self.digest), from, self.landing.begun_for()).await
-    }
-
-    fn leader_lost(&mut self, lost: &Lost) -> Event {
-        self.following = None;
-        self.fills.inner.metrics.lost(lost.as_str());
-        if let Some(leader) = &self.leader {
-            info!(
-                content.digest = %self.digest, node.id = %leader,
-                "no longer follows node `{leader}`, which fetches `{}`: {}", self.digest, chain(lost)
-            );
-        }
-        Event::LeaderLost
-    }
-
-    /// What the leader says next, or why it is lost.
-    async fn hear(&mut self, word: Result<Word, Lost>, state: &Fill) -> Event {
-        match word {
-            Ok(Word::Beat) => Event::Landed(0),
-            Ok(Word::Open(size)) => {
-                self.open(size);
-                size.map_or(Event::Landed(0), Event::Sized)
-            }
-            // More than there is of it.
-            Ok(Word::Content(bytes)) if bytes.len() as u64 > state.room_bytes() || !self.is_open => {
-                self.leader_lost(&Lost::Malformed)
-            }
-            Ok(Word::Content(bytes)) => self.land_in_order(bytes, state.landed_bytes()).await,
-            Ok(Word::Ended) => {
-                self.following = None;
-                Event::LeaderEnded
-            }
-            Ok(Word::Rejected) => Event::LeaderRejected,
-            Ok(Word::Left) => {
-                self.following = None;
-                Event::LeaderLost
-            }
-            // One that works breaks off only by accident, and is there for another try.
-            Err(Lost::Broken) => match self.call_leader(state.landed_bytes()).await {
-                Ok((following, _)) => {
-                    self.following = Some(following);
-                    Event::Landed(0)
-                }
-                Err(lost) => self.leader_lost(&lost),
-            },
-            Err(lost) => self.leader_lost(&lost),
-        }
-    }
-
     /// All is known that will be known of the blob before it has landed.
     fn open(&mut self, size_bytes: Option<u64>) {
         self.is_open = true;
@@ -371,91 +297,6 @@ impl Driver<'_> {
             }
         }
         None
-    }
-
-    async fn take_turn(&mut self) -> Result<(), PullError> {
-        if self.lease.is_none() && self.uncoordinated.is_none() {
-            self.uncoordinated = Some(self.fills.uncoordinated_turn().await?);
-        }
-        if self.turn.is_none() {
-            self.turn = Some(Arc::new(self.fills.turn().await?));
-        }
-        Ok(())
-    }
-
-    /// Lets what has landed, and what lands from now on, go into the store.
-    /// What keeps it from that is told by what comes next.
-    async fn begin_upload(&mut self, state: &Fill) {
-        self.failure = self.take_turn().await.err();
-        if self.open_spool().await.is_some() {
-            return;
-        }
-        if let (Some(spool), Some(turn)) = (&self.spool, &self.turn) {
-            let (tasks, store) = (&self.fills.inner.tasks, self.fills.inner.repositories.store.clone());
-            let upload = Uploading::begin(tasks, store, self.object.clone(), spool.clone(), turn.clone());
-            upload.may_send(state.landed_bytes());
-            self.upload = Some(upload);
-        }
-    }
-
-    /// Requests the bytes from `from` on.
-    async fn fetch(&mut self, from: u64, state: &Fill) -> Option<Event> {
-        if self.turn.is_none() {
-            return Some(Event::Broken);
-        }
-        if let Some(event) = self.open_spool().await {
-            return Some(event);
-        }
-        if let Some(size) = state.size_bytes().filter(|_| from > 0) {
-            match self.part(from..size).await {
-                Ok(Some(body)) => {
-                    self.body = Some(body);
-                    return None;
-                }
-                // It comes from the start again, and what is known of it is passed over.
-                Ok(None) => {}
-                Err(error) => return Some(self.broken(error)),
-            }
-        }
-        let client = &self.fill.source.client;
-        let body = match asking(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await {
-            Ok(body) => body,
-            Err(error) => return Some(self.broken(failure(self.fill, Asked::Blob, &error))),
-        };
-        let size_bytes = match body.size_bytes {
-            Some(size) => Some(size),
-            // A size that is only said on asking lets clients see that a body was cut short.
-            None => {
-                asking(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await.ok().flatten()
-            }
-        };
-        failpoint::hit("fill.after_head");
-        let fill = self.fill.clone();
-        self.body = Some(body.stream.map_err(move |error| failure(&fill, Asked::Blob, &error)).boxed());
-        self.passed_over_bytes = from;
-        self.open(size_bytes);
-        size_bytes.map(Event::Sized)
-    }
-
-    /// Requests a part; `None` if the upstream gives none.
-    async fn part(&mut self, part: Range<u64>) -> Result<Option<Body>, PullError> {
-        let client = &self.fill.source.client;
-        let body = asking(self.fill, "GET", client.blob_part(&self.fill.repository, self.digest, part)).await;
-        let body = body.map_err(|error| failure(self.fill, Asked::Blob, &error))?;
-        let fill = self.fill.clone();
-        Ok(body.map(|body| body.map_err(move |error| failure(&fill, Asked::Blob, &error)).boxed()))
-    }
-
-    async fn fetch_ahead(&mut self, part: Range<u64>) -> Option<Event> {
-        let start = part.start;
-        match self.part(part).await {
-            Ok(Some(body)) => {
-                self.ahead = Some((start, start, body));
-                None
-            }
-            Ok(None) => Some(Event::AheadRefused),
-            Err(_) => Some(Event::AheadEnded),
-        }
     }
 
     /// What happens next while bytes land.
@@ -495,30 +336,6 @@ impl Driver<'_> {
         }
     }
 
-    /// Lands the next bytes in their order: spool, hash and upload take the same ones.
-    async fn land(&mut self, chunk: Option<Result<Bytes, PullError>>, state: &Fill) -> Event {
-        let mut chunk = match chunk {
-            Some(Ok(chunk)) => chunk,
-            Some(Err(error)) => return self.broken(error),
-            None => {
-                return match state.size_bytes() {
-                    Some(size) => self.fetch_rest(state.landed_bytes()..size).await,
-                    None => Event::Ended,
-                };
-            }
-        };
-        let known = self.passed_over_bytes.min(chunk.len() as u64);
-        self.passed_over_bytes -= known;
-        chunk.advance(known as usize);
-        let landed = state.landed_bytes();
-        if state.size_bytes().is_some_and(|size| landed + chunk.len() as u64 > size) {
-            return self.broken(self.bad("it is larger than the upstream said"));
-        }
-        // What has landed ahead is not landed again.
-        chunk.truncate(usize::try_from(state.room_bytes()).unwrap_or(usize::MAX));
-        self.land_in_order(chunk, landed).await
-    }
-
     async fn land_in_order(&mut self, chunk: Bytes, landed: u64) -> Event {
         if let Err(event) = self.spool(landed, chunk.clone()).await {
             return event;
@@ -526,36 +343,6 @@ impl Driver<'_> {
         let bytes = chunk.len() as u64;
         self.hash(&chunk, landed);
         Event::Landed(bytes)
-    }
-
-    /// Requests what is missing of a body that has come to a proper end too early. No upstream that has it all does
-    /// that twice.
-    async fn fetch_rest(&mut self, rest: Range<u64>) -> Event {
-        let is_first = !std::mem::replace(&mut self.has_ended_early, true);
-        match if is_first { self.part(rest).await } else { Ok(None) } {
-            Ok(Some(body)) => {
-                self.body = Some(body);
-                Event::Landed(0)
-            }
-            Ok(None) => self.broken(self.bad("it is smaller than the upstream said")),
-            Err(error) => self.broken(error),
-        }
-    }
-
-    async fn land_ahead(&mut self, chunk: Option<Result<Bytes, PullError>>) -> Event {
-        let (at, chunk) = match (&mut self.ahead, chunk) {
-            (Some((_, at, _)), Some(Ok(chunk))) => (std::mem::replace(at, *at + chunk.len() as u64), chunk),
-            // What is missing then comes in its turn.
-            _ => {
-                self.ahead = None;
-                return Event::AheadEnded;
-            }
-        };
-        let bytes = chunk.len() as u64;
-        match self.spool(at, chunk).await {
-            Ok(()) => Event::AheadLanded(bytes),
-            Err(event) => event,
-        }
     }
 
     async fn spool(&mut self, at: u64, chunk: Bytes) -> Result<(), Event> {
@@ -585,53 +372,6 @@ impl Driver<'_> {
                 Event::Hashed(len)
             }
             Err(error) => spool_failed(&error),
-        }
-    }
-
-    /// Lets the rest come from the store.
-    async fn read_store(&mut self, from: u64) -> Event {
-        let store = &self.fills.inner.repositories.store;
-        let Some(object) = self.found.clone() else { return Event::Broken };
-        let Ok(Some(size)) = within_limit(store.head(&object)).await else { return Event::Broken };
-        let Ok(Some(body)) = within_limit(store.read(&object, from..size)).await else { return Event::Broken };
-        self.body = Some(body.map_err(|_| PullError::StoreAway).boxed());
-        self.passed_over_bytes = 0;
-        Event::Sized(size)
-    }
-
-    async fn verify(&mut self) -> Event {
-        let verifier = std::mem::replace(&mut self.verifier, Verifier::new(self.digest.clone()));
-        if !verifier.finish() {
-            self.failure = Some(self.bad("it does not hash to its digest"));
-            return Event::Wrong;
-        }
-        failpoint::hit("fill.after_verification");
-        self.verified_since = Some(Instant::now());
-        Event::Right
-    }
-
-    /// The content has its key, or the store does not take it.
-    async fn completed(&mut self, is_stored: bool, state: &Fill) -> Event {
-        self.completing = None;
-        if !is_stored {
-            return Event::CommitFailed;
-        }
-        failpoint::hit("fill.after_upload");
-        let object = self.object.clone();
-        self.link(&object, state).instrument(info_span!("fill.commit")).await;
-        Event::Committed
-    }
-
-    /// Lets the repositories that may show the content show `object`.
-    async fn link(&mut self, object: &Key, state: &Fill) {
-        let platform = self.config.as_deref().and_then(platform_of_config);
-        while let Some((repository, fill)) = self.landing.next_to_link() {
-            let repositories = &self.fills.inner.repositories;
-            let size = state.landed_bytes();
-            let link = repositories.link_blob(&repository, &fill, self.digest, object, size, platform.clone());
-            if let Err(error) = within_limit(link).await {
-                warn!("blob `{}` is not linked in `{repository}`: {error}", self.digest);
-            }
         }
     }
 

@@ -147,3 +147,23 @@ async fn an_upstreams_own_authority_is_trusted_for_it_alone() {
         assert!(matches!(built, Err(BuildError::CaCertificates)), "{pem}: {built:?}");
     }
 }
+
+#[tokio::test]
+async fn a_manifest_behind_a_tag_that_was_damaged_on_its_way_is_fetched_once_more() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    let fetch = async || client.manifest(&name("demo"), &reference("v1")).await;
+    fake.script_times("GET ", Fault::FlipBit, 1);
+    assert_eq!(fetch().await.unwrap().bytes, image.manifest_bytes);
+    assert_eq!(fake.fetches_of("manifests/v1"), 2);
+    // What is said is wrong, and not the bytes.
+    fake.script_times("GET ", Fault::DigestHeader(sha256(b"another")), 2);
+    assert_eq!(fetch().await.unwrap().bytes, image.manifest_bytes);
+    assert_eq!(fake.fetches_of("manifests/v1"), 4);
+    // Damaged each time in another way.
+    fake.script_times("GET ", Fault::FlipBitAt(30), 2);
+    fake.script_times("GET ", Fault::FlipBitAt(3), 1);
+    let spoiled = fetch().await;
+    assert!(matches!(spoiled, Err(Error::WrongDigest)), "{spoiled:?}");
+}
