@@ -34,6 +34,8 @@ const UNEXCUSED_OF_A_THOUSAND: usize = 1;
 /// How long a quiet minute is, and how often it is looked for what must be there in the meantime.
 const QUIET: Duration = Duration::from_secs(60);
 const SAMPLES: Duration = Duration::from_millis(500);
+/// How often it is told how it goes.
+const TELLING: Duration = Duration::from_secs(15);
 /// How many more files than before a node may have open when all is quiet: connections that are kept.
 const MORE_FILES: usize = 100;
 /// What a quiet node may take: what docs/operate.md says of one that does nothing.
@@ -67,7 +69,7 @@ async fn run(seed: u64, length: Duration) -> Result<()> {
     let before: Vec<_> = cluster.nodes.iter().map(Held::by).collect();
 
     let (most, began) = (Most::default(), Instant::now());
-    let pulls = load.clone().run(began + length);
+    let pulls = telling(&load, &field, began, load.clone().run(began + length));
     let strikes = strike_all(&field, schedule(seed, length, NODES, CONTROL_PLANES), began);
     let (ended, ()) = watched(&cluster, &most, async { tokio::join!(pulls, strikes) }).await;
     tell(&load, &field, &most, began);
@@ -83,6 +85,20 @@ async fn strike_all(field: &Field, planned: Vec<Planned>, began: Instant) {
         field.strike(planned).await;
     }))
     .await;
+}
+
+/// Tells now and then how it goes.
+async fn telling<T>(load: &Load, field: &Field, began: Instant, what: impl Future<Output = T>) -> T {
+    let mut what = std::pin::pin!(what);
+    loop {
+        match tokio::time::timeout(TELLING, &mut what).await {
+            Ok(result) => return result,
+            Err(_) => {
+                let (pulls, now) = (load.tally().pulls, field.now().join(", "));
+                eprintln!("after {:.0?}: {pulls} pulls; at the moment: {now}", began.elapsed());
+            }
+        }
+    }
 }
 
 /// Notes while something goes on how much there is of everything.

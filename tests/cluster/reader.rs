@@ -14,6 +14,8 @@ use crate::client::Client;
 const MOST_CUTS: usize = 8;
 /// How long it waits before that, times how often it has.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How much of a wrong answer is told.
+const SHOWN_BYTES: usize = 500;
 
 /// Content, and what it must be.
 #[derive(Clone, Debug)]
@@ -126,7 +128,7 @@ impl<'a> Reading<'a> {
         let (begin, problem) = (self.at, self.receive(client, landed, &mut cut).await?);
         cut.ended = Instant::now();
         let Some(problem) = problem else {
-            ensure!(!cut.wrong, "{}: a byte after {begin} is wrong, and a proper end", self.wanted.path);
+            ensure!(!cut.wrong, "{} from {begin} on has a proper end, and {}", self.wanted.path, cut.problem);
             let (at, length) = (self.at, self.wanted.bytes.len());
             ensure!(at == length, "{}: {at} of {length} bytes, and a proper end", self.wanted.path);
             return Ok(None);
@@ -165,9 +167,15 @@ impl<'a> Reading<'a> {
             let right = said.as_ref().is_some_and(|said| said.starts_with(&format!("bytes {begin}-")));
             ensure!(right, "the range from {begin} on was answered with {said:?}");
         }
+        let headers = answer.headers().clone();
         loop {
             match answer.chunk().await {
-                Ok(Some(chunk)) => cut.wrong |= !self.came(&chunk, &landed),
+                Ok(Some(chunk)) if self.came(&chunk, &landed) => {}
+                Ok(Some(chunk)) => {
+                    cut.wrong = true;
+                    let shown = String::from_utf8_lossy(&chunk[..chunk.len().min(SHOWN_BYTES)]);
+                    cut.problem = format!("something is wrong before {}: {headers:?} {shown:?}", self.at);
+                }
                 Ok(None) => return Ok(None),
                 Err(error) => return Ok(Some(format!("cut at {}: {:#}", self.at, anyhow::Error::from(error)))),
             }

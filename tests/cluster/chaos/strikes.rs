@@ -200,6 +200,15 @@ impl Field {
         !self.lock().iter().filter(may_lose).any(|strike| strike.meets(began, ended + STORED, BUCKET_BACK))
     }
 
+    /// What goes wrong at the moment.
+    pub(super) fn now(&self) -> Vec<String> {
+        let strikes = self.lock();
+        let lasting = strikes.iter().filter(|strike| strike.until.is_none());
+        lasting
+            .map(|strike| format!("{} {}", strike.fault.kind(), strike.node.as_deref().unwrap_or_default()))
+            .collect()
+    }
+
     /// All faults so far.
     pub(super) fn strikes(&self) -> Vec<Strike> {
         self.lock().clone()
