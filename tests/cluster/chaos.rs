@@ -53,7 +53,8 @@ async fn whatever_fails_every_pull_ends_with_the_right_bytes_and_nothing_is_left
 }
 
 async fn run(seed: u64, length: Duration) -> Result<()> {
-    let setup = Setup { nodes: NODES, control_planes: CONTROL_PLANES, links: true, ..Setup::default() };
+    let setup =
+        Setup { nodes: NODES, control_planes: CONTROL_PLANES, links: true, trace_ratio: "0.0", ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let (cluster, upstream) = (Arc::new(cluster), Arc::new(FakeUpstream::start().await));
     let link = Link::start(upstream.address()).await;

@@ -42,11 +42,20 @@ pub(crate) struct Setup {
     pub(crate) cache_size: &'static str,
     /// Whether members reach each other, and what they stand on, through links that a test can cut.
     pub(crate) links: bool,
+    /// Which part of the pulls is traced; much of it costs tests of throughput more than the pulls.
+    pub(crate) trace_ratio: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { control_planes: 2, nodes: 2, drain_notice: Duration::from_millis(200), cache_size: "1GiB", links: false }
+        Self {
+            control_planes: 2,
+            nodes: 2,
+            drain_notice: Duration::from_millis(200),
+            cache_size: "1GiB",
+            links: false,
+            trace_ratio: "1.0",
+        }
     }
 }
 
@@ -168,6 +177,7 @@ impl Cluster {
             otlp_endpoint: otlp.url(),
             drain_notice: setup.drain_notice,
             cache_size: setup.cache_size,
+            trace_ratio: setup.trace_ratio,
         };
         let keys = shared.keys();
         let keys = keys.to_str().context("a path that is text")?;

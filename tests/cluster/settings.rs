@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) drain_notice: Duration,
     /// How much a node keeps on its disk.
     pub(crate) cache_size: &'static str,
+    /// Which part of the pulls is traced.
+    pub(crate) trace_ratio: &'static str,
 }
 
 /// Where one member finds the others, and they find it: as they are, or through links.
@@ -198,6 +200,7 @@ log_format = "json"
 log_filter = "info,deadpool=error,refinery_core=off,tokio_postgres=warn,entrepot_data_plane=debug,entrepot_control_plane=debug"
 otlp_endpoint = "{otlp_endpoint}"
 otlp_interval = "1s"
+trace_ratio = {trace_ratio}
 
 [drain]
 notice = "{notice}ms"
@@ -220,6 +223,7 @@ limit = "60s"
             secret_access_key_file = secret("secret-access-key", &self.store.secret_access_key),
             keys = self.keys().display(),
             otlp_endpoint = self.otlp_endpoint,
+            trace_ratio = self.trace_ratio,
             notice = self.drain_notice.as_millis(),
         )
     }

@@ -75,7 +75,7 @@ pub(super) enum UpstreamFault {
     Away,
     Slow,
     Silent,
-    /// Some requests meet anything that a registry could show.
+    /// Some requests for blobs meet anything that a registry could show.
     Hostile,
 }
 

@@ -170,7 +170,8 @@ impl Field {
             UpstreamFault::Away => self.link.refuse(),
             UpstreamFault::Slow => self.link.slow(UPSTREAM_RATE / 32),
             UpstreamFault::Silent => self.link.stall(),
-            UpstreamFault::Hostile => self.upstream.chaos(self.seed, 30),
+            // Only where a digest says what is right: what it sends for a tag is what the tag means.
+            UpstreamFault::Hostile => self.upstream.chaos_in("/blobs/", self.seed, 40),
         }
         sleep(lasts).await;
         self.upstream.heal();

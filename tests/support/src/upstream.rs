@@ -207,7 +207,12 @@ impl FakeUpstream {
     /// Plays faults in so many percent of all requests, beside what is scripted. The seed decides which request meets
     /// which fault; the same requests meet the same again.
     pub fn chaos(&self, seed: u64, percent: u8) {
-        lock(&self.core.script).chaos = Some(Chaos::new(seed, percent));
+        self.chaos_in("", seed, percent);
+    }
+
+    /// As [`FakeUpstream::chaos`], in requests that `pattern` matches.
+    pub fn chaos_in(&self, pattern: impl Into<String>, seed: u64, percent: u8) {
+        lock(&self.core.script).chaos = Some((pattern.into(), Chaos::new(seed, percent)));
     }
 
     /// Holds back the answers to requests that `pattern` matches until the gate is released or dropped.

@@ -122,7 +122,8 @@ impl Barrier {
 /// The script: faults and gates with the requests they are for.
 #[derive(Default)]
 pub(super) struct Script {
-    pub(super) chaos: Option<Chaos>,
+    /// In which requests there is chaos.
+    pub(super) chaos: Option<(String, Chaos)>,
     faults: Vec<(String, Fault, usize)>,
     gates: Vec<(String, Arc<GateState>)>,
 }
@@ -157,7 +158,11 @@ impl Script {
             }
         }
         self.faults.retain(|(_, _, times)| *times > 0);
-        faults.extend(self.chaos.as_mut().and_then(|chaos| chaos.fault(request)));
+        if let Some((pattern, chaos)) = &mut self.chaos
+            && request.contains(&**pattern)
+        {
+            faults.extend(chaos.fault(request));
+        }
         (barriers, faults)
     }
 }
