@@ -14,7 +14,7 @@ use crate::reader::Wanted;
 /// How many images can be pulled again.
 const WINDOW: usize = 300;
 /// Every so many images has a large layer.
-const LARGE_EVERY: u64 = 120;
+const LARGE_EVERY: u64 = 150;
 const LARGE: usize = 20 << 20;
 /// How large the others are.
 const SMALLEST: usize = 50 << 10;
@@ -75,8 +75,8 @@ impl Library {
             (dice.below(100).unwrap_or_default(), dice.below(WINDOW).unwrap_or_default())
         };
         let known = match kind {
-            0..35 => None,
-            35..37 => lock(&self.large).clone(),
+            0..32 => None,
+            32 => lock(&self.large).clone(),
             _ => {
                 let images = lock(&self.images);
                 number.checked_rem(images.len()).map(|number| images[number].clone())

@@ -13,8 +13,8 @@ use crate::client::Client;
 use crate::reader::{Cut, Reading};
 
 /// How many clients there are, and how often each begins a pull, if the last one has ended.
-const CLIENTS: usize = 64;
-const EVERY: Duration = Duration::from_millis(3200);
+const CLIENTS: usize = 120;
+const EVERY: Duration = Duration::from_millis(6000);
 /// How long and how often a pull is tried, and how long a client waits in between.
 const PATIENCE: Duration = Duration::from_secs(180);
 const MOST_TRIES: usize = 300;
