@@ -3,6 +3,7 @@
 //! A seed decides what fails when. Six minutes in CI; `ENTREPOT_CHAOS_SECONDS` says how long otherwise, and
 //! `ENTREPOT_CHAOS_SEED` which seed. `scripts/suite chaos` runs an hour.
 
+mod excuse;
 mod leaks;
 mod library;
 mod load;

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
+use super::excuse::Excuse;
 use super::library::{Library, Published};
-use super::strikes::{Excuse, Field};
+use super::strikes::Field;
 use crate::client::Client;
 use crate::reader::{Cut, Reading};
 
@@ -86,7 +87,7 @@ impl Load {
         for part in &image.parts {
             let mut reading = Reading::of(part, began);
             while let Some(cut) = reading.go_on(&self.client, || 0).await? {
-                let excuse = self.field.excuse(&cut, !image.is_kept(&self.field));
+                let excuse = self.field.excuse(&cut, image.is_kept(&self.field));
                 cuts.push((&*part.path, cut, excuse));
                 let told = || cuts.iter().map(|(path, cut, _)| format!("\n{path}: {cut}")).collect::<String>();
                 ensure!(cuts.len() < MOST_TRIES && began.elapsed() < PATIENCE, "given up after{}", told());

@@ -1,4 +1,4 @@
-//! Faults as they are carried out, and what they excuse.
+//! Faults as they are carried out.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use entrepot_test_support::program::probe;
 use entrepot_test_support::{FakeUpstream, Fault as Script, Link, Partition, wait_until};
-use http::StatusCode;
 use tokio::time::sleep;
 
+use super::excuse::{self, Excuse, Strike};
 use super::schedule::{Area, ControlFault, Fault, LinkFault, NodeFault, Planned, RedisFault, UpstreamFault};
 use crate::cluster::{Cluster, Member};
 use crate::reader::Cut;
@@ -22,12 +22,6 @@ const SLOW: u64 = 16 << 10;
 const LATENCY: Duration = Duration::from_secs(2);
 /// How long a member may take to come back.
 const COME_BACK: Duration = Duration::from_secs(120);
-/// An upstream that was away is tried by one request each 5 s.
-const REMEMBERED_AWAY: Duration = Duration::from_secs(6);
-/// How soon after its last byte content is in the bucket.
-const STORED: Duration = Duration::from_secs(5);
-/// Calls of the bucket that were on their way when it came back.
-const BUCKET_BACK: Duration = Duration::from_secs(2);
 
 /// What faults are carried out on.
 pub(super) struct Field {
@@ -40,30 +34,6 @@ pub(super) struct Field {
     turns: HashMap<Area, tokio::sync::Mutex<()>>,
     strikes: Mutex<Vec<Strike>>,
     starts: AtomicUsize,
-}
-
-/// A fault that was carried out.
-#[derive(Clone, Debug)]
-pub(super) struct Strike {
-    pub(super) fault: Fault,
-    /// Which node it struck; `None` for all, or none in particular.
-    node: Option<String>,
-    from: Instant,
-    /// `None` while it lasts.
-    until: Option<Instant>,
-}
-
-/// Why a pull may need another try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Excuse {
-    /// The node that answered was killed meanwhile.
-    NodeKilled,
-    /// The content was new, and the upstream was scripted away or to send something else.
-    UpstreamAway,
-    /// The node does not reach the bucket; it said so by the named error.
-    BucketAway,
-    /// The node lost the bucket in the middle of an answer, which cannot become an error any more.
-    BucketLost,
 }
 
 impl Field {
@@ -192,13 +162,9 @@ impl Field {
         .await;
     }
 
-    /// Whether content is certainly in the bucket that was pulled whole from `began` to `ended`: whether neither the
-    /// bucket was away nor a node was killed until it must have been stored.
-    pub(super) fn is_kept(&self, (began, ended): (Instant, Instant)) -> bool {
-        let may_lose = |strike: &&Strike| {
-            strike.fault.area() == Area::Store || matches!(strike.fault, Fault::Node(_, NodeFault::Kill))
-        };
-        !self.lock().iter().filter(may_lose).any(|strike| strike.meets(began, ended + STORED, BUCKET_BACK))
+    /// See [`excuse::is_kept`].
+    pub(super) fn is_kept(&self, pulled: (Instant, Instant)) -> bool {
+        excuse::is_kept(&self.lock(), pulled)
     }
 
     /// What goes wrong at the moment.
@@ -220,48 +186,13 @@ impl Field {
         self.starts.load(Ordering::Relaxed)
     }
 
-    /// What excuses that an answer was cut; `None` if nothing does. `new` says whether nobody has the content for sure.
-    ///
-    /// Only what must fail is excused. A node that was killed takes its answers with it. What nobody holds cannot be
-    /// had while the upstream is scripted away, and what a node does not hold cannot be had without the bucket, which
-    /// must be said by the named error. Nothing excuses a request that failed because of Redis, Postgres, a control
-    /// plane, other nodes or a pause.
-    pub(super) fn excuse(&self, cut: &Cut, new: bool) -> Option<Excuse> {
-        let strikes = self.lock();
-        let during = |slack: Duration, which: &dyn Fn(&Strike) -> bool| {
-            strikes.iter().any(|strike| which(strike) && strike.meets(cut.asked, cut.ended, slack))
-        };
-        let its_node = |strike: &Strike| {
-            let (struck, answered) = (strike.node.as_deref(), cut.node());
-            struck.is_none() || answered.is_none() || struck == answered
-        };
-        let named = cut.status == Some(StatusCode::SERVICE_UNAVAILABLE) && cut.code == "UNAVAILABLE";
-        let in_an_answer = cut.status.is_some_and(|status| status.is_success());
-        let killed = |strike: &Strike| matches!(strike.fault, Fault::Node(_, NodeFault::Kill)) && its_node(strike);
-        let bucket = |strike: &Strike| strike.fault.area() == Area::Store && its_node(strike);
-        let upstream = |strike: &Strike| strike.fault.area() == Area::Upstream;
-        // The node itself says an error with its code; what is without one, the load balancer said for a dead node.
-        if cut.code.is_empty() && during(Duration::ZERO, &killed) {
-            return Some(Excuse::NodeKilled);
-        }
-        if named && cut.node().is_some() && during(BUCKET_BACK, &bucket) {
-            return Some(Excuse::BucketAway);
-        }
-        if in_an_answer && during(BUCKET_BACK, &bucket) {
-            return Some(Excuse::BucketLost);
-        }
-        (new && during(REMEMBERED_AWAY, &upstream)).then_some(Excuse::UpstreamAway)
+    /// See [`excuse::excuse`].
+    pub(super) fn excuse(&self, cut: &Cut, kept: bool) -> Option<Excuse> {
+        excuse::excuse(&self.lock(), cut, kept)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Strike>> {
         self.strikes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Strike {
-    /// Whether it lasted, and `slack` more, at any moment from `began` to `ended`.
-    fn meets(&self, began: Instant, ended: Instant, slack: Duration) -> bool {
-        self.from <= ended && self.until.is_none_or(|until| began <= until + slack)
     }
 }
 
