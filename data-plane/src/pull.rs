@@ -40,7 +40,7 @@ impl Node {
                 if let Some(incarnation) = resolved.incarnation {
                     self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
                 }
-                Ok(respond::manifest(request, reference, resolved))
+                Ok(respond::manifest(request, reference, resolved, self.resolver.now()))
             }
             Content::Blob(digest) => {
                 let want = if request.method == Method::HEAD { Want::Presence } else { Want::Bytes };

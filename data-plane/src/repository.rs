@@ -79,11 +79,11 @@ impl Repositories {
         Ok(link.filter(|link| !link.deleted && carries_over(link.origin, origin)))
     }
 
-    /// What a tag means, as far as `origin` may use it.
+    /// What a tag means, or that it is gone, as far as `origin` may use it.
     pub(crate) async fn tag(&self, live: &Live, tag: &Tag, origin: Option<Uuid>) -> Result<Option<TagRecord>, Error> {
         let key = layout::tag(&live.name, live.record.incarnation, tag);
         let record = records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record);
-        Ok(record.filter(|record| record.digest.is_some() && carries_over(record.origin, origin)))
+        Ok(record.filter(|record| carries_over(record.origin, origin)))
     }
 
     /// An object with this content, whoever it landed for.
@@ -137,7 +137,7 @@ impl Repositories {
             link.cache_time = old.cache_time;
         }
         let tag_draft = match tag {
-            Some(tag) => Some(self.draft_tag(name, incarnation, tag, &verified.digest, fill, now).await?),
+            Some(tag) => Some(self.draft_tag(name, incarnation, tag, Some(&verified.digest), fill, now).await?),
             None => None,
         };
 
@@ -167,11 +167,23 @@ impl Repositories {
         digest: &Digest,
     ) -> Result<(), Error> {
         let incarnation = live.record.incarnation;
-        let draft = self.draft_tag(&live.name, incarnation, tag, digest, fill, self.clock.now()).await?;
+        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, self.clock.now()).await?;
+        self.settle_tag(live, draft, digest).await
+    }
+
+    /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
+    pub(crate) async fn drop_tag(&self, live: &Live, fill: &FillFrom, tag: &Tag, digest: &Digest) -> Result<(), Error> {
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, None, fill, self.clock.now()).await?;
+        self.settle_tag(live, draft, digest).await
+    }
+
+    /// Writes what is new of a tag that meant `digest`, if it still does.
+    async fn settle_tag(&self, live: &Live, draft: TagDraft, digest: &Digest) -> Result<(), Error> {
         if draft.old_digest.as_ref() != Some(digest) {
             return Ok(());
         }
-        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        self.outbox.record(&live.name, live.record.incarnation, vec![draft.event()]).await?;
         match draft.write(&self.store).await {
             Err(error) if error.is_conflict() => Ok(()),
             done => done,
@@ -245,20 +257,19 @@ impl Repositories {
         name: &RepositoryName,
         incarnation: Uuid,
         tag: &Tag,
-        digest: &Digest,
+        digest: Option<&Digest>,
         fill: &FillFrom,
         now: DateTime<Utc>,
     ) -> Result<TagDraft, Error> {
         let key = layout::tag(name, incarnation, tag);
         let (old, version) = records::read::<TagRecord>(&*self.store, &key).await?.unzip();
         let record = TagRecord {
-            digest: Some(digest.clone()),
+            digest: digest.cloned(),
             revision: old.as_ref().map_or(1, |old| old.revision + 1),
             validate_time: Some(now),
             origin: Some(fill.origin),
         };
-        let (tag, digest, old_digest) = (tag.clone(), digest.clone(), old.and_then(|old| old.digest));
-        Ok(TagDraft { key, tag, digest, old_digest, version, record })
+        Ok(TagDraft { key, tag: tag.clone(), old_digest: old.and_then(|old| old.digest), version, record })
     }
 }
 
@@ -291,7 +302,6 @@ impl RepositoryDraft {
 struct TagDraft {
     key: Key,
     tag: Tag,
-    digest: Digest,
     old_digest: Option<Digest>,
     version: Option<Version>,
     record: TagRecord,
@@ -301,7 +311,7 @@ impl TagDraft {
     fn event(&self) -> Kind {
         Kind::TagMoved {
             tag: self.tag.clone(),
-            digest: self.digest.clone(),
+            digest: self.record.digest.clone(),
             revision: self.record.revision,
             validate_time: self.record.validate_time,
         }

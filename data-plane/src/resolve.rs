@@ -6,6 +6,7 @@
 mod blob;
 mod manifest;
 mod refusals;
+mod tag;
 mod upstream;
 
 use std::sync::Arc;
@@ -39,7 +40,9 @@ pub(crate) enum Outcome {
     Miss,
     /// From the upstream, by way of another node that fetches it.
     Follow,
-    /// From the store, although the upstream should have confirmed it and could not be asked.
+    /// From the store, while the upstream is asked behind it.
+    Background,
+    /// From the store, although the upstream should have confirmed it and did not.
     Stale,
     /// From the upstream, and not stored.
     Bypass,
@@ -53,6 +56,7 @@ impl Outcome {
             Self::Revalidated => "revalidated",
             Self::Miss => "miss",
             Self::Follow => "follow",
+            Self::Background => "background",
             Self::Stale => "stale",
             Self::Bypass => "bypass",
         }
@@ -66,9 +70,17 @@ pub(crate) struct Resolver {
     fills: Fills,
     clock: Clock,
     manifests: Arc<Flights<ManifestKey, Resolution>>,
-    /// Tags whose upstream could not confirm them a moment ago.
-    unconfirmed: Cache<ManifestKey, ()>,
+    /// Tags whose upstream did not confirm them when it was last asked.
+    unconfirmed: Cache<ManifestKey, InVain>,
     refusals: Refusals,
+}
+
+/// A question to an upstream that has led to nothing.
+#[derive(Clone)]
+struct InVain {
+    error: PullError,
+    /// Until when it is not asked again.
+    until: DateTime<Utc>,
 }
 
 /// What a flight gives to all who wait for it: the answer, and why it is that.
@@ -85,11 +97,12 @@ impl Resolver {
         clock: Clock,
         tasks: Tasks,
     ) -> Self {
-        let unconfirmed = Cache::builder().max_capacity(100_000).time_to_live(limits::REVALIDATE_BACKOFF).build();
+        let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
         Self { repositories, fills, clock, manifests: Arc::new(Flights::new(tasks)), unconfirmed, refusals }
     }
 
-    fn now(&self) -> DateTime<Utc> {
+    /// What time it is for whatever is decided here.
+    pub(crate) fn now(&self) -> DateTime<Utc> {
         self.clock.now()
     }
 }

@@ -27,6 +27,7 @@ impl PullError {
             Self::UpstreamThrottled { .. } if honours_retry_after(user_agent) => {
                 (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS")
             }
+            Self::TooStale { cause, .. } => cause.status_and_code(user_agent),
             Self::UpstreamRefused { .. } | Self::BadContent { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
             Self::UpstreamThrottled { .. }
             | Self::UpstreamAway { .. }
@@ -41,6 +42,7 @@ impl PullError {
         let asked = match self {
             Self::TooManyLogins { retry_after } => Some(*retry_after),
             Self::UpstreamThrottled { retry_after, .. } => *retry_after,
+            Self::TooStale { cause, .. } => return cause.retry_after(),
             Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::Busy => None,
             Self::Route(_)
             | Self::Unauthenticated(_)

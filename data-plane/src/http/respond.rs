@@ -4,11 +4,13 @@
 
 use std::ops::Range;
 
+use chrono::{DateTime, Utc};
 use entrepot_domain::range::{Wanted, wanted};
 use entrepot_domain::{Digest, Reference};
 use futures_util::StreamExt as _;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE,
+    RANGE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
@@ -30,16 +32,26 @@ const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immut
 const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
 /// The answer that holds a manifest, exactly as it was verified, whatever the client says that it accepts.
-pub(crate) fn manifest(request: &Parts, reference: &Reference, resolved: Resolved) -> Response<Body> {
+///
+/// For a tag, `Age` says how long ago the upstream last confirmed it.
+pub(crate) fn manifest(
+    request: &Parts,
+    reference: &Reference,
+    resolved: Resolved,
+    now: DateTime<Utc>,
+) -> Response<Body> {
     let mut response = Response::new(body::empty());
     response.extensions_mut().insert(resolved.outcome);
     let headers = response.headers_mut();
     content_headers(headers, &resolved.digest, resolved.outcome);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(resolved.media_type.as_str()));
     headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
+    if let Some(at) = resolved.validated {
+        headers.insert(AGE, (now - at).to_std().unwrap_or_default().as_secs().into());
+    }
     if resolved.outcome == Outcome::Stale {
         let since = resolved.validated.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")));
-        let text = format!(r#"299 - "the upstream cannot be asked; it last confirmed this tag {since}""#);
+        let text = format!(r#"299 - "the upstream does not confirm this tag now; it last did {since}""#);
         headers.extend(HeaderValue::from_str(&text).map(|value| (WARNING, value)));
     }
     if matches_etag(&request.headers, &resolved.digest) {
@@ -120,6 +132,7 @@ fn cache_status(outcome: Outcome) -> &'static str {
         Outcome::Revalidated => "entrepot; hit; detail=revalidated",
         Outcome::Miss => "entrepot; fwd=miss; stored",
         Outcome::Follow => "entrepot; fwd=miss; collapsed; detail=follow",
+        Outcome::Background => "entrepot; hit; detail=background",
         Outcome::Stale => "entrepot; hit; detail=stale",
         Outcome::Bypass => "entrepot; fwd=bypass",
     }

@@ -199,6 +199,7 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
         | PullError::UpstreamAway { .. }
+        | PullError::TooStale { .. }
         | PullError::StoreAway
         | PullError::NoSnapshot
         | PullError::Busy => None,
