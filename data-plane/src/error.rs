@@ -138,5 +138,6 @@ fn asked_name(asked: Asked) -> &'static str {
     match asked {
         Asked::Manifest => "the manifest",
         Asked::Blob => "the blob",
+        Asked::Repository => "the repository",
     }
 }

@@ -10,8 +10,10 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
 use entrepot_proto::convert::event::{Image, Kind};
 use entrepot_runtime::{Clock, chain};
+use entrepot_store::layout::Parsed;
 use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
 use entrepot_store::{Error, Key, Store, Version, layout};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -84,6 +86,47 @@ impl Repositories {
         let key = layout::tag(&live.name, live.record.incarnation, tag);
         let record = records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record);
         Ok(record.filter(|record| carries_over(record.origin, origin)))
+    }
+
+    /// At most `limit` tags that mean something, as far as `origin` may use them, in byte order, those behind `last`
+    /// only.
+    pub(crate) async fn tags(
+        &self,
+        live: &Live,
+        origin: Option<Uuid>,
+        last: &str,
+        limit: usize,
+    ) -> Result<Vec<Tag>, Error> {
+        let prefix = layout::tags_prefix(&live.name, live.record.incarnation);
+        // What is no tag cannot be a key, and is compared with instead.
+        let mut after = last.parse().ok().map(|last| layout::tag(&live.name, live.record.incarnation, &last));
+        let mut tags = Vec::new();
+        while tags.len() < limit {
+            let keys = self.store.list(&prefix, after.as_ref(), limits::TAG_RECORDS).await?;
+            let is_last = keys.len() < limits::TAG_RECORDS;
+            after = keys.last().cloned();
+            let parsed = keys.iter().filter_map(|key| match layout::parse(key) {
+                Some(Parsed::Tag { tag, .. }) if tag.as_str() > last => Some(tag),
+                Some(_) | None => None,
+            });
+            let behind: Vec<Tag> = parsed.collect();
+            let mut meant = stream::iter(behind)
+                .map(|tag| async move {
+                    let record = self.tag(live, &tag, origin).await?;
+                    Ok::<_, Error>(record.and_then(|record| record.digest).map(|_| tag))
+                })
+                .buffered(limits::TAG_READS);
+            while let Some(tag) = meant.try_next().await? {
+                tags.extend(tag);
+                if tags.len() == limit {
+                    break;
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(tags)
     }
 
     /// An object with this content, whoever it landed for.

@@ -7,6 +7,7 @@ mod blob;
 mod manifest;
 mod refusals;
 mod tag;
+mod tags;
 mod upstream;
 
 use std::sync::Arc;
@@ -23,10 +24,12 @@ use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::inspect::Trail;
 use crate::repository::Repositories;
+use tags::TagLists;
 
 pub(crate) use blob::{Blob, Want};
 pub(crate) use manifest::Resolved;
 pub(crate) use refusals::Refusals;
+pub(crate) use tags::TagList;
 pub(crate) use upstream::{asking, failure};
 
 /// How a pull ended, for people and for metrics.
@@ -73,6 +76,7 @@ pub(crate) struct Resolver {
     /// Tags whose upstream did not confirm them when it was last asked.
     unconfirmed: Cache<ManifestKey, InVain>,
     refusals: Refusals,
+    tag_lists: TagLists,
 }
 
 /// A question to an upstream that has led to nothing.
@@ -98,7 +102,9 @@ impl Resolver {
         tasks: Tasks,
     ) -> Self {
         let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
-        Self { repositories, fills, clock, manifests: Arc::new(Flights::new(tasks)), unconfirmed, refusals }
+        let tag_lists = TagLists::new(tasks.clone());
+        let manifests = Arc::new(Flights::new(tasks));
+        Self { repositories, fills, clock, manifests, unconfirmed, refusals, tag_lists }
     }
 
     /// What time it is for whatever is decided here.

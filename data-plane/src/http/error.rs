@@ -115,6 +115,7 @@ fn route_status_and_code(error: &RouteError) -> (StatusCode, &'static str) {
         RouteError::Name(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
         // No such tag can exist: 404, as conformance asks.
         RouteError::Tag(_) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
+        RouteError::PageSize => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
         RouteError::MalformedDigest => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
         RouteError::UnknownAlgorithm(asked) => (StatusCode::NOT_FOUND, unknown(*asked)),
     }
@@ -124,6 +125,7 @@ fn unknown(asked: Asked) -> &'static str {
     match asked {
         Asked::Manifest => "MANIFEST_UNKNOWN",
         Asked::Blob => "BLOB_UNKNOWN",
+        Asked::Repository => "NAME_UNKNOWN",
     }
 }
 

@@ -61,12 +61,12 @@ impl Ground {
             limits,
             nodes: Mutex::default(),
         };
-        ground.publish(rules).await;
+        ground.publish(1, rules).await;
         ground
     }
 
     /// Publishes a snapshot.
-    async fn publish(&self, rules: &[(&str, pb::SnapshotFreshness)]) {
+    pub(crate) async fn publish(&self, revision: i64, rules: &[(&str, pb::SnapshotFreshness)]) {
         let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
         let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
         let rule = |(number, (prefix, freshness)): (u128, &(&str, pb::SnapshotFreshness))| pb::SnapshotRule {
@@ -78,7 +78,7 @@ impl Ground {
             freshness: Some(freshness.clone()),
         };
         let snapshot = pb::Snapshot {
-            version: Some(pb::SnapshotVersion { epoch: 1, revision: 1 }),
+            version: Some(pb::SnapshotVersion { epoch: 1, revision }),
             registry_id: Uuid::from_u128(3).to_string(),
             build_time: None,
             rules: (4..).zip(rules).map(rule).collect(),
@@ -99,14 +99,14 @@ impl Ground {
             }],
         };
         let bytes = Bytes::from(snapshot.encode_to_vec());
-        let key = layout::snapshot(1, 1, Uuid::new_v4());
-        let statement = Statement::of(1, 1, &bytes);
+        let key = layout::snapshot(1, revision, Uuid::new_v4());
+        let statement = Statement::of(1, revision, &bytes);
         let signature = self.signer.sign(&statement);
         self.store.put_once(&key, bytes).await.unwrap();
         let head = SnapshotHead {
             key,
             epoch: 1,
-            revision: 1,
+            revision,
             sha256: statement.sha256,
             key_id: signature.key_id,
             signature: signature.signature,
