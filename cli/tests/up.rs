@@ -33,6 +33,17 @@ fn the_lines_that_scripts_rely_on_work_as_written() {
     assert_eq!((&rule["prefix"], &rule["upstream"]), (&"demo".into(), &"upstreams/local".into()));
     assert_eq!(registry.json("entrepot upstream list -o json")["upstreams"][0]["kind"], "OCI");
     assert!(registry.text("entrepot rule list").starts_with("RULE  PREFIX  UPSTREAM"));
+    registry.text(
+        "entrepot rule update demo --window 12h --mode background --max-stale 7d --immutable-tag v* --tag-window latest=5m",
+    );
+    let shown = registry.text("entrepot rule get demo");
+    for part in ["12h", "background", "v*", "latest=5m", "7d", "keep"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let explained = registry.json("entrepot rule explain demo/team/app:latest -o json");
+    assert_eq!((&explained["window"], &explained["tag_pattern"]), (&"300s".into(), &"latest".into()), "{explained}");
+    let explained = registry.text("entrepot rule explain demo/team/app:v1");
+    assert!(explained.contains("never asked for again, since it matches `v*`"), "{explained}");
     registry.text("entrepot rule update demo --upstream-prefix mirror");
     assert_eq!(registry.json("entrepot rule get demo -o json")["upstream_prefix"], "mirror");
     assert_eq!(registry.text("entrepot rule delete demo"), "deleted rules/demo\n");

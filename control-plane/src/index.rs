@@ -174,7 +174,7 @@ async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> 
             images::put(tx, incarnation, image).await?;
         }
         Kind::TagMoved { tag, digest, revision, validate_time } => {
-            let moved = Moved { tag, digest: Some(digest), revision: *revision, validate_time: *validate_time };
+            let moved = Moved { tag, digest: digest.as_ref(), revision: *revision, validate_time: *validate_time };
             tags::put(tx, incarnation, moved).await?;
         }
         Kind::ConfigCached { digest, platform } => images::put_config(tx, incarnation, digest, platform).await?,

@@ -119,6 +119,12 @@ pub mod limits {
     pub const REFUSALS: u64 = 100_000;
     /// How long one is known that did not come again.
     pub const REFUSALS_IDLE: Duration = Duration::from_secs(20 * 60);
+    /// The lists of tags that a node remembers.
+    pub const TAG_LIST_BYTES: u64 = 64 * 1024 * 1024;
+    /// How many keys of tags are listed at once, and how many of their records are read at once.
+    pub const TAG_RECORDS: usize = 1000;
+    /// See [`TAG_RECORDS`].
+    pub const TAG_READS: usize = 16;
     /// One write into the store, such as a record.
     pub const STORE: Duration = Duration::from_secs(30);
     /// Connecting to the control plane.

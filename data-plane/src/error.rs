@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use entrepot_domain::ResourceId;
+use entrepot_domain::freshness::exact;
 
 use crate::http::route::{Asked, RouteError};
 
@@ -85,6 +87,21 @@ pub enum PullError {
         /// What is wrong with it.
         what: String,
     },
+    /// The upstream did not confirm a tag that was last confirmed longer ago than the rule allows.
+    #[error(
+        "rule `{rule}` serves a tag unconfirmed for {} at most, and this one was last confirmed {}: {cause}",
+        exact(*.max_stale), .validated.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")))
+    )]
+    TooStale {
+        /// The rule.
+        rule: ResourceId,
+        /// What it allows.
+        max_stale: Duration,
+        /// When the upstream last confirmed the tag.
+        validated: Option<DateTime<Utc>>,
+        /// Why it did not do so now.
+        cause: Box<PullError>,
+    },
     /// The store does not answer.
     #[error("the registry's storage is away")]
     StoreAway,
@@ -121,5 +138,6 @@ fn asked_name(asked: Asked) -> &'static str {
     match asked {
         Asked::Manifest => "the manifest",
         Asked::Blob => "the blob",
+        Asked::Repository => "the repository",
     }
 }

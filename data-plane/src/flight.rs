@@ -45,6 +45,19 @@ where
         result.wait_for(Option::is_some).await.ok()?.clone()
     }
 
+    /// Begins the work under `key`, unless it runs, and waits for nothing.
+    pub(crate) fn start<F>(&self, key: K, work: impl FnOnce() -> F)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Vacant(entry) = running.entry(key.clone()) {
+            let (sender, receiver) = watch::channel(None);
+            entry.insert(receiver);
+            self.spawn(key, work(), sender);
+        }
+    }
+
     fn spawn(&self, key: K, work: impl Future<Output = V> + Send + 'static, sender: watch::Sender<Option<V>>) {
         let landing = Landing { running: self.running.clone(), key };
         let work = async move {
@@ -100,5 +113,22 @@ mod tests {
         assert_eq!(second.await, Some(1));
         go.notify_one();
         assert_eq!(start().await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn work_that_nobody_waits_for_is_done_once_too_and_can_be_joined() {
+        let flights = Flights::<u8, u32>::new(Tasks::new());
+        let go = Arc::new(Notify::new());
+        let work = |value: u32| {
+            let go = go.clone();
+            async move {
+                go.notified().await;
+                value
+            }
+        };
+        flights.start(1, || work(1));
+        flights.start(1, || work(2));
+        go.notify_one();
+        assert_eq!(flights.join_or_start(1, || work(3)).await, Some(1));
     }
 }

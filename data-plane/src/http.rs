@@ -10,3 +10,4 @@ pub(crate) mod readers;
 pub(crate) mod respond;
 pub mod route;
 pub(crate) mod server;
+pub(crate) mod tags;

@@ -1,5 +1,6 @@
 //! The walk of a pull.
 
+use entrepot_domain::RepositoryName;
 use http::request::Parts;
 use http::{Method, Response};
 use tracing::instrument;
@@ -10,6 +11,7 @@ use crate::error::PullError;
 use crate::http::body::Body;
 use crate::http::respond;
 use crate::http::route::{Content, Target};
+use crate::http::tags::{self, TagPage};
 use crate::inspect::trail;
 use crate::repository::Repositories;
 use crate::resolve::{Resolver, Want};
@@ -40,7 +42,7 @@ impl Node {
                 if let Some(incarnation) = resolved.incarnation {
                     self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
                 }
-                Ok(respond::manifest(request, reference, resolved))
+                Ok(respond::manifest(request, reference, resolved, self.resolver.now()))
             }
             Content::Blob(digest) => {
                 let want = if request.method == Method::HEAD { Want::Presence } else { Want::Bytes };
@@ -48,5 +50,18 @@ impl Node {
                 respond::blob(request, digest, blob, &self.repositories).await
             }
         }
+    }
+    /// Lists the tags of a repository, for who may pull from it.
+    #[instrument(name = "tags", skip_all, fields(repository.name = %name))]
+    pub(crate) async fn tags(&self, request: &Parts, name: &RepositoryName) -> Result<Response<Body>, PullError> {
+        let snapshot = self.control.snapshot()?;
+        let caller = self.auth.identify(&request.headers, &snapshot).await?;
+        let place = snapshot.place(name);
+        trail::about(&place.repository);
+        caller.require_pull(&place.repository)?;
+
+        let page = TagPage::parse(request.uri.query().unwrap_or_default())?;
+        let list = self.resolver.tags(&place, &page, caller.principal()).await?;
+        Ok(tags::response(name, &page, &list, self.resolver.now()))
     }
 }

@@ -10,8 +10,10 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
 use entrepot_proto::convert::event::{Image, Kind};
 use entrepot_runtime::{Clock, chain};
+use entrepot_store::layout::Parsed;
 use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
 use entrepot_store::{Error, Key, Store, Version, layout};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
 use uuid::Uuid;
 
@@ -79,11 +81,52 @@ impl Repositories {
         Ok(link.filter(|link| !link.deleted && carries_over(link.origin, origin)))
     }
 
-    /// What a tag means, as far as `origin` may use it.
+    /// What a tag means, or that it is gone, as far as `origin` may use it.
     pub(crate) async fn tag(&self, live: &Live, tag: &Tag, origin: Option<Uuid>) -> Result<Option<TagRecord>, Error> {
         let key = layout::tag(&live.name, live.record.incarnation, tag);
         let record = records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record);
-        Ok(record.filter(|record| record.digest.is_some() && carries_over(record.origin, origin)))
+        Ok(record.filter(|record| carries_over(record.origin, origin)))
+    }
+
+    /// At most `limit` tags that mean something, as far as `origin` may use them, in byte order, those behind `last`
+    /// only.
+    pub(crate) async fn tags(
+        &self,
+        live: &Live,
+        origin: Option<Uuid>,
+        last: &str,
+        limit: usize,
+    ) -> Result<Vec<Tag>, Error> {
+        let prefix = layout::tags_prefix(&live.name, live.record.incarnation);
+        // What is no tag cannot be a key, and is compared with instead.
+        let mut after = last.parse().ok().map(|last| layout::tag(&live.name, live.record.incarnation, &last));
+        let mut tags = Vec::new();
+        while tags.len() < limit {
+            let keys = self.store.list(&prefix, after.as_ref(), limits::TAG_RECORDS).await?;
+            let is_last = keys.len() < limits::TAG_RECORDS;
+            after = keys.last().cloned();
+            let parsed = keys.iter().filter_map(|key| match layout::parse(key) {
+                Some(Parsed::Tag { tag, .. }) if tag.as_str() > last => Some(tag),
+                Some(_) | None => None,
+            });
+            let behind: Vec<Tag> = parsed.collect();
+            let mut meant = stream::iter(behind)
+                .map(|tag| async move {
+                    let record = self.tag(live, &tag, origin).await?;
+                    Ok::<_, Error>(record.and_then(|record| record.digest).map(|_| tag))
+                })
+                .buffered(limits::TAG_READS);
+            while let Some(tag) = meant.try_next().await? {
+                tags.extend(tag);
+                if tags.len() == limit {
+                    break;
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(tags)
     }
 
     /// An object with this content, whoever it landed for.
@@ -137,7 +180,7 @@ impl Repositories {
             link.cache_time = old.cache_time;
         }
         let tag_draft = match tag {
-            Some(tag) => Some(self.draft_tag(name, incarnation, tag, &verified.digest, fill, now).await?),
+            Some(tag) => Some(self.draft_tag(name, incarnation, tag, Some(&verified.digest), fill, now).await?),
             None => None,
         };
 
@@ -167,11 +210,23 @@ impl Repositories {
         digest: &Digest,
     ) -> Result<(), Error> {
         let incarnation = live.record.incarnation;
-        let draft = self.draft_tag(&live.name, incarnation, tag, digest, fill, self.clock.now()).await?;
+        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, self.clock.now()).await?;
+        self.settle_tag(live, draft, digest).await
+    }
+
+    /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
+    pub(crate) async fn drop_tag(&self, live: &Live, fill: &FillFrom, tag: &Tag, digest: &Digest) -> Result<(), Error> {
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, None, fill, self.clock.now()).await?;
+        self.settle_tag(live, draft, digest).await
+    }
+
+    /// Writes what is new of a tag that meant `digest`, if it still does.
+    async fn settle_tag(&self, live: &Live, draft: TagDraft, digest: &Digest) -> Result<(), Error> {
         if draft.old_digest.as_ref() != Some(digest) {
             return Ok(());
         }
-        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        self.outbox.record(&live.name, live.record.incarnation, vec![draft.event()]).await?;
         match draft.write(&self.store).await {
             Err(error) if error.is_conflict() => Ok(()),
             done => done,
@@ -245,20 +300,19 @@ impl Repositories {
         name: &RepositoryName,
         incarnation: Uuid,
         tag: &Tag,
-        digest: &Digest,
+        digest: Option<&Digest>,
         fill: &FillFrom,
         now: DateTime<Utc>,
     ) -> Result<TagDraft, Error> {
         let key = layout::tag(name, incarnation, tag);
         let (old, version) = records::read::<TagRecord>(&*self.store, &key).await?.unzip();
         let record = TagRecord {
-            digest: Some(digest.clone()),
+            digest: digest.cloned(),
             revision: old.as_ref().map_or(1, |old| old.revision + 1),
             validate_time: Some(now),
             origin: Some(fill.origin),
         };
-        let (tag, digest, old_digest) = (tag.clone(), digest.clone(), old.and_then(|old| old.digest));
-        Ok(TagDraft { key, tag, digest, old_digest, version, record })
+        Ok(TagDraft { key, tag: tag.clone(), old_digest: old.and_then(|old| old.digest), version, record })
     }
 }
 
@@ -291,7 +345,6 @@ impl RepositoryDraft {
 struct TagDraft {
     key: Key,
     tag: Tag,
-    digest: Digest,
     old_digest: Option<Digest>,
     version: Option<Version>,
     record: TagRecord,
@@ -301,7 +354,7 @@ impl TagDraft {
     fn event(&self) -> Kind {
         Kind::TagMoved {
             tag: self.tag.clone(),
-            digest: self.digest.clone(),
+            digest: self.record.digest.clone(),
             revision: self.record.revision,
             validate_time: self.record.validate_time,
         }

@@ -6,6 +6,8 @@
 mod blob;
 mod manifest;
 mod refusals;
+mod tag;
+mod tags;
 mod upstream;
 
 use std::sync::Arc;
@@ -22,10 +24,12 @@ use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::inspect::Trail;
 use crate::repository::Repositories;
+use tags::TagLists;
 
 pub(crate) use blob::{Blob, Want};
 pub(crate) use manifest::Resolved;
 pub(crate) use refusals::Refusals;
+pub(crate) use tags::TagList;
 pub(crate) use upstream::{asking, failure};
 
 /// How a pull ended, for people and for metrics.
@@ -39,7 +43,9 @@ pub(crate) enum Outcome {
     Miss,
     /// From the upstream, by way of another node that fetches it.
     Follow,
-    /// From the store, although the upstream should have confirmed it and could not be asked.
+    /// From the store, while the upstream is asked behind it.
+    Background,
+    /// From the store, although the upstream should have confirmed it and did not.
     Stale,
     /// From the upstream, and not stored.
     Bypass,
@@ -53,6 +59,7 @@ impl Outcome {
             Self::Revalidated => "revalidated",
             Self::Miss => "miss",
             Self::Follow => "follow",
+            Self::Background => "background",
             Self::Stale => "stale",
             Self::Bypass => "bypass",
         }
@@ -66,9 +73,18 @@ pub(crate) struct Resolver {
     fills: Fills,
     clock: Clock,
     manifests: Arc<Flights<ManifestKey, Resolution>>,
-    /// Tags whose upstream could not confirm them a moment ago.
-    unconfirmed: Cache<ManifestKey, ()>,
+    /// Tags whose upstream did not confirm them when it was last asked.
+    unconfirmed: Cache<ManifestKey, InVain>,
     refusals: Refusals,
+    tag_lists: TagLists,
+}
+
+/// A question to an upstream that has led to nothing.
+#[derive(Clone)]
+struct InVain {
+    error: PullError,
+    /// Until when it is not asked again.
+    until: DateTime<Utc>,
 }
 
 /// What a flight gives to all who wait for it: the answer, and why it is that.
@@ -85,11 +101,14 @@ impl Resolver {
         clock: Clock,
         tasks: Tasks,
     ) -> Self {
-        let unconfirmed = Cache::builder().max_capacity(100_000).time_to_live(limits::REVALIDATE_BACKOFF).build();
-        Self { repositories, fills, clock, manifests: Arc::new(Flights::new(tasks)), unconfirmed, refusals }
+        let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
+        let tag_lists = TagLists::new(tasks.clone());
+        let manifests = Arc::new(Flights::new(tasks));
+        Self { repositories, fills, clock, manifests, unconfirmed, refusals, tag_lists }
     }
 
-    fn now(&self) -> DateTime<Utc> {
+    /// What time it is for whatever is decided here.
+    pub(crate) fn now(&self) -> DateTime<Utc> {
         self.clock.now()
     }
 }

@@ -53,6 +53,7 @@ impl Ground {
                 prefix: "demo".to_owned(),
                 upstream_uid: upstream_uid.to_string(),
                 upstream_prefix: String::new(),
+                freshness: None,
             }],
             upstreams: vec![pb::SnapshotUpstream {
                 uid: upstream_uid.to_string(),

@@ -5,209 +5,24 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
+#[path = "several/ground.rs"]
+mod ground;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use entrepot_data_plane::lease::{RedisConfig, RedisMode};
-use entrepot_data_plane::{Capacity, Config, DataPlane, Deps, Leases};
-use entrepot_domain::Secret;
-use entrepot_proto::node::v1 as pb;
-use entrepot_runtime::{Clock, Health, Metrics, Tasks};
-use entrepot_store::records::{SnapshotHead, encode};
-use entrepot_store::{LocalStore, Store, layout};
-use entrepot_test_support::{FakeUpstream, Fault, Image, Redis, images, wait_until};
-use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust, Statement, access_key};
+use entrepot_data_plane::Capacity;
+use entrepot_test_support::{FakeUpstream, Fault, Image, images, wait_until};
 use futures_util::future::join_all;
-use prost::Message as _;
 use reqwest::StatusCode;
-use tempfile::TempDir;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
 use tracing::span;
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(30);
-const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
-
-/// What the nodes share: a store with a snapshot in it, keys, Redis, and an upstream.
-struct Ground {
-    upstream: FakeUpstream,
-    redis: Redis,
-    store: Store,
-    cluster_key: ClusterKey,
-    signer: SnapshotSigner,
-    clock: Clock,
-    dir: TempDir,
-}
-
-impl Ground {
-    async fn new() -> Self {
-        let dir = TempDir::new().unwrap();
-        let ground = Self {
-            upstream: FakeUpstream::start().await,
-            redis: Redis::start().await,
-            store: Arc::new(LocalStore::open(dir.path().join("store")).unwrap()),
-            cluster_key: ClusterKey::generate(),
-            signer: SnapshotSigner::generate(),
-            clock: Clock::manual(Clock::system().now()),
-            dir,
-        };
-        ground.publish().await;
-        ground
-    }
-
-    /// Publishes a snapshot with one rule, `demo`.
-    async fn publish(&self) {
-        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
-        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
-        let snapshot = pb::Snapshot {
-            version: Some(pb::SnapshotVersion { epoch: 1, revision: 1 }),
-            registry_id: Uuid::from_u128(3).to_string(),
-            build_time: None,
-            rules: vec![pb::SnapshotRule {
-                uid: Uuid::from_u128(4).to_string(),
-                rule_id: "demo".to_owned(),
-                prefix: "demo".to_owned(),
-                upstream_uid: Uuid::from_u128(1).to_string(),
-                upstream_prefix: String::new(),
-            }],
-            upstreams: vec![pb::SnapshotUpstream {
-                uid: Uuid::from_u128(1).to_string(),
-                upstream_id: "local".to_owned(),
-                kind: "OCI".to_owned(),
-                endpoint: self.upstream.url(),
-                allow_plain_http: true,
-                allow_private_addresses: true,
-                ..Default::default()
-            }],
-            principals: vec![pb::SnapshotPrincipal {
-                uid: Uuid::from_u128(2).to_string(),
-                principal_id: "puller".to_owned(),
-                permission_set: "PULLER".to_owned(),
-                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
-            }],
-        };
-        let bytes = Bytes::from(snapshot.encode_to_vec());
-        let key = layout::snapshot(1, 1, Uuid::new_v4());
-        let statement = Statement::of(1, 1, &bytes);
-        let signature = self.signer.sign(&statement);
-        self.store.put_once(&key, bytes).await.unwrap();
-        let head = SnapshotHead {
-            key,
-            epoch: 1,
-            revision: 1,
-            sha256: statement.sha256,
-            key_id: signature.key_id,
-            signature: signature.signature,
-        };
-        self.store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
-    }
-
-    async fn two(&self) -> (Node, Node) {
-        (self.node("node-1").await, self.node("node-2").await)
-    }
-
-    /// Starts a node whose control plane is where nobody listens.
-    async fn node(&self, id: &str) -> Node {
-        self.node_with(id, Capacity::default()).await
-    }
-
-    async fn node_with(&self, id: &str, capacity: Capacity) -> Node {
-        let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
-        let redis = RedisConfig {
-            mode: RedisMode::Single,
-            servers: vec![self.redis.url().parse().unwrap()],
-            username: None,
-            password: None,
-            sentinel_master: None,
-            sentinel_password: None,
-            ca: None,
-        };
-        let leases = Leases::redis(&redis, &id.parse().unwrap(), &tasks, &metrics).await.unwrap();
-        let peer_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let peer_address = format!("http://{}", peer_listener.local_addr().unwrap());
-        let config = Config {
-            peer_address: Some(peer_address.parse().unwrap()),
-            capacity,
-            ..Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id))
-        };
-        let deps = Deps {
-            store: self.store.clone(),
-            cluster_key: self.cluster_key.clone(),
-            snapshot_trust: SnapshotTrust::new(self.signer.public_key(), None),
-            clock: self.clock.clone(),
-            tasks: tasks.clone(),
-            health: health.clone(),
-            metrics: metrics.clone(),
-            leases,
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let plane = DataPlane::new(config, deps).unwrap().with_peer_listener(peer_listener);
-        tasks.spawn("registry", plane.serve(listener));
-        wait_until(LIMIT, "the node is ready", async || health.is_ready()).await;
-        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-        Node { url, client, tasks, metrics }
-    }
-}
-
-impl Ground {
-    /// Moves the clock, and waits until the nodes have told each other that they live on.
-    async fn advance(&self, by: Duration) {
-        self.clock.advance(by);
-        for id in ["node-1", "node-2"] {
-            let key = layout::node(&id.parse().unwrap());
-            wait_until(LIMIT, "the nodes live on", async || {
-                let record = self.store.get(&key).await.unwrap().unwrap();
-                self.cluster_key.read_node_record(&record.bytes).unwrap().is_live(self.clock.now())
-            })
-            .await;
-        }
-    }
-}
-
-struct Node {
-    url: String,
-    client: reqwest::Client,
-    tasks: Tasks,
-    metrics: Metrics,
-}
-
-impl Node {
-    /// A client that pulls `path`. It answers the status and the body's digest.
-    fn get(&self, path: &str) -> JoinHandle<(StatusCode, String)> {
-        let request = self.client.get(format!("{}/v2/demo/{path}", self.url)).basic_auth(KEY.0, Some(KEY.1));
-        tokio::spawn(async move {
-            let answer = request.send().await.unwrap();
-            let status = answer.status();
-            (status, answer.bytes().await.map_or_else(|error| error.to_string(), |bytes| images::sha256(&bytes)))
-        })
-    }
-
-    fn metric(&self, line: &str) -> f64 {
-        let text = self.metrics.render();
-        let lines = text.lines().filter(|l| l.starts_with(line));
-        lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-    }
-
-    /// Waits until this node has found a lease in another's hands.
-    async fn until_busy(&self) {
-        let line = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
-        wait_until(LIMIT, "another node leads", async || self.metric(line) >= 1.0).await;
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        self.tasks.stopping().cancel();
-    }
-}
+use ground::{Ground, KEY, LIMIT};
 
 fn ok(digest: &str) -> (StatusCode, String) {
     (StatusCode::OK, digest.to_owned())

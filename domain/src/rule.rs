@@ -3,6 +3,7 @@
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use crate::freshness;
 use crate::name::{NameError, NamespacePrefix, RepositoryName, ResourceId};
 use crate::upstream::UpstreamKind;
 
@@ -19,6 +20,8 @@ pub struct Rule {
     pub upstream_uid: Uuid,
     /// Goes in front of the rest of the name there.
     pub upstream_prefix: NamespacePrefix,
+    /// How far its tags are trusted.
+    pub freshness: freshness::Policy,
 }
 
 /// The two names of a repository that a rule covers.
@@ -75,6 +78,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             upstream_uid: Uuid::nil(),
             upstream_prefix: upstream_prefix.parse().unwrap(),
+            freshness: freshness::Policy::default(),
         }
     }
 
@@ -99,6 +103,7 @@ mod tests {
         assert_ne!(a.origin(), b.origin());
         let mut renamed = a.clone();
         renamed.prefix = "c".parse().unwrap();
+        renamed.freshness.mode = freshness::Mode::Off;
         assert_eq!(a.origin(), renamed.origin());
     }
 

@@ -53,6 +53,7 @@ mod tests {
             prefix: prefix.parse().unwrap(),
             upstream_uid: Uuid::nil(),
             upstream_prefix: NamespacePrefix::root(),
+            freshness: crate::freshness::Policy::default(),
         };
         prefixes.iter().map(rule).collect()
     }

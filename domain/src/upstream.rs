@@ -121,6 +121,13 @@ impl Endpoint {
         self.join(&format!("v2/{repository}/blobs/{digest}"))
     }
 
+    /// Where the first page of a repository's tags is, of at most `count` of them.
+    pub fn tags_url(&self, repository: &RepositoryName, count: usize) -> Url {
+        let mut url = self.join(&format!("v2/{repository}/tags/list"));
+        url.set_query(Some(&format!("n={count}")));
+        url
+    }
+
     /// Where the API's base is, which answers with a challenge if it wants a login.
     pub fn base_url(&self) -> Url {
         self.join("v2/")

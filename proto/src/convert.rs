@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod event;
+pub mod freshness;
 pub mod names;
 pub mod rule;
 pub mod snapshot;
@@ -92,6 +93,12 @@ pub fn duration(length: std::time::Duration) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: length.subsec_nanos() as i32 }
 }
 
+/// A length of time from the wire; `None` if it is none, or negative.
+pub fn length(wire: &prost_types::Duration) -> Option<std::time::Duration> {
+    let (seconds, nanos) = (u64::try_from(wire.seconds).ok()?, u32::try_from(wire.nanos).ok()?);
+    (nanos < 1_000_000_000).then(|| std::time::Duration::new(seconds, nanos))
+}
+
 /// An instant from the wire; `None` if it is none that a calendar has.
 pub fn time(wire: &Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(wire.seconds, u32::try_from(wire.nanos).ok()?)
@@ -109,6 +116,16 @@ mod tests {
         }
         assert_eq!(time(&Timestamp { seconds: i64::MAX, nanos: 0 }), None);
         assert_eq!(time(&Timestamp { seconds: 0, nanos: -1 }), None);
+    }
+
+    #[test]
+    fn lengths_survive_the_wire_and_are_never_negative() {
+        for length_ in [std::time::Duration::ZERO, std::time::Duration::new(86_400, 999_999_999)] {
+            assert_eq!(length(&duration(length_)), Some(length_));
+        }
+        for (seconds, nanos) in [(-1, 0), (0, -1), (0, 1_000_000_000)] {
+            assert_eq!(length(&prost_types::Duration { seconds, nanos }), None);
+        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod metrics;
 mod probe;
 mod request;
 mod resume;
+mod tags;
 mod token;
 mod transport;
 

@@ -18,6 +18,14 @@ pub struct Limits {
     pub token_body_bytes: usize,
     /// The largest manifest.
     pub manifest_bytes: usize,
+    /// The largest page of a list of tags.
+    pub tags_page_bytes: usize,
+    /// How many pages a list of tags may have.
+    pub tags_pages: usize,
+    /// How many tags a list may have.
+    pub tags_count: usize,
+    /// A whole list of tags.
+    pub tags: Duration,
     /// How many redirects one request may follow.
     pub redirects: usize,
     /// How often a request that met a passing trouble is made again.
@@ -43,6 +51,10 @@ impl Default for Limits {
             stall: Duration::from_secs(15),
             token_body_bytes: 64 * 1024,
             manifest_bytes: entrepot_domain::manifest::MAX_BYTES,
+            tags_page_bytes: 1024 * 1024,
+            tags_pages: 200,
+            tags_count: 100_000,
+            tags: Duration::from_secs(60),
             redirects: 5,
             retries: 2,
             resumes: 8,

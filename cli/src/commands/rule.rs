@@ -1,5 +1,7 @@
 //! `entrepot rule`.
 
+mod freshness;
+
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use entrepot_proto::v1::{
 };
 use prost_types::FieldMask;
 
+use self::freshness::Flags;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
@@ -28,7 +31,8 @@ Examples:
   entrepot rule create hub --upstream docker-hub
       docker pull 127.0.0.1:5000/hub/library/alpine      asks for library/alpine
   entrepot rule create team --prefix mirrors/team --upstream quay --upstream-prefix prometheus
-      docker pull 127.0.0.1:5000/mirrors/team/busybox    asks for prometheus/busybox")]
+      docker pull 127.0.0.1:5000/mirrors/team/busybox    asks for prometheus/busybox
+  entrepot rule create ci --upstream quay --window 1h --mode background --immutable-tag 'v*' --tag-window latest=5m")]
     Create {
         /// The rule's id: 1 to 63 lower-case letters, digits and inner hyphens.
         #[arg(value_name = "RULE")]
@@ -43,6 +47,8 @@ Examples:
         /// What to put in front of the rest of the name at the upstream; nothing unless set.
         #[arg(long)]
         upstream_prefix: Option<String>,
+        #[command(flatten)]
+        freshness: Box<Flags>,
     },
     /// Show a rule.
     Get {
@@ -52,7 +58,10 @@ Examples:
     /// List all rules.
     List,
     /// Change a rule; what it has cached under the old settings is asked for anew.
-    #[command(after_help = "Example:\n  entrepot rule update demo --upstream other")]
+    #[command(after_help = "\
+Examples:
+  entrepot rule update demo --upstream other
+  entrepot rule update demo --window 12h --max-stale 7d --when-deleted drop")]
     Update {
         #[arg(value_name = "RULE")]
         rule: String,
@@ -65,6 +74,8 @@ Examples:
         /// Put this in front of the rest of the name at the upstream; '' for nothing.
         #[arg(long)]
         upstream_prefix: Option<String>,
+        #[command(flatten)]
+        freshness: Box<Flags>,
         /// Only if the rule still has this etag.
         #[arg(long)]
         etag: Option<String>,
@@ -99,15 +110,16 @@ impl Command {
     pub(super) async fn run(self, session: &Session) -> Result<ExitCode, Error> {
         let (mut rules, output) = (session.rules(), session.output);
         match self {
-            Self::Create { rule, upstream, prefix, upstream_prefix } => {
+            Self::Create { rule, upstream, prefix, upstream_prefix, freshness } => {
                 let rule_id = names::short("rules", &rule).to_owned();
-                let rule = Some(Rule {
+                let mut rule = Rule {
                     upstream: names::full("upstreams", &upstream),
                     prefix: prefix.unwrap_or_default(),
                     upstream_prefix: upstream_prefix.unwrap_or_default(),
                     ..Default::default()
-                });
-                let request = CreateRuleRequest { rule_id, rule, ..Default::default() };
+                };
+                freshness.write(&mut rule);
+                let request = CreateRuleRequest { rule_id, rule: Some(rule), ..Default::default() };
                 output.one(&rules.create_rule(request).await?.into_inner())?;
             }
             Self::Get { rule } => {
@@ -115,8 +127,8 @@ impl Command {
                 output.one(&rules.get_rule(request).await?.into_inner())?;
             }
             Self::List => output.list(&list(session).await?)?,
-            Self::Update { rule, upstream, prefix, upstream_prefix, etag } => {
-                let request = update(&rule, upstream, prefix, upstream_prefix, etag)?;
+            Self::Update { rule, upstream, prefix, upstream_prefix, freshness, etag } => {
+                let request = update(&rule, upstream, prefix, upstream_prefix, *freshness, etag)?;
                 output.one(&rules.update_rule(request).await?.into_inner())?;
             }
             Self::Delete { rule, etag } => {
@@ -149,9 +161,10 @@ fn update(
     upstream: Option<String>,
     prefix: Option<String>,
     upstream_prefix: Option<String>,
+    freshness: Flags,
     etag: Option<String>,
 ) -> Result<UpdateRuleRequest, Error> {
-    let paths: Vec<String> = [
+    let mut paths: Vec<String> = [
         ("upstream", upstream.is_some()),
         ("prefix", prefix.is_some()),
         ("upstream_prefix", upstream_prefix.is_some()),
@@ -160,10 +173,7 @@ fn update(
     .filter(|(_, given)| *given)
     .map(|(path, _)| path.to_owned())
     .collect();
-    if paths.is_empty() {
-        return Err(Error::Usage("nothing to change: give --upstream, --prefix or --upstream-prefix".to_owned()));
-    }
-    let rule = Rule {
+    let mut rule = Rule {
         name: names::full("rules", rule),
         upstream: upstream.map(|upstream| names::full("upstreams", &upstream)).unwrap_or_default(),
         prefix: prefix.unwrap_or_default(),
@@ -171,6 +181,12 @@ fn update(
         etag: etag.unwrap_or_default(),
         ..Default::default()
     };
+    paths.extend(freshness.write(&mut rule).into_iter().map(str::to_owned));
+    if paths.is_empty() {
+        return Err(Error::Usage(
+            "nothing to change: `entrepot rule update --help` lists what can be given".to_owned(),
+        ));
+    }
     Ok(UpdateRuleRequest { rule: Some(rule), update_mask: Some(FieldMask { paths }) })
 }
 
@@ -208,6 +224,7 @@ impl Shown for Rule {
 
     fn details(&self) -> Cells {
         let mut cells = self.row();
+        cells.extend(freshness::details(self));
         cells.extend([
             ("UID", self.uid.clone()),
             ("CREATED", time(self.create_time.as_ref())),
@@ -222,12 +239,14 @@ impl Listed for Rule {
     const ITEMS: &'static str = "rules";
 
     fn row(&self) -> Cells {
-        vec![
+        let mut cells = vec![
             ("RULE", names::short("rules", &self.name).to_owned()),
             ("PREFIX", self.prefix.clone()),
             ("UPSTREAM", names::short("upstreams", &self.upstream).to_owned()),
             ("UPSTREAM PREFIX", self.upstream_prefix.clone()),
-        ]
+        ];
+        cells.extend(freshness::row(self));
+        cells
     }
 }
 
@@ -257,6 +276,9 @@ impl Shown for ExplainRuleResponse {
             ("UPSTREAM", names::short("upstreams", &self.upstream).to_owned()),
             ("UPSTREAM REPOSITORY", self.upstream_repository.clone()),
             ("MANIFEST", self.manifest_url.clone()),
+            ("WINDOW", freshness::shown(self.window.as_ref())),
+            ("MODE", freshness::mode(self.mode()).to_owned()),
+            ("TAG PATTERN", self.tag_pattern.clone()),
             ("EXPLANATION", self.explanation.clone()),
         ]
     }
@@ -269,11 +291,12 @@ mod tests {
 
     #[test]
     fn an_update_masks_what_is_given_and_nothing_else() {
-        let request = update("demo", None, None, Some(String::new()), Some("\"e\"".to_owned())).unwrap();
+        let none = Flags::default;
+        let request = update("demo", None, None, Some(String::new()), none(), Some("\"e\"".to_owned())).unwrap();
         assert_eq!(request.update_mask.unwrap().paths, ["upstream_prefix"]);
         let rule = request.rule.unwrap();
         assert_eq!((rule.name.as_str(), rule.etag.as_str(), rule.upstream.as_str()), ("rules/demo", "\"e\"", ""));
-        assert!(update("demo", None, None, None, None).is_err());
+        assert!(update("demo", None, None, None, none(), None).is_err());
     }
 
     #[test]

@@ -50,6 +50,7 @@ fn verdict(answer: &Answer) -> String {
         "hit" => "It was a hit: the node had it, and asked nobody".to_owned(),
         "revalidated" => "It was a hit, after the upstream had confirmed it".to_owned(),
         "miss" => "It was a miss: it had to come from the upstream".to_owned(),
+        "background" => "It was served as it was cached, and the upstream was asked behind it".to_owned(),
         "stale" => "It was served stale: what was cached, although the upstream had not confirmed it".to_owned(),
         "bypass" => "It came from the upstream, and was not stored".to_owned(),
         "" if answer.http_status >= 400 => format!("It was refused with status {}", answer.http_status),

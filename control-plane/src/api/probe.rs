@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use entrepot_domain::freshness::{Mode, Policy, Terms, exact};
 use entrepot_domain::rule::Mapped;
 use entrepot_domain::{ImageName, Reference, RepositoryName, RuleSet};
-use entrepot_proto::convert::names;
+use entrepot_proto::convert::freshness::mode_to_wire;
+use entrepot_proto::convert::{duration, names};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::validation_step::{Kind, State};
 use entrepot_upstream::{ProbeKind, ProbeState, ProbeStep};
@@ -98,9 +100,20 @@ fn covered(
     let created = if repository_exists { "which exists" } else { "which the first pull creates" };
     let explanation = format!(
         "`{image}` is covered by the rule `{}` (prefix `{}`): it is kept in the repository `{}`, {created}, and filled from \
-         the upstream `{}` as `{}`",
-        rule.rule.id, rule.rule.prefix, mapped.repository, upstream.id, mapped.upstream_repository,
+         the upstream `{}` as `{}`; {}",
+        rule.rule.id,
+        rule.rule.prefix,
+        mapped.repository,
+        upstream.id,
+        mapped.upstream_repository,
+        trust(&rule.rule.freshness, &image.reference),
     );
+    let terms = terms(&rule.rule.freshness, &image.reference);
+    let (window, mode, tag_pattern) = match terms {
+        Some(Terms::Movable { window, mode, pattern }) => (Some(window), Some(mode), pattern),
+        Some(Terms::Immutable(pattern)) => (None, None, Some(pattern)),
+        None => (None, None, None),
+    };
     pb::ExplainRuleResponse {
         covered: true,
         rule: Some(rules_api::to_wire(rule)),
@@ -110,6 +123,39 @@ fn covered(
         upstream_repository: mapped.upstream_repository.to_string(),
         manifest_url: manifest_url.to_string(),
         explanation,
+        window: window.map(duration),
+        mode: mode.map_or(pb::rule::Mode::Unspecified, mode_to_wire).into(),
+        tag_pattern: tag_pattern.map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+/// What applies to what is asked for; a digest is for ever.
+fn terms<'p>(policy: &'p Policy, reference: &Reference) -> Option<Terms<'p>> {
+    match reference {
+        Reference::Tag(tag) => Some(policy.terms(tag)),
+        Reference::Digest(_) => None,
+    }
+}
+
+/// How far it is trusted, said to a person.
+fn trust(policy: &Policy, reference: &Reference) -> String {
+    let (window, mode, pattern) = match terms(policy, reference) {
+        None => return "a digest is never asked for again".to_owned(),
+        Some(Terms::Immutable(pattern)) => {
+            return format!("once known, the tag is never asked for again, since it matches `{pattern}`");
+        }
+        Some(Terms::Movable { window, mode, pattern }) => (window, mode, pattern),
+    };
+    let whose = pattern.map_or(String::new(), |pattern| format!(" (by `{pattern}` of its tag windows)"));
+    let age = exact(window);
+    match mode {
+        Mode::Blocking if window.is_zero() => format!("the tag is asked for before each pull{whose}"),
+        Mode::Blocking => format!("once {age} old, the tag is asked for before it is served{whose}"),
+        Mode::Background if window.is_zero() => format!("the tag is asked for behind each pull{whose}"),
+        Mode::Background => {
+            format!("once {age} old, the tag is asked for behind the pull that it is served to{whose}")
+        }
+        Mode::Off => format!("once known, the tag is served as it is, and never asked for by itself{whose}"),
     }
 }
 

@@ -36,6 +36,30 @@ const FIELDS: &[Field<pb::Rule>] = &[
         |rule| !rule.upstream_prefix.is_empty(),
         |sent, stored| stored.upstream_prefix = sent.upstream_prefix.clone(),
     ),
+    Field::mutable("window", |rule| rule.window.is_some(), |sent, stored| stored.window = sent.window),
+    Field::mutable("mode", |rule| rule.mode != 0, |sent, stored| stored.mode = sent.mode),
+    Field::mutable(
+        "immutable_tags",
+        |rule| !rule.immutable_tags.is_empty(),
+        |sent, stored| stored.immutable_tags = sent.immutable_tags.clone(),
+    ),
+    Field::mutable("max_stale", |rule| rule.max_stale.is_some(), |sent, stored| stored.max_stale = sent.max_stale),
+    Field::mutable(
+        "when_deleted",
+        |rule| rule.when_deleted != 0,
+        |sent, stored| stored.when_deleted = sent.when_deleted,
+    ),
+    Field::mutable("when_denied", |rule| rule.when_denied != 0, |sent, stored| stored.when_denied = sent.when_denied),
+    Field::mutable(
+        "tag_windows",
+        |rule| !rule.tag_windows.is_empty(),
+        |sent, stored| stored.tag_windows = sent.tag_windows.clone(),
+    ),
+    Field::mutable(
+        "tag_list_window",
+        |rule| rule.tag_list_window.is_some(),
+        |sent, stored| stored.tag_list_window = sent.tag_list_window,
+    ),
     Field::output_only("uid"),
     Field::output_only("create_time"),
     Field::output_only("update_time"),
@@ -197,6 +221,7 @@ async fn place(tx: &Tx<'_>, uid: Uuid, id: ResourceId, settings: Settings) -> Re
         prefix: settings.prefix,
         upstream_uid: upstream.uid,
         upstream_prefix: settings.upstream_prefix,
+        freshness: settings.freshness,
     };
     let (create_time, update_time) = (upstream.create_time, upstream.update_time);
     Ok(Rule { rule, upstream_id: upstream.id, revision: 0, create_time, update_time })
@@ -224,6 +249,7 @@ pub(super) fn to_wire(rule: &Rule) -> pb::Rule {
         prefix: rule.rule.prefix.clone(),
         upstream_id: rule.upstream_id.clone(),
         upstream_prefix: rule.rule.upstream_prefix.clone(),
+        freshness: rule.rule.freshness.clone(),
     };
     settings.write(&mut wire);
     wire

@@ -1,10 +1,14 @@
 //! Rules.
 
+mod freshness;
+
 use chrono::{DateTime, Utc};
+use entrepot_domain::freshness::TagPattern;
 use entrepot_domain::{NamespacePrefix, ResourceId, Rule as DomainRule};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
+use self::freshness::{TagWindowColumns, seconds};
 use super::row::{column, parsed};
 use super::{Error, Tx};
 
@@ -26,6 +30,7 @@ impl Rule {
             prefix: parsed(row, "prefix")?,
             upstream_uid: column(row, "upstream_uid")?,
             upstream_prefix: parsed(row, "upstream_prefix")?,
+            freshness: freshness::from_row(row)?,
         };
         Ok(Self {
             rule,
@@ -43,12 +48,22 @@ impl Rule {
 /// [`Error::Taken`] for the id or the prefix.
 pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
     const SQL: &str = "-- rules.put
-        INSERT INTO rules (uid, rule_id, prefix, upstream_uid, upstream_prefix, revision, create_time, update_time)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+        INSERT INTO rules (uid, rule_id, prefix, upstream_uid, upstream_prefix, revision, create_time, update_time,
+                           window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
+                           tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
         ON CONFLICT (uid) DO UPDATE
            SET prefix = excluded.prefix, upstream_uid = excluded.upstream_uid,
                upstream_prefix = excluded.upstream_prefix, revision = excluded.revision,
-               update_time = excluded.update_time";
+               update_time = excluded.update_time, window_seconds = excluded.window_seconds, mode = excluded.mode,
+               immutable_tags = excluded.immutable_tags, max_stale_seconds = excluded.max_stale_seconds,
+               when_deleted = excluded.when_deleted, when_denied = excluded.when_denied,
+               tag_window_patterns = excluded.tag_window_patterns, tag_window_seconds = excluded.tag_window_seconds,
+               tag_window_modes = excluded.tag_window_modes,
+               tag_list_window_seconds = excluded.tag_list_window_seconds";
+    let policy = &rule.rule.freshness;
+    let immutable_tags: Vec<&str> = policy.immutable_tags.iter().map(TagPattern::as_str).collect();
+    let own = TagWindowColumns::of(policy);
     tx.execute(
         SQL,
         &[
@@ -60,6 +75,16 @@ pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
             &rule.revision,
             &rule.create_time,
             &rule.update_time,
+            &seconds(policy.window),
+            &policy.mode.as_str(),
+            &immutable_tags,
+            &policy.max_stale.map(seconds),
+            &policy.when_deleted.as_str(),
+            &policy.when_denied.as_str(),
+            &own.patterns,
+            &own.seconds,
+            &own.modes,
+            &seconds(policy.tag_list_window),
         ],
     )
     .await?;
@@ -70,7 +95,8 @@ pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
 pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Rule>, Error> {
     const SQL: &str = "-- rules.get
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
-               upstream_id
+               upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE rule_id = $1";
     tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Rule::from_row).transpose()
@@ -80,7 +106,8 @@ pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Rule>, Er
 pub(crate) async fn for_prefix(tx: &Tx<'_>, prefix: &NamespacePrefix) -> Result<Option<Rule>, Error> {
     const SQL: &str = "-- rules.for_prefix
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
-               upstream_id
+               upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE prefix = $1";
     tx.query_opt(SQL, &[&prefix.to_string()]).await?.as_ref().map(Rule::from_row).transpose()
@@ -90,7 +117,8 @@ pub(crate) async fn for_prefix(tx: &Tx<'_>, prefix: &NamespacePrefix) -> Result<
 pub(crate) async fn for_prefixes(tx: &Tx<'_>, prefixes: &[String]) -> Result<Vec<Rule>, Error> {
     const SQL: &str = "-- rules.for_prefixes
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
-               upstream_id
+               upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE prefix = ANY($1)";
     tx.query(SQL, &[&prefixes]).await?.iter().map(Rule::from_row).collect()
@@ -100,7 +128,8 @@ pub(crate) async fn for_prefixes(tx: &Tx<'_>, prefixes: &[String]) -> Result<Vec
 pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Rule>, Error> {
     const SQL: &str = "-- rules.list
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
-               upstream_id
+               upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE rule_id > $1 ORDER BY rule_id LIMIT $2";
     tx.query(SQL, &[&after, &limit]).await?.iter().map(Rule::from_row).collect()

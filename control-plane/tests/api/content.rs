@@ -125,6 +125,12 @@ impl Repository {
         }))
     }
 
+    /// A tag went at the upstream, and its rule says to drop it.
+    fn dropped(&self, tag: &str, revision: i64) -> node::Event {
+        let validate_time = Some(timestamp(now()));
+        self.event(Kind::TagMoved(node::TagMoved { tag: tag.into(), digest: String::new(), revision, validate_time }))
+    }
+
     fn pulled(&self, content: &[u8], after_seconds: u64) -> node::Event {
         let pull_time = Some(timestamp(now() + Duration::from_secs(after_seconds)));
         self.event(Kind::Pulled(node::Pulled { digest: digest(content), pull_time }))
@@ -201,6 +207,20 @@ async fn tags_only_go_forward() {
     assert_eq!((untagged.len(), untagged[0].digest.clone()), (1, digest(b"old")));
     assert_eq!(list_images(&fixture, "demo/app", r#"tag = "v1""#).await, images);
     assert!(list_images(&fixture, "demo/app", r#"tag = "v2""#).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_tag_that_was_dropped_leaves_its_image_and_may_come_again() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    report(&fixture, vec![app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
+    report(&fixture, vec![app.dropped("v1", 2)]).await;
+    assert!(tags(&list_images(&fixture, "demo/app", "").await[0]).is_empty());
+    // What comes late does not bring it back; a later revision does.
+    report(&fixture, vec![app.moved("v1", b"a", 1)]).await;
+    assert!(tags(&list_images(&fixture, "demo/app", "").await[0]).is_empty());
+    report(&fixture, vec![app.moved("v1", b"a", 3)]).await;
+    assert_eq!(tags(&list_images(&fixture, "demo/app", "").await[0]), ["v1"]);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod content;
 mod deaf_store;
 mod fills;
 mod fixture;
+mod freshness;
 mod live_nodes;
 mod node;
 mod outage;

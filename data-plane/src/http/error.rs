@@ -27,6 +27,7 @@ impl PullError {
             Self::UpstreamThrottled { .. } if honours_retry_after(user_agent) => {
                 (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS")
             }
+            Self::TooStale { cause, .. } => cause.status_and_code(user_agent),
             Self::UpstreamRefused { .. } | Self::BadContent { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
             Self::UpstreamThrottled { .. }
             | Self::UpstreamAway { .. }
@@ -41,6 +42,7 @@ impl PullError {
         let asked = match self {
             Self::TooManyLogins { retry_after } => Some(*retry_after),
             Self::UpstreamThrottled { retry_after, .. } => *retry_after,
+            Self::TooStale { cause, .. } => return cause.retry_after(),
             Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::Busy => None,
             Self::Route(_)
             | Self::Unauthenticated(_)
@@ -113,6 +115,7 @@ fn route_status_and_code(error: &RouteError) -> (StatusCode, &'static str) {
         RouteError::Name(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
         // No such tag can exist: 404, as conformance asks.
         RouteError::Tag(_) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
+        RouteError::PageSize => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
         RouteError::MalformedDigest => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
         RouteError::UnknownAlgorithm(asked) => (StatusCode::NOT_FOUND, unknown(*asked)),
     }
@@ -122,6 +125,7 @@ fn unknown(asked: Asked) -> &'static str {
     match asked {
         Asked::Manifest => "MANIFEST_UNKNOWN",
         Asked::Blob => "BLOB_UNKNOWN",
+        Asked::Repository => "NAME_UNKNOWN",
     }
 }
 

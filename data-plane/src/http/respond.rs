@@ -4,11 +4,13 @@
 
 use std::ops::Range;
 
+use chrono::{DateTime, Utc};
 use entrepot_domain::range::{Wanted, wanted};
 use entrepot_domain::{Digest, Reference};
 use futures_util::StreamExt as _;
 use http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+    ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE,
+    RANGE,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
@@ -27,21 +29,27 @@ const WARNING: HeaderName = HeaderName::from_static("warning");
 /// Content that a digest names never changes.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable, no-transform");
 /// Caches in between must ask us what a tag means.
-const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
+pub(super) const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
 /// The answer that holds a manifest, exactly as it was verified, whatever the client says that it accepts.
-pub(crate) fn manifest(request: &Parts, reference: &Reference, resolved: Resolved) -> Response<Body> {
+///
+/// For a tag, `Age` says how long ago the upstream last confirmed it.
+pub(crate) fn manifest(
+    request: &Parts,
+    reference: &Reference,
+    resolved: Resolved,
+    now: DateTime<Utc>,
+) -> Response<Body> {
     let mut response = Response::new(body::empty());
-    response.extensions_mut().insert(resolved.outcome);
+    stamp(&mut response, resolved.outcome);
     let headers = response.headers_mut();
-    content_headers(headers, &resolved.digest, resolved.outcome);
+    content_headers(headers, &resolved.digest);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(resolved.media_type.as_str()));
     headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
-    if resolved.outcome == Outcome::Stale {
-        let since = resolved.validated.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")));
-        let text = format!(r#"299 - "the upstream cannot be asked; it last confirmed this tag {since}""#);
-        headers.extend(HeaderValue::from_str(&text).map(|value| (WARNING, value)));
+    if let Some(at) = resolved.validated {
+        headers.insert(AGE, (now - at).to_std().unwrap_or_default().as_secs().into());
     }
+    warning(headers, resolved.outcome, "this tag", resolved.validated);
     if matches_etag(&request.headers, &resolved.digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
@@ -64,9 +72,9 @@ pub(crate) async fn blob(
         Blob::Known { size_bytes } => (*size_bytes, Outcome::Miss),
     };
     let mut response = Response::new(body::empty());
-    response.extensions_mut().insert(outcome);
+    stamp(&mut response, outcome);
     let headers = response.headers_mut();
-    content_headers(headers, digest, outcome);
+    content_headers(headers, digest);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(CACHE_CONTROL, IMMUTABLE);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
@@ -107,11 +115,25 @@ async fn blob_body(blob: Blob, range: Option<Range<u64>>, repositories: &Reposit
     }
 }
 
-fn content_headers(headers: &mut HeaderMap, digest: &Digest, outcome: Outcome) {
+/// Says how the answer came about.
+pub(super) fn stamp(response: &mut Response<Body>, outcome: Outcome) {
+    response.extensions_mut().insert(outcome);
+    response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(cache_status(outcome)));
+}
+
+/// Warns a client of what its upstream should have confirmed.
+pub(super) fn warning(headers: &mut HeaderMap, outcome: Outcome, what: &str, confirmed: Option<DateTime<Utc>>) {
+    if outcome == Outcome::Stale {
+        let since = confirmed.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")));
+        let text = format!(r#"299 - "the upstream does not confirm {what} now; it last did {since}""#);
+        headers.extend(HeaderValue::from_str(&text).map(|value| (WARNING, value)));
+    }
+}
+
+fn content_headers(headers: &mut HeaderMap, digest: &Digest) {
     // A digest is a legal header value, quoted or not.
     headers.extend(HeaderValue::from_str(&digest.to_string()).map(|value| (DIGEST, value)));
     headers.extend(HeaderValue::from_str(&format!("\"{digest}\"")).map(|value| (ETAG, value)));
-    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status(outcome)));
 }
 
 fn cache_status(outcome: Outcome) -> &'static str {
@@ -120,6 +142,7 @@ fn cache_status(outcome: Outcome) -> &'static str {
         Outcome::Revalidated => "entrepot; hit; detail=revalidated",
         Outcome::Miss => "entrepot; fwd=miss; stored",
         Outcome::Follow => "entrepot; fwd=miss; collapsed; detail=follow",
+        Outcome::Background => "entrepot; hit; detail=background",
         Outcome::Stale => "entrepot; hit; detail=stale",
         Outcome::Bypass => "entrepot; fwd=bypass",
     }

@@ -14,6 +14,8 @@ pub enum Route {
     Token,
     /// Content of a repository.
     Pull(Target),
+    /// The tags of a repository, named in the client's spelling.
+    Tags(RepositoryName),
 }
 
 /// Which content of which repository.
@@ -62,6 +64,9 @@ pub enum RouteError {
     /// The tag breaks the grammar, so no such tag can exist.
     #[error("the tag {0}")]
     Tag(entrepot_domain::reference::TagError),
+    /// The size of a page is no number.
+    #[error("`n` must be a whole number, such as `n=100`")]
+    PageSize,
     /// The digest is malformed.
     #[error("the digest must be `sha256:` with 64, or `sha512:` with 128 lower-case hex digits")]
     MalformedDigest,
@@ -77,6 +82,8 @@ pub enum Asked {
     Manifest,
     /// A blob.
     Blob,
+    /// A repository.
+    Repository,
 }
 
 impl Route {
@@ -87,6 +94,7 @@ impl Route {
             Self::Token => "/token",
             Self::Pull(Target { content: Content::Manifest(_), .. }) => "/v2/{name}/manifests/{reference}",
             Self::Pull(Target { content: Content::Blob(_), .. }) => "/v2/{name}/blobs/{digest}",
+            Self::Tags(_) => "/v2/{name}/tags/list",
         }
     }
 
@@ -94,11 +102,20 @@ impl Route {
     pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Pull(target) => Some(target),
+            Self::Base | Self::Token | Self::Tags(_) => None,
+        }
+    }
+
+    /// Which repository it asks for, if it asks for any.
+    pub fn repository(&self) -> Option<&RepositoryName> {
+        match self {
+            Self::Pull(target) => Some(&target.repository),
+            Self::Tags(repository) => Some(repository),
             Self::Base | Self::Token => None,
         }
     }
 
-    /// Reads method and path. Query parameters never matter here.
+    /// Reads method and path. Query parameters never decide what is asked for.
     ///
     /// # Errors
     /// See [`RouteError`].
@@ -120,6 +137,8 @@ impl Route {
                 "blobs" if last != "uploads" => {
                     Target { repository: repository()?, content: Content::Blob(blob(&last)?) }
                 }
+                "tags" if last == "list" && reads => return Ok(Self::Tags(repository()?)),
+                "tags" if last == "list" => return Err(RouteError::Method),
                 "blobs" | "uploads" if !reads => return Err(RouteError::Method),
                 _ => return Err(RouteError::NoSuchPath),
             }
@@ -210,6 +229,16 @@ mod tests {
     }
 
     #[test]
+    fn lists_of_tags_are_told_from_tags_and_repositories_of_that_name() {
+        assert_eq!(get("/v2/a/b/tags/list"), Ok(Route::Tags("a/b".parse().unwrap())));
+        assert_eq!(get("/v2/tags/tags/list"), Ok(Route::Tags("tags".parse().unwrap())));
+        let tag = Content::Manifest(Reference::Tag("list".parse().unwrap()));
+        assert_eq!(get("/v2/a/tags/manifests/list"), pull("a/tags", tag));
+        assert!(matches!(get("/v2/A/tags/list"), Err(RouteError::Name(_))));
+        assert_eq!(Route::parse(&Method::DELETE, "/v2/a/tags/list"), Err(RouteError::Method));
+    }
+
+    #[test]
     fn r_name_04_malformed_references_are_told_apart() {
         assert!(matches!(get("/v2/a/manifests/.INVALID_MANIFEST_NAME"), Err(RouteError::Tag(_))));
         assert_eq!(get("/v2/a/manifests/sha256:baddigeststring"), Err(RouteError::MalformedDigest));
@@ -233,7 +262,7 @@ mod tests {
         assert_eq!(get("/v2/"), Ok(Route::Base));
         assert_eq!(get("/token"), Ok(Route::Token));
         assert_eq!(Route::parse(&Method::POST, "/token"), Ok(Route::Token));
-        for path in ["/", "/v1/", "/v2/a", "/v2/a/tags/list", "/v2/_catalog", "/v2/a/blobs/uploads/", "/v3"] {
+        for path in ["/", "/v1/", "/v2/a", "/v2/a/tags/all", "/v2/_catalog", "/v2/a/blobs/uploads/", "/v3"] {
             assert_eq!(get(path), Err(RouteError::NoSuchPath), "{path}");
         }
         for (method, path) in [

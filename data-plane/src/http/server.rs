@@ -1,10 +1,12 @@
 //! The registry's edge: reads requests, has them answered, and tells of it.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use chrono::DateTime;
+use entrepot_domain::RepositoryName;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
@@ -58,7 +60,7 @@ impl Edge for Server {
         let template = route.as_ref().ok().map(Route::template);
         let span = span(&parts, template, &request_id);
 
-        let (begin_time, target) = (self.node.auth.clock.now(), route.as_ref().ok().and_then(Route::target).cloned());
+        let (begin_time, asked) = (self.node.auth.clock.now(), route.as_ref().ok().cloned());
         let answering = self.route(&parts, route, &arrival, incoming).instrument(span.clone());
         // Boxed, since it is large, and would be moved about.
         let (mut response, trail) = Trail::of(Box::pin(answering)).await;
@@ -74,7 +76,7 @@ impl Edge for Server {
             method: method_name(&parts.method).to_owned(),
             route: template.unwrap_or_default().to_owned(),
             client_address: arrival.client.to_string(),
-            ..answered(&response, target.as_ref(), &trail)
+            ..answered(&response, asked.as_ref(), &trail)
         };
         let remembered = self.answers.remember(view, began);
         let exchange = Exchange {
@@ -103,26 +105,25 @@ impl Server {
             Err(problem) => return self.failed(parts, arrival, &problem.into(), None),
         };
         let began = Instant::now();
-        let (result, target) = match &route {
-            Route::Base => (self.base(parts).await, None),
-            Route::Token => (self.token(parts, incoming).await, None),
+        let result = match &route {
+            Route::Base => self.base(parts).await,
+            Route::Token => self.token(parts, incoming).await,
+            Route::Tags(repository) => within(Box::pin(self.node.tags(parts, repository))).await,
             Route::Pull(target) => {
                 let _active = self.pulls.begin();
-                (self.pull(parts, target).await, Some(target))
+                let result = self.pull(parts, target).await;
+                self.pulls.observe(&result, began.elapsed(), matches!(target.content, Content::Manifest(_)));
+                result
             }
         };
-        if let Some(target) = target {
-            self.pulls.observe(&result, began.elapsed(), matches!(target.content, Content::Manifest(_)));
-        }
-        result.unwrap_or_else(|problem| self.failed(parts, arrival, &problem, target))
+        result.unwrap_or_else(|problem| self.failed(parts, arrival, &problem, route.repository()))
     }
 
     async fn pull(&self, parts: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
         let wants_blob = parts.method == Method::GET && matches!(target.content, Content::Blob(_));
         let turn = if wants_blob { Some(self.readers.turn().await?) } else { None };
-        // What is under way goes on: who comes back finds it.
-        let answer = tokio::time::timeout(limits::ANSWER_HEAD, self.node.pull(parts, target)).await;
-        let answer = answer.unwrap_or(Err(PullError::Busy))?;
+        // Boxed, since it is large, and would be moved about.
+        let answer = within(Box::pin(self.node.pull(parts, target))).await?;
         Ok(answer.map(|body| match turn {
             Some(turn) => turn.lasts(body),
             None => body,
@@ -160,24 +161,36 @@ impl Server {
         Ok(json(bytes.into()))
     }
 
-    fn failed(&self, parts: &Parts, arrival: &Arrival, problem: &PullError, target: Option<&Target>) -> Response<Body> {
+    fn failed(
+        &self,
+        parts: &Parts,
+        arrival: &Arrival,
+        problem: &PullError,
+        repository: Option<&RepositoryName>,
+    ) -> Response<Body> {
         let base = match &self.external_url {
             Some(url) => url.as_str().trim_end_matches('/').to_owned(),
             None => arrival.base_url(),
         };
         trail::because(|| problem.to_string());
         let snapshot = self.node.control.snapshot().ok();
-        let scope = target.map(|target| format!("repository:{}:pull", target.repository));
+        let scope = repository.map(|repository| format!("repository:{repository}:pull"));
         let challenge = Challenge { base: &base, registry_id: snapshot.map(|snapshot| snapshot.registry_id), scope };
         error::response(problem, user_agent(&parts.headers), &challenge)
     }
 }
 
+/// The answer, if it begins soon enough. What is under way goes on: who comes back finds it.
+async fn within(answer: impl Future<Output = Result<Response<Body>, PullError>>) -> Result<Response<Body>, PullError> {
+    tokio::time::timeout(limits::ANSWER_HEAD, answer).await.unwrap_or(Err(PullError::Busy))
+}
+
 /// What is remembered of an answer besides what is known of its request.
-fn answered(response: &Response<Body>, target: Option<&Target>, trail: &Trail) -> AnswerView {
+fn answered(response: &Response<Body>, route: Option<&Route>, trail: &Trail) -> AnswerView {
     let noted = trail.noted();
     let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
-    let asked = target.map(|target| target.repository.to_string());
+    let asked = route.and_then(Route::repository).map(ToString::to_string);
+    let target = route.and_then(Route::target);
     AnswerView {
         request_id: String::new(),
         begin_time: DateTime::default(),

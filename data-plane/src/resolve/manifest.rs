@@ -1,16 +1,20 @@
 //! Manifests: by digest, which is for ever, and by tag, which the upstream must confirm now and then.
 
+use std::future::Future;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use entrepot_domain::freshness::{Freshness, Window};
+use entrepot_domain::freshness::Decision;
 use entrepot_domain::manifest::ManifestError;
-use entrepot_domain::{Digest, Manifest, MediaType, Reference, Tag};
+use entrepot_domain::{Digest, Manifest, MediaType, Reference};
 use entrepot_runtime::chain;
+use entrepot_store::records::TagRecord;
 use tokio::time::Instant;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
 use super::refusals::Question;
+use super::tag::{Stale, gone};
 use super::{Outcome, Resolver, asking, failure};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
@@ -38,8 +42,10 @@ pub(crate) struct Resolved {
 enum Held {
     /// All that is needed.
     Fresh(Resolved),
-    /// Something that the upstream should confirm first.
-    Stale(Resolved, Live),
+    /// A tag that the upstream should confirm.
+    Stale(Box<Stale>),
+    /// A tag that the upstream had no more a moment ago, and that was dropped.
+    Gone,
     /// Nothing; whether there is a repository is known all the same.
     Nothing(Option<Live>),
 }
@@ -52,62 +58,96 @@ impl Resolver {
         reference: &Reference,
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
-        match (self.held(place, reference).await?, &place.fill) {
+        match (self.held(place, reference, None).await?, &place.fill) {
             (Held::Fresh(resolved), _) => Ok(resolved),
-            (Held::Stale(resolved, _), None) => {
+            (Held::Stale(stale), None) => {
                 trail::because(|| "no rule covers this name: what is cached is served, and never confirmed".to_owned());
-                Ok(resolved)
+                Ok(stale.resolved)
             }
-            (Held::Nothing(Some(_)), None) => Err(PullError::NotFound { asked: Asked::Manifest, rule: None }),
+            (Held::Gone | Held::Nothing(Some(_)), None) => {
+                Err(PullError::NotFound { asked: Asked::Manifest, rule: None })
+            }
             (Held::Nothing(None), None) => Err(PullError::NoRule),
-            (held, Some(fill)) => {
-                if matches!(held, Held::Nothing(_)) {
-                    self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
-                }
-                let key = (fill.origin, place.repository.clone(), reference.clone());
-                let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
-                let (flight_key, reference) = (key.clone(), reference.clone());
-                let mut is_ours = false;
-                let work = || {
-                    is_ours = true;
-                    Trail::of(async move {
-                        let answer = resolver.ask(flight_key, &place, &fill, &reference).await;
-                        // Before the flight ends, so that whoever comes then knows.
-                        let question = Question::Manifest(&reference);
-                        resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
-                        answer
-                    })
-                };
-                let (answer, reasons) = self.manifests.join_or_start(key, work).await.ok_or(PullError::Busy)?;
-                if !is_ours {
-                    trail::because(|| "another pull was asking the upstream for the same: waited with it".to_owned());
-                }
-                trail::take_over(&reasons);
-                answer
+            (Held::Gone, Some(fill)) => Err(gone(fill)),
+            (Held::Stale(stale), Some(fill)) if stale.decision == Decision::ServeThenAsk => {
+                self.serve_then_ask(place, fill, *stale, asker).await
+            }
+            (Held::Stale(_), Some(fill)) => self.asked(place, fill, reference, asker).await,
+            (Held::Nothing(_), Some(fill)) => {
+                self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
+                self.asked(place, fill, reference, asker).await
             }
         }
     }
 
-    /// What the records have.
-    async fn held(&self, place: &Place, reference: &Reference) -> Result<Held, PullError> {
+    /// What comes of asking the upstream, which is done once for all who wait for it.
+    pub(super) async fn asked(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        reference: &Reference,
+        asker: Option<Uuid>,
+    ) -> Result<Resolved, PullError> {
+        let key = (fill.origin, place.repository.clone(), reference.clone());
+        let mut is_ours = false;
+        let work = || {
+            is_ours = true;
+            self.asking(key.clone(), place, fill, asker)
+        };
+        let (answer, reasons) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)?;
+        if !is_ours {
+            trail::because(|| "another pull was asking the upstream for the same: waited with it".to_owned());
+        }
+        trail::take_over(&reasons);
+        answer
+    }
+
+    /// Asks the upstream, for all who wait, and for its own sake.
+    pub(super) fn asking(
+        &self,
+        key: super::ManifestKey,
+        place: &Place,
+        fill: &FillFrom,
+        asker: Option<Uuid>,
+    ) -> impl Future<Output = super::Resolution> + Send + use<> {
+        let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
+        Trail::of(async move {
+            let answer = resolver.ask(&key, &place, &fill).await;
+            // Before the flight ends, so that whoever comes then knows.
+            let question = Question::Manifest(&key.2);
+            resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
+            answer
+        })
+    }
+
+    /// What the records have. What the upstream has confirmed since `since` needs no other confirmation.
+    async fn held(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<Held, PullError> {
         let origin = place.fill.as_ref().map(|fill| fill.origin);
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else {
                 trail::because(|| format!("there was no repository `{}`", place.repository));
                 return Ok(Held::Nothing(None));
             };
-            let (digest, freshness, validated) = match reference {
-                Reference::Digest(digest) => (digest.clone(), Freshness::Fresh, None),
-                Reference::Tag(tag) => {
-                    let record = self.repositories.tag(&live, tag, origin).await?;
-                    let Some((digest, validated)) = record.and_then(|r| Some((r.digest?, r.validate_time))) else {
+            let (digest, tag, validated) = match reference {
+                Reference::Digest(digest) => (digest.clone(), None, None),
+                Reference::Tag(tag) => match self.repositories.tag(&live, tag, origin).await? {
+                    Some(TagRecord { digest: Some(digest), validate_time, .. }) => (digest, Some(tag), validate_time),
+                    Some(TagRecord { digest: None, validate_time, .. }) if self.is_just_gone(validate_time) => {
+                        trail::because(|| format!("the upstream had tag `{tag}` no more a moment ago"));
+                        return Ok(Held::Gone);
+                    }
+                    Some(_) | None => {
                         trail::because(|| format!("tag `{tag}` was not known in this repository under its rule"));
                         return Ok(Held::Nothing(Some(live)));
-                    };
-                    trail::because(|| validity(tag, validated, self.now()));
-                    (digest, Freshness::of(validated, Window::default(), self.now()), validated)
-                }
+                    }
+                },
             };
+            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, tag, validated, since));
             let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
                 trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
                 return Ok(Held::Nothing(Some(live)));
@@ -126,38 +166,31 @@ impl Resolver {
                 incarnation: Some(live.record.incarnation),
                 validated,
             };
-            Ok(match freshness {
-                Freshness::Fresh => Held::Fresh(resolved),
-                Freshness::Stale => Held::Stale(resolved, live),
+            Ok(match tag.filter(|_| decision != Decision::Serve) {
+                None => Held::Fresh(resolved),
+                Some(tag) => Held::Stale(Box::new(Stale { tag: tag.clone(), resolved, live, decision })),
             })
         })
         .await
     }
 
     /// Asks the upstream, or lets another node do it.
-    async fn ask(
-        &self,
-        key: super::ManifestKey,
-        place: &Place,
-        fill: &FillFrom,
-        reference: &Reference,
-    ) -> Result<Resolved, PullError> {
-        let asked_in_vain = self.unconfirmed.contains_key(&key);
-        let (held, lease) = if asked_in_vain {
-            (self.held(place, reference).await?, None)
-        } else {
-            self.coordinated(place, fill, reference).await?
+    async fn ask(&self, key: &super::ManifestKey, place: &Place, fill: &FillFrom) -> Result<Resolved, PullError> {
+        let (reference, began) = (&key.2, self.now());
+        let in_vain = self.asked_in_vain(key).await;
+        let (held, lease) = match in_vain {
+            Some(_) => (self.held(place, reference, Some(began)).await?, None),
+            None => self.coordinated(place, fill, reference, began).await?,
         };
         failpoint::hit("manifest.after_claim");
-        let answer = match (held, reference) {
+        let answer = match (held, in_vain) {
             (Held::Fresh(resolved), _) => Ok(resolved),
+            (Held::Gone, _) => Err(gone(fill)),
             (Held::Nothing(_), _) => self.fetch(place, fill, reference).await,
-            (Held::Stale(stale, live), Reference::Tag(tag)) if !asked_in_vain => {
-                Ok(self.refresh(key, place, fill, tag, stale, &live).await)
-            }
-            (Held::Stale(stale, _), _) => {
+            (Held::Stale(stale), None) => self.refresh(key, place, fill, *stale).await,
+            (Held::Stale(stale), Some(error)) => {
                 trail::because(|| "the upstream could not confirm the tag a moment ago, and was left alone".to_owned());
-                Ok(Resolved { outcome: Outcome::Stale, ..stale })
+                self.unconfirmed(place, fill, *stale, error).await
             }
         };
         failpoint::hit("manifest.before_release");
@@ -175,6 +208,7 @@ impl Resolver {
         place: &Place,
         fill: &FillFrom,
         reference: &Reference,
+        began: DateTime<Utc>,
     ) -> Result<(Held, Option<Lease>), PullError> {
         let key = LeaseKey::reference(fill.origin, &place.repository, reference);
         let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
@@ -190,64 +224,20 @@ impl Resolver {
                 trail::because(|| "another node was asking the upstream: waited for it".to_owned());
                 lost = (!self.fills.peers().wait_for(&holder, limit).await).then_some(holder);
             }
-            let held = self.held(place, reference).await?;
-            if !waits || matches!(held, Held::Fresh(_)) {
+            let held = self.held(place, reference, Some(began)).await?;
+            if !waits || matches!(held, Held::Fresh(_) | Held::Gone) {
                 return Ok((held, lease));
             }
         }
     }
 
-    /// What the upstream says now in place of what is stale, or that where it says nothing.
-    async fn refresh(
-        &self,
-        key: super::ManifestKey,
-        place: &Place,
-        fill: &FillFrom,
-        tag: &Tag,
-        stale: Resolved,
-        live: &Live,
-    ) -> Resolved {
-        match self.revalidate(place, fill, tag, &stale, live).await {
-            Ok(resolved) => resolved,
-            Err(error) => {
-                // An upstream that is away, throttles, refuses or has deleted the tag does not hurt what is cached.
-                warn!(
-                    repository.name = %place.repository, tag.name = %tag,
-                    "serves `{}:{tag}` stale: {error}", place.repository
-                );
-                trail::because(|| format!("served stale, since the upstream could not confirm the tag: {error}"));
-                self.unconfirmed.insert(key, ()).await;
-                Resolved { outcome: Outcome::Stale, ..stale }
-            }
-        }
-    }
-
-    /// Asks whether a tag still means what it meant; fetches what it means now if it does not.
-    async fn revalidate(
-        &self,
-        place: &Place,
-        fill: &FillFrom,
-        tag: &Tag,
-        held: &Resolved,
-        live: &Live,
-    ) -> Result<Resolved, PullError> {
-        let reference = Reference::Tag(tag.clone());
-        let question = fill.source.client.head_manifest(&fill.repository, &reference);
-        let seen = asking(fill, "HEAD", question).await;
-        let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
-        if seen.as_ref() != Some(&held.digest) {
-            trail::because(|| format!("the upstream says that tag `{tag}` means another digest now"));
-            return self.fetch(place, fill, &reference).await;
-        }
-        trail::because(|| format!("the upstream confirmed that tag `{tag}` still means this digest"));
-        if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
-            warn!("`{}:{tag}` was confirmed, which could not be noted: {error}", place.repository);
-        }
-        Ok(Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held.clone() })
-    }
-
     /// Fetches a manifest, verifies it, stores it and makes it visible.
-    async fn fetch(&self, place: &Place, fill: &FillFrom, reference: &Reference) -> Result<Resolved, PullError> {
+    pub(super) async fn fetch(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        reference: &Reference,
+    ) -> Result<Resolved, PullError> {
         let _turn = self.fills.turn().await?;
         let fetched = asking(fill, "GET", fill.source.client.manifest(&fill.repository, reference)).await;
         let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
@@ -281,15 +271,6 @@ impl Resolver {
             incarnation,
             validated: tag.map(|_| self.now()),
         })
-    }
-}
-
-/// How far a tag could be trusted.
-fn validity(tag: &Tag, validated: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {
-    let window = trail::length(Window::default().length());
-    match validated {
-        Some(at) => format!("tag `{tag}` was validated {} ago, the window is {window}", trail::ago(at, now)),
-        None => format!("tag `{tag}` was never validated"),
     }
 }
 

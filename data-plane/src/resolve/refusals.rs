@@ -51,6 +51,8 @@ enum What {
     Manifest(Reference),
     /// One blob.
     Blob(Digest),
+    /// The list of tags.
+    Tags,
 }
 
 #[derive(Clone)]
@@ -67,6 +69,7 @@ struct Entry {
 pub(super) enum Question<'a> {
     Manifest(&'a Reference),
     Blob(&'a Digest),
+    Tags,
 }
 
 impl Refusals {
@@ -133,8 +136,8 @@ impl Refusals {
     ) {
         let key = |what| Key::new(repository, fill, what);
         let Err(error) = answer else {
-            // Only tags come to be.
-            if let Question::Manifest(Reference::Tag(_)) = question {
+            // Only tags and repositories come to be.
+            if let Question::Manifest(Reference::Tag(_)) | Question::Tags = question {
                 self.entries.invalidate(&key(What::of(question))).await;
             }
             return;
@@ -165,6 +168,7 @@ impl What {
         match question {
             Question::Manifest(reference) => Self::Manifest(reference.clone()),
             Question::Blob(digest) => Self::Blob(digest.clone()),
+            Question::Tags => Self::Tags,
         }
     }
 }
@@ -179,9 +183,11 @@ impl Key {
 /// Which refusal an error is, and of what.
 fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)> {
     let this = What::of(question);
-    let by_tag = matches!(question, Question::Manifest(Reference::Tag(_)));
+    let by_tag = matches!(question, Question::Manifest(Reference::Tag(_)) | Question::Tags);
     match error {
-        PullError::NotFound { asked: Asked::Manifest, .. } if by_tag => Some((Refusal::NoTag, this)),
+        PullError::NotFound { asked: Asked::Manifest | Asked::Repository, .. } if by_tag => {
+            Some((Refusal::NoTag, this))
+        }
         PullError::NotFound { .. } => Some((Refusal::NoContent, this)),
         // A login that may not read the manifests of a repository may not read anything there. A blob alone may be
         // refused by where the upstream keeps it.
@@ -199,6 +205,7 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
         | PullError::UpstreamAway { .. }
+        | PullError::TooStale { .. }
         | PullError::StoreAway
         | PullError::NoSnapshot
         | PullError::Busy => None,

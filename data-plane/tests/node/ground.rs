@@ -102,6 +102,7 @@ impl Ground {
                 prefix: "demo".to_owned(),
                 upstream_uid: Uuid::from_u128(1).to_string(),
                 upstream_prefix: String::new(),
+                freshness: None,
             }],
             upstreams: vec![pb::SnapshotUpstream {
                 uid: Uuid::from_u128(1).to_string(),

@@ -35,15 +35,15 @@ pub enum Kind {
     },
     /// A manifest or index was cached.
     ImageCached(Image),
-    /// A tag was set, moved or confirmed.
+    /// A tag was set, moved, confirmed or dropped.
     TagMoved {
         /// Which one.
         tag: Tag,
-        /// What it means now.
-        digest: Digest,
+        /// What it means now; `None` if it was dropped.
+        digest: Option<Digest>,
         /// The record's revision.
         revision: i64,
-        /// When the upstream confirmed it.
+        /// When the upstream confirmed it, or said that it is gone.
         validate_time: Option<DateTime<Utc>>,
     },
     /// A manifest was pulled.
@@ -129,7 +129,7 @@ impl Kind {
             Self::ImageCached(image) => wire::event::Kind::ImageCached(image.to_wire()),
             Self::TagMoved { tag, digest, revision, validate_time } => wire::event::Kind::TagMoved(wire::TagMoved {
                 tag: tag.to_string(),
-                digest: digest.to_string(),
+                digest: digest.as_ref().map(ToString::to_string).unwrap_or_default(),
                 revision: *revision,
                 validate_time: validate_time.map(timestamp),
             }),
@@ -224,7 +224,7 @@ fn image(read: &mut Reader<'_>, cached: &wire::ImageCached) -> Option<Image> {
 
 fn moved_kind(read: &mut Reader<'_>, moved: &wire::TagMoved) -> Option<Kind> {
     let tag = read.parse("tag_moved.tag", &moved.tag);
-    let digest = read.parse("tag_moved.digest", &moved.digest);
+    let digest = read.optional("tag_moved.digest", &moved.digest);
     let validate_time = match &moved.validate_time {
         Some(wire) => read.time("tag_moved.validate_time", Some(wire)).map(Some),
         None => Some(None),
@@ -271,12 +271,15 @@ mod tests {
             config: None,
             cache_time: at,
         };
+        let moved =
+            |digest| Kind::TagMoved { tag: "v1".parse().unwrap(), digest, revision: 3, validate_time: Some(at) };
         for kind in [
             Kind::RepositoryCreated { rule_uid: Some(Uuid::max()), create_time: at },
             Kind::RepositoryCreated { rule_uid: None, create_time: at },
             Kind::ImageCached(Image { config: Some(digest.clone()), ..image.clone() }),
             Kind::ImageCached(image),
-            Kind::TagMoved { tag: "v1".parse().unwrap(), digest: digest.clone(), revision: 3, validate_time: Some(at) },
+            moved(Some(digest.clone())),
+            moved(None),
             Kind::Pulled { digest: digest.clone(), pull_time: at },
             Kind::ConfigCached { digest, platform: "linux/arm64/v8".into() },
         ] {
@@ -288,7 +291,8 @@ mod tests {
 
     #[test]
     fn every_wrong_field_is_named_from_the_request_on() {
-        let mut wrong = event(Some(wire::event::Kind::TagMoved(wire::TagMoved::default())));
+        let mut wrong =
+            event(Some(wire::event::Kind::TagMoved(wire::TagMoved { digest: "latest".into(), ..Default::default() })));
         wrong.repository = "Hub".into();
         let violations = Event::read("events[7]", &wrong).unwrap_err();
         let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();

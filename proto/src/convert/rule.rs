@@ -1,8 +1,9 @@
 //! Rules.
 
+use entrepot_domain::freshness::Policy;
 use entrepot_domain::{NamespacePrefix, ResourceId};
 
-use super::{Violations, names};
+use super::{Violations, freshness, names};
 use crate::v1 as wire;
 
 /// What an operator decides about a rule.
@@ -14,6 +15,8 @@ pub struct Settings {
     pub upstream_id: ResourceId,
     /// Goes in front of the rest of the name there.
     pub upstream_prefix: NamespacePrefix,
+    /// How far its tags are trusted.
+    pub freshness: Policy,
 }
 
 impl Settings {
@@ -30,8 +33,11 @@ impl Settings {
             "" => Some(NamespacePrefix::root()),
             text => violations.take("rule.upstream_prefix", text.parse()),
         };
-        let settings =
-            (|| Some(Self { prefix: prefix?, upstream_id: upstream_id?, upstream_prefix: upstream_prefix? }))();
+        let freshness = violations.merge(freshness::read(rule));
+        let settings = (|| {
+            let (prefix, upstream_id, upstream_prefix) = (prefix?, upstream_id?, upstream_prefix?);
+            Some(Self { prefix, upstream_id, upstream_prefix, freshness: freshness? })
+        })();
         violations.finish(settings)
     }
 
@@ -41,6 +47,7 @@ impl Settings {
         rule.upstream = names::upstream(&self.upstream_id);
         rule.upstream_prefix =
             if self.upstream_prefix.is_root() { String::new() } else { self.upstream_prefix.to_string() };
+        freshness::write(&self.freshness, rule);
     }
 }
 
@@ -64,10 +71,11 @@ mod tests {
             prefix: "A".into(),
             upstream: "hub".into(),
             upstream_prefix: "/".into(),
+            immutable_tags: vec![String::new()],
             ..Default::default()
         };
         let violations = Settings::read(&"r".parse().unwrap(), &rule).unwrap_err();
         let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
-        assert_eq!(fields, ["rule.prefix", "rule.upstream", "rule.upstream_prefix"]);
+        assert_eq!(fields, ["rule.prefix", "rule.upstream", "rule.upstream_prefix", "rule.immutable_tags[0]"]);
     }
 }

@@ -3,7 +3,7 @@
 use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
 use entrepot_domain::{NamespacePrefix, Rule, Secret, Upstream, UpstreamKind};
 
-use super::Violations;
+use super::{Violations, freshness};
 use crate::node::v1 as wire;
 
 /// Reads a rule.
@@ -17,6 +17,7 @@ pub fn rule(rule: &wire::SnapshotRule) -> Result<Rule, Violations> {
     let prefix = violations.take("prefix", rule.prefix.parse());
     let upstream_uid = violations.take("upstream_uid", rule.upstream_uid.parse());
     let upstream_prefix = violations.take("upstream_prefix", upstream_prefix(&rule.upstream_prefix));
+    let freshness = violations.merge(freshness::from_snapshot(rule.freshness.as_ref()));
     let rule = (|| {
         Some(Rule {
             uid: uid?,
@@ -24,6 +25,7 @@ pub fn rule(rule: &wire::SnapshotRule) -> Result<Rule, Violations> {
             prefix: prefix?,
             upstream_uid: upstream_uid?,
             upstream_prefix: upstream_prefix?,
+            freshness: freshness?,
         })
     })();
     violations.finish(rule)
@@ -37,6 +39,7 @@ pub fn rule_to_wire(rule: &Rule) -> wire::SnapshotRule {
         prefix: rule.prefix.to_string(),
         upstream_uid: rule.upstream_uid.to_string(),
         upstream_prefix: rule.upstream_prefix.path().to_owned(),
+        freshness: Some(freshness::to_snapshot(&rule.freshness)),
     }
 }
 
@@ -87,6 +90,7 @@ fn upstream_prefix(text: &str) -> Result<NamespacePrefix, entrepot_domain::name:
 #[cfg(test)]
 mod tests {
     use super::*;
+    use entrepot_domain::freshness::{Mode, Policy};
 
     #[test]
     fn rules_survive_the_wire() {
@@ -97,6 +101,7 @@ mod tests {
                 prefix: prefix.parse().unwrap(),
                 upstream_uid: uuid::Uuid::nil(),
                 upstream_prefix: upstream_prefix.parse().unwrap(),
+                freshness: Policy { mode: Mode::Off, ..Policy::default() },
             };
             assert_eq!(rule(&rule_to_wire(&rule_value)), Ok(rule_value));
         }

@@ -1,8 +1,8 @@
 //! A registry for tests: a real HTTP server that holds what is published to it, keeps a log, and follows a script of
 //! faults that can be changed while it runs.
 //!
-//! It serves manifests and blobs with GET, HEAD and ranges, gives out tokens at `/token`, and nothing else. It wants
-//! no test around it: a program that starts one and waits has an upstream.
+//! It serves manifests and blobs with GET, HEAD and ranges, lists tags page by page, gives out tokens at `/token`, and
+//! nothing else. It wants no test around it: a program that starts one and waits has an upstream.
 
 mod answer;
 mod auth;
@@ -164,6 +164,11 @@ impl FakeUpstream {
     /// Deletes a tag, a manifest or a blob, whichever has this name.
     pub fn remove(&self, repository: &str, name: &str) {
         lock(&self.core.content).remove(repository, name);
+    }
+
+    /// Lists at most so many tags in one page from now on, whatever is asked for.
+    pub fn set_tags_page(&self, count: usize) {
+        lock(&self.core.content).tags_page = count;
     }
 
     /// Sets who may pull. Tokens that were given out before are no longer good.

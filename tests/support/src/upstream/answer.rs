@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::auth::{Auth, TOKEN_PATH};
 use super::body::{Body, Delivery, body};
-use super::content::Found;
+use super::content::{Content, Found};
 use super::script::Fault;
 use super::wire::HardEnd;
 use super::{Core, lock};
@@ -118,6 +118,7 @@ fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
     let Some((repository, kind, name)) = target else { return Draft::json(StatusCode::OK, &json!({})) };
     let content = lock(&core.content);
     let (found, unknown) = match kind {
+        Kind::Tags => return Draft::tags(&content, repository, request.uri.query().unwrap_or_default()),
         Kind::Manifest => (content.manifest(repository, name), "MANIFEST_UNKNOWN"),
         Kind::Blob => (content.blob(repository, name), "BLOB_UNKNOWN"),
     };
@@ -131,11 +132,15 @@ fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
 enum Kind {
     Manifest,
     Blob,
+    Tags,
 }
 
 /// The repository, and what in it.
 fn target(path: &str) -> Option<(&str, Kind, &str)> {
     let path = path.strip_prefix("/v2/")?;
+    if let Some(repository) = path.strip_suffix("/tags/list") {
+        return Some((repository, Kind::Tags, ""));
+    }
     if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
         return Some((repository, Kind::Manifest, reference));
     }
@@ -153,6 +158,22 @@ impl Draft {
 
     fn error(status: StatusCode, code: &str) -> Self {
         Self::json(status, &json!({ "errors": [{ "code": code, "message": "said by the fake upstream" }] }))
+    }
+
+    /// One page of tags, with a link to the next one.
+    fn tags(content: &Content, repository: &str, query: &str) -> Self {
+        let parameter = |name: &str| query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+        let Some(tags) = content.tags(repository) else { return Self::error(StatusCode::NOT_FOUND, "NAME_UNKNOWN") };
+        let asked = parameter("n").and_then(|n| n.parse().ok()).unwrap_or(usize::MAX);
+        let most = if content.tags_page == 0 { asked } else { asked.min(content.tags_page) };
+        let last = parameter("last").unwrap_or_default();
+        let behind: Vec<&String> = tags.iter().filter(|tag| tag.as_str() > last).collect();
+        let page = &behind[..behind.len().min(most)];
+        let mut draft = Self::json(StatusCode::OK, &json!({ "name": repository, "tags": page }));
+        if let Some(last) = page.last().filter(|_| page.len() < behind.len()) {
+            draft.header(header::LINK, &format!("</v2/{repository}/tags/list?n={asked}&last={last}>; rel=\"next\""));
+        }
+        draft
     }
 
     fn content(found: Found, range: Option<&HeaderValue>) -> Self {

@@ -10,6 +10,8 @@ use crate::images::sha256;
 #[derive(Clone, Default)]
 pub(super) struct Content {
     repositories: HashMap<String, Repository>,
+    /// How many tags a page has at most, whatever is asked for; 0 is no limit.
+    pub(super) tags_page: usize,
 }
 
 #[derive(Clone, Default)]
@@ -60,6 +62,13 @@ impl Content {
     pub(super) fn blob(&self, repository: &str, digest: &str) -> Option<Found> {
         let bytes = self.repositories.get(repository)?.blobs.get(digest)?.clone();
         Some(Found { digest: digest.to_owned(), media_type: "application/octet-stream".to_owned(), bytes })
+    }
+
+    /// The tags of a repository, in byte order.
+    pub(super) fn tags(&self, repository: &str) -> Option<Vec<String>> {
+        let mut tags: Vec<String> = self.repositories.get(repository)?.tags.keys().cloned().collect();
+        tags.sort();
+        Some(tags)
     }
 
     fn repository(&mut self, name: &str) -> &mut Repository {

@@ -1,0 +1,133 @@
+//! How far a rule's tags are trusted: set, shown, changed, refused, explained, and told to nodes.
+
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::rule::{Mode, WhenDeleted, WhenDenied};
+use prost_types::{Duration, FieldMask};
+use tonic::Code;
+
+use crate::fixture::{Fixture, create_rule, fields};
+
+fn seconds(seconds: i64) -> Option<Duration> {
+    Some(Duration { seconds, nanos: 0 })
+}
+
+fn own(pattern: &str, window: Option<Duration>, mode: Mode) -> pb::TagWindow {
+    pb::TagWindow { pattern: pattern.into(), window, mode: mode.into() }
+}
+
+/// A rule that differs from the defaults in everything.
+fn special() -> pb::Rule {
+    pb::Rule {
+        window: seconds(0),
+        mode: Mode::Background.into(),
+        immutable_tags: vec!["v*".into(), "*-release".into()],
+        max_stale: seconds(604_800),
+        when_deleted: WhenDeleted::Drop.into(),
+        when_denied: WhenDenied::Fail.into(),
+        tag_windows: vec![own("latest", seconds(300), Mode::Unspecified), own("edge*", None, Mode::Off)],
+        tag_list_window: seconds(60),
+        ..create_rule("demo", "demo", "quay").rule.unwrap()
+    }
+}
+
+fn policy(rule: &pb::Rule) -> pb::Rule {
+    let all = rule.clone();
+    pb::Rule {
+        window: all.window,
+        mode: all.mode,
+        immutable_tags: all.immutable_tags,
+        max_stale: all.max_stale,
+        when_deleted: all.when_deleted,
+        when_denied: all.when_denied,
+        tag_windows: all.tag_windows,
+        tag_list_window: all.tag_list_window,
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_rule_that_says_nothing_has_the_defaults_and_shows_them() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    let expected = pb::Rule {
+        window: seconds(86_400),
+        mode: Mode::Blocking.into(),
+        when_deleted: WhenDeleted::Keep.into(),
+        when_denied: WhenDenied::Keep.into(),
+        tag_list_window: seconds(300),
+        ..Default::default()
+    };
+    let rule = fixture.create_rule("demo", "quay").await;
+    assert_eq!(policy(&rule), expected);
+
+    // As a control plane that does not know of it leaves the row.
+    fixture.world.sql("UPDATE rules SET window_seconds = NULL, mode = NULL, when_deleted = NULL").await;
+    let get = pb::GetRuleRequest { name: rule.name };
+    assert_eq!(policy(&fixture.rules().get_rule(get).await.unwrap().into_inner()), expected);
+}
+
+#[tokio::test]
+async fn what_a_rule_says_is_kept_and_changed_field_by_field() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    let mut client = fixture.rules();
+    let request = pb::CreateRuleRequest { rule: Some(special()), ..create_rule("demo", "demo", "quay") };
+    let created = client.create_rule(request).await.unwrap().into_inner();
+    assert_eq!(policy(&created), policy(&special()));
+    let get = pb::GetRuleRequest { name: created.name.clone() };
+    assert_eq!(client.get_rule(get).await.unwrap().into_inner(), created);
+
+    let mut update = async |sent: pb::Rule, paths: &[&str]| {
+        let rule = Some(pb::Rule { name: created.name.clone(), ..sent });
+        let paths = paths.iter().map(ToString::to_string).collect();
+        let request = pb::UpdateRuleRequest { rule, update_mask: Some(FieldMask { paths }) };
+        client.update_rule(request).await.unwrap().into_inner()
+    };
+    // Named and absent is the default.
+    let updated = update(pb::Rule::default(), &["window", "max_stale", "tag_windows"]).await;
+    let expected = pb::Rule { window: seconds(86_400), max_stale: None, tag_windows: vec![], ..policy(&created) };
+    assert_eq!(policy(&updated), expected);
+    // Set without a mask is changed, an explicit zero too.
+    let updated = update(pb::Rule { window: seconds(0), mode: Mode::Off.into(), ..Default::default() }, &[]).await;
+    assert_eq!(policy(&updated), pb::Rule { window: seconds(0), mode: Mode::Off.into(), ..expected });
+}
+
+#[tokio::test]
+async fn all_that_is_wrong_with_a_policy_is_told_at_once() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    let wrong = pb::Rule {
+        window: seconds(-1),
+        immutable_tags: vec!["no/slash".into()],
+        tag_windows: vec![own("x", None, Mode::Unspecified)],
+        tag_list_window: seconds(1_000_000),
+        ..special()
+    };
+    let request = pb::CreateRuleRequest { rule: Some(wrong), ..create_rule("No", "demo", "quay") };
+    let error = fixture.rules().create_rule(request).await.unwrap_err();
+    let expected = ["rule_id", "rule.window", "rule.immutable_tags[0]", "rule.tag_windows[0]", "rule.tag_list_window"];
+    assert_eq!((error.code(), fields(&error)), (Code::InvalidArgument, expected.map(str::to_owned).to_vec()));
+    assert!(error.message().contains("set its `window`, its `mode`, or both"), "{}", error.message());
+}
+
+#[tokio::test]
+async fn an_image_name_is_explained_with_the_window_that_applies() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    let request = pb::CreateRuleRequest { rule: Some(special()), ..create_rule("demo", "demo", "quay") };
+    fixture.rules().create_rule(request).await.unwrap();
+    let mut client = fixture.rules();
+    let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    for (reference, window, mode, pattern, words) in [
+        (":dev", seconds(0), Mode::Background, "", "asked for behind each pull"),
+        (":latest", seconds(300), Mode::Background, "latest", "once 5m old"),
+        (":edge-1", seconds(0), Mode::Off, "edge*", "never asked for by itself"),
+        (":v1", None, Mode::Unspecified, "v*", "never asked for again, since it matches `v*`"),
+        (&format!("@{digest}"), None, Mode::Unspecified, "", "a digest is never asked for again"),
+    ] {
+        let request = pb::ExplainRuleRequest { image: format!("demo/app{reference}") };
+        let answer = client.explain_rule(request).await.unwrap().into_inner();
+        assert_eq!((answer.window, answer.mode(), answer.tag_pattern.as_str()), (window, mode, pattern), "{reference}");
+        assert!(answer.explanation.contains(words), "{}", answer.explanation);
+    }
+}

@@ -1,0 +1,225 @@
+//! What several nodes share: a store with a snapshot in it, keys, Redis, a clock, and an upstream.
+
+#![allow(dead_code, reason = "each of the test programs uses a part of it")]
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use entrepot_data_plane::lease::{RedisConfig, RedisMode};
+use entrepot_data_plane::{Capacity, Config, DataPlane, Deps, Leases};
+use entrepot_domain::Secret;
+use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::{Clock, Health, Metrics, Tasks};
+use entrepot_store::records::{SnapshotHead, encode};
+use entrepot_store::{LocalStore, Store, layout};
+use entrepot_test_support::{FakeUpstream, Redis, images, wait_until};
+use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust, Statement, access_key};
+use entrepot_upstream::Limits;
+use prost::Message as _;
+use reqwest::StatusCode;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
+
+/// What the nodes share.
+pub(crate) struct Ground {
+    pub(crate) upstream: FakeUpstream,
+    pub(crate) redis: Redis,
+    pub(crate) store: Store,
+    cluster_key: ClusterKey,
+    signer: SnapshotSigner,
+    pub(crate) clock: Clock,
+    dir: TempDir,
+    limits: Limits,
+    /// The ids of the nodes that were started.
+    nodes: Mutex<BTreeSet<String>>,
+}
+
+impl Ground {
+    /// With one rule, `demo`.
+    pub(crate) async fn new() -> Self {
+        Self::with(&[("demo", pb::SnapshotFreshness::default())], Limits::default()).await
+    }
+
+    /// With rules for these prefixes.
+    pub(crate) async fn with(rules: &[(&str, pb::SnapshotFreshness)], limits: Limits) -> Self {
+        let dir = TempDir::new().unwrap();
+        let ground = Self {
+            upstream: FakeUpstream::start().await,
+            redis: Redis::start().await,
+            store: Arc::new(LocalStore::open(dir.path().join("store")).unwrap()),
+            cluster_key: ClusterKey::generate(),
+            signer: SnapshotSigner::generate(),
+            clock: Clock::manual(Clock::system().now()),
+            dir,
+            limits,
+            nodes: Mutex::default(),
+        };
+        ground.publish(1, rules).await;
+        ground
+    }
+
+    /// Publishes a snapshot.
+    pub(crate) async fn publish(&self, revision: i64, rules: &[(&str, pb::SnapshotFreshness)]) {
+        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
+        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
+        let rule = |(number, (prefix, freshness)): (u128, &(&str, pb::SnapshotFreshness))| pb::SnapshotRule {
+            uid: Uuid::from_u128(number).to_string(),
+            rule_id: (*prefix).to_owned(),
+            prefix: (*prefix).to_owned(),
+            upstream_uid: Uuid::from_u128(1).to_string(),
+            upstream_prefix: String::new(),
+            freshness: Some(freshness.clone()),
+        };
+        let snapshot = pb::Snapshot {
+            version: Some(pb::SnapshotVersion { epoch: 1, revision }),
+            registry_id: Uuid::from_u128(3).to_string(),
+            build_time: None,
+            rules: (4..).zip(rules).map(rule).collect(),
+            upstreams: vec![pb::SnapshotUpstream {
+                uid: Uuid::from_u128(1).to_string(),
+                upstream_id: "local".to_owned(),
+                kind: "OCI".to_owned(),
+                endpoint: self.upstream.url(),
+                allow_plain_http: true,
+                allow_private_addresses: true,
+                ..Default::default()
+            }],
+            principals: vec![pb::SnapshotPrincipal {
+                uid: Uuid::from_u128(2).to_string(),
+                principal_id: "puller".to_owned(),
+                permission_set: "PULLER".to_owned(),
+                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
+            }],
+        };
+        let bytes = Bytes::from(snapshot.encode_to_vec());
+        let key = layout::snapshot(1, revision, Uuid::new_v4());
+        let statement = Statement::of(1, revision, &bytes);
+        let signature = self.signer.sign(&statement);
+        self.store.put_once(&key, bytes).await.unwrap();
+        let head = SnapshotHead {
+            key,
+            epoch: 1,
+            revision,
+            sha256: statement.sha256,
+            key_id: signature.key_id,
+            signature: signature.signature,
+        };
+        self.store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
+    }
+
+    pub(crate) async fn two(&self) -> (Node, Node) {
+        (self.node("node-1").await, self.node("node-2").await)
+    }
+
+    /// Starts a node whose control plane is where nobody listens.
+    pub(crate) async fn node(&self, id: &str) -> Node {
+        self.node_with(id, Capacity::default()).await
+    }
+
+    /// The same, with another capacity.
+    pub(crate) async fn node_with(&self, id: &str, capacity: Capacity) -> Node {
+        let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
+        let redis = RedisConfig {
+            mode: RedisMode::Single,
+            servers: vec![self.redis.url().parse().unwrap()],
+            username: None,
+            password: None,
+            sentinel_master: None,
+            sentinel_password: None,
+            ca: None,
+        };
+        let leases = Leases::redis(&redis, &id.parse().unwrap(), &tasks, &metrics).await.unwrap();
+        let peer_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let peer_address = format!("http://{}", peer_listener.local_addr().unwrap());
+        let config = Config {
+            peer_address: Some(peer_address.parse().unwrap()),
+            upstream_limits: self.limits,
+            capacity,
+            ..Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id))
+        };
+        let deps = Deps {
+            store: self.store.clone(),
+            cluster_key: self.cluster_key.clone(),
+            snapshot_trust: SnapshotTrust::new(self.signer.public_key(), None),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: metrics.clone(),
+            leases,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let plane = DataPlane::new(config, deps).unwrap().with_peer_listener(peer_listener);
+        tasks.spawn("registry", plane.serve(listener));
+        wait_until(LIMIT, "the node is ready", async || health.is_ready()).await;
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        self.nodes.lock().unwrap().insert(id.to_owned());
+        Node { url, client, tasks, metrics }
+    }
+
+    /// Moves the clock, and waits until the nodes have told each other that they live on.
+    pub(crate) async fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        let nodes = self.nodes.lock().unwrap().clone();
+        for id in nodes {
+            let key = layout::node(&id.parse().unwrap());
+            wait_until(LIMIT, "the nodes live on", async || {
+                // By the new time it may look so old that another node has taken it for a dead one's, and removed it.
+                let record = self.store.get(&key).await.unwrap();
+                record.is_some_and(|record| {
+                    self.cluster_key.read_node_record(&record.bytes).unwrap().is_live(self.clock.now())
+                })
+            })
+            .await;
+        }
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) url: String,
+    pub(crate) client: reqwest::Client,
+    pub(crate) tasks: Tasks,
+    pub(crate) metrics: Metrics,
+}
+
+impl Node {
+    /// A request for `path` as somebody who may pull.
+    pub(crate) fn request(&self, path: &str) -> reqwest::RequestBuilder {
+        self.client.get(format!("{}/v2/{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
+    }
+
+    /// A client that pulls `path` below `demo`. It answers the status and the body's digest.
+    pub(crate) fn get(&self, path: &str) -> JoinHandle<(StatusCode, String)> {
+        let request = self.request(&format!("demo/{path}"));
+        tokio::spawn(async move {
+            let answer = request.send().await.unwrap();
+            let status = answer.status();
+            (status, answer.bytes().await.map_or_else(|error| error.to_string(), |bytes| images::sha256(&bytes)))
+        })
+    }
+
+    pub(crate) fn metric(&self, line: &str) -> f64 {
+        let text = self.metrics.render();
+        let lines = text.lines().filter(|l| l.starts_with(line));
+        lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until this node has found a lease in another's hands.
+    pub(crate) async fn until_busy(&self) {
+        let line = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
+        wait_until(LIMIT, "another node leads", async || self.metric(line) >= 1.0).await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tasks.stopping().cancel();
+    }
+}
