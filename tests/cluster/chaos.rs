@@ -1,6 +1,6 @@
 //! Everything fails all the time, and pulls go on.
 //!
-//! A seed decides what fails when. Six minutes in CI; `ENTREPOT_CHAOS_SECONDS` says how long otherwise, and
+//! A seed decides what fails when. A minute with all other tests; `ENTREPOT_CHAOS_SECONDS` says how long otherwise, and
 //! `ENTREPOT_CHAOS_SEED` which seed. `scripts/suite chaos` runs an hour.
 
 mod excuse;
@@ -29,6 +29,8 @@ use strikes::Field;
 
 const NODES: usize = 3;
 const CONTROL_PLANES: usize = 2;
+/// How long a run is that has something of everything.
+const FULL: Duration = Duration::from_secs(360);
 /// How many pulls there are in six minutes at least, and how many of a thousand may need another try without an excuse.
 const PULLS: u64 = 5000;
 const UNEXCUSED_OF_A_THOUSAND: usize = 1;
@@ -44,7 +46,7 @@ const QUIET_MEMORY_KIB: u64 = (96 + 64) * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_fails_every_pull_ends_with_the_right_bytes_and_nothing_is_left_behind() -> Result<()> {
-    let length = seconds("ENTREPOT_CHAOS_SECONDS", 360);
+    let length = seconds("ENTREPOT_CHAOS_SECONDS", 60);
     let seed = seconds("ENTREPOT_CHAOS_SEED", 1).as_secs();
     let run = run(seed, length).await;
     if run.is_err() {
@@ -148,18 +150,20 @@ fn tell(load: &Load, field: &Field, most: &Most, began: Instant) {
 /// Whether enough was pulled, and enough of it at once.
 fn judge(load: &Load, most: &Most, length: Duration) -> Result<()> {
     let tally = load.tally();
-    let enough = PULLS * length.as_secs() / 360;
+    let enough = PULLS * length.as_secs() / FULL.as_secs();
     ensure!(tally.pulls as u64 >= enough, "{} pulls are fewer than {enough}", tally.pulls);
-    let unexcused = tally.unexcused * 1000;
+    // Of fewer than a thousand, one.
+    let allowed = (tally.pulls * UNEXCUSED_OF_A_THOUSAND / 1000).max(1);
     ensure!(
-        unexcused <= tally.pulls * UNEXCUSED_OF_A_THOUSAND,
+        tally.unexcused <= allowed,
         "{} of {} pulls needed another try without an excuse",
         tally.unexcused,
         tally.pulls
     );
     for (name, count) in most.counts() {
         ensure!(
-            count > 0.0 || name == "silent nodes",
+            // In a short run some may not come about.
+            count > 0.0 || name == "silent nodes" || length < FULL,
             "there never were any {name}, so that none being left says nothing"
         );
     }

@@ -184,7 +184,8 @@ async fn a_repository_that_joins_a_fill_at_its_very_end_is_linked_too() -> Resul
 async fn what_is_too_much_for_the_node_is_told_to_come_back_and_all_else_goes_on() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20), images::random_bytes(2, 10)]);
-    let registry = Arc::new(Registry::start_with_capacity(Capacity { fills: 4, readers: 2, ..Capacity::default() }).await?);
+    let registry =
+        Arc::new(Registry::start_with_capacity(Capacity { fills: 4, readers: 2, ..Capacity::default() }).await?);
     registry.rule("demo", &upstream).await?;
     registry.manifest("demo/app", "v1").await?;
     let layer = &image.layers[0];
