@@ -1,7 +1,7 @@
 //! Tags that are known: whether they are trusted, and what their upstream says when they are not.
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::freshness::{Decision, Mode, Policy, Remedy, Terms, Unconfirmed, decide, exact};
+use entrepot_domain::freshness::{Decision, Mode, Policy, Remedy, Terms, Unconfirmed, decide};
 use entrepot_domain::refusal::Refusal;
 use entrepot_domain::{Reference, Tag};
 use tracing::{info, warn};
@@ -208,6 +208,6 @@ fn validity(policy: &Policy, tag: &Tag, validated: Option<DateTime<Utc>>, now: D
     match policy.terms(tag) {
         Terms::Immutable(pattern) => format!("{age}; it never moves, since it matches `{pattern}`"),
         Terms::Movable { mode: Mode::Off, .. } => format!("{age}; its rule never asks for it by itself"),
-        Terms::Movable { window, .. } => format!("{age}, the window is {}", exact(window)),
+        Terms::Movable { window, .. } => format!("{age}, the window is {}", trail::length(window)),
     }
 }
