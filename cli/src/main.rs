@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use entrepot_cli::{Cli, Environment};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     // An error only says that somebody was faster; the provider is then installed as well.

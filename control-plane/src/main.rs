@@ -8,7 +8,7 @@ use entrepot_control_plane::{Settings, program};
 use entrepot_runtime::config::{Reader, environment};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// The control plane of an Entrepot registry: rules, upstreams, who may call, and what there is.
 #[derive(Debug, Parser)]

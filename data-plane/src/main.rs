@@ -8,7 +8,7 @@ use entrepot_data_plane::{Settings, program};
 use entrepot_runtime::config::{Reader, environment};
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A node of an Entrepot registry: serves pulls, and fills what it lacks.
 #[derive(Debug, Parser)]

@@ -10,7 +10,6 @@ mod configuration;
 mod deletes;
 mod freshness;
 mod herd;
-mod hostile;
 mod inspector;
 mod logins;
 mod outages;
