@@ -73,6 +73,8 @@ pub struct Fill {
     succeeds: bool,
     /// Whether this is a second attempt, after bytes that nobody has seen were wrong.
     is_second: bool,
+    /// How much had landed when content in the store turned out not to be there.
+    vanished_at: Option<u64>,
 }
 
 /// Where the bytes in their order come from.
@@ -254,6 +256,7 @@ impl Fill {
             is_late: false,
             succeeds: false,
             is_second: false,
+            vanished_at: None,
         };
         (fill, vec![Effect::Look])
     }
@@ -340,11 +343,15 @@ impl Fill {
             (P::Leading | P::Reading, E::Landed(bytes)) => self.land(bytes),
             (P::Leading, E::Ended) if self.size_bytes.is_none() => {
                 self.size_bytes = Some(self.landed);
-                self.enter(P::Verifying, [X::Verify])
+                self.enter(P::Verifying, [X::HangUp, X::Verify])
             }
             (P::Leading, E::Ended | E::Broken) => self.fail(),
-            // What was found has vanished, which is a miss.
-            (P::Reading, E::Ended | E::Broken) => self.enter(P::Looking, [X::Look]),
+            // What was found has vanished, which is a miss; but not if it is found again and gives no more than before.
+            (P::Reading, E::Ended | E::Broken) if self.vanished_at == Some(self.landed) => self.fail(),
+            (P::Reading, E::Ended | E::Broken) => {
+                self.vanished_at = Some(self.landed);
+                self.enter(P::Looking, [X::HangUp, X::Look])
+            }
             (P::Leading, E::Wanted(at)) => self.fetch_ahead(at),
             (P::Leading | P::Adopting, E::AheadLanded(bytes)) => self.land_ahead(bytes),
             (P::Leading | P::Adopting, E::AheadEnded) => self.end_ahead(),
@@ -580,6 +587,9 @@ pub fn is_worth_fetching_ahead(distance_bytes: u64, waited: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     const TERMS: Terms = Terms { whole_bytes: 10, held_back_bytes: 5 };
@@ -683,6 +693,80 @@ mod tests {
         assert_eq!(effects, [Effect::ReadStore(40)]);
         let (_, effects) = after(fill, &[Event::Sized(100), Event::Landed(60), Event::Right]);
         assert_eq!(effects, [Effect::Link]);
+    }
+
+    #[test]
+    fn what_was_found_in_the_store_and_gives_nothing_is_read_twice_and_not_for_ever() {
+        let lost = [Event::Absent, Event::Busy, Event::Sized(100), Event::Landed(40), Event::LeaderLost, Event::Found];
+        let fill = after(Fill::start(TERMS).0, &lost).0;
+        let (fill, effects) = after(fill, &[Event::Sized(100), Event::Landed(10), Event::Ended]);
+        assert_eq!(effects, [Effect::HangUp, Effect::Look]);
+        let (fill, effects) = after(fill, &[Event::Found, Event::Sized(100), Event::Landed(10), Event::Broken]);
+        assert_eq!(effects, [Effect::HangUp, Effect::Look]);
+        let fill = after(fill, &[Event::Found, Event::Sized(100), Event::Ended]).0;
+        assert_eq!(fill.phase(), Phase::Finished(Outcome::Failed));
+    }
+
+    /// The ways to a request for bytes.
+    fn beginnings() -> impl Strategy<Value = Vec<Event>> {
+        let following = vec![Event::Absent, Event::Busy, Event::Sized(50), Event::LeaderLost];
+        prop_oneof![
+            Just(Vec::new()),
+            Just(vec![Event::Absent, Event::Granted, Event::Absent]),
+            Just([following.clone(), vec![Event::Found]].concat()),
+            Just([following, vec![Event::Absent, Event::Granted, Event::Absent]].concat()),
+        ]
+    }
+
+    fn events() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::Found),
+            Just(Event::Absent),
+            Just(Event::Granted),
+            Just(Event::Busy),
+            Just(Event::LeaderLost),
+            Just(Event::LeaderEnded),
+            Just(Event::LeaderRejected),
+            (0..60_u64).prop_map(Event::Sized),
+            (0..30_u64).prop_map(Event::Landed),
+            Just(Event::Ended),
+            Just(Event::Broken),
+            (0..60_u64).prop_map(Event::Wanted),
+            (0..30_u64).prop_map(Event::AheadLanded),
+            Just(Event::AheadEnded),
+            (0..30_u64).prop_map(Event::Hashed),
+            Just(Event::Right),
+            Just(Event::Wrong),
+            Just(Event::CommitLate),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        /// A request that nobody hears is polled without end.
+        #[test]
+        fn no_request_for_bytes_is_left_behind(first in beginnings(), events in vec(events(), 1..20)) {
+            let (mut fill, effects) = Fill::start(TERMS);
+            let mut has_body = false;
+            let mut follow = |effects: &[Effect]| {
+                for effect in effects {
+                    match effect {
+                        Effect::Fetch(_) | Effect::ReadStore(_) | Effect::AdoptAhead => has_body = true,
+                        Effect::HangUp | Effect::Discard => has_body = false,
+                        _ => {}
+                    }
+                }
+                has_body
+            };
+            follow(&effects);
+            for event in first.into_iter().chain(events) {
+                let (next, effects) = fill.step(event);
+                fill = next;
+                let is_heard = matches!(fill.phase(), Phase::Leading | Phase::Reading);
+                prop_assert!(!follow(&effects) || is_heard, "{:?} in {:?}", event, fill.phase());
+            }
+        }
     }
 
     #[test]

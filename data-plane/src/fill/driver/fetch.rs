@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf as _, Bytes};
-use entrepot_domain::fill::{Event, Fill};
+use entrepot_domain::fill::{Event, Fill, Phase};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::{Body, Driver};
@@ -88,11 +88,15 @@ impl Driver<'_> {
     pub(super) async fn land(&mut self, chunk: Option<Result<Bytes, PullError>>, state: &Fill) -> Event {
         let mut chunk = match chunk {
             Some(Ok(chunk)) => chunk,
-            Some(Err(error)) => return self.broken(error),
+            Some(Err(error)) => {
+                self.body = None;
+                return self.broken(error);
+            }
             None => {
+                self.body = None;
                 return match state.size_bytes() {
-                    Some(size) => self.fetch_rest(state.landed_bytes()..size).await,
-                    None => Event::Ended,
+                    Some(size) if state.phase() == Phase::Leading => self.fetch_rest(state.landed_bytes()..size).await,
+                    Some(_) | None => Event::Ended,
                 };
             }
         };
