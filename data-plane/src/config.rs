@@ -119,8 +119,12 @@ pub mod limits {
     pub const REFUSALS: u64 = 100_000;
     /// How long one is known that did not come again.
     pub const REFUSALS_IDLE: Duration = Duration::from_secs(20 * 60);
-    /// The lists of tags that a node remembers.
-    pub const TAG_LIST_BYTES: u64 = 64 * 1024 * 1024;
+    /// The lists of tags that a node remembers, and those of referrers.
+    pub const LIST_BYTES: u64 = 64 * 1024 * 1024;
+    /// How many questions for lists that led to nothing are remembered.
+    pub const LISTS_IN_VAIN: u64 = 10_000;
+    /// How many cached manifests are told of that refer to one.
+    pub const REFERRERS: usize = 1000;
     /// How many keys of tags are listed at once, and how many of their records are read at once.
     pub const TAG_RECORDS: usize = 1000;
     /// See [`TAG_RECORDS`].

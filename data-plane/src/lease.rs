@@ -45,6 +45,16 @@ impl LeaseKey {
         }
     }
 
+    /// The list of a repository's tags.
+    pub fn tags(origin: Uuid, repository: &RepositoryName) -> Self {
+        Self(format!("l:{origin}:{{{repository}}}").into())
+    }
+
+    /// The list of what refers to a manifest of a repository.
+    pub fn referrers(origin: Uuid, repository: &RepositoryName, subject: &Digest) -> Self {
+        Self(format!("l:{origin}:{{{repository}@{subject}}}").into())
+    }
+
     /// The key in Redis.
     pub fn as_str(&self) -> &str {
         &self.0

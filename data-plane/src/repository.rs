@@ -3,6 +3,8 @@
 //! Every write goes in one order: the content, the events that tell of it, the repository, the link, the tag. So
 //! whatever is visible is whole and will be listed, wherever a node stops.
 
+mod lists;
+
 use std::future::Future;
 
 use bytes::Bytes;
@@ -194,6 +196,7 @@ impl Repositories {
         failpoint::hit("manifest.after_repository");
         records::replace(&*self.store, &link_key, link_version.as_ref(), &link).await?;
         failpoint::hit("manifest.after_link");
+        self.note_referrer((name, incarnation), verified).await?;
         if let Some(draft) = tag_draft {
             draft.write(&self.store).await?;
             failpoint::hit("manifest.after_tag");

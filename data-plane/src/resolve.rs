@@ -4,10 +4,13 @@
 //! its own sake: a client that hangs up takes nothing away from the next.
 
 mod blob;
+mod lists;
 mod manifest;
+mod referrers;
 mod refusals;
 mod tag;
 mod tags;
+mod turn;
 mod upstream;
 
 use std::sync::Arc;
@@ -24,10 +27,11 @@ use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::inspect::Trail;
 use crate::repository::Repositories;
-use tags::TagLists;
+use lists::Lists;
 
 pub(crate) use blob::{Blob, Want};
 pub(crate) use manifest::Resolved;
+pub(crate) use referrers::ReferrerList;
 pub(crate) use refusals::Refusals;
 pub(crate) use tags::TagList;
 pub(crate) use upstream::{asking, failure};
@@ -76,7 +80,7 @@ pub(crate) struct Resolver {
     /// Tags whose upstream did not confirm them when it was last asked.
     unconfirmed: Cache<ManifestKey, InVain>,
     refusals: Refusals,
-    tag_lists: TagLists,
+    lists: Lists,
 }
 
 /// A question to an upstream that has led to nothing.
@@ -102,9 +106,9 @@ impl Resolver {
         tasks: Tasks,
     ) -> Self {
         let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
-        let tag_lists = TagLists::new(tasks.clone());
+        let lists = Lists::new(tasks.clone());
         let manifests = Arc::new(Flights::new(tasks));
-        Self { repositories, fills, clock, manifests, unconfirmed, refusals, tag_lists }
+        Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists }
     }
 
     /// What time it is for whatever is decided here.

@@ -128,6 +128,11 @@ impl Endpoint {
         url
     }
 
+    /// Where the list of what refers to a manifest is.
+    pub fn referrers_url(&self, repository: &RepositoryName, digest: &crate::Digest) -> Url {
+        self.join(&format!("v2/{repository}/referrers/{digest}"))
+    }
+
     /// Where the API's base is, which answers with a challenge if it wants a login.
     pub fn base_url(&self) -> Url {
         self.join("v2/")

@@ -102,6 +102,24 @@ pub struct TagRecord {
     pub origin: Option<Uuid>,
 }
 
+/// What an upstream has listed, at [`crate::layout::tag_list`] and [`crate::layout::referrer_list`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRecord {
+    /// The origin (see [`entrepot_domain::Rule::origin`]) whose upstream it was.
+    pub origin: Uuid,
+    /// When it did.
+    pub list_time: DateTime<Utc>,
+    /// Tags, or descriptors of manifests.
+    pub entries: Vec<String>,
+}
+
+/// A cached manifest that refers to another one, at [`crate::layout::referrer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferrerRecord {
+    /// Its descriptor.
+    pub descriptor: String,
+}
+
 /// An upload that was begun, at [`crate::layout::upload`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UploadRecord {

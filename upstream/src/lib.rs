@@ -17,6 +17,7 @@ mod limits;
 mod login;
 mod metrics;
 mod probe;
+mod referrers;
 mod request;
 mod resume;
 mod tags;

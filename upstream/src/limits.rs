@@ -20,12 +20,14 @@ pub struct Limits {
     pub manifest_bytes: usize,
     /// The largest page of a list of tags.
     pub tags_page_bytes: usize,
-    /// How many pages a list of tags may have.
-    pub tags_pages: usize,
+    /// How many pages a list of tags or referrers may have.
+    pub list_pages: usize,
     /// How many tags a list may have.
     pub tags_count: usize,
-    /// A whole list of tags.
-    pub tags: Duration,
+    /// How many manifests may refer to one.
+    pub referrers_count: usize,
+    /// A whole list of tags or referrers.
+    pub list: Duration,
     /// How many redirects one request may follow.
     pub redirects: usize,
     /// How often a request that met a passing trouble is made again.
@@ -52,9 +54,10 @@ impl Default for Limits {
             token_body_bytes: 64 * 1024,
             manifest_bytes: entrepot_domain::manifest::MAX_BYTES,
             tags_page_bytes: 1024 * 1024,
-            tags_pages: 200,
+            list_pages: 200,
             tags_count: 100_000,
-            tags: Duration::from_secs(60),
+            referrers_count: 10_000,
+            list: Duration::from_secs(60),
             redirects: 5,
             retries: 2,
             resumes: 8,

@@ -25,13 +25,15 @@ pub(crate) struct Ask {
     pub(crate) method: Method,
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
+    /// A redirect that is not followed: its answer counts.
+    pub(crate) stops_at: Option<StatusCode>,
 }
 
 impl Ask {
     pub(crate) fn new(method: Method, url: Url) -> Self {
         // The digest is that of the bytes as they are kept, so they must not be encoded on the way.
         let headers = [(ACCEPT_ENCODING, HeaderValue::from_static("identity"))].into_iter().collect();
-        Self { method, url, headers }
+        Self { method, url, headers, stops_at: None }
     }
 }
 
@@ -108,6 +110,9 @@ impl Requests {
         let mut url = ask.url.clone();
         for _ in 0..=self.limits.redirects {
             let response = self.enter(ask, &url).await?;
+            if ask.stops_at == Some(response.status()) {
+                return Ok(response);
+            }
             match next_hop(&url, &response)? {
                 None => return self.judge(response),
                 Some(next) => {

@@ -27,7 +27,7 @@ impl Client {
     /// # Errors
     /// [`Error::NotFound`] if there is no such repository, [`Error::TooLarge`], and all that can happen to a request.
     pub async fn tags(&self, repository: &RepositoryName) -> Result<Vec<Tag>, Error> {
-        let limit = self.inner().requests.limits.tags;
+        let limit = self.inner().requests.limits.list;
         let tags = tokio::time::timeout(limit, self.all_tags(repository)).await;
         tags.unwrap_or_else(|_| Err(Error::timed_out()))
     }
@@ -36,7 +36,7 @@ impl Client {
         let limits = self.inner().requests.limits;
         let mut url = self.inner().endpoint.tags_url(repository, PAGE);
         let mut tags = Vec::new();
-        for _ in 0..limits.tags_pages {
+        for _ in 0..limits.list_pages {
             let (page, next) = self.tags_page(&url).await?;
             tags.extend(page.iter().filter_map(|tag| tag.parse::<Tag>().ok()));
             if tags.len() > limits.tags_count {
@@ -52,7 +52,7 @@ impl Client {
                 }
             }
         }
-        Err(Error::bad(format!("lists its tags on more than {} pages", limits.tags_pages)))
+        Err(Error::bad(format!("lists its tags on more than {} pages", limits.list_pages)))
     }
 
     /// One page, and where the next one is.
@@ -78,11 +78,11 @@ impl Client {
 }
 
 /// Where the next page is, if there is one: at the same place, since an answer must not send requests elsewhere.
-fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
+pub(crate) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
     let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
     let Some(target) = links.flat_map(|line| line.split(", ")).find_map(next_target) else { return Ok(None) };
     let next = url.join(target).ok().filter(|next| next.origin() == url.origin());
-    next.map(Some).ok_or_else(|| Error::bad("names a next page of tags at another place"))
+    next.map(Some).ok_or_else(|| Error::bad("names a next page at another place"))
 }
 
 /// The target of a link whose relation is `next`.

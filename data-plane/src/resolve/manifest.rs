@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::refusals::Question;
 use super::tag::{Stale, gone};
+use super::turn::Turn;
 use super::{Outcome, Resolver, asking, failure};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
@@ -22,7 +23,7 @@ use crate::error::PullError;
 use crate::failpoint;
 use crate::http::route::Asked;
 use crate::inspect::{Trail, trail};
-use crate::lease::{Claim, Lease, LeaseKey};
+use crate::lease::{Lease, LeaseKey};
 use crate::repository::{Live, Verified, within_limit};
 
 /// A manifest, in hand.
@@ -213,20 +214,12 @@ impl Resolver {
         let key = LeaseKey::reference(fill.origin, &place.repository, reference);
         let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
         loop {
-            let (lease, holder) = match self.fills.leases().claim(&key, lost.as_ref()).await {
-                Claim::Granted(lease) => (Some(lease), None),
-                Claim::Busy(holder) => (None, Some(holder)),
-                Claim::Uncoordinated => (None, None),
-            };
-            lost = None;
-            let waits = holder.is_some() && Instant::now() < limit;
-            if let Some(holder) = holder.filter(|_| waits) {
-                trail::because(|| "another node was asking the upstream: waited for it".to_owned());
-                lost = (!self.fills.peers().wait_for(&holder, limit).await).then_some(holder);
-            }
+            let turn = self.turn(&key, &mut lost, limit).await;
             let held = self.held(place, reference, Some(began)).await?;
-            if !waits || matches!(held, Held::Fresh(_) | Held::Gone) {
-                return Ok((held, lease));
+            match turn {
+                Turn::Ours(lease) => return Ok((held, lease)),
+                Turn::Theirs if matches!(held, Held::Fresh(_) | Held::Gone) => return Ok((held, None)),
+                Turn::Theirs => {}
             }
         }
     }

@@ -25,6 +25,8 @@ pub fn read(rule: &wire::Rule) -> Result<Policy, Violations> {
     let tag_windows = tag_windows(v, &rule.tag_windows);
     let tag_list_window =
         self::window(v, "rule.tag_list_window", rule.tag_list_window.as_ref(), Policy::MAX_LIST_WINDOW);
+    let referrers_window =
+        self::window(v, "rule.referrers_window", rule.referrers_window.as_ref(), Policy::MAX_LIST_WINDOW);
     let policy = Policy {
         window: window.unwrap_or(default.window),
         mode: mode.unwrap_or_default(),
@@ -34,6 +36,7 @@ pub fn read(rule: &wire::Rule) -> Result<Policy, Violations> {
         when_denied,
         tag_windows,
         tag_list_window: tag_list_window.unwrap_or(default.tag_list_window),
+        referrers_window: referrers_window.unwrap_or(default.referrers_window),
     };
     violations.finish(Some(policy))
 }
@@ -56,6 +59,7 @@ pub fn write(policy: &Policy, rule: &mut wire::Rule) {
     .into();
     rule.tag_windows = policy.tag_windows.iter().map(tag_window_to_wire).collect();
     rule.tag_list_window = Some(duration(policy.tag_list_window));
+    rule.referrers_window = Some(duration(policy.referrers_window));
 }
 
 /// A mode as the wire has it.
@@ -88,6 +92,7 @@ pub fn from_snapshot(freshness: Option<&node::SnapshotFreshness>) -> Result<Poli
         v.take("when_denied", WhenDenied::from_name(text).ok_or("is not known here"))
     });
     let tag_list_window = self::window(v, "tag_list_window", sent.tag_list_window.as_ref(), Policy::MAX_LIST_WINDOW);
+    let referrers_window = self::window(v, "referrers_window", sent.referrers_window.as_ref(), Policy::MAX_LIST_WINDOW);
     let mut tag_windows = Vec::new();
     for (i, own) in sent.tag_windows.iter().enumerate() {
         let pattern = v.take(&format!("tag_windows[{i}].pattern"), own.pattern.parse::<TagPattern>());
@@ -104,6 +109,7 @@ pub fn from_snapshot(freshness: Option<&node::SnapshotFreshness>) -> Result<Poli
         when_denied: when_denied.unwrap_or_default(),
         tag_windows,
         tag_list_window: tag_list_window.unwrap_or(default.tag_list_window),
+        referrers_window: referrers_window.unwrap_or(default.referrers_window),
     };
     violations.finish(Some(policy))
 }
@@ -124,6 +130,7 @@ pub fn to_snapshot(policy: &Policy) -> node::SnapshotFreshness {
         when_denied: policy.when_denied.as_str().to_owned(),
         tag_windows: policy.tag_windows.iter().map(tag_window).collect(),
         tag_list_window: Some(duration(policy.tag_list_window)),
+        referrers_window: Some(duration(policy.referrers_window)),
     }
 }
 
@@ -233,6 +240,7 @@ mod tests {
                 TagWindow { pattern: "*".parse().unwrap(), window: None, mode: Some(Mode::Off) },
             ],
             tag_list_window: Duration::from_secs(60),
+            referrers_window: Duration::from_secs(120),
         }
     }
 
@@ -266,6 +274,7 @@ mod tests {
             when_denied: 9,
             tag_windows: vec![own("ok", seconds(1, 0), 0), own("", seconds(i64::MAX, 0), 9), own("x", None, 0)],
             tag_list_window: seconds(86_401, 0),
+            referrers_window: seconds(0, -1),
             ..Default::default()
         };
         let violations = read(&rule).unwrap_err();
@@ -284,6 +293,7 @@ mod tests {
                 "rule.tag_windows[1].mode",
                 "rule.tag_windows[2]",
                 "rule.tag_list_window",
+                "rule.referrers_window",
             ]
         );
         let many = wire::Rule { immutable_tags: vec!["a".to_owned(); 51], ..Default::default() };

@@ -4,6 +4,7 @@ mod content;
 mod egress;
 mod login;
 mod probe;
+mod referrers;
 mod tags;
 mod troubles;
 

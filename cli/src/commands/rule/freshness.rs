@@ -41,6 +41,9 @@ pub(crate) struct Flags {
     /// How long a repository's list of tags is served before the upstream is asked for it again; 5m unless set.
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     tag_list_window: Option<Duration>,
+    /// The same for the list of what refers to a manifest, such as signatures; 6h unless set.
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
+    referrers_window: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -97,6 +100,7 @@ impl Flags {
         given("when_denied", self.when_denied.is_some());
         given("tag_windows", !self.tag_windows.is_empty());
         given("tag_list_window", self.tag_list_window.is_some());
+        given("referrers_window", self.referrers_window.is_some());
 
         rule.window = self.window.map(convert::duration);
         rule.mode = self.mode.map_or(Mode::Unspecified, Mode::from).into();
@@ -119,6 +123,7 @@ impl Flags {
         .into();
         rule.tag_windows = self.tag_windows.into_iter().filter_map(|own| own.0).collect();
         rule.tag_list_window = self.tag_list_window.map(convert::duration);
+        rule.referrers_window = self.referrers_window.map(convert::duration);
         paths
     }
 }
@@ -158,6 +163,7 @@ pub(super) fn details(rule: &Rule) -> Cells {
         ("WHEN DELETED", deleted.to_owned()),
         ("WHEN DENIED", denied.to_owned()),
         ("TAG LIST WINDOW", shown(rule.tag_list_window.as_ref())),
+        ("REFERRERS WINDOW", shown(rule.referrers_window.as_ref())),
     ]
 }
 

@@ -17,6 +17,7 @@ use super::content::{Content, Found};
 use super::script::Fault;
 use super::wire::HardEnd;
 use super::{Core, lock};
+use crate::images::OCI_INDEX;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -117,8 +118,12 @@ fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
     }
     let Some((repository, kind, name)) = target else { return Draft::json(StatusCode::OK, &json!({})) };
     let content = lock(&core.content);
+    if kind == Kind::Referrers && content.hides_referrers {
+        return Draft::error(StatusCode::NOT_FOUND, "UNSUPPORTED");
+    }
     let (found, unknown) = match kind {
         Kind::Tags => return Draft::tags(&content, repository, request.uri.query().unwrap_or_default()),
+        Kind::Referrers => return Draft::referrers(&content.referrers(repository, name)),
         Kind::Manifest => (content.manifest(repository, name), "MANIFEST_UNKNOWN"),
         Kind::Blob => (content.blob(repository, name), "BLOB_UNKNOWN"),
     };
@@ -133,6 +138,7 @@ enum Kind {
     Manifest,
     Blob,
     Tags,
+    Referrers,
 }
 
 /// The repository, and what in it.
@@ -143,6 +149,9 @@ fn target(path: &str) -> Option<(&str, Kind, &str)> {
     }
     if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
         return Some((repository, Kind::Manifest, reference));
+    }
+    if let Some((repository, digest)) = path.rsplit_once("/referrers/") {
+        return Some((repository, Kind::Referrers, digest));
     }
     path.rsplit_once("/blobs/").map(|(repository, digest)| (repository, Kind::Blob, digest))
 }
@@ -173,6 +182,13 @@ impl Draft {
         if let Some(last) = page.last().filter(|_| page.len() < behind.len()) {
             draft.header(header::LINK, &format!("</v2/{repository}/tags/list?n={asked}&last={last}>; rel=\"next\""));
         }
+        draft
+    }
+
+    fn referrers(descriptors: &[serde_json::Value]) -> Self {
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors });
+        let mut draft = Self::json(StatusCode::OK, &index);
+        draft.header(header::CONTENT_TYPE, OCI_INDEX);
         draft
     }
 
