@@ -123,6 +123,16 @@ pub mod limits {
     pub const LIST_BYTES: u64 = 64 * 1024 * 1024;
     /// How many questions for lists that led to nothing are remembered.
     pub const LISTS_IN_VAIN: u64 = 10_000;
+    /// How long after a tag was looked at it is noted with the manifest that it means, once that is pulled by its digest;
+    /// how many such tags are remembered, and for how many of them other nodes' pulls count, too.
+    pub const TOLD: Duration = Duration::from_secs(60);
+    /// See [`TOLD`].
+    pub const TOLD_TAGS: u64 = 10_000;
+    /// See [`TOLD`].
+    pub const TOLD_WATCHED: usize = 256;
+    /// When it is looked whether another node has pulled what a tag means, after it was looked at here.
+    pub const TOLD_LOOKS: [Duration; 4] =
+        [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8), Duration::from_secs(40)];
     /// How many cached manifests are told of that refer to one.
     pub const REFERRERS: usize = 1000;
     /// How many keys of tags are listed at once, and how many of their records are read at once.

@@ -157,6 +157,11 @@ impl Leases {
         }
     }
 
+    /// Whether there may be other nodes that do the same work.
+    pub(crate) fn are_shared(&self) -> bool {
+        matches!(self.0, Place::Redis(..))
+    }
+
     /// Tells the end of the work that this node does under the lease with `token`; `None` if there is none.
     pub(crate) fn work(&self, token: &str) -> Option<WorkEnds> {
         match &self.0 {

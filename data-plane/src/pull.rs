@@ -15,7 +15,7 @@ use crate::http::route::{Content, Target};
 use crate::http::tags::{self, TagPage};
 use crate::inspect::trail;
 use crate::repository::Repositories;
-use crate::resolve::{Resolver, Want};
+use crate::resolve::{Described, Resolver, Want};
 
 /// Everything that a pull needs.
 pub(crate) struct Node {
@@ -38,7 +38,14 @@ impl Node {
 
         match &target.content {
             Content::Manifest(reference) => {
-                let resolved = self.resolver.manifest(&place, reference, caller.principal()).await?;
+                let described = match request.method {
+                    Method::HEAD => self.resolver.describe(&place, reference, caller.principal()).await?,
+                    _ => Described::Here(self.resolver.manifest(&place, reference, caller.principal()).await?),
+                };
+                let resolved = match described {
+                    Described::Here(resolved) => resolved,
+                    Described::Told(told) => return Ok(respond::told(request, reference, &told)),
+                };
                 // A HEAD counts, too: it is all that clients send for an image that they have already.
                 if let Some(incarnation) = resolved.incarnation {
                     self.outbox.pulled(&place.repository, incarnation, &resolved.digest);

@@ -217,6 +217,29 @@ impl Repositories {
         self.settle_tag(live, draft, digest).await
     }
 
+    /// Notes what the upstream said at `validated` that a tag means, unless it has said something since. The manifest is
+    /// linked already. Somebody else's change in between wins.
+    pub(crate) async fn note_tag(
+        &self,
+        live: &Live,
+        fill: &FillFrom,
+        tag: &Tag,
+        digest: &Digest,
+        validated: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let known = self.tag(live, tag, Some(fill.origin)).await?;
+        if known.is_some_and(|known| known.validate_time >= Some(validated)) {
+            return Ok(());
+        }
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, validated).await?;
+        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        match draft.write(&self.store).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            done => done,
+        }
+    }
+
     /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
     pub(crate) async fn drop_tag(&self, live: &Live, fill: &FillFrom, tag: &Tag, digest: &Digest) -> Result<(), Error> {
         let incarnation = live.record.incarnation;

@@ -4,6 +4,7 @@
 //! its own sake: a client that hangs up takes nothing away from the next.
 
 mod blob;
+mod head;
 mod lists;
 mod manifest;
 mod referrers;
@@ -27,10 +28,12 @@ use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::inspect::Trail;
 use crate::repository::Repositories;
+use head::Heads;
 use lists::Lists;
 
 pub(crate) use blob::{Blob, Want};
-pub(crate) use manifest::Resolved;
+pub(crate) use head::Told;
+pub(crate) use manifest::{Described, Resolved};
 pub(crate) use referrers::ReferrerList;
 pub(crate) use refusals::Refusals;
 pub(crate) use tags::TagList;
@@ -81,6 +84,7 @@ pub(crate) struct Resolver {
     unconfirmed: Cache<ManifestKey, InVain>,
     refusals: Refusals,
     lists: Lists,
+    heads: Heads,
 }
 
 /// A question to an upstream that has led to nothing.
@@ -106,9 +110,9 @@ impl Resolver {
         tasks: Tasks,
     ) -> Self {
         let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
-        let lists = Lists::new(tasks.clone());
+        let (lists, heads) = (Lists::new(tasks.clone()), Heads::new(tasks.clone()));
         let manifests = Arc::new(Flights::new(tasks));
-        Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists }
+        Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists, heads }
     }
 
     /// What time it is for whatever is decided here.

@@ -29,11 +29,11 @@ pub struct Referrer {
 #[error("is not a list of referrers")]
 pub struct ReferrerError;
 
-/// An index, as far as it lists manifests.
+/// An index, as far as it lists manifests. Some registries have `null` for none; without the list it is no index.
 #[derive(Deserialize)]
 struct WireIndex<'a> {
-    #[serde(borrow, default)]
-    manifests: Vec<&'a RawValue>,
+    #[serde(borrow)]
+    manifests: &'a RawValue,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +90,8 @@ impl Referrer {
     /// If it is none.
     pub fn read_index(bytes: &[u8]) -> Result<Vec<Self>, ReferrerError> {
         let index: WireIndex<'_> = serde_json::from_slice(bytes).map_err(|_| ReferrerError)?;
-        index.manifests.into_iter().map(|descriptor| Self::read(descriptor.get())).collect()
+        let list: Option<Vec<&RawValue>> = serde_json::from_str(index.manifests.get()).map_err(|_| ReferrerError)?;
+        list.unwrap_or_default().into_iter().map(|descriptor| Self::read(descriptor.get())).collect()
     }
 
     /// How a manifest is told of that refers to another one: with its annotations, and with its configuration's type
@@ -157,12 +158,13 @@ mod tests {
         assert_eq!((&*first.descriptor, first.artifact_type.as_deref()), (descriptor.as_str(), Some("sig")));
         assert_eq!(first.digest, Some(DIGEST.parse().unwrap()));
         assert_eq!((&second.digest, &second.artifact_type), (&None, &None), "of an algorithm that is not known");
-        assert_eq!(Referrer::read_index(b"{}"), Ok(vec![]));
+        assert_eq!(Referrer::read_index(br#"{"manifests":null}"#), Ok(vec![]));
     }
 
     #[test]
     fn what_is_no_list_of_descriptors_is_refused() {
-        for bad in ["", "[]", "3", r#"{"manifests":3}"#, r#"{"manifests":[3]}"#, r#"{"manifests":[{"size":1}]}"#] {
+        for bad in ["", "[]", "{}", "3", r#"{"manifests":3}"#, r#"{"manifests":[3]}"#, r#"{"manifests":[{"size":1}]}"#]
+        {
             assert_eq!(Referrer::read_index(bad.as_bytes()), Err(ReferrerError), "{bad}");
         }
     }

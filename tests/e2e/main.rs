@@ -8,6 +8,7 @@ mod bad_input;
 mod coalescing;
 mod configuration;
 mod deletes;
+mod edge;
 mod freshness;
 mod herd;
 mod inspector;

@@ -39,6 +39,17 @@ pub struct FetchedManifest {
     pub content_type: Option<String>,
 }
 
+/// What an upstream says of a manifest without sending it, as far as it does: nothing of it is verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DescribedManifest {
+    /// What it hashes to.
+    pub digest: Option<Digest>,
+    /// What kind it is.
+    pub media_type: Option<MediaType>,
+    /// How large it is.
+    pub size_bytes: Option<u64>,
+}
+
 /// A blob's bytes as they come: not verified. The stream ends after its first error.
 pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
 
@@ -83,12 +94,29 @@ impl Client {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<Option<Digest>, Error> {
+        Ok(self.describe_manifest(repository, reference).await?.digest)
+    }
+
+    /// Asks what `reference` means now, and all that is said of it without fetching it.
+    ///
+    /// # Errors
+    /// As [`Client::head_manifest`].
+    pub async fn describe_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<DescribedManifest, Error> {
         let ask = self.manifest_ask(Method::HEAD, repository, reference);
         let requests = &self.0.requests;
         let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let headers = response.headers();
         match response.status().as_u16() {
-            200 => Ok(header(response.headers(), DOCKER_CONTENT_DIGEST)),
-            403 | 405 | 501 => Ok(None),
+            200 => Ok(DescribedManifest {
+                digest: header(headers, DOCKER_CONTENT_DIGEST),
+                media_type: header(headers, CONTENT_TYPE),
+                size_bytes: content_length(headers),
+            }),
+            403 | 405 | 501 => Ok(DescribedManifest::default()),
             _ => Err(requests.refusal(&response)),
         }
     }

@@ -24,7 +24,7 @@ mod tags;
 mod token;
 mod transport;
 
-pub use client::{BlobBody, BlobStream, Client, FetchedManifest};
+pub use client::{BlobBody, BlobStream, Client, DescribedManifest, FetchedManifest};
 pub use error::{BuildError, Error, Fault, Login, Trouble};
 pub use limits::Limits;
 pub use metrics::RequestMetrics;

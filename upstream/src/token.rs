@@ -223,6 +223,15 @@ mod tests {
     }
 
     #[test]
+    fn r_edge_34_a_token_lives_from_when_it_came_whatever_the_upstreams_clock_says() {
+        for issued in ["1999-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "yesterday"] {
+            let text = format!(r#"{{"token":"a","expires_in":300,"issued_at":"{issued}"}}"#);
+            let token = serde_json::from_str::<Answer>(&text).unwrap().into_token().unwrap();
+            assert_eq!(token.lifetime, Duration::from_secs(270));
+        }
+    }
+
+    #[test]
     fn answers_hold_a_token_under_either_name() {
         let read = |text: &str| serde_json::from_str::<Answer>(text).unwrap().into_token();
         assert_eq!(read(r#"{"token":"a"}"#).unwrap().header(), "Bearer a");

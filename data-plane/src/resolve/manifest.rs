@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
+use super::head::Told;
 use super::refusals::Question;
 use super::tag::{Stale, gone};
 use super::turn::Turn;
@@ -39,6 +40,15 @@ pub(crate) struct Resolved {
     pub(crate) validated: Option<DateTime<Utc>>,
 }
 
+/// What is known of a manifest.
+#[derive(Clone, Debug)]
+pub(crate) enum Described {
+    /// The manifest itself.
+    Here(Resolved),
+    /// What its upstream says of it.
+    Told(Told),
+}
+
 /// What the records have for a reference.
 enum Held {
     /// All that is needed.
@@ -59,7 +69,40 @@ impl Resolver {
         reference: &Reference,
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
+        let held = self.held(place, reference, None).await?;
+        self.served(held, place, reference, asker).await
+    }
+
+    /// What is said of the manifest that `reference` means in `place` now, to who does not want the manifest itself.
+    ///
+    /// What is not here is not fetched for that: many look at tags that they never pull, and upstreams count GETs.
+    pub(crate) async fn describe(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        asker: Option<Uuid>,
+    ) -> Result<Described, PullError> {
         match (self.held(place, reference, None).await?, &place.fill) {
+            (Held::Nothing(live), Some(fill)) => {
+                self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
+                if let Some(told) = self.told(place, fill, reference, live.as_ref(), asker).await? {
+                    return Ok(Described::Told(told));
+                }
+                self.asked(place, fill, reference, asker).await.map(Described::Here)
+            }
+            (held, _) => self.served(held, place, reference, asker).await.map(Described::Here),
+        }
+    }
+
+    /// What is served of what the records have, or in its place.
+    async fn served(
+        &self,
+        held: Held,
+        place: &Place,
+        reference: &Reference,
+        asker: Option<Uuid>,
+    ) -> Result<Resolved, PullError> {
+        match (held, &place.fill) {
             (Held::Fresh(resolved), _) => Ok(resolved),
             (Held::Stale(stale), None) => {
                 trail::because(|| "no rule covers this name: what is cached is served, and never confirmed".to_owned());
@@ -245,6 +288,9 @@ impl Resolver {
 
         let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag);
         let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok();
+        if tag.is_none() && incarnation.is_some() {
+            self.note_told(place, fill, &verified.digest).await;
+        }
         info!(
             repository.name = %place.repository, content.digest = %verified.digest, rule.name = %fill.rule.id,
             size_bytes = verified.bytes.len(), stored = incarnation.is_some(),

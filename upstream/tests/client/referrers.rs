@@ -30,10 +30,10 @@ fn answer(upstream: &FakeUpstream, body: Vec<u8>, times: usize) {
 async fn descriptors_come_as_the_upstream_has_them_page_by_page() {
     let upstream = FakeUpstream::start().await;
     answer(&upstream, index(&descriptor(1)), 1);
-    let next = "</v2/team/app/referrers/sha256:2>; rel=\"next\"";
+    let next = "</v2/team/app/referrers/second>; rel=\"next\"";
     upstream.script_times("/referrers/", Fault::Header("link".into(), next.into()), 1);
     let second = format!("{},{}", descriptor(2), r#"{"digest":"md5:1","size":1}"#);
-    upstream.script_times("/referrers/sha256:2", Fault::Body(index(&second)), 1);
+    upstream.script_times("/referrers/second", Fault::Body(index(&second)), 1);
     let found = referrers(&upstream, short()).await.expect("two pages");
     assert_eq!(found, [descriptor(1), descriptor(2)], "as they were, but for what cannot be fetched");
     let paths: Vec<_> = upstream.log().into_iter().map(|entry| entry.path).collect();
