@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "entrepot/v1/upstreams.proto",
     "entrepot/v1/rules.proto",
+    "entrepot/v1/templates.proto",
     "entrepot/v1/repositories.proto",
     "entrepot/v1/images.proto",
     "entrepot/v1/access.proto",

@@ -144,6 +144,7 @@ mod tests {
             "entrepot rule create demo --upstream local",
             "entrepot rule create demo --upstream local --prefix P --upstream-prefix P",
             "entrepot rule explain demo/team/app:v1",
+            "entrepot template create hub --prefix ROOT --tag-mutability immutable-with-exclusion --exclude latest --resource-tag a=b",
             "entrepot login-password",
             "entrepot login-password --api https://127.0.0.1:5001 --ca ca.pem --tls-name registry.example",
             "entrepot keys generate --out /keys --if-missing",

@@ -65,6 +65,11 @@ impl Session {
     }
 
     /// The service of this name.
+    pub(crate) fn templates(&self) -> v1::templates_client::TemplatesClient<Line> {
+        v1::templates_client::TemplatesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
     pub(crate) fn upstreams(&self) -> v1::upstreams_client::UpstreamsClient<Line> {
         v1::upstreams_client::UpstreamsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }

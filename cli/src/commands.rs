@@ -12,6 +12,7 @@ mod node;
 mod principal;
 mod repository;
 mod rule;
+mod template;
 mod upstream;
 mod why;
 
@@ -32,6 +33,10 @@ pub(crate) enum Administration {
     /// Rules: which names fill from which upstream.
     #[command(subcommand)]
     Rule(rule::Command),
+
+    /// Templates: what repositories are created with.
+    #[command(subcommand)]
+    Template(template::Command),
 
     /// Upstreams: the registries that rules pull from.
     #[command(subcommand)]
@@ -71,6 +76,7 @@ impl Administration {
         match self {
             Self::LoginPassword => login_password::run(session).await?,
             Self::Rule(command) => return command.run(session).await,
+            Self::Template(command) => command.run(session).await?,
             Self::Upstream(command) => command.run(session).await?,
             Self::Repository(command) => command.run(session).await?,
             Self::Image(command) => command.run(session).await?,

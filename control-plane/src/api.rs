@@ -19,6 +19,7 @@ mod probe;
 mod repositories;
 mod request_id;
 mod rules;
+mod templates;
 mod upstreams;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use entrepot_proto::v1::images_server::ImagesServer;
 use entrepot_proto::v1::nodes_server::NodesServer as LiveNodesServer;
 use entrepot_proto::v1::repositories_server::RepositoriesServer;
 use entrepot_proto::v1::rules_server::RulesServer;
+use entrepot_proto::v1::templates_server::TemplatesServer;
 use entrepot_proto::v1::upstreams_server::UpstreamsServer;
 use entrepot_runtime::Listener;
 use tonic::Response;
@@ -105,6 +107,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
     let mut routes = Routes::new(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
         .add_service(UpstreamsServer::new(api.clone()))
         .add_service(RulesServer::new(api.clone()))
+        .add_service(TemplatesServer::new(api.clone()))
         .add_service(RepositoriesServer::new(api.clone()))
         .add_service(ImagesServer::new(api.clone()))
         .add_service(AccessServer::new(api.clone()))
@@ -125,10 +128,11 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 9] = [
+    const SERVICES: [&str; 10] = [
         "",
         "entrepot.v1.Upstreams",
         "entrepot.v1.Rules",
+        "entrepot.v1.Templates",
         "entrepot.v1.Repositories",
         "entrepot.v1.Images",
         "entrepot.v1.Access",

@@ -18,6 +18,7 @@ pub(crate) mod requests;
 pub(crate) mod row;
 pub(crate) mod rules;
 pub(crate) mod tags;
+pub(crate) mod templates;
 mod tls;
 pub(crate) mod upstreams;
 

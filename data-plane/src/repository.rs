@@ -13,7 +13,7 @@ use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
 use entrepot_proto::convert::event::{Image, Kind};
 use entrepot_runtime::{Clock, chain};
 use entrepot_store::layout::Parsed;
-use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
 use entrepot_store::{Error, Key, Store, Version, layout};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
@@ -314,8 +314,11 @@ impl Repositories {
             }
             Some(_) | None => {
                 let incarnation = Uuid::now_v7();
-                let state = State::Live;
-                (RepositoryRecord { incarnation, state, rule_uid, create_time: now, update_time: now }, Change::Written)
+                let settings = fill.template.as_ref().map(|template| template.settings()).unwrap_or_default();
+                let settings = SettingsRecord::from(&settings);
+                let (state, create_time, update_time) = (State::Live, now, now);
+                let record = RepositoryRecord { incarnation, state, rule_uid, create_time, update_time, settings };
+                (record, Change::Written)
             }
         };
         Ok(RepositoryDraft { record, version, change })
@@ -357,7 +360,8 @@ enum Change {
 impl RepositoryDraft {
     fn event(&self, fill: &FillFrom) -> Option<Kind> {
         let (rule_uid, create_time) = (Some(fill.rule.uid), self.record.create_time);
-        (self.change == Change::Written).then_some(Kind::RepositoryCreated { rule_uid, create_time })
+        let settings = self.record.settings.settings();
+        (self.change == Change::Written).then_some(Kind::RepositoryCreated { rule_uid, create_time, settings })
     }
 
     async fn write(&self, store: &Store, name: &RepositoryName) -> Result<(), Error> {

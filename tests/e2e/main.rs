@@ -21,4 +21,5 @@ mod refusals;
 mod registry;
 mod report;
 mod spools;
+mod templates;
 mod tools;

@@ -16,6 +16,7 @@ use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_proto::v1::templates_client::TemplatesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks};
 use entrepot_store::{LocalStore, Prefix, Store};
@@ -198,6 +199,10 @@ impl Registry {
 
     pub(crate) fn rules(&self) -> RulesClient<Admin> {
         RulesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn templates(&self) -> TemplatesClient<Admin> {
+        TemplatesClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
     pub(crate) fn repositories(&self) -> RepositoriesClient<Admin> {

@@ -3,6 +3,7 @@
 use clap::Subcommand;
 use entrepot_proto::v1::{DeleteRepositoryRequest, GetRepositoryRequest, ListRepositoriesRequest, Repository};
 
+use super::template;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
@@ -66,7 +67,13 @@ impl Shown for Repository {
 
     fn details(&self) -> Cells {
         let mut cells = self.row();
-        cells.extend([("RULE UID", self.rule_uid.clone()), ("UID", self.uid.clone())]);
+        cells.extend([
+            ("TEMPLATE", names::short("templates", &self.template).to_owned()),
+            ("TAGS", template::mutability(self.image_tag_mutability(), &self.image_tag_mutability_exclusion_filters)),
+            ("RESOURCE TAGS", template::marks(&self.resource_tags)),
+            ("RULE UID", self.rule_uid.clone()),
+            ("UID", self.uid.clone()),
+        ]);
         cells
     }
 }

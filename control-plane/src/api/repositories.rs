@@ -1,7 +1,7 @@
 //! Repositories: what the index has, and their end.
 
 use entrepot_domain::RepositoryName;
-use entrepot_proto::convert::{Violations, names, timestamp};
+use entrepot_proto::convert::{Violations, names, template, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::repositories_server::Repositories;
 use entrepot_store::layout;
@@ -100,14 +100,18 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     match (indexed, record) {
         (Some(row), _) => Ok(to_wire(&row)),
         // Its creation has not come here yet.
-        (None, Some(record)) => Ok(pb::Repository {
-            name: names::repository(&name),
-            cached: record.rule_uid.is_some(),
-            rule_uid: record.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
-            create_time: Some(timestamp(record.create_time)),
-            uid: record.incarnation.to_string(),
-            ..Default::default()
-        }),
+        (None, Some(record)) => {
+            let mut wire = pb::Repository {
+                name: names::repository(&name),
+                cached: record.rule_uid.is_some(),
+                rule_uid: record.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
+                create_time: Some(timestamp(record.create_time)),
+                uid: record.incarnation.to_string(),
+                ..Default::default()
+            };
+            template::write_repository(&record.settings.settings(), &mut wire);
+            Ok(wire)
+        }
         (None, None) => Err(absent(&name)),
     }
 }
@@ -171,7 +175,7 @@ fn read_filter(text: &str) -> Result<Filter, Violations> {
 }
 
 fn to_wire(repository: &Repository) -> pb::Repository {
-    pb::Repository {
+    let mut wire = pb::Repository {
         name: names::repository(&repository.name),
         cached: repository.rule_uid.is_some(),
         rule: repository.rule_id.as_ref().map(names::rule).unwrap_or_default(),
@@ -180,7 +184,10 @@ fn to_wire(repository: &Repository) -> pb::Repository {
         uid: repository.incarnation.to_string(),
         image_count: repository.image_count,
         last_pull_time: repository.last_pull_time.map(timestamp),
-    }
+        ..Default::default()
+    };
+    template::write_repository(&repository.settings, &mut wire);
+    wire
 }
 
 #[cfg(test)]

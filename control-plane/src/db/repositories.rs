@@ -1,7 +1,9 @@
 //! The index of repositories, and the incarnations that are dead.
 
 use chrono::{DateTime, Utc};
+use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{RepositoryName, ResourceId};
+use entrepot_store::records::SettingsRecord;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -19,6 +21,8 @@ pub(crate) struct Repository {
     pub(crate) create_time: DateTime<Utc>,
     pub(crate) last_pull_time: Option<DateTime<Utc>>,
     pub(crate) image_count: i64,
+    /// What it was created with.
+    pub(crate) settings: RepositorySettings,
 }
 
 impl Repository {
@@ -31,6 +35,7 @@ impl Repository {
             create_time: column(row, "create_time")?,
             last_pull_time: column(row, "last_pull_time")?,
             image_count: column(row, "image_count")?,
+            settings: settings(row)?,
         })
     }
 }
@@ -53,12 +58,20 @@ pub(crate) struct Created<'a> {
     pub(crate) name: &'a RepositoryName,
     pub(crate) rule_uid: Option<Uuid>,
     pub(crate) create_time: DateTime<Utc>,
+    pub(crate) settings: SettingsRecord,
+}
+
+fn settings(row: &Row) -> Result<RepositorySettings, Error> {
+    let value = column::<Option<serde_json::Value>>(row, "settings")?.unwrap_or_default();
+    // As with the record itself: what is not understood is as good as not there.
+    let record: SettingsRecord = serde_json::from_value(value).unwrap_or_default();
+    Ok(record.settings())
 }
 
 /// The repository with this name.
 pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Repository>, Error> {
     const SQL: &str = "-- repositories.get
-        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, images.image_count
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings, images.image_count
           FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
        LATERAL (SELECT count(*) AS image_count FROM images i
                  WHERE i.incarnation = r.incarnation AND NOT deleted
@@ -72,7 +85,7 @@ pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Rep
 /// At most `limit` repositories by name, those behind `after` that the filter lets through.
 pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: i64) -> Result<Vec<Repository>, Error> {
     const SQL: &str = "-- repositories.list
-        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, images.image_count
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings, images.image_count
           FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
        LATERAL (SELECT count(*) AS image_count FROM images i
                  WHERE i.incarnation = r.incarnation AND NOT deleted
@@ -99,11 +112,14 @@ pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error>
     const REPLACE: &str = "-- repositories.put: replace
         DELETE FROM repositories WHERE name = $1 AND incarnation <> $2";
     const INSERT: &str = "-- repositories.put: insert
-        INSERT INTO repositories (incarnation, name, rule_uid, create_time) VALUES ($1, $2, $3, $4)
-        ON CONFLICT (incarnation) DO UPDATE SET rule_uid = excluded.rule_uid, create_time = excluded.create_time";
+        INSERT INTO repositories (incarnation, name, rule_uid, create_time, settings) VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (incarnation) DO UPDATE
+           SET rule_uid = excluded.rule_uid, create_time = excluded.create_time, settings = excluded.settings";
     tx.execute(REPLACE, &[&created.name.as_str(), &created.incarnation]).await?;
     let name = created.name.as_str();
-    tx.execute(INSERT, &[&created.incarnation, &name, &created.rule_uid, &created.create_time]).await?;
+    let settings =
+        serde_json::to_value(&created.settings).ok().filter(|_| created.settings != SettingsRecord::default());
+    tx.execute(INSERT, &[&created.incarnation, &name, &created.rule_uid, &created.create_time, &settings]).await?;
     Ok(())
 }
 

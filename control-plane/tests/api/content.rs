@@ -8,7 +8,7 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::v1 as pb;
 use entrepot_store::layout;
-use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -35,6 +35,7 @@ impl Repository {
             rule_uid: None,
             create_time: now(),
             update_time: now(),
+            settings: SettingsRecord::default(),
         };
         world.store.put(&layout::repository(&self.name), records::encode(&record)).await.unwrap();
     }
@@ -96,7 +97,11 @@ impl Repository {
 
     pub(crate) fn created(&self) -> node::Event {
         let create_time = Some(timestamp(now()));
-        self.event(Kind::RepositoryCreated(node::RepositoryCreated { rule_uid: String::new(), create_time }))
+        self.event(Kind::RepositoryCreated(node::RepositoryCreated {
+            rule_uid: String::new(),
+            create_time,
+            settings: None,
+        }))
     }
 
     pub(crate) fn cached(&self, content: &[u8], after_seconds: i64) -> node::Event {
@@ -335,7 +340,11 @@ async fn repositories_are_filtered() {
         let repository = Repository { name: name.parse().unwrap(), incarnation: Uuid::now_v7() };
         let rule_uid = if name.starts_with("hub") { rule.uid.clone() } else { Uuid::new_v4().to_string() };
         let create_time = Some(timestamp(now()));
-        events.push(repository.event(Kind::RepositoryCreated(node::RepositoryCreated { rule_uid, create_time })));
+        events.push(repository.event(Kind::RepositoryCreated(node::RepositoryCreated {
+            rule_uid,
+            create_time,
+            settings: None,
+        })));
     }
     report(&fixture, events).await;
     assert_eq!(list_repositories(&fixture, "").await, ["gone/a", "hub/a", "hub/b", "huc/a"]);

@@ -14,6 +14,7 @@ use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::nodes_client::NodesClient as LiveNodesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_proto::v1::templates_client::TemplatesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
 use entrepot_store::{LocalStore, Store};
@@ -156,6 +157,10 @@ impl Fixture {
 
     pub(crate) fn rules(&self) -> RulesClient<Authorized> {
         RulesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub(crate) fn templates(&self) -> TemplatesClient<Authorized> {
+        TemplatesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
     pub(crate) fn repositories(&self) -> RepositoriesClient<Authorized> {

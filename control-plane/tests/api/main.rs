@@ -17,3 +17,4 @@ mod replicas;
 mod restore;
 mod schema;
 mod snapshot;
+mod templates;

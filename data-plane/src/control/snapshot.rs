@@ -5,7 +5,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::{RepositoryName, Rule, RuleSet, Secret, Upstream};
+use entrepot_domain::name::NamespacePrefix;
+use entrepot_domain::{PrefixMap, RepositoryName, Rule, RuleSet, Secret, Template, Upstream};
 use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
 use entrepot_trust::ClusterKey;
@@ -20,6 +21,7 @@ pub(crate) struct Snapshot {
     pub(crate) registry_id: Uuid,
     pub(crate) build_time: Option<DateTime<Utc>>,
     rules: RuleSet,
+    templates: PrefixMap<Template>,
     upstreams: HashMap<Uuid, Source>,
     /// Ids by uid.
     principals: HashMap<Uuid, Box<str>>,
@@ -82,6 +84,8 @@ pub(crate) struct FillFrom {
     pub(crate) source: Source,
     /// The repository's name at the upstream.
     pub(crate) repository: RepositoryName,
+    /// What the repository is created by, if it does not exist.
+    pub(crate) template: Option<Arc<Template>>,
 }
 
 /// Why a snapshot cannot be run.
@@ -152,6 +156,7 @@ impl Snapshot {
             build_time: wire
                 .build_time
                 .and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?)),
+            templates: wire.templates.iter().map(template).collect::<Result<_, _>>()?,
             rules: wire.rules.iter().map(convert::rule).collect::<Result<_, _>>()?,
             upstreams,
             principals,
@@ -170,6 +175,7 @@ impl Snapshot {
             rule: rule.clone(),
             origin: rule.origin(),
             source: source.clone(),
+            template: self.templates.covering(&mapped.repository).cloned(),
             repository: mapped.upstream_repository,
         };
         Place { repository: mapped.repository, fill: Some(fill) }
@@ -184,6 +190,11 @@ impl Snapshot {
     pub(crate) fn access_key(&self, key_id: &str) -> Option<&AccessKey> {
         self.access_keys.get(key_id)
     }
+}
+
+fn template(wire: &pb::SnapshotTemplate) -> Result<(NamespacePrefix, Template), Violations> {
+    let template = entrepot_proto::convert::template::from_snapshot(wire)?;
+    Ok((template.prefix.clone(), template))
 }
 
 /// The upstream with its client: the one of `previous`, if nothing has changed.

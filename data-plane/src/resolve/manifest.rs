@@ -191,7 +191,7 @@ impl Resolver {
                     }
                 },
             };
-            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, tag, validated, since));
+            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, &live, tag, validated, since));
             let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
                 trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
                 return Ok(Held::Nothing(Some(live)));

@@ -32,10 +32,15 @@ impl Resolver {
     pub(super) fn decision(
         &self,
         place: &Place,
+        live: &Live,
         tag: &Tag,
         validated: Option<DateTime<Utc>>,
         since: Option<DateTime<Utc>>,
     ) -> Decision {
+        if live.record.settings.settings().tag_mutability.freezes(tag) {
+            trail::because(|| format!("tag `{tag}` never moves in this repository, as its template said"));
+            return Decision::Serve;
+        }
         let (default, now) = (Policy::default(), self.now());
         let policy = place.fill.as_ref().map_or(&default, |fill| &fill.rule.freshness);
         trail::because(|| validity(policy, tag, validated, now));

@@ -43,6 +43,11 @@ pub fn rule(id: &ResourceId) -> String {
     format!("rules/{id}")
 }
 
+/// `templates/<id>`.
+pub fn template(id: &ResourceId) -> String {
+    format!("templates/{id}")
+}
+
 /// `principals/<id>`.
 pub fn principal(id: &ResourceId) -> String {
     format!("principals/{id}")
@@ -95,6 +100,14 @@ pub fn parse_upstream(name: &str) -> Result<ResourceId, Error> {
 /// If it is something else.
 pub fn parse_rule(name: &str) -> Result<ResourceId, Error> {
     below(name, "rules/", "rules/<id>")
+}
+
+/// Reads `templates/<id>`.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_template(name: &str) -> Result<ResourceId, Error> {
+    below(name, "templates/", "templates/<id>")
 }
 
 /// Reads `principals/<id>`.

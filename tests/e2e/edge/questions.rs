@@ -56,8 +56,9 @@ async fn r_edge_22_what_refers_to_an_image_is_listed_and_pulled_before_the_image
         let digest = upstream.publish_referrer("app", None, &image.manifest_bytes, kind, b"bundle");
         upstream.set_referrers_api(knows_the_api);
         if !knows_the_api {
-            let index =
-                format!(r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","artifactType":"{kind}","size":1}}]}}"#);
+            let index = format!(
+                r#"{{"schemaVersion":2,"manifests":[{{"digest":"{digest}","artifactType":"{kind}","size":1}}]}}"#
+            );
             let tag = image.manifest.replace(':', "-");
             upstream.publish_manifest("app", Some(&tag), images::OCI_INDEX, index);
         }
