@@ -63,18 +63,17 @@ impl Resolver {
         place: &Place,
         fill: &FillFrom,
         reference: &Reference,
-        live: Option<&Live>,
         asker: Option<Uuid>,
     ) -> Result<Option<Told>, PullError> {
         let key = (fill.origin, place.repository.clone(), reference.clone());
         let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
-        let (work_key, live) = (key.clone(), live.cloned());
+        let work_key = key.clone();
         let work = || async move {
             let answer = resolver.look(&fill, &work_key.2).await;
             let question = Question::Manifest(&work_key.2);
             resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
             if let (Ok(Some(told)), Reference::Tag(tag)) = (&answer, &work_key.2) {
-                resolver.remember_told(&work_key, &fill, live.as_ref(), tag, told).await;
+                resolver.remember_told(&work_key, &fill, tag, told).await;
             }
             answer
         };
@@ -101,14 +100,14 @@ impl Resolver {
     }
 
     /// Notes a tag at once if what it means is here, or else when it comes.
-    async fn remember_told(&self, key: &ManifestKey, fill: &FillFrom, live: Option<&Live>, tag: &Tag, told: &Told) {
-        if let Some(live) = live
-            && self.noted_if_linked(live, fill, tag, (&told.digest, told.at)).await
-        {
+    async fn remember_told(&self, key: &ManifestKey, fill: &FillFrom, tag: &Tag, told: &Told) {
+        let by_digest = (key.0, key.1.clone(), told.digest.clone());
+        self.heads.tags.insert(by_digest.clone(), (tag.clone(), told.at)).await;
+        // Looked for after that: what is pulled meanwhile is found here, or notes the tag itself.
+        if self.noted_if_there(&key.1, fill, tag, told).await {
+            self.heads.tags.invalidate(&by_digest).await;
             return;
         }
-        let by_digest = (key.0, key.1.clone(), told.digest.clone());
-        self.heads.tags.insert(by_digest, (tag.clone(), told.at)).await;
         if !self.fills.leases().are_shared() {
             return;
         }
@@ -119,10 +118,7 @@ impl Resolver {
             let _room = room;
             for pause in limits::TOLD_LOOKS {
                 tokio::time::sleep(pause).await;
-                let live = within_limit(resolver.repositories.live(&name)).await.ok().flatten();
-                if let Some(live) = live
-                    && resolver.noted_if_linked(&live, &fill, &tag, (&told.digest, told.at)).await
-                {
+                if resolver.noted_if_there(&name, &fill, &tag, &told).await {
                     return;
                 }
             }
@@ -135,6 +131,14 @@ impl Resolver {
         let Some((tag, at)) = self.heads.tags.remove(&key).await else { return };
         if let Ok(Some(live)) = within_limit(self.repositories.live(&place.repository)).await {
             self.noted_if_linked(&live, fill, &tag, (digest, at)).await;
+        }
+    }
+
+    /// Notes what a tag means, if its repository and its manifest are here.
+    async fn noted_if_there(&self, name: &RepositoryName, fill: &FillFrom, tag: &Tag, told: &Told) -> bool {
+        match within_limit(self.repositories.live(name)).await {
+            Ok(Some(live)) => self.noted_if_linked(&live, fill, tag, (&told.digest, told.at)).await,
+            Ok(None) | Err(_) => false,
         }
     }
 

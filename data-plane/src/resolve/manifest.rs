@@ -83,9 +83,9 @@ impl Resolver {
         asker: Option<Uuid>,
     ) -> Result<Described, PullError> {
         match (self.held(place, reference, None).await?, &place.fill) {
-            (Held::Nothing(live), Some(fill)) => {
+            (Held::Nothing(_), Some(fill)) => {
                 self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
-                if let Some(told) = self.told(place, fill, reference, live.as_ref(), asker).await? {
+                if let Some(told) = self.told(place, fill, reference, asker).await? {
                     return Ok(Described::Told(told));
                 }
                 self.asked(place, fill, reference, asker).await.map(Described::Here)
