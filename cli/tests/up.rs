@@ -52,6 +52,35 @@ fn the_lines_that_scripts_rely_on_work_as_written() {
 }
 
 #[test]
+fn templates_are_made_shown_tried_out_and_refused() {
+    let folder = passable();
+    let registry = Registry::start(&folder.path().join("data"), Some(KEY));
+    registry.text("entrepot upstream create local --kind oci --endpoint http://127.0.0.1:5100 --allow-plain-http --allow-private-addresses");
+    registry.text("entrepot rule create demo --upstream local");
+    registry.text(
+        "entrepot template create teams --prefix demo/team --tag-mutability immutable-with-exclusion --exclude latest \
+         --resource-tag team=web",
+    );
+    let dry_run = registry.text("entrepot rule explain demo/team/app:v1");
+    for part in ["demo/team/app (would be created)", "teams", "immutable but latest tags; team=web"] {
+        assert!(dry_run.contains(part), "{part}: {dry_run}");
+    }
+    let json = registry.json("entrepot rule explain demo/team/app:v1 -o json");
+    assert_eq!(
+        (&json["template"], &json["created"]["template"]),
+        (&"templates/teams".into(), &"templates/teams".into())
+    );
+    assert!(registry.text("entrepot template list").starts_with("TEMPLATE  PREFIX"));
+    registry.text("entrepot template update teams --description teams'");
+    assert_eq!(registry.json("entrepot template get teams -o json")["description"], "teams'");
+    let refused = registry.run("entrepot template create bad --tag-mutability immutable --exclude v*");
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("template.image_tag_mutability_exclusion_filters: "), "{text}");
+    assert_eq!(registry.text("entrepot template delete teams"), "deleted templates/teams\n");
+    registry.stop();
+}
+
+#[test]
 fn what_nodes_do_and_why_they_answered_so_is_told() {
     let folder = passable();
     let registry = Registry::start(&folder.path().join("data"), Some(KEY));
