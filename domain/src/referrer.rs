@@ -132,7 +132,6 @@ pub fn merged(listed: &[Referrer], known: Vec<Referrer>) -> Vec<Referrer> {
 ///
 /// # Panics
 /// Never: the parts of a digest are legal in tags.
-#[expect(clippy::missing_panics_doc, clippy::expect_used, reason = "the parts of a digest are legal in tags")]
 pub fn fallback_tag(digest: &Digest) -> Tag {
     let hex = digest.hex();
     format!("{}-{}", digest.algorithm(), &hex[..hex.len().min(64)]).parse().expect("letters, digits and a hyphen")

@@ -97,7 +97,7 @@ async fn creation(
     let candidates = templates::for_prefixes(tx, &prefixes(name)).await?;
     let candidates = candidates.into_iter().map(|candidate| candidate.template);
     let set: PrefixMap<DomainTemplate> = candidates.map(|template| (template.prefix.clone(), template)).collect();
-    let template = set.covering(name).map(|template| DomainTemplate::clone(template));
+    let template = set.covering(name).map(|template| (**template).clone());
     let settings = template.as_ref().map(DomainTemplate::settings).unwrap_or_default();
     let mut repository = pb::Repository {
         name: names::repository(name),

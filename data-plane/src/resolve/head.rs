@@ -42,6 +42,7 @@ pub(super) struct Heads {
     /// Tags that are noted as soon as another node has pulled what they mean.
     watched: Arc<Flights<ManifestKey, ()>>,
     room: Arc<Semaphore>,
+    tasks: Tasks,
 }
 
 impl Heads {
@@ -49,8 +50,9 @@ impl Heads {
         Self {
             flights: Arc::new(Flights::new(tasks.clone())),
             tags: Cache::builder().max_capacity(limits::TOLD_TAGS).time_to_live(limits::TOLD).build(),
-            watched: Arc::new(Flights::new(tasks)),
+            watched: Arc::new(Flights::new(tasks.clone())),
             room: Arc::new(Semaphore::new(limits::TOLD_WATCHED)),
+            tasks,
         }
     }
 }
@@ -113,11 +115,14 @@ impl Resolver {
         }
         let Ok(room) = self.heads.room.clone().try_acquire_owned() else { return };
         let (resolver, fill, tag, told) = (self.clone(), fill.clone(), tag.clone(), told.clone());
-        let name = key.1.clone();
+        let (name, stopping) = (key.1.clone(), self.heads.tasks.stopping());
         self.heads.watched.start(key.clone(), || async move {
             let _room = room;
             for pause in limits::TOLD_LOOKS {
-                tokio::time::sleep(pause).await;
+                // A node that stops does not wait for what may never come.
+                if stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    return;
+                }
                 if resolver.noted_if_there(&name, &fill, &tag, &told).await {
                     return;
                 }

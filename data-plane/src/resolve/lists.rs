@@ -157,10 +157,8 @@ impl Resolver {
         let (resolver, fill, work_key) = (self.clone(), fill.clone(), key.clone());
         let work = || async move { resolver.list_in_turn(&work_key, &fill, asker).await };
         let listed = self.lists.flights.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)??;
-        trail::because(|| match listed.outcome {
-            Outcome::Follow => "another node had asked the upstream for it".to_owned(),
-            _ => "the upstream was asked for it".to_owned(),
-        });
+        let who = if listed.outcome == Outcome::Follow { "by another node" } else { "by this node" };
+        trail::because(|| format!("the upstream was asked for it, {who}"));
         Ok(listed)
     }
 

@@ -40,9 +40,10 @@ impl Resolver {
             Ok(list) => {
                 let listed: Vec<_> = list.entries.iter().filter_map(|entry| Referrer::read(entry).ok()).collect();
                 // What the upstream has just said is all that there is. What it said once may have been added to.
-                let referrers = match list.outcome {
-                    Outcome::Stale => merged(&listed, self.cached_referrers(place, subject).await?.unwrap_or_default()),
-                    _ => listed,
+                let referrers = if list.outcome == Outcome::Stale {
+                    merged(&listed, self.cached_referrers(place, subject).await?.unwrap_or_default())
+                } else {
+                    listed
                 };
                 Ok(ReferrerList { referrers, outcome: list.outcome, listed: Some(list.listed) })
             }

@@ -70,10 +70,8 @@ fn tag_mutability(v: &mut Violations, template: &wire::Template) -> Option<TagMu
         v.add("template.image_tag_mutability", "is not known here; this control plane may be older than the caller");
         return None;
     };
-    let name = match said {
-        wire::TagMutability::Unspecified => wire::TagMutability::Mutable.as_str_name(),
-        said => said.as_str_name(),
-    };
+    let is_said = said != wire::TagMutability::Unspecified;
+    let name = if is_said { said } else { wire::TagMutability::Mutable }.as_str_name();
     let mut patterns = Vec::new();
     for (i, filter) in template.image_tag_mutability_exclusion_filters.iter().enumerate() {
         patterns.extend(v.take(&format!("{FILTERS}[{i}]"), filter.parse()));
