@@ -205,6 +205,38 @@ pub enum UpstreamKind {
     Github,
 }
 
+/// What a request asks an upstream for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RequestKind {
+    /// A manifest, to have it.
+    Manifest,
+    /// A manifest, to know which one it is.
+    ManifestHead,
+    /// A blob, or something of it.
+    Blob,
+    /// A page of tags.
+    Tags,
+}
+
+/// Which requests an upstream counts towards the limit that it sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// All of them.
+    All,
+    /// Those that fetch a manifest, as Docker Hub does.
+    Manifests,
+}
+
+impl Counting {
+    /// Whether a request counts.
+    pub fn counts(self, request: RequestKind) -> bool {
+        match self {
+            Self::All => true,
+            Self::Manifests => request == RequestKind::Manifest,
+        }
+    }
+}
+
 /// What is known about a kind of upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
@@ -216,6 +248,8 @@ pub struct Profile {
     pub realm_hosts: &'static [&'static str],
     /// A small public image that it has, as repository and tag.
     pub sample: Option<(&'static str, &'static str)>,
+    /// Which requests it counts.
+    pub counting: Counting,
 }
 
 impl UpstreamKind {
@@ -230,14 +264,22 @@ impl UpstreamKind {
             suggested_prefix,
             realm_hosts,
             sample: Some(sample),
+            counting: Counting::All,
         };
         match self {
-            Self::Oci => Profile { endpoint: None, suggested_prefix: "", realm_hosts: &[], sample: None },
+            Self::Oci => Profile {
+                endpoint: None,
+                suggested_prefix: "",
+                realm_hosts: &[],
+                sample: None,
+                counting: Counting::All,
+            },
             Self::EcrPublic => known("https://public.ecr.aws", "ecr-public", &[], ("docker/library/busybox", "latest")),
             Self::Quay => known("https://quay.io", "quay", &[], ("prometheus/busybox", "latest")),
-            Self::DockerHub => {
-                known("https://registry-1.docker.io", "hub", &["auth.docker.io"], ("library/busybox", "latest"))
-            }
+            Self::DockerHub => Profile {
+                counting: Counting::Manifests,
+                ..known("https://registry-1.docker.io", "hub", &["auth.docker.io"], ("library/busybox", "latest"))
+            },
             Self::Kubernetes => known("https://registry.k8s.io", "kubernetes", &[], ("pause", "3.9")),
             Self::Github => known("https://ghcr.io", "github", &[], ("distroless/static", "latest")),
         }

@@ -9,6 +9,7 @@ mod coalescing;
 mod configuration;
 mod deletes;
 mod freshness;
+mod health;
 mod herd;
 mod inspector;
 mod logins;

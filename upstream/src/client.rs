@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use entrepot_domain::upstream::Endpoint;
+use entrepot_domain::upstream::{Endpoint, RequestKind};
 use entrepot_domain::{Digest, MediaType, Reference, RepositoryName, Upstream, Verifier};
 use futures_util::stream::BoxStream;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
@@ -13,6 +13,7 @@ use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
 
 use crate::body;
+use crate::circuit::Health;
 use crate::error::{BuildError, Error};
 use crate::limits::Limits;
 use crate::metrics::RequestMetrics;
@@ -72,6 +73,11 @@ impl Client {
         &self.0
     }
 
+    /// What is known of the upstream from what requests have shown.
+    pub fn health(&self) -> Health {
+        self.0.requests.circuit.health()
+    }
+
     /// Asks what `reference` means now, without fetching it.
     ///
     /// `None` if the upstream does not say: it answers no HEAD, or names no digest. Then only fetching it tells.
@@ -85,7 +91,7 @@ impl Client {
     ) -> Result<Option<Digest>, Error> {
         let ask = self.manifest_ask(Method::HEAD, repository, reference);
         let requests = &self.0.requests;
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let response = requests.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         match response.status().as_u16() {
             200 => Ok(header(response.headers(), DOCKER_CONTENT_DIGEST)),
             403 | 405 | 501 => Ok(None),
@@ -102,7 +108,7 @@ impl Client {
     /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and all that can happen to a request.
     pub async fn manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<FetchedManifest, Error> {
         let ask = self.manifest_ask(Method::GET, repository, reference);
-        let fetch = || self.0.requests.patiently(|until| self.fetch_manifest(&ask, reference, until));
+        let fetch = || self.0.requests.patiently(ask.kind, |until| self.fetch_manifest(&ask, reference, until));
         let (first, is_as_said) = fetch().await?;
         if is_as_said {
             return Ok(first);
@@ -149,17 +155,17 @@ impl Client {
     pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
         let requests = &self.0.requests;
         let url = self.0.endpoint.blob_url(repository, digest);
-        let ask = Ask::new(Method::HEAD, url.clone());
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let ask = Ask::new(RequestKind::Blob, Method::HEAD, url.clone());
+        let response = requests.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         match (response.status().as_u16(), content_length(response.headers())) {
             (200, Some(size_bytes)) => return Ok(Some(size_bytes)),
             // The length is missing, or HEAD is: URLs that redirects lead to are often signed for GET alone.
             (200 | 403 | 405 | 501, _) => {}
             _ => return Err(requests.refusal(&response)),
         }
-        let mut ask = Ask::new(Method::GET, url);
+        let mut ask = Ask::new(RequestKind::Blob, Method::GET, url);
         ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let response = requests.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         match response.status().as_u16() {
             200 => Ok(content_length(response.headers())),
             // An empty blob has no first byte, so its range cannot be had.
@@ -175,8 +181,8 @@ impl Client {
     /// way, a body that breaks off or stalls is gone on with; errors come as the stream's last item.
     pub async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
         let requests = &self.0.requests;
-        let ask = Ask::new(Method::GET, self.0.endpoint.blob_url(repository, digest));
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let ask = Ask::new(RequestKind::Blob, Method::GET, self.0.endpoint.blob_url(repository, digest));
+        let response = requests.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         if response.status() != StatusCode::OK {
             return Err(requests.refusal(&response));
         }
@@ -196,9 +202,9 @@ impl Client {
         part: Range<u64>,
     ) -> Result<Option<BlobStream>, Error> {
         let requests = &self.0.requests;
-        let mut ask = Ask::new(Method::GET, self.0.endpoint.blob_url(repository, digest));
+        let mut ask = Ask::new(RequestKind::Blob, Method::GET, self.0.endpoint.blob_url(repository, digest));
         ask.headers.insert(RANGE, resume::range_header(part.start, Some(part.end)));
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let response = requests.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 body::require_identity(&response)?;
@@ -211,7 +217,8 @@ impl Client {
     }
 
     pub(crate) fn manifest_ask(&self, method: Method, repository: &RepositoryName, reference: &Reference) -> Ask {
-        let mut ask = Ask::new(method, self.0.endpoint.manifest_url(repository, reference));
+        let kind = if method == Method::HEAD { RequestKind::ManifestHead } else { RequestKind::Manifest };
+        let mut ask = Ask::new(kind, method, self.0.endpoint.manifest_url(repository, reference));
         ask.headers.insert(ACCEPT, accepted_manifests());
         ask
     }

@@ -24,6 +24,8 @@ pub enum Error {
         status: u16,
         /// As whom it was asked.
         login: Login,
+        /// What refused.
+        by: Refuser,
     },
     /// The upstream wants fewer requests.
     #[error("the upstream wants fewer requests (status 429)")]
@@ -72,6 +74,15 @@ pub enum Error {
         /// What it did.
         what: String,
     },
+}
+
+/// What refused a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refuser {
+    /// The registry.
+    Registry,
+    /// The server that it gets its tokens from.
+    TokenServer,
 }
 
 /// As whom a host was asked.

@@ -23,8 +23,9 @@ mod tags;
 mod token;
 mod transport;
 
+pub use circuit::{Health, State};
 pub use client::{BlobBody, BlobStream, Client, FetchedManifest};
-pub use error::{BuildError, Error, Fault, Login, Trouble};
+pub use error::{BuildError, Error, Fault, Login, Refuser, Trouble};
 pub use limits::Limits;
 pub use metrics::RequestMetrics;
 pub use probe::{ProbeKind, ProbeState, ProbeStep};

@@ -36,9 +36,10 @@ pub struct Limits {
     pub retry_wait: Duration,
     /// The longest `Retry-After` that is believed.
     pub retry_after: Duration,
-    /// For how long at most an upstream that named a `Retry-After` is asked nothing.
+    /// For how long at most an upstream that wants fewer requests is asked nothing.
     pub pause: Duration,
-    /// How often an upstream that is away is tried.
+    /// How often an upstream that is away is tried, and for how long one is asked nothing at first that wants fewer
+    /// requests and does not say for how long.
     pub probe: Duration,
 }
 
@@ -60,7 +61,7 @@ impl Default for Limits {
             resumes: 8,
             retry_wait: Duration::from_millis(100),
             retry_after: Duration::from_secs(60 * 60),
-            pause: Duration::from_secs(60),
+            pause: Duration::from_secs(60 * 60),
             probe: Duration::from_secs(5),
         }
     }

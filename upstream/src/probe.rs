@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use entrepot_domain::upstream::RequestKind;
 use entrepot_domain::{Reference, RepositoryName};
 use reqwest::{Method, Request};
 use tokio::net::TcpStream;
@@ -126,7 +127,7 @@ impl Client {
         let requests = &self.inner().requests;
         let ask = match sample {
             Some((repository, reference)) => self.manifest_ask(Method::HEAD, repository, reference),
-            None => Ask::new(Method::GET, self.inner().endpoint.base_url()),
+            None => Ask::new(RequestKind::Tags, Method::GET, self.inner().endpoint.base_url()),
         };
         match requests.try_login(&ask).await {
             Ok(None) => passed("the upstream wants no login".to_owned()),

@@ -146,7 +146,7 @@ impl Resuming {
                 ask.headers.insert(IF_RANGE, etag.clone());
             }
         }
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let response = requests.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
             && size_in_content_range(response.headers()) == Some(self.read_bytes)
         {

@@ -1,5 +1,6 @@
 //! Lists of tags: page by page, as far as the upstream leads on, within limits.
 
+use entrepot_domain::upstream::RequestKind;
 use entrepot_domain::{RepositoryName, Tag};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, StatusCode};
@@ -58,7 +59,7 @@ impl Client {
     /// One page, and where the next one is.
     async fn tags_page(&self, url: &Url) -> Result<(Vec<String>, Option<Url>), Error> {
         let requests = &self.inner().requests;
-        let mut ask = Ask::new(Method::GET, url.clone());
+        let mut ask = Ask::new(RequestKind::Tags, Method::GET, url.clone());
         ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let ask = &ask;
         let read = |until| async move {
@@ -71,7 +72,7 @@ impl Client {
             let bytes = body::read(response, requests.limits.tags_page_bytes, requests.limits.stall).await?;
             Ok((bytes, next))
         };
-        let (bytes, next) = requests.patiently(read).await?;
+        let (bytes, next) = requests.patiently(RequestKind::Tags, read).await?;
         let page: Page = serde_json::from_slice(&bytes).map_err(|_| Error::bad("sends a list of tags that is none"))?;
         Ok((page.tags.unwrap_or_default(), next))
     }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::{Url, form_urlencoded};
 
 use crate::body;
-use crate::error::{Error, Login, Trouble};
+use crate::error::{Error, Login, Refuser, Trouble};
 use crate::limits::Limits;
 use crate::login::basic;
 use crate::request;
@@ -121,7 +121,7 @@ impl Tokens {
             // Also how registries hide what is private from what does not exist.
             401 | 403 => {
                 let host = place(&key.realm).map(|(host, _)| host).unwrap_or_default();
-                Error::Denied { host, status: status.as_u16(), login: key.login }
+                Error::Denied { host, status: status.as_u16(), login: key.login, by: Refuser::TokenServer }
             }
             429 => request::throttled(&response, &self.limits),
             408 | 500.. => Error::Away { status: Some(status.as_u16()), trouble: Trouble::Status, source: None },

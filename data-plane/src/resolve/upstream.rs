@@ -34,7 +34,9 @@ pub(crate) fn failure(fill: &FillFrom, asked: Asked, error: &Error) -> PullError
     let (rule, upstream) = (fill.rule.id.clone(), fill.source.upstream.id.clone());
     let failure = match error {
         Error::NotFound => return PullError::NotFound { asked, rule: Some(rule) },
-        Error::Denied { .. } => PullError::UpstreamDenied { rule, upstream },
+        Error::Denied { status, login, .. } => {
+            PullError::UpstreamDenied { rule, upstream, status: *status, login: *login }
+        }
         Error::Throttled { retry_after } => PullError::UpstreamThrottled { rule, upstream, retry_after: *retry_after },
         Error::Away { .. } => PullError::UpstreamAway { rule, upstream, status: error.status() },
         Error::AddressRefused { .. } | Error::RealmRefused { .. } => {
