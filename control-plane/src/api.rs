@@ -7,6 +7,7 @@ mod caller;
 mod deletion;
 mod fills;
 mod filter;
+mod health;
 mod images;
 mod incoming;
 mod inquiries;

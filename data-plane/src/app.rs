@@ -12,13 +12,14 @@ use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotTrust};
 use uuid::Uuid;
 
 use crate::auth::Auth;
+use crate::budget::Budgets;
 use crate::config::{Config, limits};
 use crate::control::{Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
 use crate::fill::{Fills, Places};
 use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
-use crate::inspect::{Answers, Inspector};
+use crate::inspect::{Answers, Inspector, observe};
 use crate::lease::Leases;
 use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
@@ -110,9 +111,17 @@ impl DataPlane {
             control: control.clone(),
         };
         let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
+        let company = peers.clone();
+        let budgets = Budgets::new(deps.leases.line(), move || company.live_count(), work.clone());
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
         let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity, fill_metrics);
-        let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
+        let inspector = Inspector {
+            fills: fills.clone(),
+            answers: Answers::default(),
+            control: control.clone(),
+            clock: clock.clone(),
+        };
+        observe(&control, &deps.metrics);
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
@@ -133,6 +142,7 @@ impl DataPlane {
             deps.health.condition("snapshot"),
             clock.clone(),
             config.upstream_limits,
+            budgets,
             &deps.metrics,
         );
         let watch =

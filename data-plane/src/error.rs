@@ -69,6 +69,16 @@ pub enum PullError {
         /// When the upstream wants to be asked again.
         retry_after: Option<Duration>,
     },
+    /// What the upstream lets us ask for is kept for clients that wait.
+    #[error("the budget of upstream `{upstream}` of rule `{rule}` is kept for clients that wait")]
+    OverBudget {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+        /// When there is more of it.
+        retry_after: Duration,
+    },
     /// The upstream does not answer, or answers that it is broken.
     #[error("the upstream `{upstream}` of rule `{rule}` is away{}", status.map_or(String::new(), |status| format!(" (status {status})")))]
     UpstreamAway {

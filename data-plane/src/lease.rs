@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 pub use config::{RedisConfig, RedisConfigError, RedisMode, RedisServer};
 
+pub(crate) use self::line::Line;
 pub(crate) use self::redis::WorkEnds;
 use self::redis::{Held, Redis};
 
@@ -144,6 +145,14 @@ impl Leases {
         match &self.0 {
             Place::Local => Claim::Granted(Lease(None)),
             Place::Redis(redis, duration) => measured_claim(redis, duration, key, lost).await,
+        }
+    }
+
+    /// The line to Redis, for what else nodes share there; `None` for a node alone.
+    pub(crate) fn line(&self) -> Option<Line> {
+        match &self.0 {
+            Place::Local => None,
+            Place::Redis(redis, _) => Some(redis.line.clone()),
         }
     }
 

@@ -102,6 +102,13 @@ impl Peers {
         &self.inner.me.id
     }
 
+    /// How many nodes live, as this one sees it; itself included.
+    pub(crate) fn live_count(&self) -> u32 {
+        let now = self.inner.clock.now();
+        let others = self.inner.known.load().iter().filter(|record| record.is_live(now)).count();
+        u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     /// Spawns what goes on while the node runs.
     pub(crate) fn spawn(&self, tasks: &Tasks) {
         let (peers, stopping) = (self.clone(), tasks.stopping());

@@ -4,6 +4,7 @@ use std::fmt;
 
 use url::Url;
 
+use crate::budget::Budget;
 use crate::name::{NameError, RepositoryName, ResourceId};
 use crate::secret::Secret;
 
@@ -26,6 +27,10 @@ pub struct Upstream {
     pub ca_certificates: String,
     /// Whom to log in as; `None` is anonymous.
     pub credential: Option<Credential>,
+    /// How many requests it may get; `None` is as many as it lets us have.
+    pub budget: Option<Budget>,
+    /// Where the same content is, in the order in which to ask while the endpoint is away or limits our requests.
+    pub fallback_endpoints: Vec<Endpoint>,
     /// Changes with every update.
     pub revision: i64,
 }

@@ -232,7 +232,7 @@ fn ending<T>(answer: &Result<T, Error>) -> Ending {
         Err(Error::Away { .. }) => Ending::Away,
         Err(Error::Throttled { retry_after }) => Ending::Throttled { retry_after: *retry_after },
         // It never came to a request.
-        Err(Error::AddressRefused { .. } | Error::RealmRefused { .. }) => Ending::Unknown,
+        Err(Error::AddressRefused { .. } | Error::RealmRefused { .. } | Error::OverBudget { .. }) => Ending::Unknown,
         Ok(_)
         | Err(
             Error::NotFound

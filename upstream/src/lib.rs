@@ -7,6 +7,7 @@
 //! Nothing that an upstream says is trusted: manifests asked for by digest are verified here, blobs by the caller,
 //! who sees every byte of them.
 
+mod account;
 mod body;
 mod challenge;
 mod circuit;
@@ -19,13 +20,16 @@ mod metrics;
 mod probe;
 mod request;
 mod resume;
+mod site;
 mod tags;
 mod token;
 mod transport;
 
+pub use account::Account;
 pub use circuit::{Health, State};
-pub use client::{BlobBody, BlobStream, Client, FetchedManifest};
+pub use client::{Client, Disagreement, EndpointHealth};
 pub use error::{BuildError, Error, Fault, Login, Refuser, Trouble};
 pub use limits::Limits;
 pub use metrics::RequestMetrics;
 pub use probe::{ProbeKind, ProbeState, ProbeStep};
+pub use site::{BlobBody, BlobStream, FetchedManifest};

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use chrono::DateTime;
-use entrepot_domain::Upstream;
+use entrepot_domain::budget::Told;
 use entrepot_domain::upstream::{Counting, RequestKind};
+use entrepot_domain::{Priority, Upstream};
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Request, Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
-use url::Url;
+use url::{Origin, Url};
 
+use crate::account::Account;
 use crate::body;
 use crate::circuit::{Circuit, Weight};
 use crate::error::{BuildError, Error, Login, Refuser, Trouble};
@@ -44,26 +46,44 @@ pub(crate) struct Requests {
     pub(crate) limits: Limits,
     pub(crate) circuit: Circuit,
     counting: Counting,
+    account: Arc<dyn Account>,
+    /// Scheme, host and port of the endpoint: only there is anything counted.
+    origin: Origin,
 }
 
 impl Requests {
-    pub(crate) fn new(upstream: &Upstream, limits: Limits, metrics: &RequestMetrics) -> Result<Self, BuildError> {
+    pub(crate) fn new(
+        upstream: &Upstream,
+        limits: Limits,
+        metrics: &RequestMetrics,
+        account: Arc<dyn Account>,
+    ) -> Result<Self, BuildError> {
         let transport = Arc::new(Transport::new(upstream, &limits, metrics.clone())?);
         let logins = Logins::new(upstream, transport.clone(), limits);
-        let counting = upstream.kind.profile().counting;
-        Ok(Self { logins, transport, limits, circuit: Circuit::new(&limits, &upstream.id), counting })
+        let (counting, origin) = (upstream.kind.profile().counting, upstream.endpoint.url().origin());
+        let circuit = Circuit::new(&limits, &upstream.id);
+        Ok(Self { logins, transport, limits, circuit, counting, account, origin })
     }
 
     /// Runs `attempt` to ask for `kind` until it succeeds, fails for good, or was retried often enough.
     ///
-    /// An upstream that was away a moment ago is not asked, nor one that wants no requests yet.
+    /// An upstream that was away a moment ago is not asked, nor one that wants no requests yet, nor one whose budget has
+    /// none left for `priority`.
     ///
     /// All attempts share one deadline for the heads of their answers; bodies have limits of their own.
-    pub(crate) async fn patiently<T, F>(&self, kind: RequestKind, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
+    pub(crate) async fn patiently<T, F>(
+        &self,
+        priority: Priority,
+        kind: RequestKind,
+        attempt: impl Fn(Instant) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
         let leave = self.circuit.enter(self.weight(kind))?;
+        if self.counting.counts(kind) {
+            self.account.admit(priority).await.map_err(|retry_after| Error::OverBudget { retry_after })?;
+        }
         let head_until = Instant::now() + self.limits.head;
         let waits = ExponentialBuilder::default()
             .with_min_delay(self.limits.retry_wait)
@@ -154,7 +174,13 @@ impl Requests {
         if let Some(pass) = pass {
             request.headers_mut().insert(AUTHORIZATION, pass.header());
         }
-        self.transport.send(request).await
+        let response = self.transport.send(request).await?;
+        if url.origin() == self.origin
+            && let Some(told) = told(&response)
+        {
+            self.account.told(told);
+        }
+        Ok(response)
     }
 
     fn denied(&self, at: &Place, url: &Url, status: u16) -> Error {
@@ -180,6 +206,12 @@ impl Requests {
             status => Error::bad(format!("answers with status {status}")),
         }
     }
+}
+
+/// What an answer says of the limit that the upstream sets.
+fn told(response: &Response) -> Option<Told> {
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    Told::parse(text("ratelimit-limit")?, text("ratelimit-remaining")?)
 }
 
 /// The error for an upstream that wants fewer requests. A date counts from the upstream's own clock.

@@ -11,6 +11,7 @@ use crate::body;
 use crate::client::Client;
 use crate::error::Error;
 use crate::request::Ask;
+use crate::site::Via;
 
 /// How many tags are asked for at once. Some upstreams give fewer, and some all that there are.
 const PAGE: usize = 1000;
@@ -23,19 +24,22 @@ struct Page {
 }
 
 impl Client {
-    /// All tags of a repository, in byte order. What the upstream lists and is no tag is left out.
+    /// All tags of a repository, in byte order. What the upstream lists and is no tag is left out. Fallbacks are not asked:
+    /// nothing says whether their lists are complete.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such repository, [`Error::TooLarge`], and all that can happen to a request.
     pub async fn tags(&self, repository: &RepositoryName) -> Result<Vec<Tag>, Error> {
-        let limit = self.inner().requests.limits.tags;
-        let tags = tokio::time::timeout(limit, self.all_tags(repository)).await;
+        let via = self.via(0);
+        let tags = tokio::time::timeout(via.requests().limits.tags, via.all_tags(repository)).await;
         tags.unwrap_or_else(|_| Err(Error::timed_out()))
     }
+}
 
+impl Via {
     async fn all_tags(&self, repository: &RepositoryName) -> Result<Vec<Tag>, Error> {
-        let limits = self.inner().requests.limits;
-        let mut url = self.inner().endpoint.tags_url(repository, PAGE);
+        let limits = self.requests().limits;
+        let mut url = self.site.endpoint.tags_url(repository, PAGE);
         let mut tags = Vec::new();
         for _ in 0..limits.tags_pages {
             let (page, next) = self.tags_page(&url).await?;
@@ -58,7 +62,7 @@ impl Client {
 
     /// One page, and where the next one is.
     async fn tags_page(&self, url: &Url) -> Result<(Vec<String>, Option<Url>), Error> {
-        let requests = &self.inner().requests;
+        let requests = self.requests();
         let mut ask = Ask::new(RequestKind::Tags, Method::GET, url.clone());
         ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let ask = &ask;
@@ -72,7 +76,7 @@ impl Client {
             let bytes = body::read(response, requests.limits.tags_page_bytes, requests.limits.stall).await?;
             Ok((bytes, next))
         };
-        let (bytes, next) = requests.patiently(RequestKind::Tags, read).await?;
+        let (bytes, next) = self.patiently(RequestKind::Tags, read).await?;
         let page: Page = serde_json::from_slice(&bytes).map_err(|_| Error::bad("sends a list of tags that is none"))?;
         Ok((page.tags.unwrap_or_default(), next))
     }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::upstream::PlainHttp;
-use entrepot_proto::convert::{snapshot::rule_to_wire, timestamp};
+use entrepot_proto::convert::{snapshot::rule_to_wire, timestamp, upstream::budget_to_wire};
 use entrepot_proto::node::v1 as wire;
 
 use super::Version;
@@ -59,6 +59,8 @@ fn upstream(upstream: upstreams::Upstream) -> wire::SnapshotUpstream {
         username: settings.username,
         sealed_password: upstream.sealed_password.unwrap_or_default(),
         revision: upstream.revision,
+        budget: settings.budget.map(budget_to_wire),
+        fallback_endpoints: settings.fallback_endpoints.iter().map(ToString::to_string).collect(),
     }
 }
 

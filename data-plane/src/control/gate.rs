@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::snapshot::{Clients, SnapshotError, Version};
 use super::{Control, Snapshot};
+use crate::budget::Budgets;
 use crate::config::limits;
 
 /// Lets right snapshots through to be run, and tells of all others.
@@ -93,6 +94,7 @@ impl Gate {
         readiness: Condition,
         clock: Clock,
         limits: Limits,
+        budgets: Budgets,
         metrics: &Metrics,
     ) -> Self {
         let meter = metrics.meter("entrepot.data_plane");
@@ -101,7 +103,7 @@ impl Gate {
             .with_description("Snapshots that were offered and not run.")
             .build();
         observe(&control, clock, metrics);
-        let clients = Clients { limits, metrics: RequestMetrics::new(&meter) };
+        let clients = Clients { limits, metrics: RequestMetrics::new(&meter), budgets };
         let (told, installing) = (Mutex::default(), Mutex::default());
         Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
     }

@@ -14,6 +14,8 @@ use entrepot_upstream::{Limits, RequestMetrics};
 use prost::Message as _;
 use uuid::Uuid;
 
+use crate::budget::{AccountHandle, BudgetAccount, Budgets};
+
 /// What a node needs to know to serve. Immutable; the next one takes its place as a whole.
 pub(crate) struct Snapshot {
     pub(crate) version: Version,
@@ -50,12 +52,15 @@ impl From<Version> for pb::SnapshotVersion {
 pub(crate) struct Source {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) client: entrepot_upstream::Client,
+    /// What it lets us ask for.
+    pub(crate) account: Arc<BudgetAccount>,
 }
 
 /// What clients of upstreams are made with.
 pub(crate) struct Clients {
     pub(crate) limits: Limits,
     pub(crate) metrics: RequestMetrics,
+    pub(crate) budgets: Budgets,
 }
 
 /// A key that can be used.
@@ -159,6 +164,11 @@ impl Snapshot {
         })
     }
 
+    /// All upstreams, in no order.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.upstreams.values()
+    }
+
     /// Where a repository of a client's spelling is, and what fills it.
     pub(crate) fn place(&self, name: &RepositoryName) -> Place {
         let unfilled = || Place { repository: name.clone(), fill: None };
@@ -200,9 +210,15 @@ fn source(
     }
     let password = if wire.username.is_empty() { None } else { Some(password(uid, wire, key)?) };
     let upstream = convert::upstream(wire, password)?;
-    let client = entrepot_upstream::Client::measured(&upstream, clients.limits, &clients.metrics)
-        .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
-    Ok(Source { upstream: Arc::new(upstream), client })
+    let account = clients.budgets.account(&upstream);
+    let client = entrepot_upstream::Client::measured(
+        &upstream,
+        clients.limits,
+        &clients.metrics,
+        Arc::new(AccountHandle(account.clone())),
+    )
+    .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
+    Ok(Source { upstream: Arc::new(upstream), client, account })
 }
 
 fn password(uid: Uuid, wire: &pb::SnapshotUpstream, key: &ClusterKey) -> Result<Secret<String>, SnapshotError> {

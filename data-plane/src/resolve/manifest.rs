@@ -186,7 +186,7 @@ impl Resolver {
         let answer = match (held, in_vain) {
             (Held::Fresh(resolved), _) => Ok(resolved),
             (Held::Gone, _) => Err(gone(fill)),
-            (Held::Nothing(_), _) => self.fetch(place, fill, reference).await,
+            (Held::Nothing(_), _) => self.fetch(place, fill, reference, None).await,
             (Held::Stale(stale), None) => self.refresh(key, place, fill, *stale).await,
             (Held::Stale(stale), Some(error)) => {
                 trail::because(|| "the upstream could not confirm the tag a moment ago, and was left alone".to_owned());
@@ -231,15 +231,17 @@ impl Resolver {
         }
     }
 
-    /// Fetches a manifest, verifies it, stores it and makes it visible.
+    /// Fetches a manifest, verifies it, stores it and makes it visible. `known` is what a tag means, where that is known.
     pub(super) async fn fetch(
         &self,
         place: &Place,
         fill: &FillFrom,
         reference: &Reference,
+        known: Option<&Digest>,
     ) -> Result<Resolved, PullError> {
         let _turn = self.fills.turn().await?;
-        let fetched = asking(fill, "GET", fill.source.client.manifest(&fill.repository, reference)).await;
+        let question = fill.source.client.manifest_known_as(&fill.repository, reference, known);
+        let fetched = asking(fill, "GET", question).await;
         let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         failpoint::hit("manifest.after_fetch");
         let (digest, tag) = match reference {

@@ -204,6 +204,7 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
+        | PullError::OverBudget { .. }
         | PullError::UpstreamAway { .. }
         | PullError::TooStale { .. }
         | PullError::StoreAway

@@ -138,7 +138,7 @@ impl Resolver {
     async fn revalidate(&self, place: &Place, fill: &FillFrom, stale: &Stale) -> Result<Resolved, PullError> {
         let Stale { tag, resolved: held, live, .. } = stale;
         let reference = Reference::Tag(tag.clone());
-        let question = fill.source.client.head_manifest(&fill.repository, &reference);
+        let question = fill.source.client.confirm_tag(&fill.repository, tag, &held.digest);
         let seen = asking(fill, "HEAD", question).await;
         let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         if seen.as_ref() != Some(&held.digest) {
@@ -146,7 +146,8 @@ impl Resolver {
                 Some(_) => format!("the upstream says that tag `{tag}` means another digest now"),
                 None => format!("the upstream does not say what tag `{tag}` means without sending it"),
             });
-            return self.fetch(place, fill, &reference).await;
+            let known = seen.as_ref().unwrap_or(&held.digest);
+            return self.fetch(place, fill, &reference, Some(known)).await;
         }
         trail::because(|| format!("the upstream confirmed that tag `{tag}` still means this digest"));
         if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
@@ -189,6 +190,7 @@ pub(super) fn why(error: &PullError) -> Unconfirmed {
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
+        | PullError::OverBudget { .. }
         | PullError::UpstreamAway { .. }
         | PullError::UpstreamRefused { .. }
         | PullError::BadContent { .. }

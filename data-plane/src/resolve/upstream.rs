@@ -38,6 +38,7 @@ pub(crate) fn failure(fill: &FillFrom, asked: Asked, error: &Error) -> PullError
             PullError::UpstreamDenied { rule, upstream, status: *status, login: *login }
         }
         Error::Throttled { retry_after } => PullError::UpstreamThrottled { rule, upstream, retry_after: *retry_after },
+        Error::OverBudget { retry_after } => PullError::OverBudget { rule, upstream, retry_after: *retry_after },
         Error::Away { .. } => PullError::UpstreamAway { rule, upstream, status: error.status() },
         Error::AddressRefused { .. } | Error::RealmRefused { .. } => {
             PullError::UpstreamRefused { rule, upstream, what: error.to_string() }
