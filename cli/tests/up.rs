@@ -62,6 +62,25 @@ fn what_nodes_do_and_why_they_answered_so_is_told() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(registry.text("entrepot fills --once --output json"), "{\"fills\":[]}\n");
+    registry.text(
+        "entrepot upstream create hub --kind docker-hub --budget 5000/1d --fallback-endpoint https://mirror.example",
+    );
+    // Its snapshot may take a moment, too.
+    while !registry.text("entrepot upstream list").contains("healthy") {
+        assert!(Instant::now() < deadline, "the node does not say how the upstream is");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(registry.text("entrepot upstream list").contains("5000 of 5000/24h"));
+    let shown = registry.text("entrepot upstream get hub");
+    for part in ["https://mirror.example", "5000/24h", "ENDPOINT IN USE", "healthy"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let health = &registry.json("entrepot upstream get hub --output json")["health"];
+    assert_eq!(health["nodes"][0]["endpoints"].as_array().map(Vec::len), Some(2), "{health}");
+    let wrong = registry.run("entrepot upstream update hub --budget lots");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("5000/1d"), "{wrong:?}");
+
     let mut watch = entrepot();
     watch.args(["fills", "--output", "json"]).env("ENTREPOT_API", registry.told("API")).env("ENTREPOT_KEY", KEY);
     let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();

@@ -5,9 +5,11 @@
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
 mod bad_input;
+mod budgets;
 mod coalescing;
 mod configuration;
 mod deletes;
+mod fallbacks;
 mod freshness;
 mod health;
 mod herd;

@@ -9,6 +9,7 @@ mod deaf_store;
 mod fills;
 mod fixture;
 mod freshness;
+mod health;
 mod live_nodes;
 mod node;
 mod outage;

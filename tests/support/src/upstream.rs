@@ -9,6 +9,7 @@ mod auth;
 mod body;
 mod chaos;
 mod content;
+mod limit;
 mod log;
 mod script;
 mod serve;
@@ -31,6 +32,7 @@ use crate::tls::Authority;
 use auth::Tokens;
 use chaos::Chaos;
 use content::Content;
+use limit::Limit;
 use log::Log;
 use script::Script;
 
@@ -51,6 +53,7 @@ struct Core {
     content: Mutex<Content>,
     script: Mutex<Script>,
     tokens: Mutex<Tokens>,
+    limit: Mutex<Limit>,
     log: Log,
 }
 
@@ -80,6 +83,7 @@ impl FakeUpstream {
             content: Mutex::default(),
             script: Mutex::default(),
             tokens: Mutex::default(),
+            limit: Mutex::default(),
             log: Log::default(),
         });
         let server = Mutex::new(serve::start(listener, tls.clone(), core.clone()));
@@ -169,6 +173,22 @@ impl FakeUpstream {
     /// Lists at most so many tags in one page from now on, whatever is asked for.
     pub fn set_tags_page(&self, count: usize) {
         lock(&self.core.content).tags_page = count;
+    }
+
+    /// Lets so many manifests be fetched in a window from now on, and says with each answer about one what is left, as
+    /// Docker Hub does. Looking at them is free, and so is all else.
+    pub fn set_limit(&self, requests: u64, window: Duration) {
+        lock(&self.core.limit).set(requests, window);
+    }
+
+    /// Has others with the same account take so many of the limit.
+    pub fn take_of_limit(&self, requests: u64) {
+        lock(&self.core.limit).take(requests);
+    }
+
+    /// How many requests would have counted at Docker Hub so far.
+    pub fn counted_requests(&self) -> usize {
+        lock(&self.core.limit).counted()
     }
 
     /// Sets who may pull. Tokens that were given out before are no longer good.

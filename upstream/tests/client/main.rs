@@ -2,6 +2,7 @@
 
 mod content;
 mod egress;
+mod fallbacks;
 mod login;
 mod probe;
 mod tags;
@@ -26,6 +27,8 @@ fn upstream_at(url: &str) -> Upstream {
         allow_hosts: Vec::new(),
         ca_certificates: String::new(),
         credential: None,
+        budget: None,
+        fallback_endpoints: Vec::new(),
         revision: 1,
     }
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 use super::auth::{Auth, TOKEN_PATH};
 use super::body::{Body, Delivery, body};
 use super::content::{Content, Found};
+use super::limit::Verdict;
 use super::script::Fault;
 use super::wire::HardEnd;
 use super::{Core, lock};
@@ -59,6 +60,7 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: Ha
         request.headers.remove(header::RANGE);
     }
     let mut draft = draft(&core, &request, &form);
+    draft.limit(&core, &request);
     for fault in faults {
         befall(&core, &fault).await?;
         draft.spoil(fault, &request);
@@ -148,6 +150,19 @@ fn target(path: &str) -> Option<(&str, Kind, &str)> {
 }
 
 impl Draft {
+    /// What is beyond the limit is refused, as Docker Hub does it: without a `Retry-After`.
+    fn limit(&mut self, core: &Core, request: &Parts) {
+        // Who has not logged in yet is not counted.
+        if self.status == StatusCode::UNAUTHORIZED {
+            return;
+        }
+        let mut limit = lock(&core.limit);
+        if limit.ask(request) == Verdict::TooMany {
+            *self = Self::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS");
+        }
+        limit.tell(request, &mut self.headers);
+    }
+
     fn json(status: StatusCode, value: &serde_json::Value) -> Self {
         let bytes = value.to_string().into();
         let mut draft =
