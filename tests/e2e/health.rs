@@ -136,3 +136,35 @@ async fn a_credential_that_is_refused_hurts_nothing_that_is_cached_and_is_told_w
     assert!(text.contains("another credential"), "{text}");
     Ok(())
 }
+
+#[tokio::test]
+async fn each_node_says_what_it_has_seen_also_one_that_only_other_nodes_reach() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    let second = registry.second_node("node-2").await?;
+    upstream.script_times("/v2/", Fault::Status(429, Some("600".to_owned())), 1);
+    let throttled = send(registry.request_at(&second, "/v2/demo/app/manifests/v1")).await?;
+    assert_eq!(throttled.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(registry.manifest("demo/app", "v1").await?.status, StatusCode::OK, "the other node was told nothing");
+
+    let seen = std::sync::Mutex::new(pb::UpstreamHealth::default());
+    wait_until(LIMIT, "both nodes are asked", async || {
+        let request = pb::GetUpstreamRequest { name: "upstreams/demo".to_owned() };
+        let health = registry.upstreams().get_upstream(request).await.ok().and_then(|got| got.into_inner().health);
+        let health = health.unwrap_or_default();
+        let is_both = health.nodes.len() == 2;
+        *seen.lock().expect("not poisoned") = health;
+        is_both
+    })
+    .await;
+    let seen = seen.into_inner().expect("not poisoned");
+    let states: Vec<_> = seen.nodes.iter().map(|node| (node.node.as_str(), node.endpoints[0].state())).collect();
+    let expected = [("nodes/node-1", pb::UpstreamState::Healthy), ("nodes/node-2", pb::UpstreamState::Throttled)];
+    assert_eq!(states, expected);
+    assert_eq!(seen.state(), pb::UpstreamState::Throttled, "the worst counts");
+    let left = seen.until_time.map(|until| until.seconds - registry.clock.now().timestamp());
+    assert!(left.is_some_and(|left| (500..=600).contains(&left)), "{left:?}");
+    Ok(())
+}

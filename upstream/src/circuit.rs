@@ -7,8 +7,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use entrepot_domain::ResourceId;
 use entrepot_domain::breaker::{Breaker, Closed, Ending, Passage, Standing, Terms, Trip};
+use entrepot_domain::upstream::Endpoint;
+use entrepot_domain::{ResourceId, Upstream};
 use tokio::time::Instant;
 
 use crate::error::{Error, Login, Refuser};
@@ -16,7 +17,9 @@ use crate::limits::Limits;
 
 /// So many requests in a row, each with its retries, must have found the upstream away.
 const FAILURES: u32 = 3;
-/// The longest pause of an upstream that does not say how long it should be.
+/// The first pause of an upstream that does not say how long it should be, as a part of that of one that is away.
+const FIRST_GUESS: u32 = 5;
+/// The longest one.
 const LONGEST_GUESS: Duration = Duration::from_secs(60);
 
 /// Whether the upstream counts a request.
@@ -59,6 +62,7 @@ pub enum State {
 /// What is known of an endpoint's being there.
 pub(crate) struct Circuit {
     upstream: ResourceId,
+    endpoint: Endpoint,
     known: Mutex<Known>,
 }
 
@@ -81,11 +85,12 @@ pub(crate) struct Leave<'c> {
 }
 
 impl Circuit {
-    pub(crate) fn new(limits: &Limits, upstream: &ResourceId) -> Self {
-        let terms = Terms { failures: FAILURES, rest: limits.probe, throttled: limits.probe, most: limits.pause };
+    pub(crate) fn new(limits: &Limits, upstream: &Upstream) -> Self {
+        let (rest, throttled) = (limits.probe, limits.probe / FIRST_GUESS);
+        let terms = Terms { failures: FAILURES, rest, throttled, most: limits.pause };
         let counted = Terms { most: limits.pause.min(LONGEST_GUESS), ..terms };
         let known = Known { all: Breaker::new(terms), counted: Breaker::new(counted), error: None, refused: None };
-        Self { upstream: upstream.clone(), known: Mutex::new(known) }
+        Self { upstream: upstream.id.clone(), endpoint: upstream.endpoint.clone(), known: Mutex::new(known) }
     }
 
     /// Leave to ask the upstream now.
@@ -183,9 +188,10 @@ impl Leave<'_> {
         if let Some(passage) = self.counted {
             known.counted.ended(passage, counted, now);
         }
+        let is = (known.all.standing(now), known.counted.standing(now));
         match answer {
             Err(error) if error.may_retry() => known.error = Some(error.clone()),
-            Ok(_) | Err(_) if ending == Ending::Answered => known.error = None,
+            Ok(_) | Err(_) if ending == Ending::Answered && is_closed(is) => known.error = None,
             Ok(_) | Err(_) => {}
         }
         match answer {
@@ -193,21 +199,23 @@ impl Leave<'_> {
             Err(error) if is_refused_credential(error) => known.refused = Some(error.clone()),
             Err(_) => {}
         }
-        let is = (known.all.standing(now), known.counted.standing(now));
         drop(known);
         self.tell(was, is, answer.as_ref().err());
     }
 
     /// Tells of what has changed.
     fn tell(&self, was: (Standing, Standing), is: (Standing, Standing), error: Option<&Error>) {
-        let is_closed = |standing: (Standing, Standing)| standing == (Standing::Closed, Standing::Closed);
-        let upstream = &self.circuit.upstream;
+        let Circuit { upstream, endpoint, .. } = self.circuit;
         match (is_closed(was), is_closed(is), error) {
             (true, false, Some(error)) => tracing::warn!(
-                upstream.id = %upstream, error = %error,
-                "upstream `{upstream}` is left alone for a while, and then tried by one request at a time: {error}"
+                upstream.id = %upstream, upstream.endpoint = %endpoint, error = %error,
+                "endpoint `{endpoint}` of upstream `{upstream}` is left alone for a while, and then tried by one request at a \
+                 time: {error}"
             ),
-            (false, true, _) => tracing::info!(upstream.id = %upstream, "upstream `{upstream}` answers again"),
+            (false, true, _) => tracing::info!(
+                upstream.id = %upstream, upstream.endpoint = %endpoint,
+                "endpoint `{endpoint}` of upstream `{upstream}` answers again"
+            ),
             _ => {}
         }
     }
@@ -224,6 +232,10 @@ impl Drop for Leave<'_> {
             known.counted.ended(passage, Ending::Unknown, now);
         }
     }
+}
+
+fn is_closed(standing: (Standing, Standing)) -> bool {
+    standing == (Standing::Closed, Standing::Closed)
 }
 
 /// How a request has ended, as far as it says whether the upstream is there.
@@ -256,9 +268,24 @@ fn is_refused_credential(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use entrepot_domain::UpstreamKind;
+    use entrepot_domain::upstream::PlainHttp;
 
     fn circuit() -> Circuit {
-        Circuit::new(&Limits::default(), &"hub".parse().unwrap())
+        let upstream = Upstream {
+            uid: uuid::Uuid::nil(),
+            id: "hub".parse().unwrap(),
+            kind: UpstreamKind::DockerHub,
+            endpoint: Endpoint::parse("https://hub.example", PlainHttp::Refused).unwrap(),
+            allow_private_addresses: false,
+            allow_hosts: Vec::new(),
+            ca_certificates: String::new(),
+            credential: None,
+            budget: None,
+            fallback_endpoints: Vec::new(),
+            revision: 1,
+        };
+        Circuit::new(&Limits::default(), &upstream)
     }
 
     fn ask(circuit: &Circuit, weight: Weight, answer: Result<(), Error>) -> Option<()> {
@@ -290,8 +317,9 @@ mod tests {
         assert!(circuit.enter(Weight::Counted).is_err());
         assert!(ask(&circuit, Weight::Free, Ok(())).is_some());
         assert!(circuit.enter(Weight::Counted).is_err(), "an answer to what does not count says nothing");
-        let left = Limits::default().probe;
+        let left = Limits::default().probe / FIRST_GUESS;
         assert_eq!(circuit.health().state, State::Throttled { left, everything: false });
+        assert!(circuit.health().trouble.is_some_and(|trouble| trouble.contains("429")));
         tokio::time::advance(left).await;
         assert!(ask(&circuit, Weight::Counted, Ok(())).is_some());
 

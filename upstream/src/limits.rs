@@ -38,8 +38,8 @@ pub struct Limits {
     pub retry_after: Duration,
     /// For how long at most an upstream that wants fewer requests is asked nothing.
     pub pause: Duration,
-    /// How often an upstream that is away is tried, and for how long one is asked nothing at first that wants fewer
-    /// requests and does not say for how long.
+    /// How often an upstream that is away is tried. One that wants fewer requests and does not say for how long is tried after
+    /// a fifth of that at first.
     pub probe: Duration,
 }
 

@@ -61,7 +61,7 @@ impl Requests {
         let transport = Arc::new(Transport::new(upstream, &limits, metrics.clone())?);
         let logins = Logins::new(upstream, transport.clone(), limits);
         let (counting, origin) = (upstream.kind.profile().counting, upstream.endpoint.url().origin());
-        let circuit = Circuit::new(&limits, &upstream.id);
+        let circuit = Circuit::new(&limits, upstream);
         Ok(Self { logins, transport, limits, circuit, counting, account, origin })
     }
 

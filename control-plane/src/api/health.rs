@@ -94,7 +94,7 @@ fn health(reports: &[UpstreamReport], endpoint: &str, now: DateTime<Utc>) -> pb:
     let worst = of_own.max_by_key(|(_, known)| (known.state, until(known)));
     let mut disagreements: Vec<pb::Disagreement> =
         reports.iter().flat_map(|report| report.disagreements.iter().cloned()).collect();
-    disagreements.sort_by_key(|said| std::cmp::Reverse(said.time.as_ref().and_then(time)));
+    disagreements.sort_by_key(|said| std::cmp::Reverse(said.disagree_time.as_ref().and_then(time)));
     disagreements.truncate(DISAGREEMENTS);
     pb::UpstreamHealth {
         state: worst.map(|(_, known)| known.state).unwrap_or_default(),

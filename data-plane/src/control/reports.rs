@@ -65,6 +65,6 @@ fn disagreement(node: String, view: DisagreementView) -> v1::Disagreement {
         reference: view.reference,
         known_digest: view.known,
         said_digest: view.said,
-        time: Some(timestamp(view.time)),
+        disagree_time: Some(timestamp(view.time)),
     }
 }

@@ -1,5 +1,6 @@
 //! The client against a scripted registry over real HTTP.
 
+mod budgets;
 mod content;
 mod egress;
 mod fallbacks;

@@ -83,7 +83,7 @@ async fn one_request_finds_out_whether_an_upstream_is_back_however_many_wait() {
     let fake = FakeUpstream::start().await;
     fake.publish_image("demo", "v1", &[]);
     for trouble in [Fault::Status(429, Some("60".into())), Fault::Status(429, None), Fault::Status(503, None)] {
-        let pause = Duration::from_millis(400);
+        let pause = Duration::from_secs(2);
         let limits = Limits { pause, probe: pause, retry_wait: Duration::from_millis(1), ..Limits::default() };
         let client = Client::new(&upstream_at(&fake.url()), limits).expect("a client");
         fake.script("GET ", trouble.clone());

@@ -64,7 +64,7 @@ fn disagreement(said: &Disagreement) -> String {
     let otherwise = if said.said_digest.is_empty() { "other content" } else { &said.said_digest };
     format!(
         "{} {}: {} has {otherwise} for {} of {}, known as {}",
-        time(said.time.as_ref()),
+        time(said.disagree_time.as_ref()),
         names::short("nodes", &said.node),
         said.endpoint,
         said.reference,
