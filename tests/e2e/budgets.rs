@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use entrepot_data_plane::UpstreamLimits;
 use entrepot_proto::convert::time;
 use entrepot_proto::v1 as pb;
 use entrepot_test_support::{FakeUpstream, images, wait_until};
@@ -17,7 +18,9 @@ const WINDOW: Duration = Duration::from_secs(6 * 3600);
 async fn hub() -> Result<(FakeUpstream, Registry)> {
     let upstream = FakeUpstream::start().await;
     upstream.set_limit(100, WINDOW);
-    let registry = Registry::start_with_manual_clock().await?;
+    // What is refused is left alone for longer than this takes.
+    let limits = UpstreamLimits { probe: Duration::from_secs(300), ..UpstreamLimits::default() };
+    let registry = Registry::start_with_limits(limits).await?;
     let request = pb::CreateUpstreamRequest {
         upstream_id: "hub".to_owned(),
         upstream: Some(pb::Upstream {

@@ -26,7 +26,7 @@ async fn a_throttled_upstream_is_asked_nothing_before_its_time_while_what_is_cac
     registry.manifest("demo/app", "v1").await?;
     registry.clock.advance(DAY);
 
-    let pause = Duration::from_secs(3);
+    let pause = Duration::from_secs(6);
     upstream.script_times("/v2/", Fault::Status(429, Some(pause.as_secs().to_string())), 1);
     let stale = |answer: &crate::registry::Answer| {
         assert_eq!((answer.status, &answer.bytes), (StatusCode::OK, &image.manifest_bytes));

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use entrepot_domain::breaker::{Breaker, Closed, Ending, Passage, Standing, Terms, Trip};
-use entrepot_domain::upstream::Endpoint;
+use entrepot_domain::upstream::{Counting, Endpoint};
 use entrepot_domain::{ResourceId, Upstream};
 use tokio::time::Instant;
 
@@ -63,6 +63,7 @@ pub enum State {
 pub(crate) struct Circuit {
     upstream: ResourceId,
     endpoint: Endpoint,
+    counting: Counting,
     known: Mutex<Known>,
 }
 
@@ -90,7 +91,12 @@ impl Circuit {
         let terms = Terms { failures: FAILURES, rest, throttled, most: limits.pause };
         let counted = Terms { most: limits.pause.min(LONGEST_GUESS), ..terms };
         let known = Known { all: Breaker::new(terms), counted: Breaker::new(counted), error: None, refused: None };
-        Self { upstream: upstream.id.clone(), endpoint: upstream.endpoint.clone(), known: Mutex::new(known) }
+        Self {
+            upstream: upstream.id.clone(),
+            endpoint: upstream.endpoint.clone(),
+            counting: upstream.kind.profile().counting,
+            known: Mutex::new(known),
+        }
     }
 
     /// Leave to ask the upstream now.
@@ -133,7 +139,8 @@ impl Circuit {
             Standing::Open { why, until } => Some((why, until.saturating_duration_since(now), everything)),
             Standing::HalfOpen { why } => Some((why, Duration::ZERO, everything)),
         };
-        let open = state(known.all.standing(now), true).or_else(|| state(known.counted.standing(now), false));
+        let is_all = self.counting == Counting::All;
+        let open = state(known.all.standing(now), true).or_else(|| state(known.counted.standing(now), is_all));
         match (open, &known.refused) {
             (Some((Trip::Away, left, _)), _) => Health { state: State::Away { left }, trouble: known.trouble() },
             (Some((Trip::Throttled, left, everything)), _) => {
