@@ -219,8 +219,8 @@ pub enum RequestKind {
     ManifestHead,
     /// A blob, or something of it.
     Blob,
-    /// A page of tags.
-    Tags,
+    /// A page of a list, such as one of tags; or anything else.
+    List,
 }
 
 /// Which requests an upstream counts towards the limit that it sets.

@@ -131,7 +131,7 @@ impl Via {
         let requests = self.requests();
         let ask = match sample {
             Some((repository, reference)) => self.manifest_ask(Method::HEAD, repository, reference),
-            None => Ask::new(RequestKind::Tags, Method::GET, self.site.endpoint.base_url()),
+            None => Ask::new(RequestKind::List, Method::GET, self.site.endpoint.base_url()),
         };
         match requests.try_login(&ask).await {
             Ok(None) => passed("the upstream wants no login".to_owned()),

@@ -63,7 +63,7 @@ impl Via {
     /// One page, and where the next one is.
     async fn tags_page(&self, url: &Url) -> Result<(Vec<String>, Option<Url>), Error> {
         let requests = self.requests();
-        let mut ask = Ask::new(RequestKind::Tags, Method::GET, url.clone());
+        let mut ask = Ask::new(RequestKind::List, Method::GET, url.clone());
         ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let ask = &ask;
         let read = |until| async move {
@@ -76,7 +76,7 @@ impl Via {
             let bytes = body::read(response, requests.limits.tags_page_bytes, requests.limits.stall).await?;
             Ok((bytes, next))
         };
-        let (bytes, next) = self.patiently(RequestKind::Tags, read).await?;
+        let (bytes, next) = self.patiently(RequestKind::List, read).await?;
         let page: Page = serde_json::from_slice(&bytes).map_err(|_| Error::bad("sends a list of tags that is none"))?;
         Ok((page.tags.unwrap_or_default(), next))
     }
