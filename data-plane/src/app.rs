@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::auth::Auth;
 use crate::budget::Budgets;
 use crate::config::{Config, limits};
-use crate::control::{Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
+use crate::control::{Clients, Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
 use crate::fill::{Fills, Places};
 use crate::http::connection::serve;
 use crate::http::readers::Readers;
@@ -135,14 +135,14 @@ impl DataPlane {
             requests: HttpMetrics::new(&deps.metrics),
             answers: inspector.answers.clone(),
         };
+        let clients = Clients::new(config.upstream_limits, budgets, &deps.metrics);
         let gate = Gate::new(
             control.clone(),
             deps.snapshot_trust,
             deps.cluster_key.clone(),
             deps.health.condition("snapshot"),
             clock.clone(),
-            config.upstream_limits,
-            budgets,
+            clients,
             &deps.metrics,
         );
         let watch =

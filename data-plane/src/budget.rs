@@ -31,9 +31,11 @@ const ACCOUNT_DIGITS: usize = 32;
 #[derive(Clone)]
 pub(crate) struct Budgets {
     ground: Ground,
-    /// By the upstream and the user that it is asked as.
-    accounts: Arc<Mutex<HashMap<(Uuid, String), Arc<BudgetAccount>>>>,
+    accounts: Arc<Mutex<Accounts>>,
 }
+
+/// Accounts by the upstream and the user that it is asked as.
+type Accounts = HashMap<(Uuid, String), Arc<BudgetAccount>>;
 
 #[derive(Clone)]
 struct Ground {

@@ -28,7 +28,7 @@ pub(crate) use gate::Gate;
 pub(crate) use line::Line;
 pub(crate) use outbox::Outbox;
 pub(crate) use questions::Questions;
-pub(crate) use snapshot::{FillFrom, Place, Snapshot, Source, Version};
+pub(crate) use snapshot::{Clients, FillFrom, Place, Snapshot, Source, Version};
 pub(crate) use watch::Watch;
 
 /// The audience of the tokens that nodes call the control plane with.

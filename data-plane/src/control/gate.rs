@@ -10,14 +10,12 @@ use entrepot_store::Key;
 use entrepot_store::records::SnapshotHead;
 use entrepot_trust::snapshot::SnapshotError as TrustError;
 use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
-use entrepot_upstream::{Limits, RequestMetrics};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tracing::{info, warn};
 
 use super::snapshot::{Clients, SnapshotError, Version};
 use super::{Control, Snapshot};
-use crate::budget::Budgets;
 use crate::config::limits;
 
 /// Lets right snapshots through to be run, and tells of all others.
@@ -93,8 +91,7 @@ impl Gate {
         cluster_key: ClusterKey,
         readiness: Condition,
         clock: Clock,
-        limits: Limits,
-        budgets: Budgets,
+        clients: Clients,
         metrics: &Metrics,
     ) -> Self {
         let meter = metrics.meter("entrepot.data_plane");
@@ -103,7 +100,6 @@ impl Gate {
             .with_description("Snapshots that were offered and not run.")
             .build();
         observe(&control, clock, metrics);
-        let clients = Clients { limits, metrics: RequestMetrics::new(&meter), budgets };
         let (told, installing) = (Mutex::default(), Mutex::default());
         Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
     }

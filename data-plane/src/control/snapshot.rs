@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{RepositoryName, Rule, RuleSet, Secret, Upstream};
 use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::Metrics;
 use entrepot_trust::ClusterKey;
 use entrepot_trust::access_key::AccessKeyHash;
 use entrepot_upstream::{Limits, RequestMetrics};
@@ -61,6 +62,12 @@ pub(crate) struct Clients {
     pub(crate) limits: Limits,
     pub(crate) metrics: RequestMetrics,
     pub(crate) budgets: Budgets,
+}
+
+impl Clients {
+    pub(crate) fn new(limits: Limits, budgets: Budgets, metrics: &Metrics) -> Self {
+        Self { limits, metrics: RequestMetrics::new(&metrics.meter("entrepot.data_plane")), budgets }
+    }
 }
 
 /// A key that can be used.

@@ -22,18 +22,18 @@ struct Kept {
 
 impl Account for Kept {
     fn admit(&self, priority: Priority) -> BoxFuture<'_, Result<(), Duration>> {
-        self.asked.lock().unwrap().push(priority);
+        self.asked.lock().expect("not poisoned").push(priority);
         ready(if priority == Priority::Pull { Ok(()) } else { Err(Duration::from_secs(60)) }).boxed()
     }
 
     fn told(&self, told: Told) {
-        self.told.lock().unwrap().push(told);
+        self.told.lock().expect("not poisoned").push(told);
     }
 }
 
 impl Kept {
     fn asked(&self) -> Vec<Priority> {
-        std::mem::take(&mut self.asked.lock().unwrap())
+        std::mem::take(&mut self.asked.lock().expect("not poisoned"))
     }
 }
 
