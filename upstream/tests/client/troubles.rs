@@ -113,6 +113,7 @@ async fn one_request_finds_out_whether_an_upstream_is_back_however_many_wait() {
             gate.release();
         };
         Box::pin(futures_util::future::join(probing, others)).await;
+        assert_eq!(fake.request_count() - asked, 1, "{trouble:?}: and asks once");
         fake.heal();
         wait_until(Duration::from_secs(10), "it is asked again", async || pull(&client).await.is_ok()).await;
         assert_eq!(client.health().state, State::Healthy);
