@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "entrepot/v1/upstreams.proto",
     "entrepot/v1/rules.proto",
     "entrepot/v1/repositories.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 8] = [
     "entrepot/v1/access.proto",
     "entrepot/v1/nodes.proto",
     "entrepot/v1/fills.proto",
+    "entrepot/v1/operations.proto",
     "entrepot/node/v1/nodes.proto",
 ];
 

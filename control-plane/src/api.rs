@@ -12,8 +12,10 @@ mod incoming;
 mod inquiries;
 mod live_nodes;
 mod mask;
+mod node_jobs;
 mod nodes;
 mod observe;
+mod operations;
 mod page;
 mod probe;
 mod repositories;
@@ -30,6 +32,7 @@ use entrepot_proto::v1::access_server::AccessServer;
 use entrepot_proto::v1::fills_server::FillsServer;
 use entrepot_proto::v1::images_server::ImagesServer;
 use entrepot_proto::v1::nodes_server::NodesServer as LiveNodesServer;
+use entrepot_proto::v1::operations_server::OperationsServer;
 use entrepot_proto::v1::repositories_server::RepositoriesServer;
 use entrepot_proto::v1::rules_server::RulesServer;
 use entrepot_proto::v1::upstreams_server::UpstreamsServer;
@@ -110,6 +113,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
         .add_service(AccessServer::new(api.clone()))
         .add_service(LiveNodesServer::new(api.clone()))
         .add_service(FillsServer::new(api.clone()))
+        .add_service(OperationsServer::new(api.clone()))
         .add_service(NodesServer::new(api));
     if plane.reflection == Reflection::Open {
         let describe = || {
@@ -125,7 +129,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 9] = [
+    const SERVICES: [&str; 10] = [
         "",
         "entrepot.v1.Upstreams",
         "entrepot.v1.Rules",
@@ -134,6 +138,7 @@ async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
         "entrepot.v1.Access",
         "entrepot.v1.Nodes",
         "entrepot.v1.Fills",
+        "entrepot.v1.Operations",
         "entrepot.node.v1.Nodes",
     ];
     let set = async |status: ServingStatus| {

@@ -144,7 +144,8 @@ async fn meet(
         }
         (Verdict::Live | Verdict::Undecided, _) => {
             if let Some((rule_uid, create_time)) = creation(batch, incarnation) {
-                repositories::put(tx, &Created { incarnation, name, rule_uid, create_time }).await?;
+                let created = Created { incarnation, name, rule_uid, create_time, automatic_sync: None };
+                repositories::put(tx, &created).await?;
             }
         }
     }
@@ -160,7 +161,8 @@ fn creation(batch: &[Event], incarnation: Uuid) -> Option<(Option<Uuid>, DateTim
 }
 
 fn created<'n>(name: &'n RepositoryName, record: &RepositoryRecord) -> Created<'n> {
-    Created { incarnation: record.incarnation, name, rule_uid: record.rule_uid, create_time: record.create_time }
+    let RepositoryRecord { incarnation, rule_uid, create_time, automatic_sync, .. } = *record;
+    Created { incarnation, name, rule_uid, create_time, automatic_sync }
 }
 
 async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> Result<(), db::Error> {

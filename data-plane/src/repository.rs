@@ -289,7 +289,10 @@ impl Repositories {
             Some(_) | None => {
                 let incarnation = Uuid::now_v7();
                 let state = State::Live;
-                (RepositoryRecord { incarnation, state, rule_uid, create_time: now, update_time: now }, Change::Written)
+                let (create_time, update_time, automatic_sync) = (now, now, None);
+                let record =
+                    RepositoryRecord { incarnation, state, rule_uid, create_time, update_time, automatic_sync };
+                (record, Change::Written)
             }
         };
         Ok(RepositoryDraft { record, version, change })

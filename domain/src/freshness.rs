@@ -34,6 +34,8 @@ pub struct Policy {
     pub tag_windows: Vec<TagWindow>,
     /// How long a repository's list of tags is served before the upstream is asked for it again.
     pub tag_list_window: Duration,
+    /// Whether tags that are in use are revalidated before their window ends, without a pull asking for it.
+    pub automatic_sync: bool,
 }
 
 /// What happens to a pull of a tag that is not trusted any more.
@@ -180,6 +182,7 @@ impl Default for Policy {
             when_denied: WhenDenied::default(),
             tag_windows: Vec::new(),
             tag_list_window: Duration::from_secs(5 * 60),
+            automatic_sync: true,
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct RepositoryRecord {
     pub create_time: DateTime<Utc>,
     /// When this record was last changed.
     pub update_time: DateTime<Utc>,
+    /// Whether its tags are synced by themselves; `None` is as its rule says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic_sync: Option<bool>,
 }
 
 /// Whether a repository exists.
@@ -187,6 +190,7 @@ mod tests {
             rule_uid: None,
             create_time: DateTime::UNIX_EPOCH,
             update_time: DateTime::UNIX_EPOCH,
+            automatic_sync: None,
         };
         assert!(read::<RepositoryRecord>(&store, &key).await.unwrap().is_none());
         let version = replace(&store, &key, None, &record).await.unwrap();

@@ -11,6 +11,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::operations_client::OperationsClient;
 use entrepot_proto::v1::nodes_client::NodesClient as LiveNodesClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
@@ -168,6 +169,10 @@ impl Fixture {
 
     pub(crate) fn fills(&self) -> FillsClient<Authorized> {
         FillsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub(crate) fn operations(&self) -> OperationsClient<Authorized> {
+        OperationsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
     pub(crate) fn access(&self) -> AccessClient<Authorized> {

@@ -11,6 +11,7 @@ mod fixture;
 mod freshness;
 mod live_nodes;
 mod node;
+mod operations;
 mod outage;
 mod reconcile;
 mod replicas;

@@ -6,7 +6,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use entrepot_domain::{Digest, RepositoryName, ResourceId, Tag};
+use entrepot_domain::{Digest, Reference, RepositoryName, ResourceId, Tag};
+use uuid::Uuid;
 
 /// Why a text is not the resource name that is expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +64,11 @@ pub fn answer(request_id: &str) -> String {
     format!("answers/{request_id}")
 }
 
+/// `operations/<uid>`.
+pub fn operation(uid: Uuid) -> String {
+    format!("operations/{uid}")
+}
+
 /// `repositories/<repository name>`.
 pub fn repository(name: &RepositoryName) -> String {
     format!("repositories/{name}")
@@ -73,12 +79,28 @@ pub fn image(repository: &RepositoryName, digest: &Digest) -> String {
     format!("repositories/{repository}/images/{digest}")
 }
 
+/// `repositories/<repository name>/images/<digest>` or `repositories/<repository name>/tags/<tag>`.
+pub fn reference(repository: &RepositoryName, reference: &Reference) -> String {
+    match reference {
+        Reference::Digest(digest) => image(repository, digest),
+        Reference::Tag(tag) => format!("repositories/{repository}/tags/{tag}"),
+    }
+}
+
 /// Reads `nodes/<id>`.
 ///
 /// # Errors
 /// If it is something else.
 pub fn parse_node(name: &str) -> Result<ResourceId, Error> {
     below(name, "nodes/", "nodes/<id>")
+}
+
+/// Reads `operations/<uid>`.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_operation(name: &str) -> Result<Uuid, Error> {
+    below(name, "operations/", "operations/<uid>")
 }
 
 /// Reads `upstreams/<id>`.
