@@ -19,6 +19,7 @@ use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
 use crate::inspect::{Answers, Inspector};
+use crate::jobs::Jobs;
 use crate::lease::Leases;
 use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
@@ -76,6 +77,7 @@ pub struct DataPlane {
     peers: Peers,
     watch: Watch,
     questions: Questions,
+    jobs: Jobs,
     outbox: Outbox,
     line: Line,
     drain_limit: Duration,
@@ -115,6 +117,7 @@ impl DataPlane {
         let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
+        let jobs = Jobs::new(node_id.clone(), control.clone(), resolver.clone(), line.clone(), config.capacity.fills);
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {
             node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },
@@ -146,6 +149,7 @@ impl DataPlane {
             peers,
             watch,
             questions,
+            jobs,
             outbox,
             line,
             drain_limit: config.drain_limit,
@@ -179,6 +183,8 @@ impl DataPlane {
             let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, company.clone());
             company.spawn("peer.listener", serving);
         }
+        // At the stop they are given back at once, so that others take them while answers end here.
+        self.work.spawn("jobs", self.jobs.work(self.work.stopping()));
         self.work.spawn("listener", serve(self.server, listener, limits::CONNECTIONS, self.work.clone()));
 
         stopping.cancelled().await;

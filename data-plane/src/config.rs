@@ -159,6 +159,20 @@ pub mod limits {
     pub const NODES: usize = 1000;
     /// How many owners of uploads are looked at in one sweep.
     pub const UPLOAD_OWNERS: usize = 1000;
+    /// How many jobs a node works at.
+    pub const JOBS: usize = 8;
+    /// How many blobs of one job are fetched at once.
+    pub const JOB_BLOBS: usize = 3;
+    /// How often it is looked for jobs, but for a fifth more or less; and when a control plane did not give any.
+    pub const JOB_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+    /// How often a node says that it works at a job: often enough that two words may be lost.
+    pub const JOB_REPORT: Duration = Duration::from_secs(2);
+    /// One such word; and how long, and how often, a job's end is told.
+    pub const JOB_WORD: Duration = Duration::from_secs(5);
+    /// See [`JOB_WORD`].
+    pub const JOB_END: (Duration, usize) = (Duration::from_secs(1), 5);
+    /// How long a job may take: twice the longest fill.
+    pub const JOB: Duration = Duration::from_secs(12 * 60 * 60);
     /// Connecting to another node; its whole answer.
     pub const PEER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
     /// What another node may say of itself.

@@ -24,7 +24,7 @@ use tonic::service::Interceptor;
 use crate::error::PullError;
 
 pub(crate) use gate::Gate;
-pub(crate) use line::Line;
+pub(crate) use line::{Line, Replica};
 pub(crate) use outbox::Outbox;
 pub(crate) use questions::Questions;
 pub(crate) use snapshot::{FillFrom, Place, Snapshot, Version};

@@ -214,6 +214,36 @@ impl Repositories {
         self.settle_tag(live, draft, digest).await
     }
 
+    /// The revision of a tag's record, whatever that says; `None` if there is none, or no such repository.
+    pub(crate) async fn tag_revision(&self, name: &RepositoryName, tag: &Tag) -> Result<Option<i64>, Error> {
+        let Some(live) = self.live(name).await? else { return Ok(None) };
+        let key = layout::tag(name, live.record.incarnation, tag);
+        Ok(records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record.revision))
+    }
+
+    /// Lets a tag mean `digest`, as the upstream said at `said`, if its record is still at revision `base`. Says whether
+    /// it was.
+    pub(crate) async fn move_tag(
+        &self,
+        live: &Live,
+        fill: &FillFrom,
+        tag: &Tag,
+        base: Option<i64>,
+        (digest, said): (&Digest, DateTime<Utc>),
+    ) -> Result<bool, Error> {
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, said).await?;
+        if draft.record.revision != base.map_or(1, |base| base + 1) {
+            return Ok(false);
+        }
+        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        failpoint::hit("sync.before_tag");
+        match draft.write(&self.store).await {
+            Err(error) if error.is_conflict() => Ok(false),
+            done => done.map(|()| true),
+        }
+    }
+
     /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
     pub(crate) async fn drop_tag(&self, live: &Live, fill: &FillFrom, tag: &Tag, digest: &Digest) -> Result<(), Error> {
         let incarnation = live.record.incarnation;

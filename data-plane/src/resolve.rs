@@ -6,6 +6,7 @@
 mod blob;
 mod manifest;
 mod refusals;
+mod sync;
 mod tag;
 mod tags;
 mod upstream;
@@ -29,6 +30,7 @@ use tags::TagLists;
 pub(crate) use blob::{Blob, Want};
 pub(crate) use manifest::Resolved;
 pub(crate) use refusals::Refusals;
+pub(crate) use sync::{Ahead, Synced};
 pub(crate) use tags::TagList;
 pub(crate) use upstream::{asking, failure};
 
@@ -85,6 +87,15 @@ struct InVain {
     error: PullError,
     /// Until when it is not asked again.
     until: DateTime<Utc>,
+}
+
+/// What of a known tag needs no other confirmation.
+#[derive(Clone, Copy, Debug)]
+enum Trust {
+    /// What the rule's window covers, and what the upstream has confirmed since then, while whoever asks was waiting.
+    Rule(Option<DateTime<Utc>>),
+    /// Only what the upstream has confirmed since then.
+    Since(DateTime<Utc>),
 }
 
 /// What a flight gives to all who wait for it: the answer, and why it is that.

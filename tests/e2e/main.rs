@@ -20,4 +20,5 @@ mod refusals;
 mod registry;
 mod report;
 mod spools;
+mod sync;
 mod tools;

@@ -14,6 +14,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::operations_client::OperationsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
@@ -206,6 +207,10 @@ impl Registry {
 
     pub(crate) fn images(&self) -> ImagesClient<Admin> {
         ImagesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn operations(&self) -> OperationsClient<Admin> {
+        OperationsClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
     pub(crate) fn access(&self) -> AccessClient<Admin> {

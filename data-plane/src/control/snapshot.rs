@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::{RepositoryName, Rule, RuleSet, Secret, Upstream};
+use entrepot_domain::{Priority, RepositoryName, Rule, RuleSet, Secret, Upstream};
 use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
 use entrepot_trust::ClusterKey;
@@ -82,6 +82,15 @@ pub(crate) struct FillFrom {
     pub(crate) source: Source,
     /// The repository's name at the upstream.
     pub(crate) repository: RepositoryName,
+    /// For whom the upstream is asked.
+    pub(crate) priority: Priority,
+}
+
+impl Place {
+    /// The same place, whose upstream is asked for somebody who can wait so long.
+    pub(crate) fn with(self, priority: Priority) -> Self {
+        Self { fill: self.fill.map(|fill| FillFrom { priority, ..fill }), ..self }
+    }
 }
 
 /// Why a snapshot cannot be run.
@@ -171,6 +180,7 @@ impl Snapshot {
             origin: rule.origin(),
             source: source.clone(),
             repository: mapped.upstream_repository,
+            priority: Priority::Pull,
         };
         Place { repository: mapped.repository, fill: Some(fill) }
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::freshness::Decision;
 use entrepot_domain::manifest::ManifestError;
-use entrepot_domain::{Digest, Manifest, MediaType, Reference};
+use entrepot_domain::{Digest, Manifest, MediaType, Reference, Tag};
 use entrepot_runtime::chain;
 use entrepot_store::records::TagRecord;
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::refusals::Question;
 use super::tag::{Stale, gone};
-use super::{Outcome, Resolver, asking, failure};
+use super::{Outcome, Resolver, Trust, asking, failure};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
@@ -39,7 +39,7 @@ pub(crate) struct Resolved {
 }
 
 /// What the records have for a reference.
-enum Held {
+pub(super) enum Held {
     /// All that is needed.
     Fresh(Resolved),
     /// A tag that the upstream should confirm.
@@ -58,7 +58,7 @@ impl Resolver {
         reference: &Reference,
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
-        match (self.held(place, reference, None).await?, &place.fill) {
+        match (self.held(place, reference, Trust::Rule(None)).await?, &place.fill) {
             (Held::Fresh(resolved), _) => Ok(resolved),
             (Held::Stale(stale), None) => {
                 trail::because(|| "no rule covers this name: what is cached is served, and never confirmed".to_owned());
@@ -120,24 +120,21 @@ impl Resolver {
         })
     }
 
-    /// What the records have. What the upstream has confirmed since `since` needs no other confirmation.
-    async fn held(
-        &self,
-        place: &Place,
-        reference: &Reference,
-        since: Option<DateTime<Utc>>,
-    ) -> Result<Held, PullError> {
+    /// What the records have.
+    pub(super) async fn held(&self, place: &Place, reference: &Reference, trust: Trust) -> Result<Held, PullError> {
         let origin = place.fill.as_ref().map(|fill| fill.origin);
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else {
                 trail::because(|| format!("there was no repository `{}`", place.repository));
                 return Ok(Held::Nothing(None));
             };
-            let (digest, tag, validated) = match reference {
-                Reference::Digest(digest) => (digest.clone(), None, None),
+            let (digest, tag, validated, revision) = match reference {
+                Reference::Digest(digest) => (digest.clone(), None, None, 0),
                 Reference::Tag(tag) => match self.repositories.tag(&live, tag, origin).await? {
-                    Some(TagRecord { digest: Some(digest), validate_time, .. }) => (digest, Some(tag), validate_time),
-                    Some(TagRecord { digest: None, validate_time, .. }) if self.is_just_gone(validate_time) => {
+                    Some(TagRecord { digest: Some(digest), validate_time, revision, .. }) => {
+                        (digest, Some(tag), validate_time, revision)
+                    }
+                    Some(TagRecord { digest: None, validate_time, .. }) if self.is_just_gone(validate_time, trust) => {
                         trail::because(|| format!("the upstream had tag `{tag}` no more a moment ago"));
                         return Ok(Held::Gone);
                     }
@@ -147,7 +144,7 @@ impl Resolver {
                     }
                 },
             };
-            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, tag, validated, since));
+            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, tag, validated, trust));
             let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
                 trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
                 return Ok(Held::Nothing(Some(live)));
@@ -168,7 +165,7 @@ impl Resolver {
             };
             Ok(match tag.filter(|_| decision != Decision::Serve) {
                 None => Held::Fresh(resolved),
-                Some(tag) => Held::Stale(Box::new(Stale { tag: tag.clone(), resolved, live, decision })),
+                Some(tag) => Held::Stale(Box::new(Stale { tag: tag.clone(), resolved, live, decision, revision })),
             })
         })
         .await
@@ -179,8 +176,8 @@ impl Resolver {
         let (reference, began) = (&key.2, self.now());
         let in_vain = self.asked_in_vain(key).await;
         let (held, lease) = match in_vain {
-            Some(_) => (self.held(place, reference, Some(began)).await?, None),
-            None => self.coordinated(place, fill, reference, began).await?,
+            Some(_) => (self.held(place, reference, Trust::Rule(Some(began))).await?, None),
+            None => self.coordinated(place, fill, reference, Trust::Rule(Some(began))).await?,
         };
         failpoint::hit("manifest.after_claim");
         let answer = match (held, in_vain) {
@@ -203,12 +200,12 @@ impl Resolver {
     /// Of all nodes that want the same, one gets the lease. It looks after that, since another may have been faster.
     /// The others wait until it has done that, and look at what it has written; one of them takes its place if it is
     /// lost, or has failed.
-    async fn coordinated(
+    pub(super) async fn coordinated(
         &self,
         place: &Place,
         fill: &FillFrom,
         reference: &Reference,
-        began: DateTime<Utc>,
+        trust: Trust,
     ) -> Result<(Held, Option<Lease>), PullError> {
         let key = LeaseKey::reference(fill.origin, &place.repository, reference);
         let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
@@ -224,7 +221,7 @@ impl Resolver {
                 trail::because(|| "another node was asking the upstream: waited for it".to_owned());
                 lost = (!self.fills.peers().wait_for(&holder, limit).await).then_some(holder);
             }
-            let held = self.held(place, reference, Some(began)).await?;
+            let held = self.held(place, reference, trust).await?;
             if !waits || matches!(held, Held::Fresh(_) | Held::Gone) {
                 return Ok((held, lease));
             }
@@ -238,13 +235,28 @@ impl Resolver {
         fill: &FillFrom,
         reference: &Reference,
     ) -> Result<Resolved, PullError> {
+        let tag = match reference {
+            Reference::Digest(_) => None,
+            Reference::Tag(tag) => Some(tag),
+        };
+        self.fetch_as(place, fill, reference, tag).await
+    }
+
+    /// Fetches a manifest, verifies it, stores it and makes it visible: by its digest, and by `tag` where there is one.
+    pub(super) async fn fetch_as(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        reference: &Reference,
+        tag: Option<&Tag>,
+    ) -> Result<Resolved, PullError> {
         let _turn = self.fills.turn().await?;
         let fetched = asking(fill, "GET", fill.source.client.manifest(&fill.repository, reference)).await;
         let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         failpoint::hit("manifest.after_fetch");
-        let (digest, tag) = match reference {
-            Reference::Digest(digest) => (digest.clone(), None),
-            Reference::Tag(tag) => (Digest::sha256(&fetched.bytes), Some(tag)),
+        let digest = match reference {
+            Reference::Digest(digest) => digest.clone(),
+            Reference::Tag(_) => Digest::sha256(&fetched.bytes),
         };
         let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.bytes)
             .map_err(|error| bad_manifest(fill, &error))?;
@@ -269,12 +281,12 @@ impl Resolver {
             // Readers get verified bytes also when the store does not take them.
             outcome: if incarnation.is_some() { Outcome::Miss } else { Outcome::Bypass },
             incarnation,
-            validated: tag.map(|_| self.now()),
+            validated: matches!(reference, Reference::Tag(_)).then(|| self.now()),
         })
     }
 }
 
-fn bad_manifest(fill: &FillFrom, error: &ManifestError) -> PullError {
+pub(super) fn bad_manifest(fill: &FillFrom, error: &ManifestError) -> PullError {
     let (rule, upstream) = (fill.rule.id.clone(), fill.source.upstream.id.clone());
     warn!(rule.name = %rule, upstream.id = %upstream, "upstream `{upstream}` delivered a bad manifest: {}", chain(error));
     PullError::BadContent { rule, upstream, what: error.to_string() }

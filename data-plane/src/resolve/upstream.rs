@@ -19,7 +19,8 @@ pub(crate) async fn asking<T>(
 ) -> Result<T, Error> {
     let span = info_span!(
         "upstream.request", otel.kind = "client", http.request.method = method, rule.name = %fill.rule.id,
-        upstream.id = %fill.source.upstream.id, upstream.repository = %fill.repository, error.message = field::Empty
+        upstream.id = %fill.source.upstream.id, upstream.repository = %fill.repository, upstream.priority = ?fill.priority,
+        error.message = field::Empty
     );
     // Boxed, since these futures are large, and would be part of everybody's who waits for one.
     let answer = Box::pin(question).instrument(span.clone()).await;
