@@ -90,6 +90,11 @@ impl Session {
     }
 
     /// The service of this name.
+    pub(crate) fn operations(&self) -> v1::operations_client::OperationsClient<Line> {
+        v1::operations_client::OperationsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
     pub(crate) fn access(&self) -> v1::access_client::AccessClient<Line> {
         v1::access_client::AccessClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }

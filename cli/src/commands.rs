@@ -9,10 +9,13 @@ mod image;
 pub(crate) mod keys;
 mod login_password;
 mod node;
+mod operation;
 mod principal;
 mod repository;
 mod rule;
+mod sync;
 mod upstream;
+mod warm;
 mod why;
 
 use std::process::ExitCode;
@@ -45,6 +48,18 @@ pub(crate) enum Administration {
     #[command(subcommand)]
     Image(image::Command),
 
+    /// Bring the tags of a cached repository up to date, whatever their window says.
+    #[command(after_help = sync::EXAMPLES)]
+    Sync(sync::Args),
+
+    /// Fetch images ahead of their first pull.
+    #[command(after_help = warm::EXAMPLES)]
+    Warm(warm::Args),
+
+    /// Operations: syncs, and images that are fetched ahead.
+    #[command(subcommand)]
+    Operation(operation::Command),
+
     /// Nodes: what serves pulls. They appear by themselves when they start.
     #[command(subcommand)]
     Node(node::Command),
@@ -74,6 +89,9 @@ impl Administration {
             Self::Upstream(command) => command.run(session).await?,
             Self::Repository(command) => command.run(session).await?,
             Self::Image(command) => command.run(session).await?,
+            Self::Sync(args) => return args.run(session).await,
+            Self::Warm(args) => return args.run(session).await,
+            Self::Operation(command) => return command.run(session).await,
             Self::Node(command) => command.run(session).await?,
             Self::Fills(args) => args.run(session).await?,
             Self::Why(args) => args.run(session).await?,

@@ -15,9 +15,9 @@ use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::job::Kind;
 use entrepot_proto::node::v1::report_job_request::Report;
 use entrepot_proto::v1::ItemOutcome;
-use futures_util::{FutureExt as _, StreamExt as _};
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -45,13 +45,7 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// No jobs yet. A quarter of the `fills` that the node may have at once can be for jobs.
-    pub(crate) fn new(
-        node_id: Arc<str>,
-        control: Control,
-        resolver: Resolver,
-        line: Line,
-        fills: usize,
-    ) -> Self {
+    pub(crate) fn new(node_id: Arc<str>, control: Control, resolver: Resolver, line: Line, fills: usize) -> Self {
         let turns = Arc::new(Semaphore::new((fills / 4).max(1)));
         Self { node_id, control, resolver, line, turns, held: Mutex::default() }
     }
@@ -281,9 +275,7 @@ fn failed(reason: String) -> pb::JobResult {
 fn result_of_failure(error: &PullError) -> pb::JobResult {
     let (may_retry, retry_after) = match error {
         PullError::UpstreamThrottled { retry_after, .. } => (true, *retry_after),
-        PullError::UpstreamAway { .. } | PullError::StoreAway | PullError::NoSnapshot | PullError::Busy => {
-            (true, None)
-        }
+        PullError::UpstreamAway { .. } | PullError::StoreAway | PullError::NoSnapshot | PullError::Busy => (true, None),
         PullError::TooStale { cause, .. } => (!cause.is_refusal(), None),
         PullError::Route(_)
         | PullError::Unauthenticated(_)
@@ -296,7 +288,9 @@ fn result_of_failure(error: &PullError) -> pb::JobResult {
         | PullError::BadContent { .. } => (false, None),
     };
     let reason = match error {
-        PullError::NotFound { asked: Asked::Repository, rule: None } => "there is no such repository any more".to_owned(),
+        PullError::NotFound { asked: Asked::Repository, rule: None } => {
+            "there is no such repository any more".to_owned()
+        }
         error => error.to_string(),
     };
     pb::JobResult { may_retry, retry_after: retry_after.map(duration), ..failed(reason) }
@@ -321,7 +315,10 @@ mod tests {
     fn a_tag_that_was_not_here_is_created_and_one_that_is_gone_stays_or_not() {
         let digest = Digest::sha256(b"x");
         let created = result(Synced::Moved { from: None, to: digest.clone() });
-        assert_eq!((created.outcome(), created.to_digest.as_str()), (ItemOutcome::ItemCreated, digest.to_string().as_str()));
+        assert_eq!(
+            (created.outcome(), created.to_digest.as_str()),
+            (ItemOutcome::ItemCreated, digest.to_string().as_str())
+        );
         let kept = result(Synced::Deleted { from: Some(digest.clone()), is_dropped: false });
         assert_eq!((kept.outcome(), kept.to_digest), (ItemOutcome::ItemDeleted, digest.to_string()));
         let dropped = result(Synced::Deleted { from: Some(digest), is_dropped: true });

@@ -168,7 +168,8 @@ mod tests {
     fn tags_are_due_within_their_window_and_never_all_at_once() {
         let policy = Policy::default();
         let (repository, validated) = (Uuid::from_u128(7), DateTime::from_timestamp(1_800_000_000, 0).unwrap());
-        let due = |tag: &str| due_time(&policy, repository, &tag.parse().unwrap(), Some(validated)).unwrap() - validated;
+        let due =
+            |tag: &str| due_time(&policy, repository, &tag.parse().unwrap(), Some(validated)).unwrap() - validated;
         let mut all: Vec<i64> = (0..10_000).map(|number| due(&format!("v{number}")).num_seconds()).collect();
         all.sort_unstable();
         let (first, last) = (24 * 3600 * 60 / 100, 24 * 3600 * 90 / 100);

@@ -21,4 +21,5 @@ mod registry;
 mod report;
 mod spools;
 mod sync;
+mod sync_due;
 mod tools;

@@ -10,6 +10,8 @@ use bytes::Bytes;
 use entrepot_control_plane::{ControlPlane, FirstKey, Reflection};
 use entrepot_data_plane::{Capacity, Config, DataPlane, UpstreamLimits};
 use entrepot_domain::Secret;
+use entrepot_proto::node::v1::ReportEventsRequest;
+use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::fills_client::FillsClient;
@@ -224,6 +226,16 @@ impl Registry {
     /// Fills as an access key may see them.
     pub(crate) fn fills_as(&self, key: &str) -> FillsClient<InterceptedService<Channel, As>> {
         FillsClient::with_interceptor(self.channel.clone(), As(format!("Bearer {key}").parse().expect("plain text")))
+    }
+
+    /// Tells the control plane what a node of its own has learnt.
+    pub(crate) async fn report_events(&self, events: Vec<entrepot_proto::node::v1::Event>) -> Result<()> {
+        let key = ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?;
+        let token = key.tokens().issue_node("node-0", "entrepot.node.v1", self.clock.now());
+        let login = As(format!("Bearer {}", token.expose()).parse()?);
+        let mut nodes = NodesClient::with_interceptor(self.channel.clone(), login);
+        nodes.report_events(ReportEventsRequest { node_id: "node-0".to_owned(), events }).await?;
+        Ok(())
     }
 
     /// What the node says of the answer to a request, when it has been sent.

@@ -6,6 +6,7 @@ use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use http::StatusCode;
 
 use crate::registry::{LIMIT, Registry};
+use pb::ItemOutcome::{ItemCreated, ItemFailed, ItemUnchanged};
 
 /// Begins a sync of these tags, or of all.
 async fn begin(registry: &Registry, repository: &str, tags: &[&str]) -> Result<pb::Operation> {
@@ -165,8 +166,59 @@ async fn a_cancelled_sync_ends_and_moves_nothing() -> Result<()> {
     let cancelled = registry.operations().cancel_operation(request).await?.into_inner();
     assert_eq!(cancelled.state(), pb::OperationState::Cancelling);
     let (operation, items) = watched(&registry, &operation).await?;
-    assert_eq!((operation.state(), items[0].outcome()), (pb::OperationState::Cancelled, pb::ItemOutcome::ItemCancelled));
+    assert_eq!(
+        (operation.state(), items[0].outcome()),
+        (pb::OperationState::Cancelled, pb::ItemOutcome::ItemCancelled)
+    );
     gate.release();
     assert_eq!(digest_of(&registry, "demo/app", "v1").await?, old.manifest);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_image_is_fetched_ahead_for_the_platforms_that_are_asked_for() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    let index = upstream.publish_index("app", "v1", &["linux/amd64", "linux/arm64", "linux/s390x"]);
+    let plain = upstream.publish_image("plain", "v1", &[images::random_bytes(9, 1 << 20)]);
+    let warm = |images: &[String], platforms: &[&str]| {
+        let platforms = platforms.iter().map(|platform| (*platform).to_owned()).collect();
+        pb::WarmImagesRequest { images: images.to_vec(), platforms, request_id: String::new() }
+    };
+    let names = [
+        "repositories/demo/app/tags/v1".to_owned(),
+        format!("repositories/demo/plain/images/{}", plain.manifest),
+        "repositories/other/app/tags/v1".to_owned(),
+    ];
+    let operation = registry.images().warm_images(warm(&names, &["linux/arm64"])).await?.into_inner();
+    let (operation, _) = watched(&registry, &operation).await?;
+    assert_eq!((operation.state(), operation.failed_count), (pb::OperationState::Failed, 1), "no rule covers `other`");
+    let parent = operation.name;
+    let request = pb::ListOperationItemsRequest { parent, ..Default::default() };
+    let items = registry.operations().list_operation_items(request).await?.into_inner().items;
+    let outcomes: Vec<_> = items.iter().map(pb::OperationItem::outcome).collect();
+    assert_eq!(outcomes, [ItemCreated, ItemCreated, ItemFailed]);
+    assert!(items[2].reason.contains("no rule covers this name"), "{}", items[2].reason);
+
+    let (asked, others) = (&index.children[1], [&index.children[0], &index.children[2]]);
+    for other in others {
+        assert_eq!(upstream.fetches_of(&other.manifest), 0, "nobody asked for it");
+    }
+    // Once more is nothing; without platforms it is for those that are here.
+    let before = upstream.log().len();
+    let operation = registry.images().warm_images(warm(&names[..2], &[])).await?.into_inner();
+    let (_, items) = watched(&registry, &operation).await?;
+    assert!(items.iter().all(|item| item.outcome() == ItemUnchanged), "{items:?}");
+    assert_eq!(upstream.log().len(), before, "a fresh tag is not asked for");
+
+    upstream.stop().await;
+    assert_eq!(registry.manifest("demo/app", "v1").await?.status, StatusCode::OK);
+    for (repository, image) in [("demo/app", asked), ("demo/plain", &plain)] {
+        assert_eq!(registry.manifest(repository, &image.manifest).await?.status, StatusCode::OK);
+        for blob in image.blobs() {
+            assert_eq!(registry.blob(repository, blob).await?.status, StatusCode::OK, "{repository} {blob}");
+        }
+    }
     Ok(())
 }

@@ -23,9 +23,9 @@ use super::filter::{self, Value};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
 use crate::app::Plane;
+use crate::db::Tx;
 use crate::db::jobs::{self, Item, Outcome};
 use crate::db::operations::{self, Filter, Kind, Operation};
-use crate::db::Tx;
 
 const KIND: &str = "entrepot.v1.Operation";
 
@@ -296,7 +296,8 @@ fn read_filter(text: &str) -> Result<Filter, Violations> {
     for term in filter::parse(text)? {
         let twice = match (term.field.as_str(), &term.value) {
             ("repository", Value::Text(name)) => {
-                let name = names::parse_repository(name).map_err(|error| term.wrong(format!("`repository` {error}")))?;
+                let name =
+                    names::parse_repository(name).map_err(|error| term.wrong(format!("`repository` {error}")))?;
                 filter.repository.replace(name).is_some()
             }
             ("done", Value::Flag(done)) => filter.done.replace(*done).is_some(),

@@ -62,8 +62,7 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 6] =
-        [Self::Unchanged, Self::Moved, Self::Created, Self::Deleted, Self::Failed, Self::Cancelled];
+    const ALL: [Self; 6] = [Self::Unchanged, Self::Moved, Self::Created, Self::Deleted, Self::Failed, Self::Cancelled];
 
     fn as_str(self) -> &'static str {
         match self {
@@ -155,12 +154,7 @@ pub(crate) async fn running(tx: &Tx<'_>, operation: Uuid, limit: i64) -> Result<
 }
 
 /// At most `limit` items that have ended since `since`, the first ones first.
-pub(crate) async fn ended(
-    tx: &Tx<'_>,
-    operation: Uuid,
-    since: DateTime<Utc>,
-    limit: i64,
-) -> Result<Vec<Item>, Error> {
+pub(crate) async fn ended(tx: &Tx<'_>, operation: Uuid, since: DateTime<Utc>, limit: i64) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.ended
         SELECT ordinal, repository, reference, outcome, from_digest, to_digest, reason, done_bytes, total_bytes,
                node_id, attempt_count, end_time

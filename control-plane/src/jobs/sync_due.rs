@@ -14,9 +14,9 @@ use tracing::debug;
 use super::{Job, Progress};
 use crate::api::error::ApiError;
 use crate::app::Plane;
+use crate::db::Tx;
 use crate::db::jobs::{self, Candidate};
 use crate::db::rules::{self, Rule};
-use crate::db::Tx;
 
 /// How far ahead turns are given.
 const HORIZON: Duration = Duration::from_secs(10);

@@ -198,7 +198,11 @@ async fn a_cancelled_operation_ends_what_waits_and_stops_what_runs() {
     assert_eq!((ended.state(), ended.failed_count), (pb::OperationState::Cancelled, 0));
     let outcomes: Vec<_> = items(&fixture, &operation.name).await.iter().map(pb::OperationItem::outcome).collect();
     assert_eq!(outcomes.iter().filter(|outcome| **outcome == pb::ItemOutcome::ItemCancelled).count(), 3);
-    assert_eq!(fixture.operations().cancel_operation(cancel).await.unwrap().into_inner(), ended, "once more is nothing");
+    assert_eq!(
+        fixture.operations().cancel_operation(cancel).await.unwrap().into_inner(),
+        ended,
+        "once more is nothing"
+    );
     assert_eq!(fixture.operations().delete_operation(delete).await.unwrap().into_inner(), ended);
     let gone = pb::GetOperationRequest { name: operation.name };
     assert_eq!(fixture.operations().get_operation(gone).await.unwrap_err().code(), Code::NotFound);

@@ -69,8 +69,7 @@ pub(crate) async fn candidates(
         Some((time, incarnation, tag)) => (Some(*time), Some(*incarnation), Some(tag.as_str())),
         None => (None, None, None),
     };
-    let rows =
-        tx.query(SQL, &[&rule_uid, &validated_before, &pulled_since, &time, &incarnation, &tag, &limit]).await?;
+    let rows = tx.query(SQL, &[&rule_uid, &validated_before, &pulled_since, &time, &incarnation, &tag, &limit]).await?;
     rows.iter().map(Candidate::from_row).collect()
 }
 
@@ -123,9 +122,8 @@ pub(crate) async fn schedule(
     let times: Vec<DateTime<Utc>> = due.iter().map(|(due, _)| due.validate_time).collect();
     let waits: Vec<f64> = due.iter().map(|(_, wait)| wait.as_secs_f64()).collect();
     let kind = Kind::SyncTag.as_str();
-    let scheduled = tx
-        .execute(INSERT, &[&kind, &AUTOMATIC, &repositories, &references, &incarnations, &times, &waits])
-        .await?;
+    let scheduled =
+        tx.execute(INSERT, &[&kind, &AUTOMATIC, &repositories, &references, &incarnations, &times, &waits]).await?;
     tx.execute(PACE, &[&upstream_uid, &next.as_secs_f64()]).await?;
     Ok(scheduled)
 }
