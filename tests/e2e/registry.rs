@@ -27,6 +27,7 @@ use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use http::{HeaderMap, Method, StatusCode};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -51,6 +52,8 @@ pub(crate) struct Registry {
     pub(crate) tasks: Tasks,
     channel: Channel,
     client: reqwest::Client,
+    /// Where the API is.
+    api: String,
     dir: TempDir,
 }
 
@@ -192,7 +195,8 @@ impl Registry {
         let channel = Endpoint::from_shared(format!("http://{api_addr}"))?.connect().await?;
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build()?;
         let url = format!("http://{registry_addr}");
-        Ok(Self { url, clock, metrics, store, tasks, channel, client, dir })
+        let api = format!("http://{api_addr}");
+        Ok(Self { url, clock, metrics, store, tasks, channel, client, api, dir })
     }
 
     pub(crate) fn upstreams(&self) -> UpstreamsClient<Admin> {
@@ -251,6 +255,39 @@ impl Registry {
         })
         .await;
         found.into_inner().expect("not poisoned").context("it was found")
+    }
+
+    /// A node beside the first one that takes jobs, in a runtime of its own: what it does ends with that at once, or
+    /// in order with its tasks.
+    pub(crate) async fn worker(&self, id: &str) -> Result<(Runtime, Tasks)> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let spool = self.dir.path().join(format!("spool-{id}"));
+        let config = entrepot_data_plane::Config::new(id, vec![self.api.parse()?], spool);
+        let (tasks, health) = (Tasks::new(), Health::new());
+        let deps = entrepot_data_plane::Deps {
+            store: self.store.clone(),
+            cluster_key: ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?,
+            snapshot_trust: SnapshotTrust::new(
+                SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?.public_key(),
+                None,
+            ),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: Metrics::new("test"),
+            leases: entrepot_data_plane::Leases::local(),
+        };
+        let begin = {
+            let tasks = tasks.clone();
+            async move {
+                let listener = TcpListener::bind("127.0.0.1:0").await?;
+                tasks.spawn("registry", DataPlane::new(config, deps)?.serve(listener));
+                anyhow::Ok(())
+            }
+        };
+        runtime.spawn(begin).await??;
+        wait_until(LIMIT, "the worker is ready", async || health.is_ready()).await;
+        Ok((runtime, tasks))
     }
 
     /// A second node beside the first one, which has no line to the control plane: only other nodes reach it.

@@ -2,10 +2,12 @@
 
 use anyhow::{Context as _, Result};
 use entrepot_proto::v1 as pb;
+use entrepot_runtime::Tasks;
 use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use http::StatusCode;
+use tokio::runtime::Runtime;
 
-use crate::registry::{LIMIT, Registry};
+use crate::registry::{LIMIT, Registry, send};
 use pb::ItemOutcome::{ItemCreated, ItemFailed, ItemUnchanged};
 
 /// Begins a sync of these tags, or of all.
@@ -112,6 +114,7 @@ async fn a_pull_during_a_sync_gets_the_old_image_whole_and_one_behind_it_the_new
     let layer = &new.layers[0];
     let gate = upstream.hold(layer);
 
+    let other_node = registry.second_node("node-2").await?;
     let operation = begin(&registry, "demo/app", &[]).await?;
     wait_until(LIMIT, "the layer is being fetched", async || upstream.fetches_of(layer) == 1).await;
     // The upstream is not even asked for these.
@@ -129,6 +132,8 @@ async fn a_pull_during_a_sync_gets_the_old_image_whole_and_one_behind_it_the_new
     upstream.stop().await;
     assert_eq!(digest_of(&registry, "demo/app", "v1").await?, new.manifest);
     assert_eq!(registry.blob("demo/app", layer).await?.status, StatusCode::OK);
+    let answer = send(registry.request_at(&other_node, "/v2/demo/app/manifests/v1")).await?;
+    assert_eq!(answer.header("docker-content-digest"), Some(new.manifest.as_str()), "on every node");
     Ok(())
 }
 
@@ -220,5 +225,72 @@ async fn an_image_is_fetched_ahead_for_the_platforms_that_are_asked_for() -> Res
             assert_eq!(registry.blob(repository, blob).await?.status, StatusCode::OK, "{repository} {blob}");
         }
     }
+    Ok(())
+}
+
+/// A repository `demo/app` with more tags than one node takes at once, all of which have moved to images whose layers the
+/// upstream holds back; with a second node, once both work at them.
+async fn two_at_work(end: impl FnOnce(Runtime, &Tasks) -> Option<Runtime>) -> Result<Vec<i32>> {
+    const TAGS: u64 = 12;
+    let upstream = FakeUpstream::start().await;
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    let publish = |seed: u64| -> Vec<images::Image> {
+        let image =
+            |tag| upstream.publish_image("app", &format!("v{tag:02}"), &[images::random_bytes(seed + tag, 1000)]);
+        (0..TAGS).map(image).collect()
+    };
+    publish(0);
+    for tag in 0..TAGS {
+        registry.manifest("demo/app", format!("v{tag:02}")).await?;
+        registry.listed("demo/app", &format!("v{tag:02}")).await;
+    }
+    let new = publish(100);
+    let gate = upstream.hold("/blobs/");
+    let (runtime, tasks) = registry.worker("node-2").await?;
+    let operation = begin(&registry, "demo/app", &[]).await?;
+    let items = async || {
+        let request = pb::ListOperationItemsRequest { parent: operation.name.clone(), ..Default::default() };
+        Ok::<_, tonic::Status>(registry.operations().list_operation_items(request).await?.into_inner().items)
+    };
+    wait_until(LIMIT, "both nodes work", async || {
+        let items = items().await.unwrap_or_default();
+        ["nodes/node-1", "nodes/node-2"].iter().all(|node| items.iter().any(|item| item.node == *node))
+    })
+    .await;
+    let stopping = end(runtime, &tasks);
+    gate.release();
+
+    let (operation, _) = watched(&registry, &operation).await?;
+    stopping.into_iter().for_each(Runtime::shutdown_background);
+    assert_eq!(operation.state(), pb::OperationState::Succeeded);
+    let items = items().await?;
+    for (item, image) in items.iter().zip(&new) {
+        assert_eq!((item.outcome(), &item.to_digest), (pb::ItemOutcome::ItemMoved, &image.manifest), "{item:?}");
+        assert_eq!(item.node, "nodes/node-1");
+    }
+    Ok(items.iter().map(|item| item.attempt_count).collect())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sync_whose_node_is_killed_is_finished_by_another() -> Result<()> {
+    let kill = |runtime: Runtime, _: &Tasks| {
+        // Nothing is told to anybody.
+        runtime.shutdown_background();
+        None
+    };
+    let attempts = two_at_work(kill).await?;
+    assert!(attempts.contains(&2), "{attempts:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_gives_its_jobs_back_at_once() -> Result<()> {
+    let stop = |runtime, tasks: &Tasks| {
+        tasks.stopping().cancel();
+        Some(runtime)
+    };
+    let attempts = two_at_work(stop).await?;
+    assert!(attempts.iter().all(|attempts| *attempts == 1), "what is given back was not tried: {attempts:?}");
     Ok(())
 }
