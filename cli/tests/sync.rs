@@ -2,8 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Output, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -63,10 +64,12 @@ async fn images_are_fetched_ahead_and_synced_and_the_exit_code_says_whether_that
 
     let new = upstream.publish_image("team/app", "v1", &[images::random_bytes(3, 1000)]);
     let deadline = Instant::now() + LIMIT;
-    // The index hears of the repository in a moment.
-    while !registry.run("entrepot image get demo/team/app:v2").status.success() {
-        assert!(Instant::now() < deadline, "the image is not listed");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    // The index hears of the tags in a moment.
+    for tag in ["v1", "v2"] {
+        while !registry.run(&format!("entrepot image get demo/team/app:{tag}")).status.success() {
+            assert!(Instant::now() < deadline, "the tag `{tag}` is not listed");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     let synced = registry.run("entrepot sync demo/team/app");
     assert!(synced.status.success(), "{}", notes(&synced));
@@ -112,14 +115,22 @@ async fn ctrl_c_cancels_what_the_command_has_begun_unless_it_was_detached() {
     let begun = registry.json("entrepot warm demo/app:v1 --detach --output json");
     let detached = begun["name"].as_str().unwrap().to_owned();
     assert_eq!(begun["state"], "RUNNING");
-    let child = spawn(&registry, &["warm", "demo/app:v1"]);
+    let mut child = spawn(&registry, &["warm", "demo/app:v1"]);
     wait_until(LIMIT, "the layer is asked for", async || upstream.fetches_of(&image.layers[0]) == 1).await;
-    let running = || registry.json("entrepot operation list --output json")["operations"].as_array().unwrap().len();
-    wait_until(LIMIT, "both have begun", async || running() == 2).await;
-    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
-    let ended = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
-    assert_eq!(ended.status.code(), Some(1), "{}", notes(&ended));
-    assert!(notes(&ended).contains("was cancelled"), "{}", notes(&ended));
+    let (ended, told) = tokio::task::spawn_blocking(move || {
+        let mut told = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        told.read_line(&mut line).unwrap();
+        assert!(line.contains("ctrl-c cancels it"), "{line}");
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let mut rest = String::new();
+        told.read_to_string(&mut rest).unwrap();
+        (child.wait_with_output().unwrap(), rest)
+    })
+    .await
+    .unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{told}");
+    assert!(told.contains("was cancelled"), "{told}");
     assert!(out(&ended).contains("cancelled"), "{}", out(&ended));
 
     gate.release();

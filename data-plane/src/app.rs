@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use entrepot_domain::ResourceId;
@@ -13,15 +13,14 @@ use uuid::Uuid;
 
 use crate::auth::Auth;
 use crate::config::{Config, limits};
-use crate::control::{Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
+use crate::control::{Control, Gate, Jobs, Line, NodeToken, Outbox, Questions, Watch};
 use crate::fill::{Fills, Places};
 use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
 use crate::inspect::{Answers, Inspector};
-use crate::jobs::Jobs;
 use crate::lease::Leases;
-use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
+use crate::metrics::{FillMetrics, HttpMetrics, JobMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
 use crate::pull::Node;
 use crate::repository::Repositories;
@@ -117,7 +116,15 @@ impl DataPlane {
         let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
-        let jobs = Jobs::new(node_id.clone(), control.clone(), resolver.clone(), line.clone(), config.capacity.fills);
+        let jobs = Jobs {
+            node_id: node_id.clone(),
+            control: control.clone(),
+            resolver: resolver.clone(),
+            line: line.clone(),
+            turns: Jobs::turns(config.capacity.fills),
+            metrics: JobMetrics::new(&deps.metrics),
+            held: Mutex::default(),
+        };
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {
             node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },

@@ -1,7 +1,7 @@
 //! The data plane: stateless nodes that serve pulls and fill what they lack.
 //!
 //! Read it in this order: `control.rs` is the line to the control plane; `peers.rs` knows the other nodes; [`http`] is
-//! the edge; `inspect.rs` tells operators what goes on; `jobs.rs` works off what the control plane has to do; `pull.rs` is the walk of a pull, which calls `auth`, `resolve`, the store and `fill` in this order.
+//! the edge; `inspect.rs` tells operators what goes on; `pull.rs` is the walk of a pull, which calls `auth`, `resolve`, the store and `fill` in this order.
 
 mod app;
 mod auth;
@@ -15,7 +15,6 @@ mod flight;
 pub mod http;
 mod inspect;
 mod jitter;
-mod jobs;
 pub mod lease;
 mod measured;
 mod metrics;

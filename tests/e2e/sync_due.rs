@@ -10,6 +10,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_store::layout;
 use entrepot_store::records::{self, RepositoryRecord, TagRecord};
 use entrepot_test_support::{FakeUpstream, images, wait_until};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
 use crate::registry::{LIMIT, Registry};
@@ -46,9 +47,8 @@ async fn a_tag_in_use_is_refreshed_before_its_window_ends_unless_that_is_switche
         registry.manifest(repository, "v1").await?;
         pulled(&registry, repository, "v1").await;
     }
-    let found = registry.repositories();
     let get = pb::GetRepositoryRequest { name: "repositories/demo/quiet".to_owned() };
-    let quiet = { found }.get_repository(get).await?.into_inner();
+    let quiet = registry.repositories().get_repository(get).await?.into_inner();
     assert_eq!(quiet.automatic_sync(), pb::AutomaticSync::Unspecified);
     let update = |etag: &str| pb::UpdateRepositoryRequest {
         repository: Some(pb::Repository {
@@ -119,8 +119,15 @@ async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_othe
     let tags: Vec<String> = (0..TAGS).map(|number| format!("t{number}")).collect();
     for tag in &tags {
         upstream.publish_manifest("app", Some(tag), &image.media_type, &image.manifest_bytes);
-        registry.store.put(&layout::tag(&name, incarnation, &tag.parse()?), records::encode(&record)).await?;
     }
+    let writes =
+        tags.iter().map(|tag| {
+            let (store, name, record) = (&registry.store, &name, &record);
+            async move {
+                anyhow::Ok(store.put(&layout::tag(name, incarnation, &tag.parse()?), records::encode(record)).await?)
+            }
+        });
+    stream::iter(writes).buffer_unordered(64).try_collect::<Vec<_>>().await?;
     for batch in tags.chunks(1000) {
         let events = batch.iter().map(|tag| event(tag)).collect();
         registry.report_events(events).await?;

@@ -11,6 +11,7 @@ use entrepot_proto::v1::{
     CancelOperationRequest, DeleteOperationRequest, GetOperationRequest, ItemOutcome, ListOperationItemsRequest,
     ListOperationsRequest, Operation, OperationItem, OperationState, WatchOperationRequest,
 };
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Code, Status};
 
 use crate::client::{PAGE_SIZE, Session, all_pages};
@@ -108,18 +109,19 @@ pub(super) async fn follow(session: &Session, begun: Operation, detach: bool) ->
         session.output.one(&begun)?;
         return Ok(ExitCode::SUCCESS);
     }
+    // From here on: who reads the note may do what it says.
+    let mut interrupts = signal(SignalKind::interrupt())?;
     let name = begun.name.clone();
     note(&format!("{name} was begun; ctrl-c cancels it"));
     let mut watching = Box::pin(watch(session, begun));
-    let interrupted = tokio::signal::ctrl_c();
     let watched = tokio::select! {
         watched = &mut watching => watched?,
-        _ = interrupted => {
+        _ = interrupts.recv() => {
             note(&format!("cancelling {name}; ctrl-c once more leaves it alone"));
             session.operations().cancel_operation(CancelOperationRequest { name: name.clone() }).await?;
             tokio::select! {
                 watched = &mut watching => watched?,
-                _ = tokio::signal::ctrl_c() => return Ok(ExitCode::FAILURE),
+                _ = interrupts.recv() => return Ok(ExitCode::FAILURE),
             }
         }
     };

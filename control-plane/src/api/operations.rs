@@ -35,6 +35,8 @@ const EVERY: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How many items go into one message.
 const ITEMS: i64 = 1000;
+/// How many of them are still being worked at.
+const RUNNING: i64 = 100;
 /// How long a change may take to be seen by others after its time: what ended is looked for that far back.
 const LATE: TimeDelta = TimeDelta::seconds(10);
 
@@ -216,11 +218,14 @@ async fn delete(plane: &Plane, uid: Uuid) -> Result<pb::Operation, ApiError> {
 }
 
 /// What a watcher has heard.
+#[derive(Default)]
 struct Heard {
     /// The items that have ended, by number.
     ended: HashSet<i32>,
     /// Since when others may have ended.
     since: DateTime<Utc>,
+    /// Up to which number all has been told, once the operation has ended.
+    until: i32,
     last: Option<pb::WatchOperationResponse>,
 }
 
@@ -228,59 +233,68 @@ struct Heard {
 async fn watch(plane: &Plane, uid: Uuid, outgoing: &Outgoing) -> Result<(), ApiError> {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = Heard { ended: HashSet::new(), since: DateTime::UNIX_EPOCH, last: None };
+    let mut heard = Heard::default();
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = outgoing.closed() => return Ok(()),
         }
-        let Some(message) = look(plane, uid, &mut heard).await? else { return Ok(()) };
-        let is_last = message.operation.as_ref().is_some_and(|operation| operation.done)
-            && message.items.len() < usize::try_from(ITEMS).unwrap_or(usize::MAX);
-        if heard.last.as_ref() == Some(&message) {
-            continue;
+        let Some((message, is_last)) = look(plane, uid, &mut heard).await? else { return Ok(()) };
+        if heard.last.as_ref() != Some(&message) {
+            heard.last = Some(message.clone());
+            if !matches!(timeout(PATIENCE, outgoing.send(Ok(message))).await, Ok(Ok(()))) {
+                return Ok(());
+            }
         }
-        heard.last = Some(message.clone());
-        if !matches!(timeout(PATIENCE, outgoing.send(Ok(message))).await, Ok(Ok(()))) || is_last {
+        if is_last {
             return Ok(());
         }
     }
 }
 
-/// What there is to say; `None` if the operation was forgotten.
-async fn look(plane: &Plane, uid: Uuid, heard: &mut Heard) -> Result<Option<pb::WatchOperationResponse>, ApiError> {
+/// What there is to say, and whether that is all of it; `None` if the operation was forgotten.
+async fn look(
+    plane: &Plane,
+    uid: Uuid,
+    heard: &mut Heard,
+) -> Result<Option<(pb::WatchOperationResponse, bool)>, ApiError> {
     let mut connection = plane.db.connect().await?;
     // One state of the database, so that the counts and the items belong together.
     let tx = connection.begin_snapshot("watch_operation").await?;
     let Some(operation) = operations::get(&tx, uid).await? else { return Ok(None) };
-    let mut told = Vec::new();
-    loop {
-        let seen = jobs::ended(&tx, uid, heard.since, ITEMS).await?;
-        let is_all = i64::try_from(seen.len()).unwrap_or(ITEMS) < ITEMS;
-        let newest = seen.last().and_then(|item| item.end_time);
-        let before = told.len();
-        for item in seen {
-            if heard.ended.insert(item.ordinal) {
-                told.push(item);
-            }
-        }
-        if is_all || told.len() > before {
-            // What is in the middle of being written now may have an earlier time than what is seen.
-            heard.since = newest.map_or(heard.since, |newest| if is_all { newest - LATE } else { newest });
-            break;
-        }
-        // A whole page of what was heard before, all in one moment or within the time that is looked back.
-        let Some(newest) = newest.filter(|newest| *newest > heard.since) else { break };
-        heard.since = newest;
+    let (told, is_last) = match operation.end_time {
+        Some(_) => rest(&tx, uid, heard).await?,
+        None => (news(&tx, uid, heard).await?, false),
+    };
+    let items = told.iter().map(item_to_wire).collect();
+    Ok(Some((pb::WatchOperationResponse { operation: Some(to_wire(&operation)), items }, is_last)))
+}
+
+/// What has ended lately, and what nodes work at. Something may be missed that is told in the end.
+async fn news(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<Vec<Item>, ApiError> {
+    let seen = jobs::ended(tx, uid, heard.since, ITEMS).await?;
+    let is_all = i64::try_from(seen.len()).unwrap_or(ITEMS) < ITEMS;
+    if let Some(newest) = seen.last().and_then(|item| item.end_time) {
+        // What is in the middle of being written now may have an earlier time than what is seen.
+        heard.since = if is_all { newest - LATE } else { newest };
     }
+    let mut told: Vec<Item> = seen.into_iter().filter(|item| heard.ended.insert(item.ordinal)).collect();
     let room = ITEMS - i64::try_from(told.len()).unwrap_or(ITEMS);
-    if room > 0 && operation.end_time.is_none() {
-        told.extend(jobs::running(&tx, uid, room.min(100)).await?);
+    told.extend(jobs::running(tx, uid, room.min(RUNNING)).await?);
+    Ok(told)
+}
+
+/// What was not told yet of an operation that has ended, and whether that is all.
+async fn rest(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<(Vec<Item>, bool), ApiError> {
+    loop {
+        let seen = jobs::items(tx, uid, heard.until, ITEMS).await?;
+        let is_last = i64::try_from(seen.len()).unwrap_or(ITEMS) < ITEMS;
+        heard.until = seen.last().map_or(heard.until, |item| item.ordinal);
+        let told: Vec<Item> = seen.into_iter().filter(|item| heard.ended.insert(item.ordinal)).collect();
+        if is_last || !told.is_empty() {
+            return Ok((told, is_last));
+        }
     }
-    Ok(Some(pb::WatchOperationResponse {
-        operation: Some(to_wire(&operation)),
-        items: told.iter().map(item_to_wire).collect(),
-    }))
 }
 
 async fn require(tx: &Tx<'_>, uid: Uuid) -> Result<Operation, ApiError> {

@@ -52,7 +52,7 @@ pub(crate) struct Ahead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Synced {
     /// It means what it meant.
-    Unchanged(Option<Digest>),
+    Unchanged(Digest),
     /// It means something else than before, or was not known here.
     Moved { from: Option<Digest>, to: Digest },
     /// The upstream has the tag no more; whether it was dropped here, too.
@@ -102,8 +102,8 @@ impl Counted<'_> {
 impl Resolver {
     /// Brings a tag up to date, and fetches what it means now if that is something else.
     ///
-    /// With `known`, a tag that was validated after that needs nothing, nor one that is not cached any more; without, the
-    /// upstream is asked whatever the window says.
+    /// With `known`, a tag that was validated after that needs nothing, and must be cached; without, the upstream is asked
+    /// whatever the window says.
     pub(crate) async fn sync(
         &self,
         place: &Place,
@@ -119,7 +119,7 @@ impl Resolver {
         }
         let from = self.meant(place, tag).await?;
         if known.is_some() && from.is_none() {
-            return Ok(Synced::Unchanged(None));
+            return Err(PullError::NotFound { asked: Asked::Manifest, rule: None });
         }
         let trust = Trust::Since(known.map_or(began, |known| known + TimeDelta::milliseconds(1)));
         let platforms = match &from {
@@ -158,7 +158,7 @@ impl Resolver {
             Reference::Tag(tag) => {
                 let trust = Trust::Rule(Some(self.now()));
                 let synced = self.bring(place, fill, tag, trust, (from, &platforms), ahead).await?;
-                if let Synced::Unchanged(Some(digest)) = &synced {
+                if let Synced::Unchanged(digest) = &synced {
                     self.whole_of(place, digest, &platforms, ahead).await?;
                 }
                 Ok(synced)
@@ -166,7 +166,7 @@ impl Resolver {
             Reference::Digest(digest) => {
                 self.whole_of(place, digest, &platforms, ahead).await?;
                 Ok(match from {
-                    Some(_) => Synced::Unchanged(from),
+                    Some(digest) => Synced::Unchanged(digest),
                     None => Synced::Moved { from: None, to: digest.clone() },
                 })
             }
@@ -193,7 +193,7 @@ impl Resolver {
                     };
                 }
                 Look::Valid(resolved) if from.as_ref() == Some(&resolved.digest) => {
-                    return Ok(Synced::Unchanged(from));
+                    return Ok(Synced::Unchanged(resolved.digest));
                 }
                 // A pull was faster.
                 Look::Valid(resolved) => {

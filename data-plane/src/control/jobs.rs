@@ -19,35 +19,38 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
+use super::Control;
+use super::line::{Line, Replica};
 use crate::config::limits;
-use crate::control::{Control, Line, Replica};
 use crate::error::PullError;
 use crate::http::route::Asked;
 use crate::jitter;
+use crate::metrics::JobMetrics;
 use crate::resolve::{Ahead, Resolver, Synced};
 
 /// The jobs of this node.
 pub(crate) struct Jobs {
-    node_id: Arc<str>,
-    control: Control,
-    resolver: Resolver,
-    line: Line,
+    pub(crate) node_id: Arc<str>,
+    pub(crate) control: Control,
+    pub(crate) resolver: Resolver,
+    pub(crate) line: Line,
     /// Leave to fetch blobs ahead.
-    turns: Arc<Semaphore>,
+    pub(crate) turns: Arc<Semaphore>,
+    pub(crate) metrics: JobMetrics,
     /// What this node has, by job id with its lease token.
-    held: Mutex<HashMap<String, String>>,
+    pub(crate) held: Mutex<HashMap<String, String>>,
 }
 
 impl Jobs {
-    /// No jobs yet. A quarter of the `fills` that the node may have at once can be for jobs.
-    pub(crate) fn new(node_id: Arc<str>, control: Control, resolver: Resolver, line: Line, fills: usize) -> Self {
-        let turns = Arc::new(Semaphore::new((fills / 4).max(1)));
-        Self { node_id, control, resolver, line, turns, held: Mutex::default() }
+    /// Leave to fetch blobs ahead, for a node that may have so many fills at once: a quarter of them, since pulls are
+    /// first.
+    pub(crate) fn turns(fills: usize) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new((fills / 4).max(1)))
     }
 
     /// Takes jobs and works at them until the node stops; then gives back what it has.
@@ -63,34 +66,38 @@ impl Jobs {
 
     async fn take_and_work(&self) {
         let mut working = FuturesUnordered::new();
-        let mut pause = limits::JOB_LOOK.0;
+        let (mut look, mut is_full) = (Instant::now() + jitter::about(limits::JOB_LOOK.0), false);
         loop {
             tokio::select! {
-                () = sleep(jitter::about(pause)), if working.len() < limits::JOBS => {
+                () = sleep_until(look), if working.len() < limits::JOBS => {
                     let room = limits::JOBS - working.len();
-                    // Those that run go on meanwhile.
                     let taking = self.take(room);
                     tokio::pin!(taking);
                     let taken = loop {
                         tokio::select! {
                             taken = &mut taking => break taken,
+                            // Those that run go on meanwhile.
                             Some(()) = working.next() => {}
                         }
                     };
-                    pause = match taken {
+                    let pause = match taken {
                         Ok(jobs) => {
-                            // There may be more behind a full hand.
-                            let is_full = jobs.len() == room;
+                            is_full = jobs.len() == room;
                             working.extend(jobs.into_iter().map(|job| self.one(job)));
-                            if is_full { limits::JOB_LOOK.0 / 10 } else { limits::JOB_LOOK.0 }
+                            limits::JOB_LOOK.0
                         }
                         Err(status) => {
                             debug!("no jobs from the control plane: {status}");
+                            is_full = false;
                             limits::JOB_LOOK.1
                         }
                     };
+                    look = Instant::now() + jitter::about(pause);
                 }
-                Some(()) = working.next() => pause = pause.min(limits::JOB_LOOK.0),
+                // There may be more where there was a full hand.
+                Some(()) = working.next() => if is_full {
+                    look = look.min(Instant::now() + limits::JOB_LOOK.0 / 10);
+                },
             }
         }
     }
@@ -135,7 +142,9 @@ impl Jobs {
                 }
             }
         };
+        let begun = Instant::now();
         let end = work.instrument(span).await;
+        self.metrics.observe(kind_of(&job), outcome_of(&end), begun.elapsed());
         for _ in 0..limits::JOB_END.1 {
             match self.say(job.job_id.clone(), job.lease_token.clone(), end.clone()).await {
                 Ok(_) => break,
@@ -238,6 +247,28 @@ impl Work {
     }
 }
 
+/// What kind of job it is, for metrics.
+fn kind_of(job: &pb::Job) -> &'static str {
+    match &job.kind {
+        Some(Kind::SyncTag(job)) if job.known_validate_time.is_some() => "automatic_sync",
+        Some(Kind::SyncTag(_)) => "sync",
+        Some(Kind::WarmImage(_)) => "warm",
+        None => "unknown",
+    }
+}
+
+/// How it ended, for metrics.
+fn outcome_of(report: &Report) -> &'static str {
+    let Report::Result(result) = report else { return "given_back" };
+    match result.outcome() {
+        ItemOutcome::ItemUnchanged => "unchanged",
+        ItemOutcome::ItemMoved => "moved",
+        ItemOutcome::ItemCreated => "created",
+        ItemOutcome::ItemDeleted => "deleted",
+        ItemOutcome::ItemFailed | ItemOutcome::ItemCancelled | ItemOutcome::Unspecified => "failed",
+    }
+}
+
 fn progress(ahead: &Ahead) -> pb::JobProgress {
     let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
     let (done, total) = ahead.bytes();
@@ -248,7 +279,7 @@ fn progress(ahead: &Ahead) -> pb::JobProgress {
 fn result(synced: Synced) -> pb::JobResult {
     let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
     let (outcome, from, to, reason) = match synced {
-        Synced::Unchanged(digest) => (ItemOutcome::ItemUnchanged, digest.clone(), digest, ""),
+        Synced::Unchanged(digest) => (ItemOutcome::ItemUnchanged, Some(digest.clone()), Some(digest), ""),
         Synced::Moved { from: None, to } => (ItemOutcome::ItemCreated, None, Some(to), ""),
         Synced::Moved { from, to } => (ItemOutcome::ItemMoved, from, Some(to), ""),
         Synced::Deleted { from, is_dropped: true } => {
@@ -290,6 +321,9 @@ fn result_of_failure(error: &PullError) -> pb::JobResult {
     let reason = match error {
         PullError::NotFound { asked: Asked::Repository, rule: None } => {
             "there is no such repository any more".to_owned()
+        }
+        PullError::NotFound { asked: Asked::Manifest, rule: None } => {
+            "the tag is not cached any more under the rule that covers it now".to_owned()
         }
         error => error.to_string(),
     };
