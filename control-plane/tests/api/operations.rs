@@ -7,10 +7,13 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::job::Kind;
 use entrepot_proto::node::v1::report_job_request::Report;
 use entrepot_proto::v1 as pb;
+use entrepot_store::layout;
+use entrepot_store::records::{self, RepositoryRecord};
 use entrepot_test_support::wait_until;
 use tonic::Code;
 
-use crate::fixture::{Fixture, LIMIT, details, fields, kind};
+use crate::content::Repository;
+use crate::fixture::{Fixture, LIMIT, World, details, fields, kind, now};
 
 fn image(tag: &str) -> String {
     format!("repositories/demo/app/tags/{tag}")
@@ -238,4 +241,101 @@ async fn what_is_asked_for_wrongly_is_told_and_what_is_repeated_is_begun_once() 
     assert_eq!(listed.operations, [second], "the youngest first");
     let rest = pb::ListOperationsRequest { page_token: listed.next_page_token, ..Default::default() };
     assert_eq!(fixture.operations().list_operations(rest).await.unwrap().into_inner().operations, [first]);
+}
+
+#[tokio::test]
+async fn a_repository_says_for_itself_whether_its_tags_are_synced_and_its_record_has_it() {
+    let fixture = Fixture::start().await;
+    let repository = Repository::create(&fixture.world, "demo/app").await;
+    let events = vec![repository.created()];
+    let report = node::ReportEventsRequest { node_id: "node-1".to_owned(), events };
+    fixture.nodes("node-1").report_events(report).await.unwrap();
+    let name = "repositories/demo/app".to_owned();
+    let nothing = pb::SyncRepositoryRequest { name: name.clone(), ..Default::default() };
+    let refused = fixture.repositories().sync_repository(nothing).await.unwrap_err();
+    assert_eq!(kind(&refused), (Code::FailedPrecondition, "TAGS_UNSUITABLE".to_owned()));
+    let bad =
+        pb::SyncRepositoryRequest { name: name.clone(), tags: vec!["ok".into(), "-".into()], ..Default::default() };
+    assert_eq!(fields(&fixture.repositories().sync_repository(bad).await.unwrap_err()), ["tags[1]"]);
+
+    let update = |automatic_sync: i32, etag: &str| pb::UpdateRepositoryRequest {
+        repository: Some(pb::Repository {
+            name: name.clone(),
+            automatic_sync,
+            etag: etag.to_owned(),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["automatic_sync".to_owned()] }),
+    };
+    let record = async || {
+        let key = layout::repository(&repository.name);
+        records::read::<RepositoryRecord>(&*fixture.world.store, &key).await.unwrap().unwrap().0
+    };
+    assert_eq!(
+        fields(&fixture.repositories().update_repository(update(9, "")).await.unwrap_err()),
+        ["repository.automatic_sync"]
+    );
+    let off = pb::AutomaticSync::Off.into();
+    let updated = fixture.repositories().update_repository(update(off, "")).await.unwrap().into_inner();
+    assert_eq!((updated.automatic_sync, record().await.automatic_sync), (off, Some(false)));
+    let get = pb::GetRepositoryRequest { name: name.clone() };
+    assert_eq!(fixture.repositories().get_repository(get).await.unwrap().into_inner(), updated);
+    let stale = fixture.repositories().update_repository(update(0, "\"x\"")).await.unwrap_err();
+    assert_eq!(kind(&stale), (Code::Aborted, "ETAG_STALE".to_owned()));
+    let as_its_rule = fixture.repositories().update_repository(update(0, &updated.etag)).await.unwrap().into_inner();
+    assert_eq!((as_its_rule.automatic_sync, record().await.automatic_sync), (0, None));
+    let delete = pb::DeleteRepositoryRequest { name, etag: updated.etag };
+    let stale = fixture.repositories().delete_repository(delete).await.unwrap_err();
+    assert_eq!(kind(&stale).0, Code::Aborted, "what has changed since is not deleted");
+}
+
+#[tokio::test]
+async fn several_control_planes_schedule_what_is_due_one_after_the_other_for_each_upstream() {
+    let world = World::new().await;
+    let fixture = world.clone().start().await;
+    fixture.create_upstream("quay").await;
+    let rule = fixture.create_rule("demo", "quay").await;
+    let number = async |sql: &str| -> f64 {
+        let rows = world.sql(sql).await;
+        let row = rows.iter().find_map(|row| match row {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        row.map_or(0.0, |text| text.parse().unwrap())
+    };
+    let begun = number("SELECT extract(epoch FROM now())").await;
+    // 10,000 tags of 100 repositories, all of which were pulled an hour ago and validated 22 h ago.
+    let now = now().timestamp();
+    world
+        .sql(&format!(
+            "INSERT INTO repositories (incarnation, name, rule_uid, create_time)
+             SELECT md5(n::text)::uuid, 'demo/app' || n, '{uid}', now() FROM generate_series(1, 100) n;
+             INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
+                                 cache_time, last_pull_time)
+             SELECT incarnation, 'sha256:{zeros}', '', 1, 1, '{{}}', now(), to_timestamp({now} - 3600)
+               FROM repositories;
+             INSERT INTO tags (incarnation, tag, digest, revision, validate_time)
+             SELECT incarnation, 'v' || n, 'sha256:{zeros}', 1, to_timestamp({now} - 79200)
+               FROM repositories, generate_series(1, 100) n;",
+            uid = rule.uid,
+            zeros = "0".repeat(64),
+        ))
+        .await;
+    let others = [world.clone().start().await, world.clone().start().await];
+    wait_until(LIMIT, "many are scheduled", async || number("SELECT count(*) FROM jobs").await >= 150.0).await;
+    let closest = number(
+        "SELECT min(gap) FROM (SELECT extract(epoch FROM run_time - lag(run_time) OVER (ORDER BY run_time)) AS gap
+                                 FROM jobs) gaps",
+    );
+    let closest = closest.await;
+    assert!(closest >= 0.09, "two are {closest} s apart");
+    let last = number("SELECT extract(epoch FROM max(run_time) - now()) FROM jobs").await;
+    assert!(last <= 11.0, "turns are given {last} s ahead");
+    // Each is scheduled once, and nodes get none before its turn.
+    let twice = number("SELECT count(*) - count(DISTINCT (incarnation, reference)) FROM jobs").await;
+    assert_eq!(twice, 0.0);
+    let taken = lease(&fixture, "node-1", 100).await.len() as f64;
+    let passed = number("SELECT extract(epoch FROM now())").await - begun;
+    assert!(taken <= 11.0 + 10.0 * passed, "{taken} in {passed} s");
+    drop(others);
 }
