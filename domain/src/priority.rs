@@ -1,13 +1,12 @@
-//! Who wants something of an upstream, by how long they can wait.
+//! For whose sake an upstream is asked.
 
-/// For whom an upstream is asked. What comes first here goes first where not all can go at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// For whose sake an upstream is asked, the most urgent first. What an upstream lets us have is shared in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
-    /// A client waits for the answer.
-    #[default]
+    /// A client waits.
     Pull,
-    /// What is cached is brought up to date; nobody waits for it yet.
+    /// A repository is brought up to date without a client waiting.
     Sync,
-    /// What may be wanted one day is fetched ahead.
+    /// Content is fetched before anybody asks for it.
     Warm,
 }
