@@ -29,6 +29,8 @@ use crate::db::operations::{self, Filter, Kind, Operation};
 
 const KIND: &str = "entrepot.v1.Operation";
 
+/// How many operations run at once.
+const OPERATIONS: i64 = 100;
 /// How often watchers hear.
 const EVERY: Duration = Duration::from_millis(500);
 /// How long a watcher may take nothing.
@@ -145,6 +147,9 @@ pub(super) async fn begin(
         Earlier::None => {}
         Earlier::Answered(answer) => return Ok(answer),
         Earlier::NotKept => return Err(ApiError::SecretNotKept),
+    }
+    if operations::running(tx).await? >= OPERATIONS {
+        return Err(ApiError::TooManyOperations { limit: OPERATIONS });
     }
     let count = i32::try_from(plan.images.len()).unwrap_or(i32::MAX);
     let operation = operations::insert(tx, plan.kind, plan.repository.as_ref(), &caller.key_id, count).await?;

@@ -99,6 +99,13 @@ pub(crate) async fn insert(
     Operation::from_row(&row)
 }
 
+/// How many operations have not ended.
+pub(crate) async fn running(tx: &Tx<'_>) -> Result<i64, Error> {
+    const SQL: &str = "-- operations.running
+        SELECT count(*) AS n FROM operations WHERE end_time IS NULL";
+    column(&tx.query_one(SQL, &[]).await?, "n")
+}
+
 /// The operation with this uid.
 pub(crate) async fn get(tx: &Tx<'_>, uid: Uuid) -> Result<Option<Operation>, Error> {
     const SQL: &str = "-- operations.get

@@ -4,12 +4,14 @@
 //! fast they are scheduled is decided by the upstream: one turn after the other, whoever schedules, so that 10,000 tags
 //! that are due at one moment are asked for one by one. A tag that misses its turn is as due in the next pass.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_domain::freshness::Policy;
 use entrepot_domain::sync::{ATTEMPTS, due_time, earliest_due, longest_window, swept_window};
 use tracing::debug;
+use uuid::Uuid;
 
 use super::{Job, Progress};
 use crate::api::error::ApiError;
@@ -27,7 +29,15 @@ const BATCH: i64 = 500;
 /// How many are looked at for one rule in a pass.
 const BATCHES: usize = 40;
 
-pub(super) struct SyncDue;
+/// How long a rule without tags that are due is left alone, at most; and which part of the time until one may be due.
+const QUIET: (Duration, u32) = (Duration::from_secs(30), 12);
+
+/// Which rules need not be looked at for a while.
+#[derive(Default)]
+pub(super) struct SyncDue {
+    /// Until when, by uid and revision.
+    quiet: HashMap<(Uuid, i64), DateTime<Utc>>,
+}
 
 impl Job for SyncDue {
     const NAME: &'static str = "sync due";
@@ -43,10 +53,17 @@ impl Job for SyncDue {
         jobs::forget_ended(&tx).await?;
         let rules = rules::list(&tx, "", i64::MAX).await?;
         tx.commit().await?;
+        self.quiet.retain(|_, until| *until > now);
         for rule in &rules {
+            let key = (rule.rule.uid, rule.revision);
+            let policy = &rule.rule.freshness;
+            let Some(earliest) = earliest_due(policy).filter(|_| !self.quiet.contains_key(&key)) else { continue };
             let tx = connection.begin("schedule_syncs").await?;
-            let scheduled = schedule(&tx, rule, now).await?;
+            let (scheduled, is_all) = schedule(&tx, rule, earliest, now).await?;
             tx.commit().await?;
+            if is_all {
+                self.quiet.insert(key, now + QUIET.0.min(earliest / QUIET.1));
+            }
             if scheduled > 0 {
                 debug!(rule.name = %rule.rule.id, "scheduled {scheduled} automatic syncs under rule `{}`", rule.rule.id);
             }
@@ -55,14 +72,13 @@ impl Job for SyncDue {
     }
 }
 
-/// Gives the turns that are free at a rule's upstream to tags that are due.
-async fn schedule(tx: &Tx<'_>, rule: &Rule, now: DateTime<Utc>) -> Result<u64, ApiError> {
-    let policy = &rule.rule.freshness;
-    let Some(earliest) = earliest_due(policy) else { return Ok(0) };
-    let upstream = rule.rule.upstream_uid;
-    let Some(turns) = jobs::pace(tx, upstream, TURN, HORIZON).await? else { return Ok(0) };
+/// Gives the turns that are free at a rule's upstream to tags that are due. Says how many have got one, and whether those
+/// were all.
+async fn schedule(tx: &Tx<'_>, rule: &Rule, earliest: Duration, now: DateTime<Utc>) -> Result<(u64, bool), ApiError> {
+    let (policy, upstream) = (&rule.rule.freshness, rule.rule.upstream_uid);
+    let Some(turns) = jobs::pace(tx, upstream, TURN, HORIZON).await? else { return Ok((0, false)) };
     let times = (before(now, earliest), before(now, longest_window(policy)));
-    let (mut due, mut after) = (Vec::new(), None);
+    let (mut due, mut after, mut is_all) = (Vec::new(), None, false);
     for _ in 0..BATCHES {
         if due.len() >= turns.len() {
             break;
@@ -72,13 +88,14 @@ async fn schedule(tx: &Tx<'_>, rule: &Rule, now: DateTime<Utc>) -> Result<u64, A
         after = looked.last().map(Candidate::position);
         due.extend(looked.into_iter().filter(|candidate| is_due(policy, candidate, now)));
         if is_last {
+            is_all = due.len() <= turns.len();
             break;
         }
     }
     let due: Vec<(Candidate, Duration)> = due.into_iter().zip(turns).collect();
-    let Some((_, last)) = due.last() else { return Ok(0) };
+    let Some((_, last)) = due.last() else { return Ok((0, is_all)) };
     let next = *last + TURN;
-    Ok(jobs::schedule(tx, upstream, &due, next).await?)
+    Ok((jobs::schedule(tx, upstream, &due, next).await?, is_all))
 }
 
 /// Whether a tag is to be synced now: it is in use, and will be stale before long.
@@ -98,7 +115,6 @@ fn before(now: DateTime<Utc>, length: Duration) -> DateTime<Utc> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use uuid::Uuid;
 
     #[test]
     fn who_is_in_use_and_will_be_stale_is_due() {
