@@ -354,9 +354,11 @@ impl Registry {
         self.rule_to(id, id).await
     }
 
-    /// Makes a rule `id` for the prefix `id` to an upstream that exists.
+    /// Makes a rule `id` for the prefix `id` to an upstream that exists. Its tags are not synced by themselves, so that a
+    /// test knows who asks.
     pub(crate) async fn rule_to(&self, id: &str, upstream: &str) -> Result<pb::Rule> {
-        let rule = pb::Rule { upstream: format!("upstreams/{upstream}"), ..Default::default() };
+        let (upstream, automatic_sync) = (format!("upstreams/{upstream}"), pb::AutomaticSync::Off.into());
+        let rule = pb::Rule { upstream, automatic_sync, ..Default::default() };
         let request = pb::CreateRuleRequest { rule_id: id.to_owned(), rule: Some(rule), request_id: String::new() };
         Ok(self.rules().create_rule(request).await?.into_inner())
     }

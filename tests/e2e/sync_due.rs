@@ -30,16 +30,22 @@ async fn pulled(registry: &Registry, repository: &str, tag: &str) {
         .await;
 }
 
+/// Has the tags of the rule `demo` synced by themselves.
+async fn switch_on(registry: &Registry) -> Result<()> {
+    let automatic_sync = pb::AutomaticSync::On.into();
+    let rule = pb::Rule { name: "rules/demo".to_owned(), automatic_sync, ..Default::default() };
+    registry.rules().update_rule(pb::UpdateRuleRequest { rule: Some(rule), ..Default::default() }).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_tag_in_use_is_refreshed_before_its_window_ends_unless_that_is_switched_off() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     let registry = Registry::start_with_manual_clock().await?;
     registry.rule("demo", &upstream).await?;
-    registry.rule_to("calm", "demo").await?;
+    switch_on(&registry).await?;
+    assert_eq!(registry.rule_to("calm", "demo").await?.automatic_sync(), pb::AutomaticSync::Off);
     let off = pb::AutomaticSync::Off.into();
-    let rule = pb::Rule { name: "rules/calm".to_owned(), automatic_sync: off, ..Default::default() };
-    let update = pb::UpdateRuleRequest { rule: Some(rule), ..Default::default() };
-    assert_eq!(registry.rules().update_rule(update).await?.into_inner().automatic_sync(), pb::AutomaticSync::Off);
     for (number, repository) in (1..).zip(["app", "quiet", "still"]) {
         upstream.publish_image(repository, "v1", &[images::random_bytes(number, 100)]);
     }
@@ -94,6 +100,7 @@ async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_othe
     let upstream = FakeUpstream::start().await;
     let registry = Registry::start_with_manual_clock().await?;
     registry.rule("demo", &upstream).await?;
+    switch_on(&registry).await?;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
     registry.manifest("demo/app", "v1").await?;
     pulled(&registry, "demo/app", "v1").await;
