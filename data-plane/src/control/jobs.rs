@@ -302,6 +302,14 @@ fn failed(reason: String) -> pb::JobResult {
     pb::JobResult { outcome: ItemOutcome::ItemFailed.into(), reason, ..Default::default() }
 }
 
+/// What is not here any more, so that there is nothing to ask for.
+fn gone(asked: Asked) -> &'static str {
+    match asked {
+        Asked::Repository => "there is no such repository any more",
+        Asked::Manifest | Asked::Blob => "the tag is not cached any more under the rule that covers it now",
+    }
+}
+
 /// How a job failed, and whether that may pass.
 fn result_of_failure(error: &PullError) -> pb::JobResult {
     let (may_retry, retry_after) = match error {
@@ -318,15 +326,8 @@ fn result_of_failure(error: &PullError) -> pb::JobResult {
         | PullError::UpstreamRefused { .. }
         | PullError::BadContent { .. } => (false, None),
     };
-    let reason = match error {
-        PullError::NotFound { asked: Asked::Repository, rule: None } => {
-            "there is no such repository any more".to_owned()
-        }
-        PullError::NotFound { asked: Asked::Manifest, rule: None } => {
-            "the tag is not cached any more under the rule that covers it now".to_owned()
-        }
-        error => error.to_string(),
-    };
+    let reason =
+        if let PullError::NotFound { asked, rule: None } = error { gone(*asked).to_owned() } else { error.to_string() };
     pb::JobResult { may_retry, retry_after: retry_after.map(duration), ..failed(reason) }
 }
 

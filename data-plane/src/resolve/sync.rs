@@ -149,7 +149,7 @@ impl Resolver {
         let platforms = match (platforms, &from) {
             ([], Some(from)) => match self.platforms_of(place, from).await? {
                 Platforms::These(cached) if cached.is_empty() => Platforms::All,
-                platforms => platforms,
+                platforms @ (Platforms::All | Platforms::These(_)) => platforms,
             },
             ([], None) => Platforms::All,
             (asked, _) => Platforms::These(asked.to_vec()),
