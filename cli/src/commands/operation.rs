@@ -189,9 +189,10 @@ async fn end(session: &Session, operation: Operation) -> Result<ExitCode, Error>
         return Ok(ExitCode::SUCCESS);
     }
     let failed = operation.failed_count;
-    note(&match state {
-        OperationState::Cancelled => format!("{name} was cancelled"),
-        _ => format!("{failed} of {} failed", operation.item_count),
+    note(&if state == OperationState::Cancelled {
+        format!("{name} was cancelled")
+    } else {
+        format!("{failed} of {} failed", operation.item_count)
     });
     Ok(ExitCode::FAILURE)
 }

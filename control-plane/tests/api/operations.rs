@@ -297,9 +297,9 @@ async fn several_control_planes_schedule_what_is_due_one_after_the_other_for_eac
     let rule = fixture.create_rule("demo", "quay").await;
     let number = async |sql: &str| -> f64 {
         let rows = world.sql(sql).await;
-        let row = rows.iter().find_map(|row| match row {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
+        let row = rows.iter().find_map(|row| {
+            let tokio_postgres::SimpleQueryMessage::Row(row) = row else { return None };
+            row.get(0).map(str::to_owned)
         });
         row.map_or(0.0, |text| text.parse().unwrap())
     };
