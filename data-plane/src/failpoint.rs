@@ -98,12 +98,13 @@ mod tests {
             include_str!("fill/driver/store.rs"),
             include_str!("fill/upload.rs"),
             include_str!("resolve/manifest.rs"),
+            include_str!("resolve/sync.rs"),
             include_str!("repository.rs"),
         ];
         let code = code.concat();
-        for name in NAMES {
+        for name in NAMES.iter().chain(&SYNC_NAMES) {
             assert_eq!(code.matches(&format!("failpoint::hit(\"{name}\")")).count(), 1, "{name}");
         }
-        assert_eq!(code.matches("failpoint::hit(").count(), NAMES.len());
+        assert_eq!(code.matches("failpoint::hit(").count(), NAMES.len() + SYNC_NAMES.len());
     }
 }
