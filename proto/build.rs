@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     "entrepot/v1/upstreams.proto",
     "entrepot/v1/rules.proto",
+    "entrepot/v1/templates.proto",
     "entrepot/v1/repositories.proto",
     "entrepot/v1/images.proto",
     "entrepot/v1/access.proto",
     "entrepot/v1/nodes.proto",
     "entrepot/v1/fills.proto",
+    "entrepot/v1/operations.proto",
     "entrepot/node/v1/nodes.proto",
 ];
 

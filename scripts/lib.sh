@@ -104,6 +104,27 @@ install_needed() {
     needed=()
 }
 
+# shellcheck disable=SC2034 # whoever sources this uses them
+crane_version=v0.22.1 grpcurl_version=v1.9.4 oras_version=v1.3.6 helm_version=v3.22.0 cosign_version=v2.6.5
+
+# Builds a client by Go, once: COMMAND PACKAGE VERSION. The client suites skip what is not there, and say so.
+install_go_tool() {
+    local tool=$1 package=$2 version=$3
+    [ ! -e "$cache/bin/.$tool-$version" ] || return 0
+    if ! have go; then
+        have "$tool" || say "there is no Go, which would install $tool: go install $package@$version"
+        return 0
+    fi
+    say "installing $tool $version"
+    # From a folder without a module, so that nothing of this tree plays a part.
+    if (cd / && GOBIN=$cache/bin bounded 600 go install "$package@$version" >"$cache/go.log" 2>&1); then
+        : >"$cache/bin/.$tool-$version"
+    else
+        say "$tool could not be installed:"
+        tail -n 5 "$cache/go.log" >&2
+    fi
+}
+
 # Entrepot looks for `postgres` in the same places.
 have_postgres() { have postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; }
 

@@ -26,8 +26,8 @@ const HOMES: [(&str, &[&str]); 9] = [
     ("use tokio_postgres", &["control-plane/src/db"]),
     ("reqwest::", &["upstream/"]),
     ("use reqwest", &["upstream/"]),
-    ("redis::", &["data-plane/src/lease"]),
-    ("use redis", &["data-plane/src/lease"]),
+    ("redis::", &["data-plane/src/lease", "data-plane/src/budget"]),
+    ("use redis", &["data-plane/src/lease", "data-plane/src/budget"]),
     // What is generated; `entrepot_proto::convert`, which leads from it to the domain, is for everybody.
     ("entrepot_proto::v1", API_EDGES),
     ("entrepot_proto::node", API_EDGES),

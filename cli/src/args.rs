@@ -144,6 +144,7 @@ mod tests {
             "entrepot rule create demo --upstream local",
             "entrepot rule create demo --upstream local --prefix P --upstream-prefix P",
             "entrepot rule explain demo/team/app:v1",
+            "entrepot template create hub --prefix ROOT --tag-mutability immutable-with-exclusion --exclude latest --resource-tag a=b",
             "entrepot login-password",
             "entrepot login-password --api https://127.0.0.1:5001 --ca ca.pem --tls-name registry.example",
             "entrepot keys generate --out /keys --if-missing",
@@ -156,6 +157,12 @@ mod tests {
             "entrepot why node-1-0193a7c2d4f07b118e5d3a6b9c0d1e2f",
             "entrepot image list demo/team/app --output json",
             "entrepot image delete demo/team/app:v1",
+            "entrepot sync demo/team/app --tag v1 --tag v2 --detach",
+            "entrepot warm hub/library/nginx:1.27 hub/library/redis:7 --platform linux/amd64 --file list.txt",
+            "entrepot operation list --output json",
+            "entrepot operation cancel 0193a7c2-d4f0-7b11-8e5d-3a6b9c0d1e2f",
+            "entrepot repository update demo/team/app --automatic-sync off",
+            "entrepot rule update demo --automatic-sync off",
             "entrepot upstream update local --allow-host a --allow-host b:1 --password-stdin --etag \"x\"",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");

@@ -65,6 +65,11 @@ impl Session {
     }
 
     /// The service of this name.
+    pub(crate) fn templates(&self) -> v1::templates_client::TemplatesClient<Line> {
+        v1::templates_client::TemplatesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
     pub(crate) fn upstreams(&self) -> v1::upstreams_client::UpstreamsClient<Line> {
         v1::upstreams_client::UpstreamsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }
@@ -87,6 +92,11 @@ impl Session {
     /// The service of this name.
     pub(crate) fn fills(&self) -> v1::fills_client::FillsClient<Line> {
         v1::fills_client::FillsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
+    pub(crate) fn operations(&self) -> v1::operations_client::OperationsClient<Line> {
+        v1::operations_client::OperationsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }
 
     /// The service of this name.

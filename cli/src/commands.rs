@@ -9,10 +9,14 @@ mod image;
 pub(crate) mod keys;
 mod login_password;
 mod node;
+mod operation;
 mod principal;
 mod repository;
 mod rule;
+mod sync;
+mod template;
 mod upstream;
+mod warm;
 mod why;
 
 use std::process::ExitCode;
@@ -33,6 +37,10 @@ pub(crate) enum Administration {
     #[command(subcommand)]
     Rule(rule::Command),
 
+    /// Templates: what repositories are created with.
+    #[command(subcommand)]
+    Template(template::Command),
+
     /// Upstreams: the registries that rules pull from.
     #[command(subcommand)]
     Upstream(upstream::Command),
@@ -44,6 +52,18 @@ pub(crate) enum Administration {
     /// Images: what repositories hold, with tags, platforms and sizes.
     #[command(subcommand)]
     Image(image::Command),
+
+    /// Bring the tags of a cached repository up to date, whatever their window says.
+    #[command(after_help = sync::EXAMPLES)]
+    Sync(sync::Args),
+
+    /// Fetch images ahead of their first pull.
+    #[command(after_help = warm::EXAMPLES)]
+    Warm(warm::Args),
+
+    /// Operations: syncs, and images that are fetched ahead.
+    #[command(subcommand)]
+    Operation(operation::Command),
 
     /// Nodes: what serves pulls. They appear by themselves when they start.
     #[command(subcommand)]
@@ -71,9 +91,13 @@ impl Administration {
         match self {
             Self::LoginPassword => login_password::run(session).await?,
             Self::Rule(command) => return command.run(session).await,
+            Self::Template(command) => command.run(session).await?,
             Self::Upstream(command) => command.run(session).await?,
             Self::Repository(command) => command.run(session).await?,
             Self::Image(command) => command.run(session).await?,
+            Self::Sync(args) => return args.run(session).await,
+            Self::Warm(args) => return args.run(session).await,
+            Self::Operation(command) => return command.run(session).await,
             Self::Node(command) => command.run(session).await?,
             Self::Fills(args) => args.run(session).await?,
             Self::Why(args) => args.run(session).await?,

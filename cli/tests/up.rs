@@ -52,6 +52,35 @@ fn the_lines_that_scripts_rely_on_work_as_written() {
 }
 
 #[test]
+fn templates_are_made_shown_tried_out_and_refused() {
+    let folder = passable();
+    let registry = Registry::start(&folder.path().join("data"), Some(KEY));
+    registry.text("entrepot upstream create local --kind oci --endpoint http://127.0.0.1:5100 --allow-plain-http --allow-private-addresses");
+    registry.text("entrepot rule create demo --upstream local");
+    registry.text(
+        "entrepot template create teams --prefix demo/team --tag-mutability immutable-with-exclusion --exclude latest \
+         --resource-tag team=web",
+    );
+    let dry_run = registry.text("entrepot rule explain demo/team/app:v1");
+    for part in ["demo/team/app (would be created)", "teams", "immutable but latest tags; team=web"] {
+        assert!(dry_run.contains(part), "{part}: {dry_run}");
+    }
+    let json = registry.json("entrepot rule explain demo/team/app:v1 -o json");
+    assert_eq!(
+        (&json["template"], &json["created"]["template"]),
+        (&"templates/teams".into(), &"templates/teams".into())
+    );
+    assert!(registry.text("entrepot template list").starts_with("TEMPLATE  PREFIX"));
+    registry.text("entrepot template update teams --description teams'");
+    assert_eq!(registry.json("entrepot template get teams -o json")["description"], "teams'");
+    let refused = registry.run("entrepot template create bad --tag-mutability immutable --exclude v*");
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(text.contains("template.image_tag_mutability_exclusion_filters: "), "{text}");
+    assert_eq!(registry.text("entrepot template delete teams"), "deleted templates/teams\n");
+    registry.stop();
+}
+
+#[test]
 fn what_nodes_do_and_why_they_answered_so_is_told() {
     let folder = passable();
     let registry = Registry::start(&folder.path().join("data"), Some(KEY));
@@ -62,6 +91,25 @@ fn what_nodes_do_and_why_they_answered_so_is_told() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(registry.text("entrepot fills --once --output json"), "{\"fills\":[]}\n");
+    registry.text(
+        "entrepot upstream create hub --kind docker-hub --budget 5000/1d --fallback-endpoint https://mirror.example",
+    );
+    // Its snapshot may take a moment, too.
+    while !registry.text("entrepot upstream list").contains("healthy") {
+        assert!(Instant::now() < deadline, "the node does not say how the upstream is");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(registry.text("entrepot upstream list").contains("5000 of 5000/24h"));
+    let shown = registry.text("entrepot upstream get hub");
+    for part in ["https://mirror.example", "5000/24h", "ENDPOINT IN USE", "healthy"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let health = &registry.json("entrepot upstream get hub --output json")["health"];
+    assert_eq!(health["nodes"][0]["endpoints"].as_array().map(Vec::len), Some(2), "{health}");
+    let wrong = registry.run("entrepot upstream update hub --budget lots");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("5000/1d"), "{wrong:?}");
+
     let mut watch = entrepot();
     watch.args(["fills", "--output", "json"]).env("ENTREPOT_API", registry.told("API")).env("ENTREPOT_KEY", KEY);
     let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();

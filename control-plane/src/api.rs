@@ -7,18 +7,22 @@ mod caller;
 mod deletion;
 mod fills;
 mod filter;
+mod health;
 mod images;
 mod incoming;
 mod inquiries;
 mod live_nodes;
 mod mask;
+mod node_jobs;
 mod nodes;
 mod observe;
+mod operations;
 mod page;
 mod probe;
 mod repositories;
 mod request_id;
 mod rules;
+mod templates;
 mod upstreams;
 
 use std::sync::Arc;
@@ -30,8 +34,10 @@ use entrepot_proto::v1::access_server::AccessServer;
 use entrepot_proto::v1::fills_server::FillsServer;
 use entrepot_proto::v1::images_server::ImagesServer;
 use entrepot_proto::v1::nodes_server::NodesServer as LiveNodesServer;
+use entrepot_proto::v1::operations_server::OperationsServer;
 use entrepot_proto::v1::repositories_server::RepositoriesServer;
 use entrepot_proto::v1::rules_server::RulesServer;
+use entrepot_proto::v1::templates_server::TemplatesServer;
 use entrepot_proto::v1::upstreams_server::UpstreamsServer;
 use entrepot_runtime::Listener;
 use tonic::Response;
@@ -105,11 +111,13 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
     let mut routes = Routes::new(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
         .add_service(UpstreamsServer::new(api.clone()))
         .add_service(RulesServer::new(api.clone()))
+        .add_service(TemplatesServer::new(api.clone()))
         .add_service(RepositoriesServer::new(api.clone()))
         .add_service(ImagesServer::new(api.clone()))
         .add_service(AccessServer::new(api.clone()))
         .add_service(LiveNodesServer::new(api.clone()))
         .add_service(FillsServer::new(api.clone()))
+        .add_service(OperationsServer::new(api.clone()))
         .add_service(NodesServer::new(api));
     if plane.reflection == Reflection::Open {
         let describe = || {
@@ -125,15 +133,17 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 9] = [
+    const SERVICES: [&str; 11] = [
         "",
         "entrepot.v1.Upstreams",
         "entrepot.v1.Rules",
+        "entrepot.v1.Templates",
         "entrepot.v1.Repositories",
         "entrepot.v1.Images",
         "entrepot.v1.Access",
         "entrepot.v1.Nodes",
         "entrepot.v1.Fills",
+        "entrepot.v1.Operations",
         "entrepot.node.v1.Nodes",
     ];
     let set = async |status: ServingStatus| {

@@ -9,8 +9,10 @@ pub(crate) mod address;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod images;
+pub(crate) mod jobs;
 pub(crate) mod migrate;
 pub(crate) mod news;
+pub(crate) mod operations;
 pub(crate) mod principals;
 pub(crate) mod registry;
 pub(crate) mod repositories;
@@ -18,6 +20,7 @@ pub(crate) mod requests;
 pub(crate) mod row;
 pub(crate) mod rules;
 pub(crate) mod tags;
+pub(crate) mod templates;
 mod tls;
 pub(crate) mod upstreams;
 

@@ -143,8 +143,8 @@ async fn meet(
             repositories::bury(tx, &[incarnation], plane.clock.now()).await?;
         }
         (Verdict::Live | Verdict::Undecided, _) => {
-            if let Some((rule_uid, create_time)) = creation(batch, incarnation) {
-                repositories::put(tx, &Created { incarnation, name, rule_uid, create_time }).await?;
+            if let Some(created) = creation(batch, name, incarnation) {
+                repositories::put(tx, &created).await?;
             }
         }
     }
@@ -152,15 +152,25 @@ async fn meet(
 }
 
 /// What a batch says about the creation of a repository.
-fn creation(batch: &[Event], incarnation: Uuid) -> Option<(Option<Uuid>, DateTime<Utc>)> {
+fn creation<'n>(batch: &[Event], name: &'n RepositoryName, incarnation: Uuid) -> Option<Created<'n>> {
     batch.iter().filter(|event| event.incarnation == incarnation).find_map(|event| match &event.kind {
-        Kind::RepositoryCreated { rule_uid, create_time } => Some((*rule_uid, *create_time)),
+        Kind::RepositoryCreated { rule_uid, create_time, settings } => {
+            let (rule_uid, create_time, settings) = (*rule_uid, *create_time, settings.into());
+            Some(Created { incarnation, name, rule_uid, create_time, settings, automatic_sync: None })
+        }
         Kind::ImageCached(_) | Kind::TagMoved { .. } | Kind::Pulled { .. } | Kind::ConfigCached { .. } => None,
     })
 }
 
 fn created<'n>(name: &'n RepositoryName, record: &RepositoryRecord) -> Created<'n> {
-    Created { incarnation: record.incarnation, name, rule_uid: record.rule_uid, create_time: record.create_time }
+    Created {
+        incarnation: record.incarnation,
+        name,
+        rule_uid: record.rule_uid,
+        create_time: record.create_time,
+        settings: record.settings.clone(),
+        automatic_sync: record.automatic_sync,
+    }
 }
 
 async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> Result<(), db::Error> {

@@ -4,6 +4,7 @@
 mod leftovers;
 mod prune;
 mod reconcile;
+mod sync_due;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub(crate) fn spawn(plane: &Arc<Plane>) {
     spawn_one(plane, reconcile::Reconcile::default());
     spawn_one(plane, leftovers::Leftovers::default());
     spawn_one(plane, prune::Prune);
+    spawn_one(plane, sync_due::SyncDue::default());
 }
 
 fn spawn_one<J: Job>(plane: &Arc<Plane>, mut job: J) {

@@ -12,15 +12,16 @@ use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotTrust};
 use uuid::Uuid;
 
 use crate::auth::Auth;
+use crate::budget::Budgets;
 use crate::config::{Config, limits};
-use crate::control::{Control, Gate, Line, NodeToken, Outbox, Questions, Watch};
+use crate::control::{Clients, Control, Gate, Jobs, Line, NodeToken, Outbox, Questions, Watch};
 use crate::fill::{Fills, Places};
 use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
-use crate::inspect::{Answers, Inspector};
+use crate::inspect::{Inspector, observe};
 use crate::lease::Leases;
-use crate::metrics::{FillMetrics, HttpMetrics, PullMetrics};
+use crate::metrics::{FillMetrics, HttpMetrics, JobMetrics, PullMetrics};
 use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
 use crate::pull::Node;
 use crate::repository::Repositories;
@@ -76,6 +77,7 @@ pub struct DataPlane {
     peers: Peers,
     watch: Watch,
     questions: Questions,
+    jobs: Jobs,
     outbox: Outbox,
     line: Line,
     drain_limit: Duration,
@@ -110,11 +112,17 @@ impl DataPlane {
             control: control.clone(),
         };
         let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
+        let company = peers.clone();
+        let budgets = Budgets::new(deps.leases.line(), move || company.live_count(), work.clone());
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
         let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity, fill_metrics);
-        let inspector = Inspector { fills: fills.clone(), answers: Answers::default() };
+        let inspector = Inspector::new(fills.clone(), control.clone(), clock.clone());
+        observe(&control, &deps.metrics);
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
+        let job_metrics = JobMetrics::new(&deps.metrics);
+        let (most, own) = (config.capacity.fills, control.clone());
+        let jobs = Jobs::new(node_id.clone(), own, resolver.clone(), line.clone(), most, job_metrics);
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
         let server = Server {
             node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },
@@ -126,13 +134,14 @@ impl DataPlane {
             requests: HttpMetrics::new(&deps.metrics),
             answers: inspector.answers.clone(),
         };
+        let clients = Clients::new(config.upstream_limits, budgets, &deps.metrics);
         let gate = Gate::new(
             control.clone(),
             deps.snapshot_trust,
             deps.cluster_key.clone(),
             deps.health.condition("snapshot"),
             clock.clone(),
-            config.upstream_limits,
+            clients,
             &deps.metrics,
         );
         let watch =
@@ -146,6 +155,7 @@ impl DataPlane {
             peers,
             watch,
             questions,
+            jobs,
             outbox,
             line,
             drain_limit: config.drain_limit,
@@ -179,6 +189,8 @@ impl DataPlane {
             let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, company.clone());
             company.spawn("peer.listener", serving);
         }
+        // At the stop they are given back at once, so that others take them while answers end here.
+        self.work.spawn("jobs", self.jobs.work(self.work.stopping()));
         self.work.spawn("listener", serve(self.server, listener, limits::CONNECTIONS, self.work.clone()));
 
         stopping.cancelled().await;

@@ -119,8 +119,22 @@ pub mod limits {
     pub const REFUSALS: u64 = 100_000;
     /// How long one is known that did not come again.
     pub const REFUSALS_IDLE: Duration = Duration::from_secs(20 * 60);
-    /// The lists of tags that a node remembers.
-    pub const TAG_LIST_BYTES: u64 = 64 * 1024 * 1024;
+    /// The lists of tags that a node remembers, and those of referrers.
+    pub const LIST_BYTES: u64 = 64 * 1024 * 1024;
+    /// How many questions for lists that led to nothing are remembered.
+    pub const LISTS_IN_VAIN: u64 = 10_000;
+    /// How long after a tag was looked at it is noted with the manifest that it means, once that is pulled by its digest;
+    /// how many such tags are remembered, and for how many of them other nodes' pulls count, too.
+    pub const TOLD: Duration = Duration::from_secs(60);
+    /// See [`TOLD`].
+    pub const TOLD_TAGS: u64 = 10_000;
+    /// See [`TOLD`].
+    pub const TOLD_WATCHED: usize = 256;
+    /// When it is looked whether another node has pulled what a tag means, after it was looked at here.
+    pub const TOLD_LOOKS: [Duration; 4] =
+        [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(8), Duration::from_secs(40)];
+    /// How many cached manifests are told of that refer to one.
+    pub const REFERRERS: usize = 1000;
     /// How many keys of tags are listed at once, and how many of their records are read at once.
     pub const TAG_RECORDS: usize = 1000;
     /// See [`TAG_RECORDS`].
@@ -159,6 +173,20 @@ pub mod limits {
     pub const NODES: usize = 1000;
     /// How many owners of uploads are looked at in one sweep.
     pub const UPLOAD_OWNERS: usize = 1000;
+    /// How many jobs a node works at.
+    pub const JOBS: usize = 8;
+    /// How many blobs of one job are fetched at once.
+    pub const JOB_BLOBS: usize = 3;
+    /// How often it is looked for jobs, but for a fifth more or less; and when a control plane did not give any.
+    pub const JOB_LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
+    /// How often a node says that it works at a job: often enough that two words may be lost.
+    pub const JOB_REPORT: Duration = Duration::from_secs(2);
+    /// One such word; and how long, and how often, a job's end is told.
+    pub const JOB_WORD: Duration = Duration::from_secs(5);
+    /// See [`JOB_WORD`].
+    pub const JOB_END: (Duration, usize) = (Duration::from_secs(1), 5);
+    /// How long a job may take: twice the longest fill.
+    pub const JOB: Duration = Duration::from_secs(12 * 60 * 60);
     /// Connecting to another node; its whole answer.
     pub const PEER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
     /// What another node may say of itself.

@@ -1,13 +1,15 @@
-//! The line to the control plane: the snapshot that comes in, the events that go out, and what operators ask.
+//! The line to the control plane: the snapshot and the jobs that come in, the events that go out, and what operators ask.
 //!
 //! A node starts from the snapshot that is published in the store, always, and goes on looking there; the stream from
 //! the control plane is only quicker. Without a control plane it serves on with the last good one, and what it learns
 //! waits.
 
 mod gate;
+mod jobs;
 mod line;
 pub(crate) mod outbox;
 mod questions;
+mod reports;
 mod snapshot;
 mod watch;
 
@@ -24,10 +26,11 @@ use tonic::service::Interceptor;
 use crate::error::PullError;
 
 pub(crate) use gate::Gate;
+pub(crate) use jobs::Jobs;
 pub(crate) use line::Line;
 pub(crate) use outbox::Outbox;
 pub(crate) use questions::Questions;
-pub(crate) use snapshot::{FillFrom, Place, Snapshot, Version};
+pub(crate) use snapshot::{Clients, FillFrom, Place, Snapshot, Source, Version};
 pub(crate) use watch::Watch;
 
 /// The audience of the tokens that nodes call the control plane with.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use entrepot_domain::ResourceId;
 use entrepot_domain::freshness::exact;
+use entrepot_upstream::Login;
 
 use crate::http::route::{Asked, RouteError};
 
@@ -39,16 +40,27 @@ pub enum PullError {
     },
     /// The upstream refuses us.
     #[error(
-        "the upstream `{upstream}` of rule `{rule}` denies access: it may not have this image, or want other credentials"
+        "the upstream `{upstream}` of rule `{rule}` denies access (status {status}): {}",
+        match .login {
+            Login::Anonymous => "it may not have this image, or want a credential",
+            Login::Credential => "it may not have this image, or want another credential",
+        }
     )]
     UpstreamDenied {
         /// The rule.
         rule: ResourceId,
         /// Its upstream.
         upstream: ResourceId,
+        /// What it, or its token server, answered.
+        status: u16,
+        /// As whom it was asked.
+        login: Login,
     },
     /// The upstream has had enough requests from us.
-    #[error("the upstream `{upstream}` of rule `{rule}` limits our requests; what is cached goes on being served")]
+    #[error(
+        "the upstream `{upstream}` of rule `{rule}` limits our requests (status 429){}; what is cached goes on being served",
+        pause(*.retry_after)
+    )]
     UpstreamThrottled {
         /// The rule.
         rule: ResourceId,
@@ -56,6 +68,16 @@ pub enum PullError {
         upstream: ResourceId,
         /// When the upstream wants to be asked again.
         retry_after: Option<Duration>,
+    },
+    /// What the upstream lets us ask for is kept for clients that wait.
+    #[error("the budget of upstream `{upstream}` of rule `{rule}` is kept for clients that wait")]
+    OverBudget {
+        /// The rule.
+        rule: ResourceId,
+        /// Its upstream.
+        upstream: ResourceId,
+        /// When there is more of it.
+        retry_after: Duration,
     },
     /// The upstream does not answer, or answers that it is broken.
     #[error("the upstream `{upstream}` of rule `{rule}` is away{}", status.map_or(String::new(), |status| format!(" (status {status})")))]
@@ -132,6 +154,17 @@ pub enum LoginFault {
     /// A token that was right once.
     #[error("the token has expired; get a new one with `entrepot login-password`")]
     Expired,
+}
+
+/// For how long an upstream is asked nothing, rounded up: who comes then is not too early.
+fn pause(left: Option<Duration>) -> String {
+    match left.filter(|left| !left.is_zero()) {
+        Some(left) => {
+            let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+            format!(", and is asked nothing for {}", exact(Duration::from_secs(seconds)))
+        }
+        None => String::new(),
+    }
 }
 
 fn asked_name(asked: Asked) -> &'static str {

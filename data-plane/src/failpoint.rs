@@ -23,6 +23,9 @@ pub const NAMES: [&str; 16] = [
     "fill.before_release",
 ];
 
+/// Those that a sync of a tag that has moved reaches besides.
+pub const SYNC_NAMES: [&str; 2] = ["sync.before_content", "sync.before_tag"];
+
 /// Ends the process here, if a test wants that.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
@@ -31,7 +34,7 @@ pub(crate) fn hit(_name: &'static str) {}
 /// Ends the process here, if a test wants that.
 #[cfg(feature = "failpoints")]
 pub(crate) fn hit(name: &'static str) {
-    debug_assert!(NAMES.contains(&name), "the failpoint `{name}` is not listed");
+    debug_assert!(NAMES.contains(&name) || SYNC_NAMES.contains(&name), "the failpoint `{name}` is not listed");
     if armed::ARMED.as_ref().is_some_and(|armed| armed.is_due(name)) {
         tracing::error!("dies at the failpoint `{name}`, as a test wants it");
         std::process::abort();
@@ -95,12 +98,13 @@ mod tests {
             include_str!("fill/driver/store.rs"),
             include_str!("fill/upload.rs"),
             include_str!("resolve/manifest.rs"),
+            include_str!("resolve/sync.rs"),
             include_str!("repository.rs"),
         ];
         let code = code.concat();
-        for name in NAMES {
+        for name in NAMES.iter().chain(&SYNC_NAMES) {
             assert_eq!(code.matches(&format!("failpoint::hit(\"{name}\")")).count(), 1, "{name}");
         }
-        assert_eq!(code.matches("failpoint::hit(").count(), NAMES.len());
+        assert_eq!(code.matches("failpoint::hit(").count(), NAMES.len() + SYNC_NAMES.len());
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod error;
 pub(crate) mod forwarded;
 pub(crate) mod head_limit;
 pub(crate) mod readers;
+pub(crate) mod referrers;
 pub(crate) mod respond;
 pub mod route;
 pub(crate) mod server;

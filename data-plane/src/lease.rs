@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 pub use config::{RedisConfig, RedisConfigError, RedisMode, RedisServer};
 
+pub(crate) use self::line::Line;
 pub(crate) use self::redis::WorkEnds;
 use self::redis::{Held, Redis};
 
@@ -43,6 +44,16 @@ impl LeaseKey {
             Reference::Tag(tag) => Self(format!("t:{origin}:{{{repository}:{tag}}}").into()),
             Reference::Digest(digest) => Self::content(origin, digest),
         }
+    }
+
+    /// The list of a repository's tags.
+    pub fn tags(origin: Uuid, repository: &RepositoryName) -> Self {
+        Self(format!("l:{origin}:{{{repository}}}").into())
+    }
+
+    /// The list of what refers to a manifest of a repository.
+    pub fn referrers(origin: Uuid, repository: &RepositoryName, subject: &Digest) -> Self {
+        Self(format!("l:{origin}:{{{repository}@{subject}}}").into())
     }
 
     /// The key in Redis.
@@ -144,6 +155,19 @@ impl Leases {
         match &self.0 {
             Place::Local => Claim::Granted(Lease(None)),
             Place::Redis(redis, duration) => measured_claim(redis, duration, key, lost).await,
+        }
+    }
+
+    /// Whether there may be other nodes that do the same work.
+    pub(crate) fn are_shared(&self) -> bool {
+        matches!(self.0, Place::Redis(..))
+    }
+
+    /// The line to Redis, for what else nodes share there; `None` for a node alone.
+    pub(crate) fn line(&self) -> Option<Line> {
+        match &self.0 {
+            Place::Local => None,
+            Place::Redis(redis, _) => Some(redis.line.clone()),
         }
     }
 

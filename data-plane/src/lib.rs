@@ -5,6 +5,7 @@
 
 mod app;
 mod auth;
+mod budget;
 mod capacity;
 pub mod config;
 mod control;

@@ -60,6 +60,29 @@ impl PullMetrics {
     }
 }
 
+/// Jobs, by what they were and how they ended.
+pub(crate) struct JobMetrics {
+    duration: Histogram<f64>,
+}
+
+impl JobMetrics {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let meter = metrics.meter("entrepot.data_plane");
+        let duration = meter
+            .f64_histogram("entrepot.job.duration")
+            .with_unit("s")
+            .with_description("How long this node has worked at jobs of the control plane.")
+            .build();
+        Self { duration }
+    }
+
+    /// Counts a job that this node does not work at any more.
+    pub(crate) fn observe(&self, kind: &'static str, outcome: &'static str, took: Duration) {
+        let attributes = [KeyValue::new("job.kind", kind), KeyValue::new("outcome", outcome)];
+        self.duration.record(took.as_secs_f64(), &attributes);
+    }
+}
+
 /// Fills, by how they ended.
 pub(crate) struct FillMetrics {
     duration: Histogram<f64>,

@@ -21,7 +21,7 @@ use entrepot_domain::ResourceId;
 use entrepot_runtime::{Clock, Metrics, Tasks};
 use entrepot_store::Store;
 use entrepot_trust::{ClusterKey, NodeRecord};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use url::Url;
 use uuid::Uuid;
 
@@ -102,6 +102,13 @@ impl Peers {
         &self.inner.me.id
     }
 
+    /// How many nodes live, as this one sees it; itself included.
+    pub(crate) fn live_count(&self) -> u32 {
+        let now = self.inner.clock.now();
+        let others = self.inner.known.load().iter().filter(|record| record.is_live(now)).count();
+        u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     /// Spawns what goes on while the node runs.
     pub(crate) fn spawn(&self, tasks: &Tasks) {
         let (peers, stopping) = (self.clone(), tasks.stopping());
@@ -125,13 +132,15 @@ impl Peers {
 
     async fn keep_announced(&self) {
         let mut versions = self.inner.control.versions();
-        let mut due = self.inner.clock.now() + about(limits::NODE_RECORD);
+        let (mut due, mut written) = (self.inner.clock.now() + about(limits::NODE_RECORD), Instant::now());
         loop {
             tokio::select! {
                 // Looked at often: a clock that is set forward makes the record old at once.
                 () = tokio::time::sleep(limits::NODE_RECORD_LOOK) => {
                     let now = self.inner.clock.now();
-                    if now < due && due - now <= chrono::Duration::from_std(limits::NODE_RECORD * 2).unwrap_or_default() {
+                    let is_due = now >= due || due - now > chrono::Duration::from_std(limits::NODE_RECORD * 2).unwrap_or_default();
+                    // Or else, whatever the clock does: somebody who had read an old record may have removed this one.
+                    if !is_due && written.elapsed() < limits::NODE_RECORD * 2 {
                         continue;
                     }
                 }
@@ -139,7 +148,7 @@ impl Peers {
                 _ = versions.changed() => {}
             }
             self.announce(announce::Write::Again).await;
-            due = self.inner.clock.now() + about(limits::NODE_RECORD);
+            (due, written) = (self.inner.clock.now() + about(limits::NODE_RECORD), Instant::now());
         }
     }
 

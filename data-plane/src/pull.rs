@@ -1,6 +1,6 @@
 //! The walk of a pull.
 
-use entrepot_domain::RepositoryName;
+use entrepot_domain::{Digest, RepositoryName};
 use http::request::Parts;
 use http::{Method, Response};
 use tracing::instrument;
@@ -9,12 +9,13 @@ use crate::auth::Auth;
 use crate::control::{Control, Outbox};
 use crate::error::PullError;
 use crate::http::body::Body;
+use crate::http::referrers::{self, ReferrerFilter};
 use crate::http::respond;
 use crate::http::route::{Content, Target};
 use crate::http::tags::{self, TagPage};
 use crate::inspect::trail;
 use crate::repository::Repositories;
-use crate::resolve::{Resolver, Want};
+use crate::resolve::{Described, Resolver, Want};
 
 /// Everything that a pull needs.
 pub(crate) struct Node {
@@ -37,7 +38,14 @@ impl Node {
 
         match &target.content {
             Content::Manifest(reference) => {
-                let resolved = self.resolver.manifest(&place, reference, caller.principal()).await?;
+                let described = match request.method {
+                    Method::HEAD => self.resolver.describe(&place, reference, caller.principal()).await?,
+                    _ => Described::Here(self.resolver.manifest(&place, reference, caller.principal()).await?),
+                };
+                let resolved = match described {
+                    Described::Here(resolved) => resolved,
+                    Described::Told(told) => return Ok(respond::told(request, reference, &told)),
+                };
                 // A HEAD counts, too: it is all that clients send for an image that they have already.
                 if let Some(incarnation) = resolved.incarnation {
                     self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
@@ -51,6 +59,7 @@ impl Node {
             }
         }
     }
+
     /// Lists the tags of a repository, for who may pull from it.
     #[instrument(name = "tags", skip_all, fields(repository.name = %name))]
     pub(crate) async fn tags(&self, request: &Parts, name: &RepositoryName) -> Result<Response<Body>, PullError> {
@@ -63,5 +72,24 @@ impl Node {
         let page = TagPage::parse(request.uri.query().unwrap_or_default())?;
         let list = self.resolver.tags(&place, &page, caller.principal()).await?;
         Ok(tags::response(name, &page, &list, self.resolver.now()))
+    }
+
+    /// Lists what refers to a manifest of a repository, for who may pull from it.
+    #[instrument(name = "referrers", skip_all, fields(repository.name = %name))]
+    pub(crate) async fn referrers(
+        &self,
+        request: &Parts,
+        name: &RepositoryName,
+        subject: &Digest,
+    ) -> Result<Response<Body>, PullError> {
+        let snapshot = self.control.snapshot()?;
+        let caller = self.auth.identify(&request.headers, &snapshot).await?;
+        let place = snapshot.place(name);
+        trail::about(&place.repository);
+        caller.require_pull(&place.repository)?;
+
+        let filter = ReferrerFilter::parse(request.uri.query().unwrap_or_default());
+        let list = self.resolver.referrers(&place, subject, caller.principal()).await?;
+        Ok(referrers::response(&filter, &list, self.resolver.now()))
     }
 }

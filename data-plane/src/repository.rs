@@ -3,6 +3,8 @@
 //! Every write goes in one order: the content, the events that tell of it, the repository, the link, the tag. So
 //! whatever is visible is whole and will be listed, wherever a node stops.
 
+mod lists;
+
 use std::future::Future;
 
 use bytes::Bytes;
@@ -11,7 +13,7 @@ use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
 use entrepot_proto::convert::event::{Image, Kind};
 use entrepot_runtime::{Clock, chain};
 use entrepot_store::layout::Parsed;
-use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
 use entrepot_store::{Error, Key, Store, Version, layout};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::warn;
@@ -194,6 +196,7 @@ impl Repositories {
         failpoint::hit("manifest.after_repository");
         records::replace(&*self.store, &link_key, link_version.as_ref(), &link).await?;
         failpoint::hit("manifest.after_link");
+        self.note_referrer((name, incarnation), verified).await?;
         if let Some(draft) = tag_draft {
             draft.write(&self.store).await?;
             failpoint::hit("manifest.after_tag");
@@ -212,6 +215,59 @@ impl Repositories {
         let incarnation = live.record.incarnation;
         let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, self.clock.now()).await?;
         self.settle_tag(live, draft, digest).await
+    }
+
+    /// Notes what the upstream said at `validated` that a tag means, unless it has said something since. The manifest is
+    /// linked already. Somebody else's change in between wins.
+    pub(crate) async fn note_tag(
+        &self,
+        live: &Live,
+        fill: &FillFrom,
+        tag: &Tag,
+        digest: &Digest,
+        validated: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let known = self.tag(live, tag, Some(fill.origin)).await?;
+        if known.is_some_and(|known| known.validate_time >= Some(validated)) {
+            return Ok(());
+        }
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, validated).await?;
+        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        match draft.write(&self.store).await {
+            Err(error) if error.is_conflict() => Ok(()),
+            done => done,
+        }
+    }
+
+    /// The revision of a tag's record, whatever that says; `None` if there is none, or no such repository.
+    pub(crate) async fn tag_revision(&self, name: &RepositoryName, tag: &Tag) -> Result<Option<i64>, Error> {
+        let Some(live) = self.live(name).await? else { return Ok(None) };
+        let key = layout::tag(name, live.record.incarnation, tag);
+        Ok(records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record.revision))
+    }
+
+    /// Lets a tag mean `digest`, as the upstream said at `said`, if its record is still at revision `base`. Says whether
+    /// it was.
+    pub(crate) async fn move_tag(
+        &self,
+        live: &Live,
+        fill: &FillFrom,
+        tag: &Tag,
+        base: Option<i64>,
+        (digest, said): (&Digest, DateTime<Utc>),
+    ) -> Result<bool, Error> {
+        let incarnation = live.record.incarnation;
+        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, said).await?;
+        if draft.record.revision != base.map_or(1, |base| base + 1) {
+            return Ok(false);
+        }
+        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
+        failpoint::hit("sync.before_tag");
+        match draft.write(&self.store).await {
+            Err(error) if error.is_conflict() => Ok(false),
+            done => done.map(|()| true),
+        }
     }
 
     /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
@@ -288,8 +344,20 @@ impl Repositories {
             }
             Some(_) | None => {
                 let incarnation = Uuid::now_v7();
-                let state = State::Live;
-                (RepositoryRecord { incarnation, state, rule_uid, create_time: now, update_time: now }, Change::Written)
+                let settings = fill.template.as_ref().map(|template| template.settings()).unwrap_or_default();
+                let settings = SettingsRecord::from(&settings);
+                let (state, create_time, update_time) = (State::Live, now, now);
+                let automatic_sync = None;
+                let record = RepositoryRecord {
+                    incarnation,
+                    state,
+                    rule_uid,
+                    create_time,
+                    update_time,
+                    settings,
+                    automatic_sync,
+                };
+                (record, Change::Written)
             }
         };
         Ok(RepositoryDraft { record, version, change })
@@ -331,7 +399,8 @@ enum Change {
 impl RepositoryDraft {
     fn event(&self, fill: &FillFrom) -> Option<Kind> {
         let (rule_uid, create_time) = (Some(fill.rule.uid), self.record.create_time);
-        (self.change == Change::Written).then_some(Kind::RepositoryCreated { rule_uid, create_time })
+        let settings = self.record.settings.settings();
+        (self.change == Change::Written).then_some(Kind::RepositoryCreated { rule_uid, create_time, settings })
     }
 
     async fn write(&self, store: &Store, name: &RepositoryName) -> Result<(), Error> {

@@ -4,10 +4,15 @@
 //! its own sake: a client that hangs up takes nothing away from the next.
 
 mod blob;
+mod head;
+mod lists;
 mod manifest;
+mod referrers;
 mod refusals;
+mod sync;
 mod tag;
 mod tags;
+mod turn;
 mod upstream;
 
 use std::sync::Arc;
@@ -24,11 +29,15 @@ use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::inspect::Trail;
 use crate::repository::Repositories;
-use tags::TagLists;
+use head::Heads;
+use lists::Lists;
 
 pub(crate) use blob::{Blob, Want};
-pub(crate) use manifest::Resolved;
+pub(crate) use head::Told;
+pub(crate) use manifest::{Described, Resolved};
+pub(crate) use referrers::ReferrerList;
 pub(crate) use refusals::Refusals;
+pub(crate) use sync::{Ahead, Synced};
 pub(crate) use tags::TagList;
 pub(crate) use upstream::{asking, failure};
 
@@ -76,7 +85,8 @@ pub(crate) struct Resolver {
     /// Tags whose upstream did not confirm them when it was last asked.
     unconfirmed: Cache<ManifestKey, InVain>,
     refusals: Refusals,
-    tag_lists: TagLists,
+    lists: Lists,
+    heads: Heads,
 }
 
 /// A question to an upstream that has led to nothing.
@@ -85,6 +95,15 @@ struct InVain {
     error: PullError,
     /// Until when it is not asked again.
     until: DateTime<Utc>,
+}
+
+/// What of a known tag needs no other confirmation.
+#[derive(Clone, Copy, Debug)]
+enum Trust {
+    /// What the rule's window covers, and what the upstream has confirmed since then, while whoever asks was waiting.
+    Rule(Option<DateTime<Utc>>),
+    /// Only what the upstream has confirmed since then.
+    Since(DateTime<Utc>),
 }
 
 /// What a flight gives to all who wait for it: the answer, and why it is that.
@@ -102,9 +121,9 @@ impl Resolver {
         tasks: Tasks,
     ) -> Self {
         let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
-        let tag_lists = TagLists::new(tasks.clone());
+        let (lists, heads) = (Lists::new(tasks.clone()), Heads::new(tasks.clone()));
         let manifests = Arc::new(Flights::new(tasks));
-        Self { repositories, fills, clock, manifests, unconfirmed, refusals, tag_lists }
+        Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists, heads }
     }
 
     /// What time it is for whatever is decided here.

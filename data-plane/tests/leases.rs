@@ -343,7 +343,7 @@ async fn a_cluster_holds_the_leases_on_all_its_members() {
 #[tokio::test]
 async fn users_with_few_rights_and_certificates_of_ones_own_are_enough() {
     // The least that a user needs. What a script does, its user must be allowed to do.
-    let rules = "~f:* ~t:* +ping +set +get +del +pexpire +evalsha +script|load".to_owned();
+    let rules = "~f:* ~t:* ~b:* +ping +set +get +del +pexpire +time +evalsha +script|load".to_owned();
     let login = Login::User { name: "leases".into(), password: "correct-horse".into(), rules };
     let redis = Redis::start_with(Options { login: Some(login), tls: None }).await;
     let config = RedisConfig { username: Some("leases".into()), password: secret("correct-horse"), ..single(&redis) };

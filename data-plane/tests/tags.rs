@@ -10,7 +10,7 @@ mod ground;
 use std::time::Duration;
 
 use entrepot_proto::node::v1 as pb;
-use entrepot_test_support::{Fault, images};
+use entrepot_test_support::{Fault, images, wait_until};
 use entrepot_upstream::Limits;
 use futures_util::future::join_all;
 use reqwest::StatusCode;
@@ -18,6 +18,9 @@ use reqwest::StatusCode;
 use ground::{Ground, Node};
 
 const WINDOW: Duration = Duration::from_secs(300);
+
+/// Counts the leases that a node found in another's hands.
+const BUSY: &str = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
 
 /// An answer to a client that lists tags.
 #[derive(Debug)]
@@ -83,6 +86,29 @@ async fn the_upstreams_view_is_listed_and_asked_for_once_in_a_window() {
 }
 
 #[tokio::test]
+async fn the_upstream_is_asked_once_by_all_nodes() {
+    let ground = Ground::new().await;
+    publish(&ground, &["v1", "v2"]);
+    let (one, two) = ground.two().await;
+    assert_eq!(one.get("app/manifests/v1").await.unwrap().0, StatusCode::OK);
+    let gate = ground.upstream.hold("/tags/list");
+    let both = async { tokio::join!(list(&one, "demo/app/tags/list"), list(&two, "demo/app/tags/list")) };
+    let busy = || one.metric(BUSY) + two.metric(BUSY);
+    let ((one_got, two_got), ()) = tokio::join!(both, async {
+        gate.until_waiting(1).await;
+        wait_until(ground::LIMIT, "one waits for the other", async || busy() >= 1.0).await;
+        gate.release();
+    });
+    assert_eq!((one_got.tags.concat(), two_got.tags.concat(), asked(&ground)), ("v1v2".into(), "v1v2".into(), 1));
+    let mut said = [one_got.cache_status, two_got.cache_status];
+    said.sort();
+    assert_eq!(said, ["entrepot; fwd=miss; collapsed; detail=follow", "entrepot; fwd=miss; stored"]);
+    // One that starts later finds what they have asked for.
+    let three = ground.node("node-3").await;
+    assert_eq!(list(&three, "demo/app/tags/list").await.cache_status, "entrepot; hit");
+}
+
+#[tokio::test]
 async fn clients_page_through_a_list() {
     let ground = Ground::new().await;
     publish(&ground, &["a", "b", "c", "d", "e"]);
@@ -124,9 +150,17 @@ async fn an_upstream_that_is_away_leaves_its_last_list_or_what_is_cached() {
         assert!(stale.warning.unwrap().starts_with("299 - "), "a client is told");
     }
     assert_eq!(asked(&ground), 2, "it was left alone after it had failed");
-    // This one has never had a list.
-    let cached = list(&two, "demo/app/tags/list").await;
-    assert_eq!((cached.tags.concat(), cached.cache_status.as_str()), ("v2".to_owned(), "entrepot; hit; detail=stale"));
+    // This one has never asked for a list, and knows what the other one got.
+    let shared = list(&two, "demo/app/tags/list").await;
+    assert_eq!(
+        (shared.tags.concat(), shared.cache_status.as_str()),
+        ("v1v2".to_owned(), "entrepot; hit; detail=stale")
+    );
+    // Of this repository there never was one.
+    ground.upstream.publish_image("other/app", "v3", &[images::random_bytes(1, 100)]);
+    assert_eq!(two.get("other/app/manifests/v3").await.unwrap().0, StatusCode::OK);
+    let cached = list(&two, "demo/other/app/tags/list").await;
+    assert_eq!((cached.tags.concat(), cached.cache_status.as_str()), ("v3".to_owned(), "entrepot; hit; detail=stale"));
     assert!(cached.warning.is_some() && cached.age.is_none());
     let nothing = list(&two, "demo/other/tags/list").await;
     assert_eq!(nothing.status, StatusCode::SERVICE_UNAVAILABLE);

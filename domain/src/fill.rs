@@ -346,12 +346,7 @@ impl Fill {
                 self.enter(P::Verifying, [X::HangUp, X::Verify])
             }
             (P::Leading, E::Ended | E::Broken) => self.fail(),
-            // What was found has vanished, which is a miss; but not if it is found again and gives no more than before.
-            (P::Reading, E::Ended | E::Broken) if self.vanished_at == Some(self.landed) => self.fail(),
-            (P::Reading, E::Ended | E::Broken) => {
-                self.vanished_at = Some(self.landed);
-                self.enter(P::Looking, [X::HangUp, X::Look])
-            }
+            (P::Reading, E::Ended | E::Broken) => self.vanish(),
             (P::Leading, E::Wanted(at)) => self.fetch_ahead(at),
             (P::Leading | P::Adopting, E::AheadLanded(bytes)) => self.land_ahead(bytes),
             (P::Leading | P::Adopting, E::AheadEnded) => self.end_ahead(),
@@ -534,6 +529,14 @@ impl Fill {
         let landed = self.landed;
         self.ahead.retain(|part| part.end > part.start || part.start <= landed);
         Vec::new()
+    }
+
+    /// What was found in the store is not there, which is a miss; but not if it is found again and gives no more.
+    fn vanish(&mut self) -> Vec<Effect> {
+        if self.vanished_at.replace(self.landed) == Some(self.landed) {
+            return self.fail();
+        }
+        self.enter(Phase::Looking, [Effect::HangUp, Effect::Look])
     }
 
     /// What has landed is wrong. If nobody has seen any of it there is a second attempt.
@@ -751,10 +754,10 @@ mod tests {
             let mut has_body = false;
             let mut follow = |effects: &[Effect]| {
                 for effect in effects {
-                    match effect {
-                        Effect::Fetch(_) | Effect::ReadStore(_) | Effect::AdoptAhead => has_body = true,
-                        Effect::HangUp | Effect::Discard => has_body = false,
-                        _ => {}
+                    if matches!(effect, Effect::Fetch(_) | Effect::ReadStore(_) | Effect::AdoptAhead) {
+                        has_body = true;
+                    } else if matches!(effect, Effect::HangUp | Effect::Discard) {
+                        has_body = false;
                     }
                 }
                 has_body

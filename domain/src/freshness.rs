@@ -34,6 +34,10 @@ pub struct Policy {
     pub tag_windows: Vec<TagWindow>,
     /// How long a repository's list of tags is served before the upstream is asked for it again.
     pub tag_list_window: Duration,
+    /// The same for the list of what refers to a manifest, such as signatures.
+    pub referrers_window: Duration,
+    /// Whether tags that are in use are revalidated before their window ends, without a pull asking for it.
+    pub automatic_sync: bool,
 }
 
 /// What happens to a pull of a tag that is not trusted any more.
@@ -138,7 +142,7 @@ impl Policy {
     pub const MAX_PATTERNS: usize = 50;
     /// The longest window, and the longest time that a stale tag may be served.
     pub const MAX_WINDOW: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
-    /// The longest time that a list of tags is served.
+    /// The longest time that a list of tags or referrers is served.
     pub const MAX_LIST_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
     /// What applies to `tag`.
@@ -169,7 +173,8 @@ impl Policy {
 }
 
 impl Default for Policy {
-    /// As ECR has it: a tag is trusted for 24 h, then asked for first, and what is cached is never lost.
+    /// As ECR has it: a tag is trusted for 24 h, then asked for first, and what is cached is never lost; referrers are
+    /// asked for after 6 h.
     fn default() -> Self {
         Self {
             window: Duration::from_secs(24 * 60 * 60),
@@ -180,6 +185,8 @@ impl Default for Policy {
             when_denied: WhenDenied::default(),
             tag_windows: Vec::new(),
             tag_list_window: Duration::from_secs(5 * 60),
+            referrers_window: Duration::from_secs(6 * 60 * 60),
+            automatic_sync: true,
         }
     }
 }

@@ -3,24 +3,36 @@
 //! Nothing here does I/O, reads a clock, waits, or knows the wire or SQL: what to do is decided by functions over
 //! plain values, and the planes do it. Values are parsed once, at the edge, into types that cannot be wrong.
 
+pub mod breaker;
+pub mod budget;
 pub mod digest;
 pub mod fill;
 pub mod freshness;
 pub mod manifest;
 pub mod name;
+pub mod prefix_map;
+pub mod priority;
 pub mod range;
 pub mod reference;
+pub mod referrer;
 pub mod refusal;
 pub mod rule;
 pub mod rule_set;
 pub mod secret;
+pub mod sync;
+pub mod template;
 pub mod upstream;
 
+pub use budget::Budget;
 pub use digest::{Digest, Verifier};
 pub use manifest::{Manifest, MediaType};
 pub use name::{NamespacePrefix, RepositoryName, ResourceId};
+pub use prefix_map::PrefixMap;
+pub use priority::Priority;
 pub use reference::{ImageName, Reference, Tag};
+pub use referrer::Referrer;
 pub use rule::Rule;
 pub use rule_set::RuleSet;
 pub use secret::Secret;
+pub use template::Template;
 pub use upstream::{Upstream, UpstreamKind};

@@ -1,48 +1,43 @@
 //! Which rule covers a name? The one with the longest prefix.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::name::{NamespacePrefix, RepositoryName};
+use crate::name::RepositoryName;
+use crate::prefix_map::PrefixMap;
 use crate::rule::Rule;
 
 /// All rules, ready to be asked.
 #[derive(Clone, Debug, Default)]
-pub struct RuleSet {
-    by_prefix: HashMap<Box<str>, Arc<Rule>>,
-}
+pub struct RuleSet(PrefixMap<Rule>);
 
 impl RuleSet {
     /// The rule with the longest prefix that covers `name`.
-    ///
-    /// Costs one look-up per segment of the name, however many rules there are.
     pub fn covering(&self, name: &RepositoryName) -> Option<&Arc<Rule>> {
-        let name = name.as_str();
-        let prefixes = name.rmatch_indices('/').map(|(end, _)| &name[..end]);
-        prefixes.chain([NamespacePrefix::root().path()]).find_map(|prefix| self.by_prefix.get(prefix))
+        self.0.covering(name)
     }
 
     /// The rule with this uid.
     pub fn by_uid(&self, uid: uuid::Uuid) -> Option<&Arc<Rule>> {
-        self.by_prefix.values().find(|rule| rule.uid == uid)
+        self.iter().find(|rule| rule.uid == uid)
     }
 
     /// All rules, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Rule>> {
-        self.by_prefix.values()
+        self.0.iter()
     }
 }
 
 impl FromIterator<Rule> for RuleSet {
     /// Of two rules with one prefix the later stays; the control plane lets no such pair exist.
     fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
-        Self { by_prefix: rules.into_iter().map(|rule| (rule.prefix.path().into(), Arc::new(rule))).collect() }
+        Self(rules.into_iter().map(|rule| (rule.prefix.clone(), rule)).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::NamespacePrefix;
     use proptest::prelude::*;
     use uuid::Uuid;
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use url::Url;
 
+use crate::budget::Budget;
 use crate::name::{NameError, RepositoryName, ResourceId};
 use crate::secret::Secret;
 
@@ -26,6 +27,10 @@ pub struct Upstream {
     pub ca_certificates: String,
     /// Whom to log in as; `None` is anonymous.
     pub credential: Option<Credential>,
+    /// How many requests it may get; `None` is as many as it lets us have.
+    pub budget: Option<Budget>,
+    /// Where the same content is, in the order in which to ask while the endpoint is away or limits our requests.
+    pub fallback_endpoints: Vec<Endpoint>,
     /// Changes with every update.
     pub revision: i64,
 }
@@ -128,6 +133,11 @@ impl Endpoint {
         url
     }
 
+    /// Where the list of what refers to a manifest is.
+    pub fn referrers_url(&self, repository: &RepositoryName, digest: &crate::Digest) -> Url {
+        self.join(&format!("v2/{repository}/referrers/{digest}"))
+    }
+
     /// Where the API's base is, which answers with a challenge if it wants a login.
     pub fn base_url(&self) -> Url {
         self.join("v2/")
@@ -205,6 +215,38 @@ pub enum UpstreamKind {
     Github,
 }
 
+/// What a request asks an upstream for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RequestKind {
+    /// A manifest, to have it.
+    Manifest,
+    /// A manifest, to know which one it is.
+    ManifestHead,
+    /// A blob, or something of it.
+    Blob,
+    /// A page of a list, of tags or of referrers; or anything else.
+    List,
+}
+
+/// Which requests an upstream counts towards the limit that it sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counting {
+    /// All of them.
+    All,
+    /// Those that fetch a manifest, as Docker Hub does.
+    Manifests,
+}
+
+impl Counting {
+    /// Whether a request counts.
+    pub fn counts(self, request: RequestKind) -> bool {
+        match self {
+            Self::All => true,
+            Self::Manifests => request == RequestKind::Manifest,
+        }
+    }
+}
+
 /// What is known about a kind of upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
@@ -216,6 +258,8 @@ pub struct Profile {
     pub realm_hosts: &'static [&'static str],
     /// A small public image that it has, as repository and tag.
     pub sample: Option<(&'static str, &'static str)>,
+    /// Which requests it counts.
+    pub counting: Counting,
 }
 
 impl UpstreamKind {
@@ -230,14 +274,22 @@ impl UpstreamKind {
             suggested_prefix,
             realm_hosts,
             sample: Some(sample),
+            counting: Counting::All,
         };
         match self {
-            Self::Oci => Profile { endpoint: None, suggested_prefix: "", realm_hosts: &[], sample: None },
+            Self::Oci => Profile {
+                endpoint: None,
+                suggested_prefix: "",
+                realm_hosts: &[],
+                sample: None,
+                counting: Counting::All,
+            },
             Self::EcrPublic => known("https://public.ecr.aws", "ecr-public", &[], ("docker/library/busybox", "latest")),
             Self::Quay => known("https://quay.io", "quay", &[], ("prometheus/busybox", "latest")),
-            Self::DockerHub => {
-                known("https://registry-1.docker.io", "hub", &["auth.docker.io"], ("library/busybox", "latest"))
-            }
+            Self::DockerHub => Profile {
+                counting: Counting::Manifests,
+                ..known("https://registry-1.docker.io", "hub", &["auth.docker.io"], ("library/busybox", "latest"))
+            },
             Self::Kubernetes => known("https://registry.k8s.io", "kubernetes", &[], ("pause", "3.9")),
             Self::Github => known("https://ghcr.io", "github", &[], ("distroless/static", "latest")),
         }

@@ -6,6 +6,7 @@ pub mod freshness;
 pub mod names;
 pub mod rule;
 pub mod snapshot;
+pub mod template;
 pub mod upstream;
 
 use std::fmt;

@@ -413,6 +413,9 @@ fn blob(key: &Key) -> Option<Digest> {
         | Parsed::ManifestLink { .. }
         | Parsed::BlobLink { .. }
         | Parsed::Tag { .. }
+        | Parsed::TagList { .. }
+        | Parsed::ReferrerList { .. }
+        | Parsed::Referrer { .. }
         | Parsed::Upload { .. }
         | Parsed::SnapshotHead
         | Parsed::Snapshot { .. }

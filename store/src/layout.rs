@@ -7,6 +7,9 @@
 //!     manifests/<alg>-<hex>                         link: object, media type, size, what it points to
 //!     blobs/<alg>-<hex>                             link: object, size
 //!     tags/<tag>                                    digest (or a tombstone), revision, validated time
+//!     lists/tags                                    all tags as the upstream has listed them, and when
+//!     lists/<alg>-<hex>                             the same for what refers to a manifest
+//!     referrers/<alg>-<hex>/<alg>-<hex>             a cached manifest (the latter) that refers to the former
 //! uploads/<node>/<uuidv7>                           key and upload id, put before the first part
 //! snapshot/head                                     names and signs the published snapshot; moves forward only
 //! snapshot/<epoch>/<revision>/<uuid>                snapshots, numbers with 19 digits so that they sort
@@ -77,6 +80,28 @@ pub fn tag(name: &RepositoryName, incarnation: Uuid, tag: &Tag) -> Key {
 /// All tags of one incarnation.
 pub fn tags_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
     Prefix::assembled(format!("repositories/{name}/_{incarnation}/tags"))
+}
+
+/// What an upstream has listed as a repository's tags.
+pub fn tag_list(name: &RepositoryName, incarnation: Uuid) -> Key {
+    Key::assembled(format!("repositories/{name}/_{incarnation}/lists/tags"))
+}
+
+/// What an upstream has listed as referring to `subject`.
+pub fn referrer_list(name: &RepositoryName, incarnation: Uuid, subject: &Digest) -> Key {
+    Key::assembled(format!("repositories/{name}/_{incarnation}/lists/{}-{}", subject.algorithm(), subject.hex()))
+}
+
+/// The record of a cached manifest that refers to `subject`.
+pub fn referrer(name: &RepositoryName, incarnation: Uuid, subject: &Digest, digest: &Digest) -> Key {
+    let folder = referrers_prefix(name, incarnation, subject);
+    Key::assembled(format!("{}{}-{}", folder.as_str(), digest.algorithm(), digest.hex()))
+}
+
+/// The records of all cached manifests that refer to `subject`.
+pub fn referrers_prefix(name: &RepositoryName, incarnation: Uuid, subject: &Digest) -> Prefix {
+    let subject = format!("{}-{}", subject.algorithm(), subject.hex());
+    Prefix::assembled(format!("repositories/{name}/_{incarnation}/referrers/{subject}"))
 }
 
 /// The record of an upload that a node has begun.
@@ -158,6 +183,12 @@ pub enum Parsed {
     BlobLink { name: RepositoryName, incarnation: Uuid, digest: Digest },
     /// See [`tag`].
     Tag { name: RepositoryName, incarnation: Uuid, tag: Tag },
+    /// See [`tag_list`].
+    TagList { name: RepositoryName, incarnation: Uuid },
+    /// See [`referrer_list`].
+    ReferrerList { name: RepositoryName, incarnation: Uuid, subject: Digest },
+    /// See [`referrer`].
+    Referrer { name: RepositoryName, incarnation: Uuid, subject: Digest, digest: Digest },
     /// See [`upload`].
     Upload { node: ResourceId, upload: Uuid },
     /// See [`snapshot_head`].
@@ -218,6 +249,9 @@ impl Parsed {
             Self::ManifestLink { name, incarnation, digest } => manifest_link(name, *incarnation, digest),
             Self::BlobLink { name, incarnation, digest } => blob_link(name, *incarnation, digest),
             Self::Tag { name, incarnation, tag: id } => tag(name, *incarnation, id),
+            Self::TagList { name, incarnation } => tag_list(name, *incarnation),
+            Self::ReferrerList { name, incarnation, subject } => referrer_list(name, *incarnation, subject),
+            Self::Referrer { name, incarnation, subject, digest } => referrer(name, *incarnation, subject, digest),
             Self::Upload { node, upload: id } => upload(node, *id),
             Self::SnapshotHead => snapshot_head(),
             Self::Snapshot { epoch, revision, object } => snapshot(*epoch, *revision, *object),
@@ -235,12 +269,18 @@ fn parse_record(path: &str) -> Option<Parsed> {
     if record == "repository" {
         return Some(Parsed::Repository { name });
     }
+    let digest = |part: &str| part.replacen('-', ":", 1).parse::<Digest>().ok();
+    if let Some([incarnation, "referrers", subject, last]) = parts(record) {
+        let (incarnation, subject, digest) = (incarnation.parse().ok()?, digest(subject)?, digest(last)?);
+        return Some(Parsed::Referrer { name, incarnation, subject, digest });
+    }
     let [incarnation, kind, last] = parts(record)?;
     let incarnation = incarnation.parse().ok()?;
-    let digest = || last.replacen('-', ":", 1).parse::<Digest>().ok();
     Some(match kind {
-        "manifests" => Parsed::ManifestLink { name, incarnation, digest: digest()? },
-        "blobs" => Parsed::BlobLink { name, incarnation, digest: digest()? },
+        "manifests" => Parsed::ManifestLink { name, incarnation, digest: digest(last)? },
+        "blobs" => Parsed::BlobLink { name, incarnation, digest: digest(last)? },
+        "lists" if last == "tags" => Parsed::TagList { name, incarnation },
+        "lists" => Parsed::ReferrerList { name, incarnation, subject: digest(last)? },
         "tags" => Parsed::Tag { name, incarnation, tag: last.parse().ok()? },
         _ => return None,
     })
@@ -293,6 +333,15 @@ mod tests {
                 digest
             }),
             (names(), uuids(), tags).prop_map(|(name, incarnation, tag)| Parsed::Tag { name, incarnation, tag }),
+            (names(), uuids()).prop_map(|(name, incarnation)| Parsed::TagList { name, incarnation }),
+            (names(), uuids(), digests()).prop_map(|(name, incarnation, subject)| Parsed::ReferrerList {
+                name,
+                incarnation,
+                subject
+            }),
+            (names(), uuids(), digests(), digests()).prop_map(|(name, incarnation, subject, digest)| {
+                Parsed::Referrer { name, incarnation, subject, digest }
+            }),
             (ids(), uuids()).prop_map(|(node, upload)| Parsed::Upload { node, upload }),
             Just(Parsed::SnapshotHead),
             (0..=i64::MAX, 0..=i64::MAX, uuids()).prop_map(|(epoch, revision, object)| Parsed::Snapshot {
@@ -341,6 +390,9 @@ mod tests {
             (manifest_link(&name, id, &digest), format!("{within}/manifests/sha256-{hex}")),
             (blob_link(&name, id, &digest), format!("{within}/blobs/sha256-{hex}")),
             (tag(&name, id, &"v1".parse().unwrap()), format!("{within}/tags/v1")),
+            (tag_list(&name, id), format!("{within}/lists/tags")),
+            (referrer_list(&name, id, &digest), format!("{within}/lists/sha256-{hex}")),
+            (referrer(&name, id, &digest, &digest), format!("{within}/referrers/sha256-{hex}/sha256-{hex}")),
             (upload(&node_id, id), format!("uploads/node-1/{id}")),
             (snapshot_head(), "snapshot/head".to_owned()),
             (snapshot(1, 42, id), format!("snapshot/0000000000000000001/0000000000000000042/{id}")),
@@ -364,6 +416,7 @@ mod tests {
             (incarnation_prefix(&name, id), blob_link(&name, id, &digest)),
             (manifest_links_prefix(&name, id), manifest_link(&name, id, &digest)),
             (tags_prefix(&name, id), tag(&name, id, &"v1".parse().unwrap())),
+            (referrers_prefix(&name, id, &digest), referrer(&name, id, &digest, &digest)),
             (uploads_prefix(&node_id), upload(&node_id, id)),
             (all_uploads_prefix(), upload(&node_id, id)),
             (snapshots_prefix(), snapshot_head()),

@@ -1,7 +1,10 @@
 //! What the records say: JSON, whose unknown fields are left to releases that know them.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use entrepot_domain::template::{RepositorySettings, TagMutability};
 use entrepot_domain::{Digest, MediaType};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,6 +26,59 @@ pub struct RepositoryRecord {
     pub create_time: DateTime<Utc>,
     /// When this record was last changed.
     pub update_time: DateTime<Utc>,
+    /// What this incarnation was created with.
+    #[serde(default, skip_serializing_if = "SettingsRecord::is_default")]
+    pub settings: SettingsRecord,
+    /// Whether its tags are synced by themselves; `None` is as its rule says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic_sync: Option<bool>,
+}
+
+/// What a repository was created with, as text: a record of another release must not be unreadable.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SettingsRecord {
+    /// The id of the template that said so; empty if there was none.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub template: String,
+    /// Whether tags may move, in ECR's words; empty is that they may.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tag_mutability: String,
+    /// Patterns of tags that are excluded from that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tag_mutability_exclusions: Vec<String>,
+    /// What it is marked with.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub resource_tags: BTreeMap<String, String>,
+}
+
+impl SettingsRecord {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// As they are meant.
+    pub fn settings(&self) -> RepositorySettings {
+        let tags = self.resource_tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        RepositorySettings::lenient(&self.template, &self.tag_mutability, &self.tag_mutability_exclusions, tags)
+    }
+}
+
+impl From<&RepositorySettings> for SettingsRecord {
+    fn from(settings: &RepositorySettings) -> Self {
+        let mutability = &settings.tag_mutability;
+        let is_default = *mutability == TagMutability::default();
+        Self {
+            template: settings.template.as_ref().map(ToString::to_string).unwrap_or_default(),
+            tag_mutability: if is_default { String::new() } else { mutability.as_str().to_owned() },
+            tag_mutability_exclusions: mutability.exclusions().iter().map(ToString::to_string).collect(),
+            resource_tags: settings
+                .resource_tags
+                .iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+        }
+    }
 }
 
 /// Whether a repository exists.
@@ -100,6 +156,24 @@ pub struct TagRecord {
     /// The origin (see [`entrepot_domain::Rule::origin`]) that it was resolved under.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Uuid>,
+}
+
+/// What an upstream has listed, at [`crate::layout::tag_list`] and [`crate::layout::referrer_list`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRecord {
+    /// The origin (see [`entrepot_domain::Rule::origin`]) whose upstream it was.
+    pub origin: Uuid,
+    /// When it did.
+    pub list_time: DateTime<Utc>,
+    /// Tags, or descriptors of manifests.
+    pub entries: Vec<String>,
+}
+
+/// A cached manifest that refers to another one, at [`crate::layout::referrer`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReferrerRecord {
+    /// Its descriptor.
+    pub descriptor: String,
 }
 
 /// An upload that was begun, at [`crate::layout::upload`].
@@ -187,6 +261,8 @@ mod tests {
             rule_uid: None,
             create_time: DateTime::UNIX_EPOCH,
             update_time: DateTime::UNIX_EPOCH,
+            settings: SettingsRecord::default(),
+            automatic_sync: None,
         };
         assert!(read::<RepositoryRecord>(&store, &key).await.unwrap().is_none());
         let version = replace(&store, &key, None, &record).await.unwrap();
@@ -196,6 +272,17 @@ mod tests {
         assert!(matches!(replace(&store, &key, Some(&version), &record).await, Err(Error::Conflict)));
         let error = read::<TagRecord>(&store, &key).await.unwrap_err();
         assert!(matches!(error, Error::BadRecord { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_a_repository_was_created_with_is_read_back_and_absent_where_it_is_nothing() {
+        let settings =
+            RepositorySettings::lenient("hub", "IMMUTABLE_WITH_EXCLUSION", &["edge*".to_owned()], [("a", "1")]);
+        let record = SettingsRecord::from(&settings);
+        let text = encode(&record);
+        assert_eq!(serde_json::from_slice::<SettingsRecord>(&text).unwrap().settings(), settings);
+        let none = SettingsRecord::from(&RepositorySettings::default());
+        assert_eq!((none.is_default(), none.settings()), (true, RepositorySettings::default()));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::operations_client::OperationsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
@@ -68,6 +69,10 @@ impl Api {
 
     pub(crate) fn access(&self) -> AccessClient<Admin> {
         AccessClient::with_interceptor(self.channel.clone(), self.admin.clone())
+    }
+
+    pub(crate) fn operations(&self) -> OperationsClient<Admin> {
+        OperationsClient::with_interceptor(self.channel.clone(), self.admin.clone())
     }
 
     pub(crate) fn fills(&self) -> FillsClient<Admin> {

@@ -28,5 +28,6 @@ mod secrets;
 mod settings;
 mod snapshots;
 mod stability;
+mod sync;
 mod telemetry;
 mod upgrade;

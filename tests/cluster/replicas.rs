@@ -80,7 +80,7 @@ async fn both_control_planes_list_what_all_nodes_have_pulled() -> Result<()> {
     }
 
     // What is deleted through one is gone for both, and for both nodes, when the call returns.
-    let request = pb::DeleteRepositoryRequest { name: format!("repositories/{}", expected[0]) };
+    let request = pb::DeleteRepositoryRequest { name: format!("repositories/{}", expected[0]), ..Default::default() };
     cluster.api_of(&cluster.control_planes[1]).repositories().delete_repository(request).await?;
     cluster.api().delete_rule("demo").await?;
     assert_eq!(cluster.api().repository_names().await?, expected[1..]);

@@ -46,7 +46,7 @@ async fn malformed_requests_get_their_status_and_code() -> Result<()> {
 }
 
 #[tokio::test]
-async fn bad_content_from_the_upstream_is_refused_and_nothing_is_stored() -> Result<()> {
+async fn r_edge_28_bad_content_from_the_upstream_is_refused_and_nothing_is_stored() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     let image =
         upstream.publish_image("app", "v1", &[images::random_bytes(1, 100_000), images::random_bytes(2, 3 << 20)]);

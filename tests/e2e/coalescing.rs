@@ -11,7 +11,7 @@ use http::{Method, StatusCode};
 use crate::registry::{LIMIT, Registry};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fifty_clients_that_pull_one_cold_image_fetch_each_content_once() -> Result<()> {
+async fn r_edge_26_fifty_clients_that_pull_one_cold_image_fetch_each_content_once() -> Result<()> {
     const CLIENTS: usize = 50;
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20), images::random_bytes(2, 1000)]);

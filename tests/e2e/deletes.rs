@@ -57,7 +57,10 @@ async fn what_is_left_of_a_delete_that_races_with_pulls_is_wholly_the_old_or_who
                 tokio::spawn(async move { registry.manifest("demo/app", "v1").await })
             })
             .collect();
-        let deleted = registry.repositories().delete_repository(pb::DeleteRepositoryRequest { name: name() }).await;
+        let deleted = registry
+            .repositories()
+            .delete_repository(pb::DeleteRepositoryRequest { name: name(), ..Default::default() })
+            .await;
         if let Err(status) = &deleted {
             assert_eq!(status.code(), tonic::Code::NotFound, "round {round}: {status}");
         }

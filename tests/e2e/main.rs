@@ -5,10 +5,14 @@
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
 mod bad_input;
+mod budgets;
 mod coalescing;
 mod configuration;
 mod deletes;
+mod edge;
+mod fallbacks;
 mod freshness;
+mod health;
 mod herd;
 mod inspector;
 mod logins;
@@ -17,7 +21,11 @@ mod permission;
 mod pulls;
 mod ranges;
 mod refusals;
+#[expect(dead_code, reason = "other tests need more of it")]
 mod registry;
 mod report;
 mod spools;
+mod sync;
+mod sync_due;
+mod templates;
 mod tools;

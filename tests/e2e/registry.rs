@@ -10,12 +10,16 @@ use bytes::Bytes;
 use entrepot_control_plane::{ControlPlane, FirstKey, Reflection};
 use entrepot_data_plane::{Capacity, Config, DataPlane, UpstreamLimits};
 use entrepot_domain::Secret;
+use entrepot_proto::node::v1::ReportEventsRequest;
+use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::operations_client::OperationsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_proto::v1::templates_client::TemplatesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks};
 use entrepot_store::{LocalStore, Prefix, Store};
@@ -24,6 +28,7 @@ use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use http::{HeaderMap, Method, StatusCode};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -48,6 +53,8 @@ pub(crate) struct Registry {
     pub(crate) tasks: Tasks,
     channel: Channel,
     client: reqwest::Client,
+    /// Where the API is.
+    api: String,
     dir: TempDir,
 }
 
@@ -189,7 +196,8 @@ impl Registry {
         let channel = Endpoint::from_shared(format!("http://{api_addr}"))?.connect().await?;
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build()?;
         let url = format!("http://{registry_addr}");
-        Ok(Self { url, clock, metrics, store, tasks, channel, client, dir })
+        let api = format!("http://{api_addr}");
+        Ok(Self { url, clock, metrics, store, tasks, channel, client, api, dir })
     }
 
     pub(crate) fn upstreams(&self) -> UpstreamsClient<Admin> {
@@ -200,12 +208,20 @@ impl Registry {
         RulesClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
+    pub(crate) fn templates(&self) -> TemplatesClient<Admin> {
+        TemplatesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
     pub(crate) fn repositories(&self) -> RepositoriesClient<Admin> {
         RepositoriesClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
     pub(crate) fn images(&self) -> ImagesClient<Admin> {
         ImagesClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn operations(&self) -> OperationsClient<Admin> {
+        OperationsClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
     pub(crate) fn access(&self) -> AccessClient<Admin> {
@@ -221,6 +237,16 @@ impl Registry {
         FillsClient::with_interceptor(self.channel.clone(), As(format!("Bearer {key}").parse().expect("plain text")))
     }
 
+    /// Tells the control plane what a node of its own has learnt.
+    pub(crate) async fn report_events(&self, events: Vec<entrepot_proto::node::v1::Event>) -> Result<()> {
+        let key = ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?;
+        let token = key.tokens().issue_node("node-0", "entrepot.node.v1", self.clock.now());
+        let login = As(format!("Bearer {}", token.expose()).parse()?);
+        let mut nodes = NodesClient::with_interceptor(self.channel.clone(), login);
+        nodes.report_events(ReportEventsRequest { node_id: "node-0".to_owned(), events }).await?;
+        Ok(())
+    }
+
     /// What the node says of the answer to a request, when it has been sent.
     pub(crate) async fn explained(&self, answer: &Answer) -> Result<pb::Answer> {
         let id = answer.header("x-request-id").context("every answer has a request id")?;
@@ -234,6 +260,39 @@ impl Registry {
         })
         .await;
         found.into_inner().expect("not poisoned").context("it was found")
+    }
+
+    /// A node beside the first one that takes jobs, in a runtime of its own: what it does ends with that at once, or
+    /// in order with its tasks.
+    pub(crate) async fn worker(&self, id: &str) -> Result<(Runtime, Tasks)> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let spool = self.dir.path().join(format!("spool-{id}"));
+        let config = entrepot_data_plane::Config::new(id, vec![self.api.parse()?], spool);
+        let (tasks, health) = (Tasks::new(), Health::new());
+        let deps = entrepot_data_plane::Deps {
+            store: self.store.clone(),
+            cluster_key: ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?,
+            snapshot_trust: SnapshotTrust::new(
+                SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?.public_key(),
+                None,
+            ),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: Metrics::new("test"),
+            leases: entrepot_data_plane::Leases::local(),
+        };
+        let begin = {
+            let tasks = tasks.clone();
+            async move {
+                let listener = TcpListener::bind("127.0.0.1:0").await?;
+                tasks.spawn("registry", DataPlane::new(config, deps)?.serve(listener));
+                anyhow::Ok(())
+            }
+        };
+        runtime.spawn(begin).await??;
+        wait_until(LIMIT, "the worker is ready", async || health.is_ready()).await;
+        Ok((runtime, tasks))
     }
 
     /// A second node beside the first one, which has no line to the control plane: only other nodes reach it.
@@ -300,9 +359,11 @@ impl Registry {
         self.rule_to(id, id).await
     }
 
-    /// Makes a rule `id` for the prefix `id` to an upstream that exists.
+    /// Makes a rule `id` for the prefix `id` to an upstream that exists. Its tags are not synced by themselves, so that a
+    /// test knows who asks.
     pub(crate) async fn rule_to(&self, id: &str, upstream: &str) -> Result<pb::Rule> {
-        let rule = pb::Rule { upstream: format!("upstreams/{upstream}"), ..Default::default() };
+        let (upstream, automatic_sync) = (format!("upstreams/{upstream}"), pb::AutomaticSync::Off.into());
+        let rule = pb::Rule { upstream, automatic_sync, ..Default::default() };
         let request = pb::CreateRuleRequest { rule_id: id.to_owned(), rule: Some(rule), request_id: String::new() };
         Ok(self.rules().create_rule(request).await?.into_inner())
     }

@@ -24,12 +24,20 @@ pub enum Error {
         status: u16,
         /// As whom it was asked.
         login: Login,
+        /// What refused.
+        by: Refuser,
     },
     /// The upstream wants fewer requests.
     #[error("the upstream wants fewer requests (status 429)")]
     Throttled {
         /// For how long it wants none, if it says so.
         retry_after: Option<Duration>,
+    },
+    /// What the upstream lets us ask for is kept for those who wait.
+    #[error("the upstream's budget is kept for clients that wait; there is more of it in {} s", retry_after.as_secs() + 1)]
+    OverBudget {
+        /// When there is more.
+        retry_after: Duration,
     },
     /// The upstream does not answer, or answers that it cannot.
     #[error("{trouble}{}", status.map(|status| format!(" (status {status})")).unwrap_or_default())]
@@ -72,6 +80,15 @@ pub enum Error {
         /// What it did.
         what: String,
     },
+}
+
+/// What refused a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refuser {
+    /// The registry.
+    Registry,
+    /// The server that it gets its tokens from.
+    TokenServer,
 }
 
 /// As whom a host was asked.
@@ -142,6 +159,7 @@ impl Error {
                 Fault::Us
             }
             Self::Throttled { .. }
+            | Self::OverBudget { .. }
             | Self::Away { .. }
             | Self::WrongDigest
             | Self::TooLarge { .. }
@@ -161,7 +179,8 @@ impl Error {
             Self::Denied { status, .. } => Some(*status),
             Self::Throttled { .. } => Some(429),
             Self::Away { status, .. } => *status,
-            Self::AddressRefused { .. }
+            Self::OverBudget { .. }
+            | Self::AddressRefused { .. }
             | Self::RealmRefused { .. }
             | Self::WrongDigest
             | Self::TooLarge { .. }
@@ -179,6 +198,7 @@ impl Error {
             Self::NotFound
             | Self::Denied { .. }
             | Self::Throttled { .. }
+            | Self::OverBudget { .. }
             | Self::AddressRefused { .. }
             | Self::RealmRefused { .. }
             | Self::WrongDigest

@@ -20,12 +20,14 @@ pub struct Limits {
     pub manifest_bytes: usize,
     /// The largest page of a list of tags.
     pub tags_page_bytes: usize,
-    /// How many pages a list of tags may have.
-    pub tags_pages: usize,
+    /// How many pages a list of tags or referrers may have.
+    pub list_pages: usize,
     /// How many tags a list may have.
     pub tags_count: usize,
-    /// A whole list of tags.
-    pub tags: Duration,
+    /// How many manifests may refer to one.
+    pub referrers_count: usize,
+    /// A whole list of tags or referrers.
+    pub list: Duration,
     /// How many redirects one request may follow.
     pub redirects: usize,
     /// How often a request that met a passing trouble is made again.
@@ -36,9 +38,10 @@ pub struct Limits {
     pub retry_wait: Duration,
     /// The longest `Retry-After` that is believed.
     pub retry_after: Duration,
-    /// For how long at most an upstream that named a `Retry-After` is asked nothing.
+    /// For how long at most an upstream that wants fewer requests is asked nothing.
     pub pause: Duration,
-    /// How often an upstream that is away is tried.
+    /// How often an upstream that is away is tried. One that wants fewer requests and does not say for how long is tried after
+    /// a fifth of that at first.
     pub probe: Duration,
 }
 
@@ -52,15 +55,16 @@ impl Default for Limits {
             token_body_bytes: 64 * 1024,
             manifest_bytes: entrepot_domain::manifest::MAX_BYTES,
             tags_page_bytes: 1024 * 1024,
-            tags_pages: 200,
+            list_pages: 200,
             tags_count: 100_000,
-            tags: Duration::from_secs(60),
+            referrers_count: 10_000,
+            list: Duration::from_secs(60),
             redirects: 5,
             retries: 2,
             resumes: 8,
             retry_wait: Duration::from_millis(100),
             retry_after: Duration::from_secs(60 * 60),
-            pause: Duration::from_secs(60),
+            pause: Duration::from_secs(60 * 60),
             probe: Duration::from_secs(5),
         }
     }

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use entrepot_domain::ResourceId;
 use opentelemetry::KeyValue;
-use opentelemetry::metrics::{Histogram, Meter};
+use opentelemetry::metrics::{Counter, Histogram, Meter};
 use reqwest::{Method, Response};
 use tracing::{Span, field, info_span};
 
@@ -13,6 +14,7 @@ use crate::error::{Error, Trouble};
 #[derive(Clone, Debug)]
 pub struct RequestMetrics {
     duration: Option<Histogram<f64>>,
+    disagreements: Option<Counter<u64>>,
 }
 
 /// A request on its way.
@@ -41,12 +43,23 @@ impl RequestMetrics {
             .with_unit("s")
             .with_description("How long requests to upstreams take until the head of their answer is there.")
             .build();
-        Self { duration: Some(duration) }
+        let disagreements = meter
+            .u64_counter("entrepot.upstream.disagreements")
+            .with_description("How often a fallback endpoint said something else than what was known.")
+            .build();
+        Self { duration: Some(duration), disagreements: Some(disagreements) }
     }
 
     /// Measures nothing.
     pub fn none() -> Self {
-        Self { duration: None }
+        Self { duration: None, disagreements: None }
+    }
+
+    /// A fallback of this upstream is not believed.
+    pub(crate) fn disagreed(&self, upstream: &ResourceId) {
+        if let Some(disagreements) = &self.disagreements {
+            disagreements.add(1, &[KeyValue::new("upstream.id", upstream.to_string())]);
+        }
     }
 
     /// A request begins. Its path is left out: it may hold the name of a private image, or a signature.
@@ -128,6 +141,7 @@ fn error_type(error: &Error) -> &'static str {
         Error::NotFound
         | Error::Denied { .. }
         | Error::Throttled { .. }
+        | Error::OverBudget { .. }
         | Error::RealmRefused { .. }
         | Error::WrongDigest
         | Error::TooLarge { .. }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use entrepot_domain::upstream::RequestKind;
 use entrepot_domain::{Reference, RepositoryName};
 use reqwest::{Method, Request};
 use tokio::net::TcpStream;
@@ -11,6 +12,7 @@ use crate::client::Client;
 use crate::egress::Refusal;
 use crate::error::{Error, Login, Trouble};
 use crate::request::Ask;
+use crate::site::Via;
 
 /// One step on the way to an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,20 +60,23 @@ impl Client {
     pub async fn probe(&self, sample: Option<(&RepositoryName, &Reference)>) -> Vec<ProbeStep> {
         const KINDS: [ProbeKind; 5] =
             [ProbeKind::Name, ProbeKind::Tcp, ProbeKind::Tls, ProbeKind::Token, ProbeKind::Manifest];
+        let via = self.via(0);
         let mut steps = Vec::with_capacity(KINDS.len());
         let mut failed = false;
         for kind in KINDS {
             let (state, message) = if failed {
                 (ProbeState::Skipped, "not tried, since an earlier step failed".to_owned())
             } else {
-                self.try_step(kind, sample).await.unwrap_or_else(|why| (ProbeState::Failed, why))
+                via.try_step(kind, sample).await.unwrap_or_else(|why| (ProbeState::Failed, why))
             };
             failed |= state == ProbeState::Failed;
             steps.push(ProbeStep { kind, state, message });
         }
         steps
     }
+}
 
+impl Via {
     async fn try_step(&self, kind: ProbeKind, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
         match kind {
             ProbeKind::Name => self.try_name().await,
@@ -90,7 +95,7 @@ impl Client {
 
     async fn try_tcp(&self) -> Result<Step, String> {
         let addresses = self.addresses().await?;
-        let connect = self.inner().requests.limits.connect;
+        let connect = self.requests().limits.connect;
         match timeout(connect, TcpStream::connect(&addresses[..])).await {
             Ok(Ok(stream)) => {
                 let peer = stream.peer_addr().map(|peer| peer.to_string()).unwrap_or_default();
@@ -109,12 +114,12 @@ impl Client {
     }
 
     async fn try_tls(&self) -> Result<Step, String> {
-        if self.inner().endpoint.is_plain_http() {
+        if self.site.endpoint.is_plain_http() {
             return skipped("the endpoint is plain HTTP");
         }
         // Any answer at all has come through TLS.
-        let requests = &self.inner().requests;
-        let base = Request::new(Method::GET, self.inner().endpoint.base_url());
+        let requests = self.requests();
+        let base = Request::new(Method::GET, self.site.endpoint.base_url());
         match timeout(requests.limits.head, requests.transport.send(base)).await {
             Ok(Ok(_)) => passed(format!("the certificate of `{}` is valid", self.host())),
             Ok(Err(error)) => Err(self.explain(&error)),
@@ -123,10 +128,10 @@ impl Client {
     }
 
     async fn try_token(&self, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
-        let requests = &self.inner().requests;
+        let requests = self.requests();
         let ask = match sample {
             Some((repository, reference)) => self.manifest_ask(Method::HEAD, repository, reference),
-            None => Ask::new(Method::GET, self.inner().endpoint.base_url()),
+            None => Ask::new(RequestKind::List, Method::GET, self.site.endpoint.base_url()),
         };
         match requests.try_login(&ask).await {
             Ok(None) => passed("the upstream wants no login".to_owned()),
@@ -142,7 +147,8 @@ impl Client {
         };
         let separator = if matches!(reference, Reference::Tag(_)) { ':' } else { '@' };
         let image = format!("{repository}{separator}{reference}");
-        let found = match self.head_manifest(repository, reference).await {
+        let described = self.describe_manifest(repository, reference).await;
+        let found = match described.map(|described| described.digest) {
             Ok(None) => self.manifest(repository, reference).await.map(|_| None),
             head => head,
         };
@@ -157,13 +163,13 @@ impl Client {
     }
 
     async fn addresses(&self) -> Result<Vec<std::net::SocketAddr>, String> {
-        let requests = &self.inner().requests;
-        let found = timeout(requests.limits.connect, requests.transport.addresses(self.inner().endpoint.url())).await;
+        let requests = self.requests();
+        let found = timeout(requests.limits.connect, requests.transport.addresses(self.site.endpoint.url())).await;
         found.unwrap_or_else(|_| Err(Error::timed_out())).map_err(|error| self.explain(&error))
     }
 
     fn host(&self) -> String {
-        self.inner().endpoint.host_and_port().to_string()
+        self.site.endpoint.host_and_port().to_string()
     }
 
     /// What went wrong and what to do about it.
@@ -180,7 +186,7 @@ impl Client {
                     "{error}; it is private or does not exist: give the upstream a credential, or name another image"
                 )
             }
-            Error::Throttled { .. } => {
+            Error::Throttled { .. } | Error::OverBudget { .. } => {
                 format!("{error}; wait, or give the upstream a credential, which has a budget of its own")
             }
             Error::Away { trouble, source, .. } => {

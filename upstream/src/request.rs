@@ -1,19 +1,23 @@
 //! The walk of a request to an upstream: out, along redirects, through logins, and again where that may help.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
 use chrono::DateTime;
-use entrepot_domain::Upstream;
+use entrepot_domain::budget::Told;
+use entrepot_domain::upstream::{Counting, RequestKind};
+use entrepot_domain::{Priority, Upstream};
+use futures_util::FutureExt as _;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, Request, Response, StatusCode};
 use tokio::time::{Instant, timeout, timeout_at};
-use url::Url;
+use url::{Origin, Url};
 
+use crate::account::Account;
 use crate::body;
-use crate::circuit::Circuit;
-use crate::error::{BuildError, Error, Login, Trouble};
+use crate::circuit::{Circuit, Weight};
+use crate::error::{BuildError, Error, Login, Refuser, Trouble};
 use crate::limits::Limits;
 use crate::login::{Logins, Pass, Place};
 use crate::metrics::RequestMetrics;
@@ -22,16 +26,19 @@ use crate::transport::{Transport, place};
 /// What is asked of an upstream.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
+    pub(crate) kind: RequestKind,
     pub(crate) method: Method,
     pub(crate) url: Url,
     pub(crate) headers: HeaderMap,
+    /// A redirect that is not followed: its answer counts.
+    pub(crate) stops_at: Option<StatusCode>,
 }
 
 impl Ask {
-    pub(crate) fn new(method: Method, url: Url) -> Self {
+    pub(crate) fn new(kind: RequestKind, method: Method, url: Url) -> Self {
         // The digest is that of the bytes as they are kept, so they must not be encoded on the way.
         let headers = [(ACCEPT_ENCODING, HeaderValue::from_static("identity"))].into_iter().collect();
-        Self { method, url, headers }
+        Self { kind, method, url, headers, stops_at: None }
     }
 }
 
@@ -40,59 +47,72 @@ pub(crate) struct Requests {
     pub(crate) transport: Arc<Transport>,
     pub(crate) logins: Logins,
     pub(crate) limits: Limits,
-    /// Until when the upstream wants no requests.
-    paused_until: Mutex<Option<Instant>>,
-    circuit: Circuit,
+    pub(crate) circuit: Circuit,
+    counting: Counting,
+    account: Arc<dyn Account>,
+    /// Scheme, host and port of the endpoint: only there is anything counted.
+    origin: Origin,
 }
 
 impl Requests {
-    pub(crate) fn new(upstream: &Upstream, limits: Limits, metrics: &RequestMetrics) -> Result<Self, BuildError> {
+    pub(crate) fn new(
+        upstream: &Upstream,
+        limits: Limits,
+        metrics: &RequestMetrics,
+        account: Arc<dyn Account>,
+    ) -> Result<Self, BuildError> {
         let transport = Arc::new(Transport::new(upstream, &limits, metrics.clone())?);
         let logins = Logins::new(upstream, transport.clone(), limits);
-        Ok(Self { logins, transport, limits, paused_until: Mutex::default(), circuit: Circuit::default() })
+        let (counting, origin) = (upstream.kind.profile().counting, upstream.endpoint.url().origin());
+        let circuit = Circuit::new(&limits, upstream);
+        Ok(Self { logins, transport, limits, circuit, counting, account, origin })
     }
 
-    /// Runs `attempt` until it succeeds, fails for good, or was retried often enough.
+    /// Runs `attempt` to ask for `kind` until it succeeds, fails for good, or was retried often enough.
     ///
-    /// An upstream that was away a moment ago is not asked.
+    /// An upstream that was away a moment ago is not asked, nor one that wants no requests yet, nor one whose budget has
+    /// none left for `priority`.
     ///
     /// All attempts share one deadline for the heads of their answers; bodies have limits of their own.
-    pub(crate) async fn patiently<T, F>(&self, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
+    pub(crate) async fn patiently<T, F>(
+        &self,
+        priority: Priority,
+        kind: RequestKind,
+        attempt: impl Fn(Instant) -> F,
+    ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let leave = self.circuit.enter()?;
+        let leave = self.circuit.enter(self.weight(kind))?;
+        if self.counting.counts(kind) {
+            self.account.admit(priority).await.map_err(|retry_after| Error::OverBudget { retry_after })?;
+        }
         let head_until = Instant::now() + self.limits.head;
         let waits = ExponentialBuilder::default()
             .with_min_delay(self.limits.retry_wait)
-            .with_max_times(self.limits.retries)
+            // Who finds out whether the upstream is back asks once.
+            .with_max_times(if leave.is_probe() { 0 } else { self.limits.retries })
             .with_jitter();
         let notify = |error: &Error, _| tracing::debug!(error = %error, "asking an upstream again");
         let answer = (|| attempt(head_until)).retry(waits).when(Error::is_passing).notify(notify).await;
-        leave.ended(&answer, self.limits.probe);
+        leave.ended(&answer);
         answer
     }
 
-    /// Asks once, and waits for the head of the final answer. An upstream that has said until when it wants no requests
-    /// gets none until then.
+    /// How much a request weighs at this upstream.
+    fn weight(&self, kind: RequestKind) -> Weight {
+        if self.counting.counts(kind) { Weight::Counted } else { Weight::Free }
+    }
+
+    /// Asks once, and waits for the head of the final answer. An upstream that wants no requests yet, as it has said to
+    /// another one meanwhile, gets none.
     ///
     /// The answer's status is for the caller to judge, but for those that mean the same for every request: a refused
     /// login, too many requests, and an upstream that cannot answer.
     pub(crate) async fn ask(&self, ask: &Ask, head_until: Instant) -> Result<Response, Error> {
-        if let Some(left) = self.pause_left() {
-            return Err(Error::Throttled { retry_after: Some(left) });
-        }
-        let answer = timeout_at(head_until, self.follow(ask)).await.unwrap_or_else(|_| Err(Error::timed_out()));
-        if let Err(Error::Throttled { retry_after: Some(wait) }) = &answer {
-            let until = Instant::now() + (*wait).min(self.limits.pause);
-            *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(until);
-        }
-        answer
-    }
-
-    fn pause_left(&self) -> Option<Duration> {
-        let until = (*self.paused_until.lock().unwrap_or_else(PoisonError::into_inner))?;
-        until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        self.circuit.check(self.weight(ask.kind))?;
+        // Boxed, since futures that are made of it are too deep for the compiler.
+        timeout_at(head_until, self.follow(ask).boxed()).await.unwrap_or_else(|_| Err(Error::timed_out()))
     }
 
     /// Asks without what is remembered, and says as whom a login was needed; `None` if none was.
@@ -108,6 +128,9 @@ impl Requests {
         let mut url = ask.url.clone();
         for _ in 0..=self.limits.redirects {
             let response = self.enter(ask, &url).await?;
+            if ask.stops_at == Some(response.status()) {
+                return Ok(response);
+            }
             match next_hop(&url, &response)? {
                 None => return self.judge(response),
                 Some(next) => {
@@ -158,12 +181,18 @@ impl Requests {
         if let Some(pass) = pass {
             request.headers_mut().insert(AUTHORIZATION, pass.header());
         }
-        self.transport.send(request).await
+        let response = self.transport.send(request).await?;
+        if url.origin() == self.origin
+            && let Some(told) = told(&response)
+        {
+            self.account.told(told);
+        }
+        Ok(response)
     }
 
     fn denied(&self, at: &Place, url: &Url, status: u16) -> Error {
         let host = place(url).map(|(host, _)| host).unwrap_or_default();
-        Error::Denied { host, status, login: self.logins.login(at) }
+        Error::Denied { host, status, login: self.logins.login(at), by: Refuser::Registry }
     }
 
     fn judge(&self, response: Response) -> Result<Response, Error> {
@@ -184,6 +213,12 @@ impl Requests {
             status => Error::bad(format!("answers with status {status}")),
         }
     }
+}
+
+/// What an answer says of the limit that the upstream sets.
+fn told(response: &Response) -> Option<Told> {
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    Told::parse(text("ratelimit-limit")?, text("ratelimit-remaining")?)
 }
 
 /// The error for an upstream that wants fewer requests. A date counts from the upstream's own clock.

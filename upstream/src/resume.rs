@@ -14,17 +14,18 @@ use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RAN
 use reqwest::{Response, StatusCode};
 
 use crate::body;
-use crate::client::{Client, content_length, header, size_in_content_range};
+
 use crate::error::{Error, Trouble};
 use crate::limits::Limits;
 use crate::request::Ask;
+use crate::site::{Via, content_length, header, size_in_content_range};
 
 /// A body that broke off after this much more has made its way: the next break is a first one.
 const PROGRESS_BYTES: u64 = 1024 * 1024;
 
 /// A body on its way.
 pub(crate) struct Resuming {
-    client: Client,
+    via: Via,
     ask: Ask,
     response: Response,
     /// What has been handed out.
@@ -44,14 +45,14 @@ pub(crate) struct Resuming {
 }
 
 /// The bytes of `response`, which answers `ask` with a whole blob. The stream ends after its first error.
-pub(crate) fn stream(client: Client, ask: Ask, response: Response) -> BoxStream<'static, Result<Bytes, Error>> {
+pub(crate) fn stream(via: Via, ask: Ask, response: Response) -> BoxStream<'static, Result<Bytes, Error>> {
     let size_bytes = content_length(response.headers());
-    resuming(client, ask, response, 0, size_bytes, None)
+    resuming(via, ask, response, 0, size_bytes, None)
 }
 
 /// The bytes of `response`, which answers `ask` with `part` of a blob; `None` if it is not that part.
 pub(crate) fn part(
-    client: Client,
+    via: Via,
     mut ask: Ask,
     response: Response,
     part: Range<u64>,
@@ -59,20 +60,20 @@ pub(crate) fn part(
     let (first, size_bytes) = content_range(response.headers())?;
     ask.headers.remove(RANGE);
     let is_it = first == part.start && size_bytes.is_none_or(|size| part.end <= size);
-    is_it.then(|| resuming(client, ask, response, part.start, size_bytes, Some(part.end)))
+    is_it.then(|| resuming(via, ask, response, part.start, size_bytes, Some(part.end)))
 }
 
 fn resuming(
-    client: Client,
+    via: Via,
     ask: Ask,
     response: Response,
     read_bytes: u64,
     size_bytes: Option<u64>,
     end: Option<u64>,
 ) -> BoxStream<'static, Result<Bytes, Error>> {
-    let waits = waits(&client.inner().requests.limits);
+    let waits = waits(&via.requests().limits);
     let resuming = Resuming {
-        client,
+        via,
         ask,
         size_bytes,
         end,
@@ -99,7 +100,7 @@ pub(crate) fn range_header(first: u64, end: Option<u64>) -> HeaderValue {
 
 impl Resuming {
     async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        let stall = self.client.inner().requests.limits.stall;
+        let stall = self.via.requests().limits.stall;
         while !self.has_ended && self.end.is_none_or(|end| self.read_bytes < end) {
             match body::next(&mut self.response, stall).await {
                 Ok(Some(mut chunk)) => {
@@ -131,7 +132,8 @@ impl Resuming {
 
     /// Asks for the rest; `error` is what made that necessary, and what comes of it in the end if nothing helps.
     async fn go_on(&mut self, error: Error) -> Result<(), Error> {
-        let requests = &self.client.inner().requests;
+        let via = self.via.clone();
+        let requests = via.requests();
         if self.read_bytes - self.broke_off_at >= PROGRESS_BYTES {
             self.waits = waits(&requests.limits);
             self.broke_off_at = self.read_bytes;
@@ -146,7 +148,7 @@ impl Resuming {
                 ask.headers.insert(IF_RANGE, etag.clone());
             }
         }
-        let response = requests.patiently(|until| requests.ask(&ask, until)).await?;
+        let response = via.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
             && size_in_content_range(response.headers()) == Some(self.read_bytes)
         {

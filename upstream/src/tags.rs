@@ -1,5 +1,6 @@
 //! Lists of tags: page by page, as far as the upstream leads on, within limits.
 
+use entrepot_domain::upstream::RequestKind;
 use entrepot_domain::{RepositoryName, Tag};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
 use reqwest::{Method, StatusCode};
@@ -10,6 +11,7 @@ use crate::body;
 use crate::client::Client;
 use crate::error::Error;
 use crate::request::Ask;
+use crate::site::Via;
 
 /// How many tags are asked for at once. Some upstreams give fewer, and some all that there are.
 const PAGE: usize = 1000;
@@ -22,21 +24,24 @@ struct Page {
 }
 
 impl Client {
-    /// All tags of a repository, in byte order. What the upstream lists and is no tag is left out.
+    /// All tags of a repository, in byte order. What the upstream lists and is no tag is left out. Fallbacks are not asked:
+    /// nothing says whether their lists are complete.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such repository, [`Error::TooLarge`], and all that can happen to a request.
     pub async fn tags(&self, repository: &RepositoryName) -> Result<Vec<Tag>, Error> {
-        let limit = self.inner().requests.limits.tags;
-        let tags = tokio::time::timeout(limit, self.all_tags(repository)).await;
+        let via = self.via(0);
+        let tags = tokio::time::timeout(via.requests().limits.list, via.all_tags(repository)).await;
         tags.unwrap_or_else(|_| Err(Error::timed_out()))
     }
+}
 
+impl Via {
     async fn all_tags(&self, repository: &RepositoryName) -> Result<Vec<Tag>, Error> {
-        let limits = self.inner().requests.limits;
-        let mut url = self.inner().endpoint.tags_url(repository, PAGE);
+        let limits = self.requests().limits;
+        let mut url = self.site.endpoint.tags_url(repository, PAGE);
         let mut tags = Vec::new();
-        for _ in 0..limits.tags_pages {
+        for _ in 0..limits.list_pages {
             let (page, next) = self.tags_page(&url).await?;
             tags.extend(page.iter().filter_map(|tag| tag.parse::<Tag>().ok()));
             if tags.len() > limits.tags_count {
@@ -52,13 +57,13 @@ impl Client {
                 }
             }
         }
-        Err(Error::bad(format!("lists its tags on more than {} pages", limits.tags_pages)))
+        Err(Error::bad(format!("lists its tags on more than {} pages", limits.list_pages)))
     }
 
     /// One page, and where the next one is.
     async fn tags_page(&self, url: &Url) -> Result<(Vec<String>, Option<Url>), Error> {
-        let requests = &self.inner().requests;
-        let mut ask = Ask::new(Method::GET, url.clone());
+        let requests = self.requests();
+        let mut ask = Ask::new(RequestKind::List, Method::GET, url.clone());
         ask.headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let ask = &ask;
         let read = |until| async move {
@@ -71,18 +76,18 @@ impl Client {
             let bytes = body::read(response, requests.limits.tags_page_bytes, requests.limits.stall).await?;
             Ok((bytes, next))
         };
-        let (bytes, next) = requests.patiently(read).await?;
+        let (bytes, next) = self.patiently(RequestKind::List, read).await?;
         let page: Page = serde_json::from_slice(&bytes).map_err(|_| Error::bad("sends a list of tags that is none"))?;
         Ok((page.tags.unwrap_or_default(), next))
     }
 }
 
 /// Where the next page is, if there is one: at the same place, since an answer must not send requests elsewhere.
-fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
+pub(crate) fn next_page(url: &Url, headers: &HeaderMap) -> Result<Option<Url>, Error> {
     let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
     let Some(target) = links.flat_map(|line| line.split(", ")).find_map(next_target) else { return Ok(None) };
     let next = url.join(target).ok().filter(|next| next.origin() == url.origin());
-    next.map(Some).ok_or_else(|| Error::bad("names a next page of tags at another place"))
+    next.map(Some).ok_or_else(|| Error::bad("names a next page at another place"))
 }
 
 /// The target of a link whose relation is `next`.

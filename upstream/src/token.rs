@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::{Url, form_urlencoded};
 
 use crate::body;
-use crate::error::{Error, Login, Trouble};
+use crate::error::{Error, Login, Refuser, Trouble};
 use crate::limits::Limits;
 use crate::login::basic;
 use crate::request;
@@ -121,7 +121,7 @@ impl Tokens {
             // Also how registries hide what is private from what does not exist.
             401 | 403 => {
                 let host = place(&key.realm).map(|(host, _)| host).unwrap_or_default();
-                Error::Denied { host, status: status.as_u16(), login: key.login }
+                Error::Denied { host, status: status.as_u16(), login: key.login, by: Refuser::TokenServer }
             }
             429 => request::throttled(&response, &self.limits),
             408 | 500.. => Error::Away { status: Some(status.as_u16()), trouble: Trouble::Status, source: None },
@@ -220,6 +220,15 @@ mod tests {
         assert_eq!(lifetime(Some(-5.0)), Duration::from_secs(54));
         assert_eq!(lifetime(Some(f64::INFINITY)), Duration::from_secs(54));
         assert_eq!(lifetime(Some(1e300)), Duration::from_secs(77760));
+    }
+
+    #[test]
+    fn r_edge_34_a_token_lives_from_when_it_came_whatever_the_upstreams_clock_says() {
+        for issued in ["1999-01-01T00:00:00Z", "2999-01-01T00:00:00Z", "yesterday"] {
+            let text = format!(r#"{{"token":"a","expires_in":300,"issued_at":"{issued}"}}"#);
+            let token = serde_json::from_str::<Answer>(&text).unwrap().into_token().unwrap();
+            assert_eq!(token.lifetime, Duration::from_secs(270));
+        }
     }
 
     #[test]

@@ -1,8 +1,13 @@
 //! `entrepot repository`.
 
-use clap::Subcommand;
-use entrepot_proto::v1::{DeleteRepositoryRequest, GetRepositoryRequest, ListRepositoriesRequest, Repository};
+use clap::{Subcommand, ValueEnum};
+use entrepot_proto::v1::{
+    AutomaticSync, DeleteRepositoryRequest, GetRepositoryRequest, ListRepositoriesRequest, Repository,
+    UpdateRepositoryRequest,
+};
+use prost_types::FieldMask;
 
+use super::template;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
@@ -27,11 +32,33 @@ Examples:
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Change what you decide about a repository.
+    #[command(after_help = "Example:\n  entrepot repository update demo/team/app --automatic-sync off")]
+    Update {
+        #[arg(value_name = "REPOSITORY")]
+        repository: String,
+        /// Whether its tags in use are revalidated before their window ends, without a pull asking for it.
+        #[arg(long)]
+        automatic_sync: AutomaticSyncFlag,
+        /// Only if it still has this etag, as `get --output json` shows it.
+        #[arg(long, default_value = "")]
+        etag: String,
+    },
     /// Delete a repository with all its images; a later pull creates a new one.
     Delete {
         #[arg(value_name = "REPOSITORY")]
         repository: String,
     },
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum AutomaticSyncFlag {
+    /// They are.
+    On,
+    /// They are not.
+    Off,
+    /// As the repository's rule says.
+    Rule,
 }
 
 impl Command {
@@ -51,8 +78,22 @@ impl Command {
                 };
                 output.list(&all_pages(page).await?)?;
             }
+            Self::Update { repository, automatic_sync, etag } => {
+                let automatic_sync = match automatic_sync {
+                    AutomaticSyncFlag::On => AutomaticSync::On,
+                    AutomaticSyncFlag::Off => AutomaticSync::Off,
+                    AutomaticSyncFlag::Rule => AutomaticSync::Unspecified,
+                };
+                let (name, automatic_sync) = (names::full("repositories", &repository), automatic_sync.into());
+                let request = UpdateRepositoryRequest {
+                    repository: Some(Repository { name, automatic_sync, etag, ..Default::default() }),
+                    update_mask: Some(FieldMask { paths: vec!["automatic_sync".to_owned()] }),
+                };
+                output.one(&repositories.update_repository(request).await?.into_inner())?;
+            }
             Self::Delete { repository } => {
-                let request = DeleteRepositoryRequest { name: names::full("repositories", &repository) };
+                let request =
+                    DeleteRepositoryRequest { name: names::full("repositories", &repository), etag: String::new() };
                 let deleted = repositories.delete_repository(request).await?.into_inner();
                 output.deleted(&deleted, &deleted.name)?;
             }
@@ -66,7 +107,19 @@ impl Shown for Repository {
 
     fn details(&self) -> Cells {
         let mut cells = self.row();
-        cells.extend([("RULE UID", self.rule_uid.clone()), ("UID", self.uid.clone())]);
+        let automatic_sync = match self.automatic_sync() {
+            AutomaticSync::On => "on",
+            AutomaticSync::Off => "off",
+            AutomaticSync::Unspecified => "as its rule says",
+        };
+        cells.extend([
+            ("TEMPLATE", names::short("templates", &self.template).to_owned()),
+            ("TAGS", template::mutability(self.image_tag_mutability(), &self.image_tag_mutability_exclusion_filters)),
+            ("RESOURCE TAGS", template::marks(&self.resource_tags)),
+            ("AUTOMATIC SYNC", automatic_sync.to_owned()),
+            ("RULE UID", self.rule_uid.clone()),
+            ("UID", self.uid.clone()),
+        ]);
         cells
     }
 }

@@ -15,6 +15,7 @@ use entrepot_proto::v1::{
 use prost_types::FieldMask;
 
 use self::freshness::Flags;
+use super::template;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
@@ -97,7 +98,8 @@ Examples:
         #[arg(long)]
         image: Option<String>,
     },
-    /// Say which rule covers an image name and what a pull would fetch from where. Fetches nothing.
+    /// Say which rule covers an image name, what a pull would fetch from where, and which repository it would create with
+    /// which settings. Fetches and creates nothing.
     #[command(after_help = "Example:\n  entrepot rule explain demo/team/app:v1")]
     Explain {
         /// The image's name without the registry's host.
@@ -268,11 +270,20 @@ impl Shown for ExplainRuleResponse {
             (name, true) => format!("{name} (exists)"),
             (name, false) => format!("{name} (would be created)"),
         };
+        let created = self.created.as_ref().map(|repository| {
+            let exclusions = &repository.image_tag_mutability_exclusion_filters;
+            let tags = template::mutability(repository.image_tag_mutability(), exclusions);
+            let marks = template::marks(&repository.resource_tags);
+            if marks.is_empty() { format!("{tags} tags") } else { format!("{tags} tags; {marks}") }
+        });
+        let created = created.unwrap_or_default();
         let rule = self.rule.as_ref().map(|rule| names::short("rules", &rule.name)).unwrap_or_default();
         vec![
             ("COVERED", if self.covered { "yes" } else { "no" }.to_owned()),
             ("RULE", rule.to_owned()),
             ("REPOSITORY", repository),
+            ("TEMPLATE", names::short("templates", &self.template).to_owned()),
+            ("WOULD BE CREATED WITH", created),
             ("UPSTREAM", names::short("upstreams", &self.upstream).to_owned()),
             ("UPSTREAM REPOSITORY", self.upstream_repository.clone()),
             ("MANIFEST", self.manifest_url.clone()),

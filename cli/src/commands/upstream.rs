@@ -1,13 +1,18 @@
 //! `entrepot upstream`.
 
+mod health;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use entrepot_proto::convert;
 use entrepot_proto::v1::{
-    CreateUpstreamRequest, DeleteUpstreamRequest, GetUpstreamRequest, ListUpstreamsRequest, UpdateUpstreamRequest,
-    Upstream, UpstreamKind,
+    Budget, CreateUpstreamRequest, DeleteUpstreamRequest, GetUpstreamRequest, ListUpstreamsRequest,
+    UpdateUpstreamRequest, Upstream, UpstreamKind,
 };
+use entrepot_runtime::config::Setting as _;
 use prost_types::FieldMask;
 
 use crate::client::{PAGE_SIZE, Session, all_pages};
@@ -115,6 +120,13 @@ pub(crate) struct Fields {
     /// Certificates (PEM) of authorities to trust besides the system's.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// Where the same content is, asked while the endpoint is away or limits our requests. May be given several times, in
+    /// the order in which to ask; '' for none.
+    #[arg(long = "fallback-endpoint", value_name = "URL")]
+    fallback_endpoints: Option<Vec<String>>,
+    /// How many requests it may get in how long, such as 5000/1d; `none` leaves it to the upstream.
+    #[arg(long, value_name = "REQUESTS/LENGTH", value_parser = budget)]
+    budget: Option<BudgetFlag>,
     /// Whom to log in as.
     #[arg(long)]
     username: Option<String>,
@@ -194,6 +206,14 @@ impl Fields {
             given("allow_hosts");
             upstream.allow_hosts = hosts.into_iter().filter(|host| !host.is_empty()).collect();
         }
+        if let Some(fallbacks) = self.fallback_endpoints {
+            given("fallback_endpoints");
+            upstream.fallback_endpoints = fallbacks.into_iter().filter(|endpoint| !endpoint.is_empty()).collect();
+        }
+        if let Some(BudgetFlag(budget)) = self.budget {
+            given("budget");
+            upstream.budget = budget;
+        }
         if let Some(file) = self.ca_file {
             given("ca_certificates");
             upstream.ca_certificates = if file.as_os_str().is_empty() { String::new() } else { read_file(&file)? };
@@ -213,6 +233,20 @@ impl Fields {
         }
         Ok((upstream, paths))
     }
+}
+
+/// A budget; `None` for none.
+#[derive(Clone, Copy, Debug)]
+struct BudgetFlag(Option<Budget>);
+
+fn budget(text: &str) -> Result<BudgetFlag, String> {
+    if text == "none" {
+        return Ok(BudgetFlag(None));
+    }
+    let (requests, window) = text.split_once('/').ok_or("such as 5000/1d, or `none`")?;
+    let requests = requests.parse().map_err(|_| "begins with a number of requests, such as 5000/1d")?;
+    let window = Duration::from_text(window)?;
+    Ok(BudgetFlag(Some(Budget { requests, window: Some(convert::duration(window)) })))
 }
 
 fn read_file(path: &Path) -> Result<String, Error> {
@@ -242,12 +276,15 @@ impl Shown for Upstream {
             ("PLAIN HTTP", yes(self.allow_plain_http)),
             ("PRIVATE ADDRESSES", yes(self.allow_private_addresses)),
             ("ALLOWED HOSTS", self.allow_hosts.join(", ")),
+            ("FALLBACKS", self.fallback_endpoints.join(", ")),
+            ("BUDGET", self.budget.as_ref().map(health::budget).unwrap_or_default()),
             ("OWN AUTHORITIES", if certificates > 0 { certificates.to_string() } else { String::new() }),
             ("SUGGESTED PREFIX", self.suggested_prefix.clone()),
             ("CREATED", time(self.create_time.as_ref())),
             ("UPDATED", time(self.update_time.as_ref())),
             ("ETAG", self.etag.clone()),
         ]);
+        cells.extend(self.health.iter().flat_map(health::details));
         cells
     }
 }
@@ -256,11 +293,15 @@ impl Listed for Upstream {
     const ITEMS: &'static str = "upstreams";
 
     fn row(&self) -> Cells {
+        let health = self.health.clone().unwrap_or_default();
         vec![
             ("UPSTREAM", names::short("upstreams", &self.name).to_owned()),
             ("KIND", self.kind().as_str_name().to_lowercase().replace('_', "-")),
             ("ENDPOINT", self.endpoint.clone()),
             ("USERNAME", self.username.clone()),
+            ("STATE", health::state(health.state(), health.until_time.as_ref())),
+            ("LEFT", health.budget_left.as_ref().map(health::left).unwrap_or_default()),
+            ("USED UP", health.budget_left.as_ref().map(|left| time(left.exhaust_time.as_ref())).unwrap_or_default()),
         ]
     }
 }

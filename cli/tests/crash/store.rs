@@ -9,7 +9,9 @@ use entrepot_domain::{Digest, Manifest, RepositoryName};
 use entrepot_proto::node::v1::ReportEventsRequest;
 use entrepot_store::Key;
 use entrepot_store::layout::{self, Parsed};
-use entrepot_store::records::{BlobLink, ManifestLink, RepositoryRecord, SnapshotHead, State, TagRecord};
+use entrepot_store::records::{
+    BlobLink, ManifestLink, ReferrerRecord, RepositoryRecord, SnapshotHead, State, TagRecord,
+};
 use prost::Message as _;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -37,6 +39,15 @@ impl StoreFolder {
                 Parsed::Tag { name, incarnation, .. } => {
                     let digest = self.record::<TagRecord>(&key).digest.unwrap();
                     self.record::<ManifestLink>(&layout::manifest_link(&name, incarnation, &digest));
+                }
+                Parsed::TagList { name, incarnation } | Parsed::ReferrerList { name, incarnation, .. } => {
+                    self.assert_incarnation(&name, incarnation);
+                    self.record::<serde_json::Value>(&key);
+                }
+                Parsed::Referrer { name, incarnation, digest, .. } => {
+                    self.assert_incarnation(&name, incarnation);
+                    self.record::<ManifestLink>(&layout::manifest_link(&name, incarnation, &digest));
+                    self.record::<ReferrerRecord>(&key);
                 }
                 Parsed::SnapshotHead => {
                     let head: SnapshotHead = self.record(&key);

@@ -62,8 +62,11 @@ pub(crate) enum ApiError {
     #[error("too many attempts with this key: try again in {} s", .retry_after.as_secs().max(1))]
     TooManyAttempts { retry_after: Duration },
     /// As many watch as may.
-    #[error("as many callers watch fills as may: try again, or list them")]
+    #[error("as many callers watch as may: try again, or list instead")]
     TooManyWatchers,
+    /// As many operations run as may.
+    #[error("{limit} operations run already: wait for one to end, or cancel it")]
+    TooManyOperations { limit: i64 },
     /// A node that lives does not reply.
     #[error("`{node}` cannot be asked: {why}")]
     NodeSilent { node: String, why: String },
@@ -121,7 +124,9 @@ impl ApiError {
             Self::Exists { .. } | Self::SecretNotKept => Code::AlreadyExists,
             Self::Precondition { .. } | Self::Behind { .. } => Code::FailedPrecondition,
             Self::StaleEtag { .. } | Self::Contended(_) => Code::Aborted,
-            Self::TooManyAttempts { .. } | Self::TooManyWatchers => Code::ResourceExhausted,
+            Self::TooManyAttempts { .. } | Self::TooManyWatchers | Self::TooManyOperations { .. } => {
+                Code::ResourceExhausted
+            }
             Self::Starting { .. } | Self::NodeSilent { .. } | Self::Away { .. } => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
@@ -144,6 +149,7 @@ impl ApiError {
             Self::Contended(_) => "CONTENDED",
             Self::TooManyAttempts { .. } => "TOO_MANY_ATTEMPTS",
             Self::TooManyWatchers => "TOO_MANY_WATCHERS",
+            Self::TooManyOperations { .. } => "TOO_MANY_OPERATIONS",
             Self::NodeSilent { .. } => "NODE_SILENT",
             Self::Starting { .. } => "STARTING",
             Self::Away { .. } => "AWAY",
@@ -187,7 +193,7 @@ impl ApiError {
                 metadata.insert("node".to_owned(), node.clone());
                 details.set_retry_info(Some(RETRY_AFTER));
             }
-            Self::TooManyWatchers | Self::Starting { .. } | Self::Away { .. } => {
+            Self::TooManyWatchers | Self::TooManyOperations { .. } | Self::Starting { .. } | Self::Away { .. } => {
                 details.set_retry_info(Some(RETRY_AFTER));
             }
             Self::Unauthenticated(_)
@@ -223,6 +229,7 @@ impl From<ApiError> for Status {
             | ApiError::Contended(_)
             | ApiError::TooManyAttempts { .. }
             | ApiError::TooManyWatchers
+            | ApiError::TooManyOperations { .. }
             | ApiError::NodeSilent { .. }
             | ApiError::Starting { .. } => tracing::debug!(error = %chain(&error), "refused a call"),
         }

@@ -184,7 +184,7 @@ async fn seen(plane: &Plane, nodes: &[ResourceId], filter: &Filter) -> Result<Se
     for (id, reply) in at_once::all(calls).await? {
         match reply {
             Ok(Reply::Fills(running)) => seen.fills.extend(running.fills.into_iter().filter(|fill| filter.takes(fill))),
-            Ok(Reply::Answer(_) | Reply::Failed(_)) => {
+            Ok(Reply::Answer(_) | Reply::Failed(_) | Reply::Upstreams(_)) => {
                 seen.silent.insert(id.clone(), "its reply is none".to_owned());
             }
             Err(silence) => drop(seen.silent.insert(id.clone(), silence.to_string())),
@@ -214,7 +214,7 @@ async fn answer(plane: &Plane, name: &str) -> Result<pb::Answer, ApiError> {
             remedy: " any more: a node remembers its last 10,000 answers, for as long as it runs",
         }),
         Ok(Reply::Failed(failed)) => Err(ApiError::NodeSilent { node: names::node(&node), why: failed.reason }),
-        Ok(Reply::Fills(_)) => {
+        Ok(Reply::Fills(_) | Reply::Upstreams(_)) => {
             Err(ApiError::NodeSilent { node: names::node(&node), why: "its reply is none".to_owned() })
         }
         Err(silence) => Err(ApiError::NodeSilent { node: names::node(&node), why: silence.to_string() }),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
+use entrepot_domain::sync::check_platform;
 use entrepot_domain::{Digest, RepositoryName};
 use entrepot_proto::convert::names::ImageSelector;
 use entrepot_proto::convert::{Violations, names, timestamp};
@@ -11,17 +12,24 @@ use entrepot_proto::v1::images_server::Images;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::caller::Permission;
+use super::caller::{Caller, Permission};
 use super::error::ApiError;
 use super::filter::{self, Value};
+use super::operations::{self, Plan};
 use super::page::Page;
+use super::request_id::RequestId;
 use super::{Api, deletion, repositories as repositories_api};
 use crate::app::Plane;
 use crate::db::Tx;
 use crate::db::images::{self, Filter, Image};
+use crate::db::operations::Kind;
 use crate::db::tags::{self, Tagged};
 
 const KIND: &str = "entrepot.v1.Image";
+/// How many images one operation takes.
+const WARMED: usize = 10_000;
+/// How many platforms.
+const PLATFORMS: usize = 20;
 
 /// Where a page of images ends.
 type Position = (DateTime<Utc>, String);
@@ -39,6 +47,11 @@ impl Images for Api {
     ) -> Result<Response<pb::ListImagesResponse>, Status> {
         self.caller(&request, Permission::Read).await?;
         Ok(Response::new(list(&self.0, request.get_ref()).await?))
+    }
+
+    async fn warm_images(&self, request: Request<pb::WarmImagesRequest>) -> Result<Response<pb::Operation>, Status> {
+        let caller = self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(warm(&self.0, &caller, request.get_ref()).await?))
     }
 
     async fn delete_image(&self, request: Request<pb::DeleteImageRequest>) -> Result<Response<pb::Image>, Status> {
@@ -78,6 +91,39 @@ async fn list(plane: &Plane, request: &pb::ListImagesRequest) -> Result<pb::List
     let next_page_token = page.cut(&plane.cluster_key, &mut rows, position);
     let images = with_tags(&tx, &name, incarnation, rows).await?;
     Ok(pb::ListImagesResponse { images, next_page_token })
+}
+
+async fn warm(plane: &Plane, caller: &Caller, request: &pb::WarmImagesRequest) -> Result<pb::Operation, ApiError> {
+    let mut violations = Violations::default();
+    let request_id = violations.merge(RequestId::read("WarmImages", &request.request_id, request));
+    if !(1..=WARMED).contains(&request.images.len()) {
+        violations.add("images", format!("must be 1 to {WARMED}"));
+    }
+    if request.platforms.len() > PLATFORMS {
+        violations.add("platforms", format!("must be at most {PLATFORMS}"));
+    }
+    for (i, platform) in request.platforms.iter().take(PLATFORMS).enumerate() {
+        violations.take(&format!("platforms[{i}]"), check_platform(platform));
+    }
+    let mut images = Vec::new();
+    for (i, image) in request.images.iter().take(WARMED).enumerate() {
+        if let Some((repository, selector)) = violations.take(&format!("images[{i}]"), names::parse_image(image)) {
+            let reference = match selector {
+                ImageSelector::Digest(digest) => digest.to_string(),
+                ImageSelector::Tag(tag) => tag.to_string(),
+            };
+            images.push((repository.to_string(), reference));
+        }
+    }
+    let request_id = violations.finish(request_id)?;
+    let platforms = request.platforms.clone();
+    let plan = Plan { kind: Kind::WarmImages, repository: None, images, platforms };
+
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("warm_images").await?;
+    let operation = operations::begin(plane, &tx, caller, &request_id, &plan).await?;
+    tx.commit().await?;
+    Ok(operation)
 }
 
 /// The image that is selected, if the index has it.

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::Api;
 use super::error::ApiError;
-use super::inquiries;
+use super::{inquiries, node_jobs};
 use crate::app::Plane;
 use crate::index;
 use crate::snapshot::{Published, Version, Watcher};
@@ -90,6 +90,24 @@ impl Nodes for Api {
         require_own_name(&node, &request.node_id)?;
         report(&self.0, &request).await?;
         Ok(Response::new(pb::ReportEventsResponse {}))
+    }
+
+    async fn lease_jobs(
+        &self,
+        request: Request<pb::LeaseJobsRequest>,
+    ) -> Result<Response<pb::LeaseJobsResponse>, Status> {
+        let node = self.node(&request)?;
+        require_own_name(&node, &request.get_ref().node_id)?;
+        Ok(Response::new(node_jobs::lease(&self.0, &node, request.get_ref()).await?))
+    }
+
+    async fn report_job(
+        &self,
+        request: Request<pb::ReportJobRequest>,
+    ) -> Result<Response<pb::ReportJobResponse>, Status> {
+        let node = self.node(&request)?;
+        require_own_name(&node, &request.get_ref().node_id)?;
+        Ok(Response::new(node_jobs::report(&self.0, request.get_ref()).await?))
     }
 }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use entrepot_domain::freshness::{Mode, Policy, Terms, exact};
 use entrepot_domain::rule::Mapped;
-use entrepot_domain::{ImageName, Reference, RepositoryName, RuleSet};
+use entrepot_domain::template::RepositorySettings;
+use entrepot_domain::{ImageName, PrefixMap, Reference, RepositoryName, RuleSet, Template as DomainTemplate};
 use entrepot_proto::convert::freshness::mode_to_wire;
-use entrepot_proto::convert::{duration, names};
+use entrepot_proto::convert::{duration, names, template as template_convert};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::validation_step::{Kind, State};
 use entrepot_upstream::{ProbeKind, ProbeState, ProbeStep};
@@ -17,7 +18,7 @@ use super::{rules as rules_api, upstreams as upstreams_api};
 use crate::app::Plane;
 use crate::db::rules::Rule;
 use crate::db::upstreams::Upstream;
-use crate::db::{Tx, repositories, rules, upstreams};
+use crate::db::{Tx, repositories, rules, templates, upstreams};
 
 /// How long an upstream may take to show what works.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
@@ -68,8 +69,45 @@ pub(super) async fn explain(
     };
     let upstream = upstream_of(&tx, rule).await?;
     let mapped = map(rule, &upstream, &image.repository)?;
-    let exists = repositories::get(&tx, &mapped.repository).await?.is_some();
-    Ok(covered(rule, &upstream, &image, &mapped, exists))
+    let existing = repositories::get(&tx, &mapped.repository).await?;
+    let creation = match existing {
+        Some(_) => None,
+        None => Some(creation(&tx, rule, &mapped.repository).await?),
+    };
+    let kept = existing
+        .map(|repository| repository.settings)
+        .or_else(|| creation.as_ref().and_then(|(template, _)| template.as_ref().map(DomainTemplate::settings)));
+    Ok(covered(rule, &upstream, &image, &mapped, Outlook { creation, settings: kept.unwrap_or_default() }))
+}
+
+/// What a pull finds here, or makes.
+struct Outlook {
+    /// The template, and the repository as it would be created; `None` if it exists.
+    creation: Option<(Option<DomainTemplate>, pb::Repository)>,
+    /// What the repository has by itself, now or then.
+    settings: RepositorySettings,
+}
+
+/// The repository as a first pull would create it, as nodes do.
+async fn creation(
+    tx: &Tx<'_>,
+    rule: &Rule,
+    name: &RepositoryName,
+) -> Result<(Option<DomainTemplate>, pb::Repository), ApiError> {
+    let candidates = templates::for_prefixes(tx, &prefixes(name)).await?;
+    let candidates = candidates.into_iter().map(|candidate| candidate.template);
+    let set: PrefixMap<DomainTemplate> = candidates.map(|template| (template.prefix.clone(), template)).collect();
+    let template = set.covering(name).map(|template| (**template).clone());
+    let settings = template.as_ref().map(DomainTemplate::settings).unwrap_or_default();
+    let mut repository = pb::Repository {
+        name: names::repository(name),
+        cached: true,
+        rule: names::rule(&rule.rule.id),
+        rule_uid: rule.rule.uid.to_string(),
+        ..Default::default()
+    };
+    template_convert::write_repository(&settings, &mut repository);
+    Ok((template, repository))
 }
 
 fn uncovered(image: &ImageName, repository_exists: bool) -> pb::ExplainRuleResponse {
@@ -94,10 +132,16 @@ fn covered(
     upstream: &Upstream,
     image: &ImageName,
     mapped: &Mapped,
-    repository_exists: bool,
+    outlook: Outlook,
 ) -> pb::ExplainRuleResponse {
     let manifest_url = upstream.settings.endpoint.manifest_url(&mapped.upstream_repository, &image.reference);
-    let created = if repository_exists { "which exists" } else { "which the first pull creates" };
+    let Outlook { creation, settings } = outlook;
+    let repository_exists = creation.is_none();
+    let created = match &creation {
+        None => "which exists".to_owned(),
+        Some((None, _)) => "which the first pull creates".to_owned(),
+        Some((Some(template), _)) => format!("which the first pull creates by the template `{}`", template.id),
+    };
     let explanation = format!(
         "`{image}` is covered by the rule `{}` (prefix `{}`): it is kept in the repository `{}`, {created}, and filled from \
          the upstream `{}` as `{}`; {}",
@@ -106,14 +150,16 @@ fn covered(
         mapped.repository,
         upstream.id,
         mapped.upstream_repository,
-        trust(&rule.rule.freshness, &image.reference),
+        trust(&rule.rule.freshness, &image.reference, &settings),
     );
-    let terms = terms(&rule.rule.freshness, &image.reference);
+    let terms = terms(&rule.rule.freshness, &image.reference, &settings);
     let (window, mode, tag_pattern) = match terms {
         Some(Terms::Movable { window, mode, pattern }) => (Some(window), Some(mode), pattern),
         Some(Terms::Immutable(pattern)) => (None, None, Some(pattern)),
         None => (None, None, None),
     };
+    let (template, created) = creation.unzip();
+    let template = template.flatten();
     pb::ExplainRuleResponse {
         covered: true,
         rule: Some(rules_api::to_wire(rule)),
@@ -126,20 +172,29 @@ fn covered(
         window: window.map(duration),
         mode: mode.map_or(pb::rule::Mode::Unspecified, mode_to_wire).into(),
         tag_pattern: tag_pattern.map(ToString::to_string).unwrap_or_default(),
+        template: template.map(|template| names::template(&template.id)).unwrap_or_default(),
+        created,
     }
 }
 
-/// What applies to what is asked for; a digest is for ever.
-fn terms<'p>(policy: &'p Policy, reference: &Reference) -> Option<Terms<'p>> {
+/// What applies to what is asked for; a digest is for ever, and so is a tag that may not move in its repository.
+fn terms<'p>(policy: &'p Policy, reference: &Reference, settings: &RepositorySettings) -> Option<Terms<'p>> {
     match reference {
+        Reference::Tag(tag) if settings.tag_mutability.freezes(tag) => None,
         Reference::Tag(tag) => Some(policy.terms(tag)),
         Reference::Digest(_) => None,
     }
 }
 
 /// How far it is trusted, said to a person.
-fn trust(policy: &Policy, reference: &Reference) -> String {
-    let (window, mode, pattern) = match terms(policy, reference) {
+fn trust(policy: &Policy, reference: &Reference, settings: &RepositorySettings) -> String {
+    let (window, mode, pattern) = match terms(policy, reference, settings) {
+        None if matches!(reference, Reference::Tag(_)) => {
+            return format!(
+                "once known, the tag is never asked for again, since the repository's tags are {}",
+                settings.tag_mutability.as_str()
+            );
+        }
         None => return "a digest is never asked for again".to_owned(),
         Some(Terms::Immutable(pattern)) => {
             return format!("once known, the tag is never asked for again, since it matches `{pattern}`");

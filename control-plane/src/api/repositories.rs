@@ -1,26 +1,52 @@
 //! Repositories: what the index has, and their end.
 
-use entrepot_domain::RepositoryName;
-use entrepot_proto::convert::{Violations, names, timestamp};
+use std::collections::BTreeSet;
+
+use entrepot_domain::{RepositoryName, Tag};
+use entrepot_proto::convert::{Violations, freshness, names, template, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::repositories_server::Repositories;
 use entrepot_store::layout;
-use entrepot_store::records::{self, RepositoryRecord};
+use entrepot_store::records::{self, RepositoryRecord, State};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::Api;
-use super::caller::Permission;
+use super::caller::{Caller, Permission};
 use super::error::ApiError;
 use super::filter::{self, Value};
+use super::mask::{self, Field};
+use super::operations::{self, Plan};
 use super::page::Page;
+use super::request_id::RequestId;
+use super::upstreams::check_etag;
 use crate::app::Plane;
-use crate::db::Tx;
+use crate::db::operations::Kind;
 use crate::db::repositories::{self, Filter, Repository};
+use crate::db::{Tx, tags};
 use crate::index::Verdict;
 use crate::tombstone;
 
 const KIND: &str = "entrepot.v1.Repository";
+/// How many tags one operation takes.
+const TAGS: usize = 10_000;
+
+const FIELDS: &[Field<pb::Repository>] = &[
+    Field::immutable("name", |sent| !sent.name.is_empty(), |sent, stored| sent.name == stored.name),
+    Field::mutable(
+        "automatic_sync",
+        |sent| sent.automatic_sync != 0,
+        |sent, stored| stored.automatic_sync = sent.automatic_sync,
+    ),
+    Field::output_only("cached"),
+    Field::output_only("rule"),
+    Field::output_only("rule_uid"),
+    Field::output_only("create_time"),
+    Field::output_only("uid"),
+    Field::output_only("image_count"),
+    Field::output_only("last_pull_time"),
+    Field::output_only("etag"),
+];
 
 #[tonic::async_trait]
 impl Repositories for Api {
@@ -38,6 +64,22 @@ impl Repositories for Api {
     ) -> Result<Response<pb::ListRepositoriesResponse>, Status> {
         self.caller(&request, Permission::Read).await?;
         Ok(Response::new(list(&self.0, request.get_ref()).await?))
+    }
+
+    async fn update_repository(
+        &self,
+        request: Request<pb::UpdateRepositoryRequest>,
+    ) -> Result<Response<pb::Repository>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(update(&self.0, request.get_ref()).await?))
+    }
+
+    async fn sync_repository(
+        &self,
+        request: Request<pb::SyncRepositoryRequest>,
+    ) -> Result<Response<pb::Operation>, Status> {
+        let caller = self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(sync(&self.0, &caller, request.get_ref()).await?))
     }
 
     async fn delete_repository(
@@ -77,6 +119,70 @@ async fn list(plane: &Plane, request: &pb::ListRepositoriesRequest) -> Result<pb
     Ok(pb::ListRepositoriesResponse { repositories: rows.iter().map(to_wire).collect(), next_page_token })
 }
 
+/// The store decides: its record is changed first, then the index.
+async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<pb::Repository, ApiError> {
+    let sent = request.repository.as_ref().ok_or_else(|| ApiError::field("repository", "must be set"))?;
+    let name = parse_name("repository.name", &sent.name)?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("update_repository").await?;
+    let stored = require(&tx, &name).await?;
+    let mut wire = to_wire(&stored);
+    check_etag(&wire.name, &sent.etag, &wire.etag)?;
+    mask::apply("repository", FIELDS, request.update_mask.as_ref(), sent, &mut wire)?;
+    let automatic_sync = freshness::automatic_sync("repository.automatic_sync", wire.automatic_sync)?;
+
+    let key = layout::repository(&name);
+    let found = records::read::<RepositoryRecord>(&*plane.store, &key).await?;
+    let is_it = |record: &RepositoryRecord| record.state == State::Live && record.incarnation == stored.incarnation;
+    let (record, version) = found.filter(|(record, _)| is_it(record)).ok_or_else(|| absent(&name))?;
+    if record.automatic_sync != automatic_sync {
+        let record = RepositoryRecord { automatic_sync, update_time: plane.clock.now(), ..record };
+        records::replace(&*plane.store, &key, Some(&version), &record).await?;
+    }
+    repositories::set_automatic_sync(&tx, stored.incarnation, automatic_sync).await?;
+    tx.commit().await?;
+    Ok(to_wire(&Repository { automatic_sync, ..stored }))
+}
+
+async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryRequest) -> Result<pb::Operation, ApiError> {
+    let mut violations = Violations::default();
+    let request_id = violations.merge(RequestId::read("SyncRepository", &request.request_id, request));
+    let name = violations.take("name", names::parse_repository(&request.name));
+    if request.tags.len() > TAGS {
+        violations.add("tags", format!("must be at most {TAGS}: sync them in several operations"));
+    }
+    let asked: BTreeSet<Tag> = request.tags.iter().take(TAGS).enumerate().fold(BTreeSet::new(), |mut all, (i, tag)| {
+        all.extend(violations.take(&format!("tags[{i}]"), tag.parse::<Tag>()));
+        all
+    });
+    let (request_id, name) = violations.finish(request_id.zip(name))?;
+
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("sync_repository").await?;
+    let repository = require(&tx, &name).await?;
+    let tags: Vec<Tag> = if asked.is_empty() {
+        tags::page(&tx, repository.incarnation, "", i64::try_from(TAGS + 1).unwrap_or(i64::MAX)).await?
+    } else {
+        asked.into_iter().collect()
+    };
+    let refused = |description: String| {
+        let subject = names::repository(&name);
+        Err(ApiError::Precondition { kind: "TAGS_UNSUITABLE", subject, description })
+    };
+    match tags.len() {
+        0 => return refused(format!("`{name}` has no cached tags: name those that are to be fetched")),
+        count if count > TAGS => {
+            return refused(format!("`{name}` has more than {TAGS} cached tags: name those that are to be synced"));
+        }
+        _ => {}
+    }
+    let images = tags.iter().map(|tag| (name.to_string(), tag.to_string())).collect();
+    let plan = Plan { kind: Kind::SyncRepository, repository: Some(name.clone()), images, platforms: Vec::new() };
+    let operation = operations::begin(plane, &tx, caller, &request_id, &plan).await?;
+    tx.commit().await?;
+    Ok(operation)
+}
+
 /// The store decides: what its record shows is deleted there first, then in the index.
 async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<pb::Repository, ApiError> {
     let name = parse_name("name", &request.name)?;
@@ -85,6 +191,10 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     let tx = connection.begin("find_repository").await?;
     let indexed = repositories::get(&tx, &name).await?;
     drop(tx);
+    if !request.etag.is_empty() {
+        let current = indexed.as_ref().map(etag).ok_or_else(|| absent(&name))?;
+        check_etag(&request.name, &request.etag, &current)?;
+    }
 
     let record = tombstone::bury_repository(&*plane.store, &name, now).await?;
     let tx = connection.begin("delete_repository").await?;
@@ -100,14 +210,18 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     match (indexed, record) {
         (Some(row), _) => Ok(to_wire(&row)),
         // Its creation has not come here yet.
-        (None, Some(record)) => Ok(pb::Repository {
-            name: names::repository(&name),
-            cached: record.rule_uid.is_some(),
-            rule_uid: record.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
-            create_time: Some(timestamp(record.create_time)),
-            uid: record.incarnation.to_string(),
-            ..Default::default()
-        }),
+        (None, Some(record)) => {
+            let mut wire = pb::Repository {
+                name: names::repository(&name),
+                cached: record.rule_uid.is_some(),
+                rule_uid: record.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
+                create_time: Some(timestamp(record.create_time)),
+                uid: record.incarnation.to_string(),
+                ..Default::default()
+            };
+            template::write_repository(&record.settings.settings(), &mut wire);
+            Ok(wire)
+        }
         (None, None) => Err(absent(&name)),
     }
 }
@@ -170,8 +284,14 @@ fn read_filter(text: &str) -> Result<Filter, Violations> {
     Ok(filter)
 }
 
+/// The etag of what an operator can change of a repository.
+fn etag(repository: &Repository) -> String {
+    let automatic_sync = freshness::automatic_sync_to_wire(repository.automatic_sync);
+    format!("\"{}-{}\"", repository.incarnation.simple(), i32::from(automatic_sync))
+}
+
 fn to_wire(repository: &Repository) -> pb::Repository {
-    pb::Repository {
+    let mut wire = pb::Repository {
         name: names::repository(&repository.name),
         cached: repository.rule_uid.is_some(),
         rule: repository.rule_id.as_ref().map(names::rule).unwrap_or_default(),
@@ -179,8 +299,13 @@ fn to_wire(repository: &Repository) -> pb::Repository {
         create_time: Some(timestamp(repository.create_time)),
         uid: repository.incarnation.to_string(),
         image_count: repository.image_count,
+        automatic_sync: freshness::automatic_sync_to_wire(repository.automatic_sync).into(),
+        etag: etag(repository),
         last_pull_time: repository.last_pull_time.map(timestamp),
-    }
+        ..Default::default()
+    };
+    template::write_repository(&repository.settings, &mut wire);
+    wire
 }
 
 #[cfg(test)]

@@ -60,6 +60,16 @@ const FIELDS: &[Field<pb::Rule>] = &[
         |rule| rule.tag_list_window.is_some(),
         |sent, stored| stored.tag_list_window = sent.tag_list_window,
     ),
+    Field::mutable(
+        "referrers_window",
+        |rule| rule.referrers_window.is_some(),
+        |sent, stored| stored.referrers_window = sent.referrers_window,
+    ),
+    Field::mutable(
+        "automatic_sync",
+        |rule| rule.automatic_sync != 0,
+        |sent, stored| stored.automatic_sync = sent.automatic_sync,
+    ),
     Field::output_only("uid"),
     Field::output_only("create_time"),
     Field::output_only("update_time"),

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::Api;
 use super::caller::{Caller, Permission};
 use super::error::ApiError;
+use super::health::{self, Survey};
 use super::mask::{self, Field};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
@@ -56,11 +57,18 @@ const FIELDS: &[Field<pb::Upstream>] = &[
         |u| !u.password.is_empty(),
         |sent, stored| (stored.password, stored.has_password) = (sent.password.clone(), false),
     ),
+    Field::mutable("budget", |u| u.budget.is_some(), |sent, stored| stored.budget = sent.budget),
+    Field::mutable(
+        "fallback_endpoints",
+        |u| !u.fallback_endpoints.is_empty(),
+        |sent, stored| stored.fallback_endpoints = sent.fallback_endpoints.clone(),
+    ),
     Field::output_only("has_password"),
     Field::output_only("suggested_prefix"),
     Field::output_only("create_time"),
     Field::output_only("update_time"),
     Field::output_only("etag"),
+    Field::output_only("health"),
 ];
 
 #[tonic::async_trait]
@@ -154,7 +162,11 @@ async fn get(plane: &Plane, request: &pb::GetUpstreamRequest) -> Result<pb::Upst
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("get_upstream").await?;
     let upstream = upstreams::get(&tx, &id).await?;
-    upstream.as_ref().map(to_wire).ok_or_else(|| absent(&id))
+    let upstream = upstream.ok_or_else(|| absent(&id))?;
+    drop(tx);
+    drop(connection);
+    let health = health::survey(plane).await.of(&upstream);
+    Ok(pb::Upstream { health, ..to_wire(&upstream) })
 }
 
 async fn list(plane: &Plane, request: &pb::ListUpstreamsRequest) -> Result<pb::ListUpstreamsResponse, ApiError> {
@@ -164,7 +176,11 @@ async fn list(plane: &Plane, request: &pb::ListUpstreamsRequest) -> Result<pb::L
     let tx = connection.begin("list_upstreams").await?;
     let mut rows = upstreams::list(&tx, page.after.as_deref().unwrap_or_default(), page.fetch()).await?;
     let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| last.id.to_string());
-    Ok(pb::ListUpstreamsResponse { upstreams: rows.iter().map(to_wire).collect(), next_page_token })
+    drop(tx);
+    drop(connection);
+    let survey = if rows.is_empty() { Survey::default() } else { health::survey(plane).await };
+    let with_health = |row: &Upstream| pb::Upstream { health: survey.of(row), ..to_wire(row) };
+    Ok(pb::ListUpstreamsResponse { upstreams: rows.iter().map(with_health).collect(), next_page_token })
 }
 
 async fn update(plane: &Plane, request: &pb::UpdateUpstreamRequest) -> Result<(pb::Upstream, Version), ApiError> {
@@ -234,6 +250,8 @@ pub(super) fn client(plane: &Plane, upstream: &Upstream) -> Result<Client, ApiEr
         allow_hosts: settings.allow_hosts.clone(),
         ca_certificates: settings.ca_certificates.clone(),
         credential: password.map(|password| Credential { username: settings.username.clone(), password }),
+        budget: settings.budget,
+        fallback_endpoints: settings.fallback_endpoints.clone(),
         revision: upstream.revision,
     };
     Client::new(&upstream, Limits::default()).map_err(|error| match error {

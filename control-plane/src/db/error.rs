@@ -55,11 +55,21 @@ pub(crate) enum Unique {
     PrincipalId,
     KeyId,
     RepositoryName,
+    TemplateId,
+    TemplatePrefix,
 }
 
 impl Unique {
-    const ALL: [Self; 6] =
-        [Self::UpstreamId, Self::RuleId, Self::RulePrefix, Self::PrincipalId, Self::KeyId, Self::RepositoryName];
+    const ALL: [Self; 8] = [
+        Self::UpstreamId,
+        Self::RuleId,
+        Self::RulePrefix,
+        Self::PrincipalId,
+        Self::KeyId,
+        Self::RepositoryName,
+        Self::TemplateId,
+        Self::TemplatePrefix,
+    ];
 
     fn of(constraint: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|unique| unique.name() == constraint)
@@ -74,6 +84,8 @@ impl Unique {
             Self::PrincipalId => "principals_principal_id_key",
             Self::KeyId => "access_keys_pkey",
             Self::RepositoryName => "repositories_name_key",
+            Self::TemplateId => "templates_template_id_key",
+            Self::TemplatePrefix => "templates_prefix_key",
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The index of repositories, and the incarnations that are dead.
 
 use chrono::{DateTime, Utc};
+use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{RepositoryName, ResourceId};
+use entrepot_store::records::SettingsRecord;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -19,6 +21,10 @@ pub(crate) struct Repository {
     pub(crate) create_time: DateTime<Utc>,
     pub(crate) last_pull_time: Option<DateTime<Utc>>,
     pub(crate) image_count: i64,
+    /// What it was created with.
+    pub(crate) settings: RepositorySettings,
+    /// Whether its tags are synced by themselves; `None` is as its rule says.
+    pub(crate) automatic_sync: Option<bool>,
 }
 
 impl Repository {
@@ -31,6 +37,8 @@ impl Repository {
             create_time: column(row, "create_time")?,
             last_pull_time: column(row, "last_pull_time")?,
             image_count: column(row, "image_count")?,
+            settings: settings(row)?,
+            automatic_sync: column(row, "automatic_sync")?,
         })
     }
 }
@@ -53,12 +61,22 @@ pub(crate) struct Created<'a> {
     pub(crate) name: &'a RepositoryName,
     pub(crate) rule_uid: Option<Uuid>,
     pub(crate) create_time: DateTime<Utc>,
+    pub(crate) automatic_sync: Option<bool>,
+    pub(crate) settings: SettingsRecord,
+}
+
+pub(super) fn settings(row: &Row) -> Result<RepositorySettings, Error> {
+    let value = column::<Option<serde_json::Value>>(row, "settings")?.unwrap_or_default();
+    // As with the record itself: what is not understood is as good as not there.
+    let record: SettingsRecord = serde_json::from_value(value).unwrap_or_default();
+    Ok(record.settings())
 }
 
 /// The repository with this name.
 pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Repository>, Error> {
     const SQL: &str = "-- repositories.get
-        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, images.image_count
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings,
+               r.automatic_sync, images.image_count
           FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
        LATERAL (SELECT count(*) AS image_count FROM images i
                  WHERE i.incarnation = r.incarnation AND NOT deleted
@@ -72,7 +90,8 @@ pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Rep
 /// At most `limit` repositories by name, those behind `after` that the filter lets through.
 pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: i64) -> Result<Vec<Repository>, Error> {
     const SQL: &str = "-- repositories.list
-        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, images.image_count
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings,
+               r.automatic_sync, images.image_count
           FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
        LATERAL (SELECT count(*) AS image_count FROM images i
                  WHERE i.incarnation = r.incarnation AND NOT deleted
@@ -99,11 +118,14 @@ pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error>
     const REPLACE: &str = "-- repositories.put: replace
         DELETE FROM repositories WHERE name = $1 AND incarnation <> $2";
     const INSERT: &str = "-- repositories.put: insert
-        INSERT INTO repositories (incarnation, name, rule_uid, create_time) VALUES ($1, $2, $3, $4)
-        ON CONFLICT (incarnation) DO UPDATE SET rule_uid = excluded.rule_uid, create_time = excluded.create_time";
+        INSERT INTO repositories (incarnation, name, rule_uid, create_time, settings, automatic_sync)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        ON CONFLICT (incarnation) DO UPDATE
+           SET rule_uid = excluded.rule_uid, create_time = excluded.create_time, settings = excluded.settings";
     tx.execute(REPLACE, &[&created.name.as_str(), &created.incarnation]).await?;
-    let name = created.name.as_str();
-    tx.execute(INSERT, &[&created.incarnation, &name, &created.rule_uid, &created.create_time]).await?;
+    let Created { incarnation, name, rule_uid, create_time, settings, automatic_sync } = created;
+    let settings = serde_json::to_value(settings).ok().filter(|_| *settings != SettingsRecord::default());
+    tx.execute(INSERT, &[incarnation, &name.as_str(), rule_uid, create_time, &settings, automatic_sync]).await?;
     Ok(())
 }
 
@@ -155,6 +177,13 @@ pub(crate) async fn adopt(tx: &Tx<'_>, incarnation: Uuid, rule_uid: Option<Uuid>
     const SQL: &str = "-- repositories.adopt
         UPDATE repositories SET rule_uid = $2 WHERE incarnation = $1 AND rule_uid IS DISTINCT FROM $2";
     tx.execute(SQL, &[&incarnation, &rule_uid]).await
+}
+
+/// Notes what its record says of automatic syncs; says how many repositories said something else.
+pub(crate) async fn set_automatic_sync(tx: &Tx<'_>, incarnation: Uuid, is_on: Option<bool>) -> Result<u64, Error> {
+    const SQL: &str = "-- repositories.set_automatic_sync
+        UPDATE repositories SET automatic_sync = $2 WHERE incarnation = $1 AND automatic_sync IS DISTINCT FROM $2";
+    tx.execute(SQL, &[&incarnation, &is_on]).await
 }
 
 /// Notes that something in a repository was pulled.

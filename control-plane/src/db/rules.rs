@@ -50,8 +50,9 @@ pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
     const SQL: &str = "-- rules.put
         INSERT INTO rules (uid, rule_id, prefix, upstream_uid, upstream_prefix, revision, create_time, update_time,
                            window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
-                           tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+                           tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds,
+                           referrers_window_seconds, automatic_sync)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
         ON CONFLICT (uid) DO UPDATE
            SET prefix = excluded.prefix, upstream_uid = excluded.upstream_uid,
                upstream_prefix = excluded.upstream_prefix, revision = excluded.revision,
@@ -60,7 +61,9 @@ pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
                when_deleted = excluded.when_deleted, when_denied = excluded.when_denied,
                tag_window_patterns = excluded.tag_window_patterns, tag_window_seconds = excluded.tag_window_seconds,
                tag_window_modes = excluded.tag_window_modes,
-               tag_list_window_seconds = excluded.tag_list_window_seconds";
+               tag_list_window_seconds = excluded.tag_list_window_seconds,
+               referrers_window_seconds = excluded.referrers_window_seconds,
+               automatic_sync = excluded.automatic_sync";
     let policy = &rule.rule.freshness;
     let immutable_tags: Vec<&str> = policy.immutable_tags.iter().map(TagPattern::as_str).collect();
     let own = TagWindowColumns::of(policy);
@@ -85,6 +88,8 @@ pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
             &own.seconds,
             &own.modes,
             &seconds(policy.tag_list_window),
+            &seconds(policy.referrers_window),
+            &policy.automatic_sync,
         ],
     )
     .await?;
@@ -96,7 +101,8 @@ pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Rule>, Er
     const SQL: &str = "-- rules.get
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
                upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
-               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds,
+               referrers_window_seconds, r.automatic_sync
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE rule_id = $1";
     tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Rule::from_row).transpose()
@@ -107,7 +113,8 @@ pub(crate) async fn for_prefix(tx: &Tx<'_>, prefix: &NamespacePrefix) -> Result<
     const SQL: &str = "-- rules.for_prefix
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
                upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
-               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds,
+               referrers_window_seconds, r.automatic_sync
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE prefix = $1";
     tx.query_opt(SQL, &[&prefix.to_string()]).await?.as_ref().map(Rule::from_row).transpose()
@@ -118,7 +125,8 @@ pub(crate) async fn for_prefixes(tx: &Tx<'_>, prefixes: &[String]) -> Result<Vec
     const SQL: &str = "-- rules.for_prefixes
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
                upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
-               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds,
+               referrers_window_seconds, r.automatic_sync
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE prefix = ANY($1)";
     tx.query(SQL, &[&prefixes]).await?.iter().map(Rule::from_row).collect()
@@ -129,7 +137,8 @@ pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Rul
     const SQL: &str = "-- rules.list
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, r.revision, r.create_time, r.update_time,
                upstream_id, window_seconds, mode, immutable_tags, max_stale_seconds, when_deleted, when_denied,
-               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds
+               tag_window_patterns, tag_window_seconds, tag_window_modes, tag_list_window_seconds,
+               referrers_window_seconds, r.automatic_sync
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          WHERE rule_id > $1 ORDER BY rule_id LIMIT $2";
     tx.query(SQL, &[&after, &limit]).await?.iter().map(Rule::from_row).collect()

@@ -1,8 +1,11 @@
 //! Upstreams.
 
+use std::num::NonZeroU32;
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use entrepot_domain::upstream::{Endpoint, PlainHttp};
-use entrepot_domain::{ResourceId, UpstreamKind};
+use entrepot_domain::{Budget, ResourceId, UpstreamKind};
 use entrepot_proto::convert::upstream::{Password, Settings};
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -38,6 +41,8 @@ impl Upstream {
             ca_certificates: column(row, "ca_certificates")?,
             username: column(row, "username")?,
             password: if sealed_password.is_some() { Password::Keep } else { Password::None },
+            budget: budget(row)?,
+            fallback_endpoints: fallbacks(row, plain_http)?,
         };
         Ok(Self {
             uid: column(row, "uid")?,
@@ -51,20 +56,40 @@ impl Upstream {
     }
 }
 
+fn budget(row: &Row) -> Result<Option<Budget>, Error> {
+    let requests: Option<i64> = column(row, "budget_requests")?;
+    let seconds: Option<i64> = column(row, "budget_window_seconds")?;
+    let Some((requests, seconds)) = requests.zip(seconds) else { return Ok(None) };
+    let requests = u32::try_from(requests).map_err(|error| corrupt("budget_requests", error))?;
+    let requests = NonZeroU32::new(requests).ok_or_else(|| corrupt("budget_requests", "zero"))?;
+    let window = u64::try_from(seconds).map_err(|error| corrupt("budget_window_seconds", error))?;
+    Ok(Some(Budget { requests, window: Duration::from_secs(window) }))
+}
+
+fn fallbacks(row: &Row, plain_http: PlainHttp) -> Result<Vec<Endpoint>, Error> {
+    let texts: Vec<&str> = column(row, "fallback_endpoints")?;
+    let read = |text| Endpoint::parse(text, plain_http).map_err(|error| corrupt("fallback_endpoints", error));
+    texts.into_iter().map(read).collect()
+}
+
 /// Creates an upstream, or takes over all of its columns that may change.
 pub(crate) async fn put(tx: &Tx<'_>, upstream: &Upstream) -> Result<(), Error> {
     const SQL: &str = "-- upstreams.put
         INSERT INTO upstreams (uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
-                               ca_certificates, username, sealed_password, revision, create_time, update_time)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                               ca_certificates, username, sealed_password, revision, create_time, update_time,
+                               budget_requests, budget_window_seconds, fallback_endpoints)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
         ON CONFLICT (uid) DO UPDATE
            SET endpoint = excluded.endpoint, allow_plain_http = excluded.allow_plain_http,
                allow_private_addresses = excluded.allow_private_addresses, allow_hosts = excluded.allow_hosts,
                ca_certificates = excluded.ca_certificates, username = excluded.username,
                sealed_password = excluded.sealed_password, revision = excluded.revision,
-               update_time = excluded.update_time";
+               update_time = excluded.update_time, budget_requests = excluded.budget_requests,
+               budget_window_seconds = excluded.budget_window_seconds,
+               fallback_endpoints = excluded.fallback_endpoints";
     let settings = &upstream.settings;
     let hosts: Vec<String> = settings.allow_hosts.iter().map(ToString::to_string).collect();
+    let fallbacks: Vec<String> = settings.fallback_endpoints.iter().map(ToString::to_string).collect();
     tx.execute(
         SQL,
         &[
@@ -81,6 +106,9 @@ pub(crate) async fn put(tx: &Tx<'_>, upstream: &Upstream) -> Result<(), Error> {
             &upstream.revision,
             &upstream.create_time,
             &upstream.update_time,
+            &settings.budget.map(|budget| i64::from(budget.requests.get())),
+            &settings.budget.map(|budget| i64::try_from(budget.window.as_secs()).unwrap_or(i64::MAX)),
+            &fallbacks,
         ],
     )
     .await?;
@@ -91,7 +119,8 @@ pub(crate) async fn put(tx: &Tx<'_>, upstream: &Upstream) -> Result<(), Error> {
 pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Upstream>, Error> {
     const SQL: &str = "-- upstreams.get
         SELECT uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
-               ca_certificates, username, sealed_password, revision, create_time, update_time
+               ca_certificates, username, sealed_password, revision, create_time, update_time,
+               budget_requests, budget_window_seconds, fallback_endpoints
           FROM upstreams WHERE upstream_id = $1";
     tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Upstream::from_row).transpose()
 }
@@ -100,7 +129,8 @@ pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Upstream>
 pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Upstream>, Error> {
     const SQL: &str = "-- upstreams.list
         SELECT uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
-               ca_certificates, username, sealed_password, revision, create_time, update_time
+               ca_certificates, username, sealed_password, revision, create_time, update_time,
+               budget_requests, budget_window_seconds, fallback_endpoints
           FROM upstreams WHERE upstream_id > $1 ORDER BY upstream_id LIMIT $2";
     tx.query(SQL, &[&after, &limit]).await?.iter().map(Upstream::from_row).collect()
 }

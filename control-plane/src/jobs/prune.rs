@@ -8,11 +8,13 @@ use tracing::info;
 use super::{Job, Progress};
 use crate::api::error::ApiError;
 use crate::app::Plane;
-use crate::db::{events, requests};
+use crate::db::{events, operations, requests};
 use crate::live_nodes;
 
 /// How many rows a batch deletes of each.
 const BATCH: i64 = 5000;
+/// How many operations a batch deletes.
+const OPERATIONS: i64 = 50;
 /// How many records of nodes are looked at.
 const NODES: usize = 1000;
 /// After how long a silent node is taken to be gone for good; one that comes back writes its record anew.
@@ -29,6 +31,8 @@ impl Job for Prune {
         let mut connection = plane.db.connect().await?;
         let tx = connection.begin("prune").await?;
         let forgotten = events::prune(&tx, now, BATCH).await?.max(requests::prune(&tx, now, BATCH).await?);
+        // Each takes its items along.
+        operations::prune(&tx, OPERATIONS).await?;
         tx.commit().await?;
         drop(connection);
         if i64::try_from(forgotten).unwrap_or(BATCH) >= BATCH {

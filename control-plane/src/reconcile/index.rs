@@ -53,7 +53,9 @@ impl Books<'_> {
         let verdict = Verdict::of(record.as_ref(), incarnation);
         if let (Verdict::Live, Some(record)) = (verdict, &record) {
             let tx = connection.begin("reconcile_rule").await?;
-            counts.repositories.corrected += repositories::adopt(&tx, incarnation, record.rule_uid).await?;
+            let adopted = repositories::adopt(&tx, incarnation, record.rule_uid).await?;
+            let switched = repositories::set_automatic_sync(&tx, incarnation, record.automatic_sync).await?;
+            counts.repositories.corrected += adopted.max(switched);
             tx.commit().await?;
             self.check_images(connection, name, incarnation, counts).await?;
             return self.check_tags(connection, name, incarnation, counts).await;

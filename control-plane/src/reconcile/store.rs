@@ -47,6 +47,9 @@ impl Shown {
                 }
                 Parsed::Blob { .. }
                 | Parsed::BlobLink { .. }
+                | Parsed::TagList { .. }
+                | Parsed::ReferrerList { .. }
+                | Parsed::Referrer { .. }
                 | Parsed::Upload { .. }
                 | Parsed::SnapshotHead
                 | Parsed::Snapshot { .. }

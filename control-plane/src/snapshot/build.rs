@@ -2,11 +2,11 @@
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::upstream::PlainHttp;
-use entrepot_proto::convert::{snapshot::rule_to_wire, timestamp};
+use entrepot_proto::convert::{snapshot::rule_to_wire, template, timestamp, upstream::budget_to_wire};
 use entrepot_proto::node::v1 as wire;
 
 use super::Version;
-use crate::db::{self, Db, access_keys, principals, registry, rules, upstreams};
+use crate::db::{self, Db, access_keys, principals, registry, rules, templates, upstreams};
 
 /// The version of the configuration in the database.
 pub(super) async fn version(db: &Db) -> Result<Version, db::Error> {
@@ -21,6 +21,7 @@ pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapsh
     let tx = connection.begin_snapshot("build_snapshot").await?;
     let registry = registry::get(&tx).await?;
     let rules = rules::list(&tx, "", i64::MAX).await?;
+    let templates = templates::list(&tx, "", i64::MAX).await?;
     let upstreams = upstreams::list(&tx, "", i64::MAX).await?;
     let principals = principals::list(&tx, "", i64::MAX).await?;
     let access_keys = access_keys::all_usable(&tx).await?;
@@ -40,6 +41,7 @@ pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapsh
         registry_id: registry.registry_id.to_string(),
         build_time: Some(timestamp(now)),
         rules: rules.iter().map(|rule| rule_to_wire(&rule.rule)).collect(),
+        templates: templates.iter().map(|template| template::to_snapshot(&template.template)).collect(),
         upstreams: upstreams.into_iter().map(upstream).collect(),
         principals: principals.into_iter().map(principal).collect(),
     })
@@ -59,6 +61,8 @@ fn upstream(upstream: upstreams::Upstream) -> wire::SnapshotUpstream {
         username: settings.username,
         sealed_password: upstream.sealed_password.unwrap_or_default(),
         revision: upstream.revision,
+        budget: settings.budget.map(budget_to_wire),
+        fallback_endpoints: settings.fallback_endpoints.iter().map(ToString::to_string).collect(),
     }
 }
 

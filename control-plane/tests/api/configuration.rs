@@ -27,6 +27,8 @@ async fn an_upstream_lives_from_create_to_delete() {
         username: "me".into(),
         password: "hunter22".into(),
         allow_hosts: vec!["auth.example.com".into()],
+        budget: Some(pb::Budget { requests: 5000, window: Some(prost_types::Duration { seconds: 86_400, nanos: 0 }) }),
+        fallback_endpoints: vec!["https://mirror.example.com".into(), "https://m2.example.com:8443".into()],
         ..oci("https://registry.example.com")
     };
     let request =
@@ -34,6 +36,7 @@ async fn an_upstream_lives_from_create_to_delete() {
     let created = client.create_upstream(request).await.unwrap().into_inner();
     assert_eq!(created.name, "upstreams/mine");
     assert!(created.has_password && created.password.is_empty());
+    assert_eq!((created.budget.map(|budget| budget.requests), created.fallback_endpoints.len()), (Some(5000), 2));
 
     let get = pb::GetUpstreamRequest { name: created.name.clone() };
     assert_eq!(client.get_upstream(get.clone()).await.unwrap().into_inner(), created);

@@ -8,7 +8,7 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::v1 as pb;
 use entrepot_store::layout;
-use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
 use tonic::Code;
 use uuid::Uuid;
 
@@ -35,6 +35,8 @@ impl Repository {
             rule_uid: None,
             create_time: now(),
             update_time: now(),
+            settings: SettingsRecord::default(),
+            automatic_sync: None,
         };
         world.store.put(&layout::repository(&self.name), records::encode(&record)).await.unwrap();
     }
@@ -96,7 +98,11 @@ impl Repository {
 
     pub(crate) fn created(&self) -> node::Event {
         let create_time = Some(timestamp(now()));
-        self.event(Kind::RepositoryCreated(node::RepositoryCreated { rule_uid: String::new(), create_time }))
+        self.event(Kind::RepositoryCreated(node::RepositoryCreated {
+            rule_uid: String::new(),
+            create_time,
+            settings: None,
+        }))
     }
 
     pub(crate) fn cached(&self, content: &[u8], after_seconds: i64) -> node::Event {
@@ -232,7 +238,7 @@ async fn events_of_dead_incarnations_are_ignored() {
     let images = list_images(&fixture, "demo/app", "").await;
     assert_eq!((images.len(), images[0].digest.clone()), (1, digest(b"b")));
 
-    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into() };
+    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into(), ..Default::default() };
     let deleted = fixture.repositories().delete_repository(delete.clone()).await.unwrap().into_inner();
     assert_eq!(deleted.uid, new.incarnation.to_string());
     report(&fixture, vec![new.created(), new.cached(b"b", 9), new.moved("v1", b"b", 9)]).await;
@@ -250,7 +256,7 @@ async fn an_event_may_come_before_its_record_and_a_deletion_before_its_event() {
 
     // The index has not heard of this one, the store has it: the store decides.
     let silent = Repository::create(&fixture.world, "demo/silent").await;
-    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/silent".into() };
+    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/silent".into(), ..Default::default() };
     fixture.repositories().delete_repository(delete).await.unwrap();
     report(&fixture, vec![silent.created(), silent.cached(b"a", 0)]).await;
     assert_eq!(list_repositories(&fixture, "").await, ["demo/early"]);
@@ -335,7 +341,11 @@ async fn repositories_are_filtered() {
         let repository = Repository { name: name.parse().unwrap(), incarnation: Uuid::now_v7() };
         let rule_uid = if name.starts_with("hub") { rule.uid.clone() } else { Uuid::new_v4().to_string() };
         let create_time = Some(timestamp(now()));
-        events.push(repository.event(Kind::RepositoryCreated(node::RepositoryCreated { rule_uid, create_time })));
+        events.push(repository.event(Kind::RepositoryCreated(node::RepositoryCreated {
+            rule_uid,
+            create_time,
+            settings: None,
+        })));
     }
     report(&fixture, events).await;
     assert_eq!(list_repositories(&fixture, "").await, ["gone/a", "hub/a", "hub/b", "huc/a"]);
@@ -430,7 +440,7 @@ async fn what_is_about_to_be_written_outlives_a_delete_that_came_before_it() {
     report(&fixture, vec![app.created(), app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
 
     // The node has told of all this, and has written none of it yet.
-    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into() };
+    let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into(), ..Default::default() };
     assert_eq!(fixture.repositories().delete_repository(delete.clone()).await.unwrap_err().code(), Code::NotFound);
     app.write(&fixture.world, State::Live).await;
     for name in [format!("images/{content}"), "tags/v1".into()] {

@@ -14,10 +14,19 @@ use crate::fixture::{Fixture, LIMIT, details, fields, kind};
 use crate::node::{put_record, record};
 
 /// A node that takes questions: it and `node-2` run fills, `node-3` cannot be reached.
-struct Played(JoinHandle<()>);
+pub(crate) struct Played(JoinHandle<()>);
 
 impl Played {
     async fn start(fixture: &Fixture, id: &'static str) -> Self {
+        Self::replying(fixture, id, reply).await
+    }
+
+    /// One that replies so to what a node is asked.
+    pub(crate) async fn replying(
+        fixture: &Fixture,
+        id: &'static str,
+        reply: impl Fn(&str, &Kind) -> Reply + Send + 'static,
+    ) -> Self {
         let (say, said) = mpsc::channel(8);
         say.send(node::TakeQuestionsRequest { node_id: id.into(), ..Default::default() }).await.unwrap();
         let mut asked = fixture.nodes(id).take_questions(ReceiverStream::new(said)).await.unwrap().into_inner();
@@ -56,6 +65,8 @@ fn reply(node_id: &str, kind: &Kind) -> Reply {
             Reply::Answer(pb::Answer { name: format!("answers/{id}"), ..Default::default() })
         }
         Kind::Answer(_) => failed(node::QuestionFailure::Forgotten),
+        // As one of an earlier release does.
+        Kind::ListUpstreams(_) => failed(node::QuestionFailure::Unspecified),
     }
 }
 

@@ -12,8 +12,10 @@ use entrepot_proto::v1::access_client::AccessClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
 use entrepot_proto::v1::nodes_client::NodesClient as LiveNodesClient;
+use entrepot_proto::v1::operations_client::OperationsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_proto::v1::templates_client::TemplatesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
 use entrepot_store::{LocalStore, Store};
@@ -158,6 +160,10 @@ impl Fixture {
         RulesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
+    pub(crate) fn templates(&self) -> TemplatesClient<Authorized> {
+        TemplatesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
     pub(crate) fn repositories(&self) -> RepositoriesClient<Authorized> {
         RepositoriesClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
@@ -168,6 +174,10 @@ impl Fixture {
 
     pub(crate) fn fills(&self) -> FillsClient<Authorized> {
         FillsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
+    }
+
+    pub(crate) fn operations(&self) -> OperationsClient<Authorized> {
+        OperationsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
     pub(crate) fn access(&self) -> AccessClient<Authorized> {

@@ -26,6 +26,7 @@ fn special() -> pb::Rule {
         when_denied: WhenDenied::Fail.into(),
         tag_windows: vec![own("latest", seconds(300), Mode::Unspecified), own("edge*", None, Mode::Off)],
         tag_list_window: seconds(60),
+        referrers_window: seconds(120),
         ..create_rule("demo", "demo", "quay").rule.unwrap()
     }
 }
@@ -41,6 +42,7 @@ fn policy(rule: &pb::Rule) -> pb::Rule {
         when_denied: all.when_denied,
         tag_windows: all.tag_windows,
         tag_list_window: all.tag_list_window,
+        referrers_window: all.referrers_window,
         ..Default::default()
     }
 }
@@ -55,6 +57,7 @@ async fn a_rule_that_says_nothing_has_the_defaults_and_shows_them() {
         when_deleted: WhenDeleted::Keep.into(),
         when_denied: WhenDenied::Keep.into(),
         tag_list_window: seconds(300),
+        referrers_window: seconds(21_600),
         ..Default::default()
     };
     let rule = fixture.create_rule("demo", "quay").await;

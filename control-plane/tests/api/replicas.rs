@@ -195,7 +195,7 @@ async fn a_repository_that_both_delete_is_deleted_while_events_come() {
     let (a, b) = two().await;
     let app = Repository::create(&a.world, "demo/app").await;
     report(&a, vec![app.created(), app.cached(b"one", 0)]).await;
-    let request = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into() };
+    let request = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into(), ..Default::default() };
     let (mut one, mut two) = (a.repositories(), b.repositories());
     let (first, second, ()) = tokio::join!(
         one.delete_repository(request.clone()),

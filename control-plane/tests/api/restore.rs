@@ -97,8 +97,10 @@ async fn an_index_of_the_past_is_brought_up_to_the_store() {
         },
         async |fixture| {
             let world = &fixture.world;
-            let delete =
-                |name: &str| entrepot_proto::v1::DeleteRepositoryRequest { name: format!("repositories/{name}") };
+            let delete = |name: &str| entrepot_proto::v1::DeleteRepositoryRequest {
+                name: format!("repositories/{name}"),
+                ..Default::default()
+            };
             fixture.repositories().delete_repository(delete("a/gone")).await.unwrap();
             let again = Repository::create(world, "a/gone").await;
             fill(world, &again, &[b"three"], "v2", 1).await;

@@ -10,7 +10,6 @@ use entrepot_store::Key;
 use entrepot_store::records::SnapshotHead;
 use entrepot_trust::snapshot::SnapshotError as TrustError;
 use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
-use entrepot_upstream::{Limits, RequestMetrics};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tracing::{info, warn};
@@ -92,7 +91,7 @@ impl Gate {
         cluster_key: ClusterKey,
         readiness: Condition,
         clock: Clock,
-        limits: Limits,
+        clients: Clients,
         metrics: &Metrics,
     ) -> Self {
         let meter = metrics.meter("entrepot.data_plane");
@@ -101,7 +100,6 @@ impl Gate {
             .with_description("Snapshots that were offered and not run.")
             .build();
         observe(&control, clock, metrics);
-        let clients = Clients { limits, metrics: RequestMetrics::new(&meter) };
         let (told, installing) = (Mutex::default(), Mutex::default());
         Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
     }

@@ -23,6 +23,7 @@ use tonic::Status;
 use tracing::debug;
 
 use super::line::{Client, Line};
+use super::reports;
 use crate::config::limits;
 use crate::fill::{FillState, FillView};
 use crate::inspect::{AnswerState, AnswerView, Inspector};
@@ -99,6 +100,12 @@ impl Questions {
         let reply = match (kind, node_id.parse::<ResourceId>()) {
             (Some(Kind::ListFills(_)), _) if is_me => Ok(fills(&node_id, self.inspector.fills())),
             (Some(Kind::Answer(id)), _) if is_me => Ok(answer(&node_id, self.inspector.answer(&id))),
+            (Some(Kind::ListUpstreams(_)), _) if is_me => {
+                Ok(reports::upstreams(&node_id, self.inspector.upstreams().await))
+            }
+            (Some(Kind::ListUpstreams(_)), Ok(node)) => {
+                self.peers.upstreams_of(&node).await.map(|views| reports::upstreams(&node_id, views))
+            }
             (Some(Kind::ListFills(_)), Ok(node)) => {
                 self.peers.fills_of(&node).await.map(|views| fills(&node_id, views))
             }

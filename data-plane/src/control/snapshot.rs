@@ -5,14 +5,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::{RepositoryName, Rule, RuleSet, Secret, Upstream};
+use entrepot_domain::name::NamespacePrefix;
+use entrepot_domain::{PrefixMap, Priority, RepositoryName, Rule, RuleSet, Secret, Template, Upstream};
 use entrepot_proto::convert::{Violations, snapshot as convert};
 use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::Metrics;
 use entrepot_trust::ClusterKey;
 use entrepot_trust::access_key::AccessKeyHash;
 use entrepot_upstream::{Limits, RequestMetrics};
 use prost::Message as _;
 use uuid::Uuid;
+
+use crate::budget::{AccountHandle, BudgetAccount, Budgets};
 
 /// What a node needs to know to serve. Immutable; the next one takes its place as a whole.
 pub(crate) struct Snapshot {
@@ -20,6 +24,7 @@ pub(crate) struct Snapshot {
     pub(crate) registry_id: Uuid,
     pub(crate) build_time: Option<DateTime<Utc>>,
     rules: RuleSet,
+    templates: PrefixMap<Template>,
     upstreams: HashMap<Uuid, Source>,
     /// Ids by uid.
     principals: HashMap<Uuid, Box<str>>,
@@ -50,12 +55,21 @@ impl From<Version> for pb::SnapshotVersion {
 pub(crate) struct Source {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) client: entrepot_upstream::Client,
+    /// What it lets us ask for.
+    pub(crate) account: Arc<BudgetAccount>,
 }
 
 /// What clients of upstreams are made with.
 pub(crate) struct Clients {
     pub(crate) limits: Limits,
     pub(crate) metrics: RequestMetrics,
+    pub(crate) budgets: Budgets,
+}
+
+impl Clients {
+    pub(crate) fn new(limits: Limits, budgets: Budgets, metrics: &Metrics) -> Self {
+        Self { limits, metrics: RequestMetrics::new(&metrics.meter("entrepot.data_plane")), budgets }
+    }
 }
 
 /// A key that can be used.
@@ -82,6 +96,25 @@ pub(crate) struct FillFrom {
     pub(crate) source: Source,
     /// The repository's name at the upstream.
     pub(crate) repository: RepositoryName,
+    /// What the repository is created by, if it does not exist.
+    pub(crate) template: Option<Arc<Template>>,
+    /// For whom the upstream is asked.
+    pub(crate) priority: Priority,
+}
+
+impl FillFrom {
+    /// The upstream's client for questions of this priority. Blobs come by [`Source::client`], as for a pull: whoever fetches
+    /// one, pulls may join.
+    pub(crate) fn client(&self) -> entrepot_upstream::Client {
+        self.source.client.at(self.priority)
+    }
+}
+
+impl Place {
+    /// The same place, whose upstream is asked for somebody who can wait so long.
+    pub(crate) fn with(self, priority: Priority) -> Self {
+        Self { fill: self.fill.map(|fill| FillFrom { priority, ..fill }), ..self }
+    }
 }
 
 /// Why a snapshot cannot be run.
@@ -152,11 +185,17 @@ impl Snapshot {
             build_time: wire
                 .build_time
                 .and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?)),
+            templates: wire.templates.iter().map(template).collect::<Result<_, _>>()?,
             rules: wire.rules.iter().map(convert::rule).collect::<Result<_, _>>()?,
             upstreams,
             principals,
             access_keys,
         })
+    }
+
+    /// All upstreams, in no order.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.upstreams.values()
     }
 
     /// Where a repository of a client's spelling is, and what fills it.
@@ -170,7 +209,9 @@ impl Snapshot {
             rule: rule.clone(),
             origin: rule.origin(),
             source: source.clone(),
+            template: self.templates.covering(&mapped.repository).cloned(),
             repository: mapped.upstream_repository,
+            priority: Priority::Pull,
         };
         Place { repository: mapped.repository, fill: Some(fill) }
     }
@@ -184,6 +225,11 @@ impl Snapshot {
     pub(crate) fn access_key(&self, key_id: &str) -> Option<&AccessKey> {
         self.access_keys.get(key_id)
     }
+}
+
+fn template(wire: &pb::SnapshotTemplate) -> Result<(NamespacePrefix, Template), Violations> {
+    let template = entrepot_proto::convert::template::from_snapshot(wire)?;
+    Ok((template.prefix.clone(), template))
 }
 
 /// The upstream with its client: the one of `previous`, if nothing has changed.
@@ -200,9 +246,15 @@ fn source(
     }
     let password = if wire.username.is_empty() { None } else { Some(password(uid, wire, key)?) };
     let upstream = convert::upstream(wire, password)?;
-    let client = entrepot_upstream::Client::measured(&upstream, clients.limits, &clients.metrics)
-        .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
-    Ok(Source { upstream: Arc::new(upstream), client })
+    let account = clients.budgets.account(&upstream);
+    let client = entrepot_upstream::Client::measured(
+        &upstream,
+        clients.limits,
+        &clients.metrics,
+        Arc::new(AccountHandle(account.clone())),
+    )
+    .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
+    Ok(Source { upstream: Arc::new(upstream), client, account })
 }
 
 fn password(uid: Uuid, wire: &pb::SnapshotUpstream, key: &ClusterKey) -> Result<Secret<String>, SnapshotError> {

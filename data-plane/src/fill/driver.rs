@@ -382,8 +382,7 @@ impl Driver<'_> {
             return Some(Event::CommitLate);
         }
         if self.began.elapsed() > longest(state.size_bytes()) {
-            let (rule, upstream) = (self.fill.rule.id.clone(), self.fill.source.upstream.id.clone());
-            return Some(self.broken(PullError::UpstreamAway { rule, upstream, status: None }));
+            return Some(self.broken(self.away()));
         }
         let held = self.progress.receiver_count();
         let is_read = held > HELD_BY_US;
@@ -466,6 +465,11 @@ impl Driver<'_> {
     fn broken(&mut self, error: PullError) -> Event {
         self.failure = Some(error);
         Event::Broken
+    }
+
+    fn away(&self) -> PullError {
+        let (rule, upstream) = (self.fill.rule.id.clone(), self.fill.source.upstream.id.clone());
+        PullError::UpstreamAway { rule, upstream, status: None }
     }
 
     fn bad(&self, what: &str) -> PullError {

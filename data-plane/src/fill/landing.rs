@@ -212,6 +212,26 @@ impl Landed {
         if self.leader.is_some() { Outcome::Follow } else { Outcome::Miss }
     }
 
+    /// Waits until the fill has ended, without reading it; `landed` hears how many bytes have landed in their order.
+    pub(crate) async fn ended(self, landed: impl Fn(u64)) -> Result<(), PullError> {
+        let Source::Spool { mut progress, .. } = self.source else { return Err(PullError::Busy) };
+        loop {
+            let (bytes, end) = {
+                let progress = progress.borrow_and_update();
+                (progress.reach.landed_bytes(), progress.end.clone())
+            };
+            landed(bytes);
+            match end {
+                Some(End::Found | End::Whole) => return Ok(()),
+                Some(End::Failed(error)) => return Err(error),
+                // It goes past the spool, and so past the store.
+                Some(End::PassedThrough(_)) => return Err(PullError::Busy),
+                // A fill that was torn down tells nobody; the node is stopping.
+                None => progress.changed().await.map_err(|_| PullError::Busy)?,
+            }
+        }
+    }
+
     /// The bytes of `range`, or all of them, as they land.
     pub(crate) fn stream(self, range: Option<Range<u64>>) -> BoxStream<'static, Result<Bytes, Cut>> {
         let (start, end) = match range {

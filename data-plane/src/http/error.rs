@@ -30,6 +30,7 @@ impl PullError {
             Self::TooStale { cause, .. } => cause.status_and_code(user_agent),
             Self::UpstreamRefused { .. } | Self::BadContent { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
             Self::UpstreamThrottled { .. }
+            | Self::OverBudget { .. }
             | Self::UpstreamAway { .. }
             | Self::StoreAway
             | Self::NoSnapshot
@@ -42,6 +43,7 @@ impl PullError {
         let asked = match self {
             Self::TooManyLogins { retry_after } => Some(*retry_after),
             Self::UpstreamThrottled { retry_after, .. } => *retry_after,
+            Self::OverBudget { retry_after, .. } => Some(*retry_after),
             Self::TooStale { cause, .. } => return cause.retry_after(),
             Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::Busy => None,
             Self::Route(_)

@@ -20,7 +20,7 @@ use super::body::{self, Body, Cut};
 use crate::error::PullError;
 use crate::http::route::Asked;
 use crate::repository::{Repositories, within_limit};
-use crate::resolve::{Blob, Outcome, Resolved};
+use crate::resolve::{Blob, Outcome, Resolved, Told};
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -56,6 +56,22 @@ pub(crate) fn manifest(
     }
     response.headers_mut().insert(CONTENT_LENGTH, resolved.bytes.len().into());
     *response.body_mut() = body::full(resolved.bytes);
+    response
+}
+
+/// The answer to who asks what a manifest is that is not here, as its upstream says it.
+pub(crate) fn told(request: &Parts, reference: &Reference, told: &Told) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    stamp(&mut response, Outcome::Bypass);
+    let headers = response.headers_mut();
+    content_headers(headers, &told.digest);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(told.media_type.as_str()));
+    headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
+    if matches_etag(&request.headers, &told.digest) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    response.headers_mut().insert(CONTENT_LENGTH, told.size_bytes.into());
     response
 }
 

@@ -16,6 +16,8 @@ pub enum Route {
     Pull(Target),
     /// The tags of a repository, named in the client's spelling.
     Tags(RepositoryName),
+    /// What refers to a manifest of a repository, named in the client's spelling.
+    Referrers(RepositoryName, Digest),
 }
 
 /// Which content of which repository.
@@ -95,6 +97,7 @@ impl Route {
             Self::Pull(Target { content: Content::Manifest(_), .. }) => "/v2/{name}/manifests/{reference}",
             Self::Pull(Target { content: Content::Blob(_), .. }) => "/v2/{name}/blobs/{digest}",
             Self::Tags(_) => "/v2/{name}/tags/list",
+            Self::Referrers(..) => "/v2/{name}/referrers/{digest}",
         }
     }
 
@@ -102,7 +105,7 @@ impl Route {
     pub fn target(&self) -> Option<&Target> {
         match self {
             Self::Pull(target) => Some(target),
-            Self::Base | Self::Token | Self::Tags(_) => None,
+            Self::Base | Self::Token | Self::Tags(_) | Self::Referrers(..) => None,
         }
     }
 
@@ -110,7 +113,7 @@ impl Route {
     pub fn repository(&self) -> Option<&RepositoryName> {
         match self {
             Self::Pull(target) => Some(&target.repository),
-            Self::Tags(repository) => Some(repository),
+            Self::Tags(repository) | Self::Referrers(repository, _) => Some(repository),
             Self::Base | Self::Token => None,
         }
     }
@@ -139,6 +142,8 @@ impl Route {
                 }
                 "tags" if last == "list" && reads => return Ok(Self::Tags(repository()?)),
                 "tags" if last == "list" => return Err(RouteError::Method),
+                "referrers" if reads => return Ok(Self::Referrers(repository()?, manifest_digest(&last)?)),
+                "referrers" => return Err(RouteError::Method),
                 "blobs" | "uploads" if !reads => return Err(RouteError::Method),
                 _ => return Err(RouteError::NoSuchPath),
             }
@@ -192,6 +197,10 @@ fn manifest(text: &str) -> Result<Reference, RouteError> {
     })
 }
 
+fn manifest_digest(text: &str) -> Result<Digest, RouteError> {
+    text.parse().map_err(|error| digest_error(error, Asked::Manifest))
+}
+
 fn blob(text: &str) -> Result<Digest, RouteError> {
     text.parse().map_err(|error| digest_error(error, Asked::Blob))
 }
@@ -236,6 +245,15 @@ mod tests {
         assert_eq!(get("/v2/a/tags/manifests/list"), pull("a/tags", tag));
         assert!(matches!(get("/v2/A/tags/list"), Err(RouteError::Name(_))));
         assert_eq!(Route::parse(&Method::DELETE, "/v2/a/tags/list"), Err(RouteError::Method));
+    }
+
+    #[test]
+    fn referrers_are_those_of_a_digest_and_told_from_repositories_of_that_name() {
+        let of = |name: &str| Ok(Route::Referrers(name.parse().unwrap(), DIGEST.parse().unwrap()));
+        assert_eq!(get(&format!("/v2/a/b/referrers/{DIGEST}")), of("a/b"));
+        assert_eq!(get(&format!("/v2/referrers/referrers/{}", DIGEST.replace(':', "%3A"))), of("referrers"));
+        assert_eq!(get("/v2/a/referrers/latest"), Err(RouteError::MalformedDigest));
+        assert_eq!(Route::parse(&Method::DELETE, &format!("/v2/a/referrers/{DIGEST}")), Err(RouteError::Method));
     }
 
     #[test]

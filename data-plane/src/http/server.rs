@@ -109,6 +109,9 @@ impl Server {
             Route::Base => self.base(parts).await,
             Route::Token => self.token(parts, incoming).await,
             Route::Tags(repository) => within(Box::pin(self.node.tags(parts, repository))).await,
+            Route::Referrers(repository, subject) => {
+                within(Box::pin(self.node.referrers(parts, repository, subject))).await
+            }
             Route::Pull(target) => {
                 let _active = self.pulls.begin();
                 let result = self.pull(parts, target).await;

@@ -33,7 +33,7 @@ const REST: Duration = Duration::from_secs(1);
 
 /// The line to Redis. Clones share it.
 #[derive(Clone)]
-pub(super) struct Line(Arc<Inner>);
+pub(crate) struct Line(Arc<Inner>);
 
 struct Inner {
     servers: Servers,
@@ -72,7 +72,7 @@ impl Line {
     }
 
     /// Runs a command within its limit. `None` if that fails: Redis is away, or did not do it.
-    pub(super) async fn run<T>(&self, command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>) -> Option<T> {
+    pub(crate) async fn run<T>(&self, command: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>) -> Option<T> {
         let (number, mut connection) = self.0.connection.borrow().clone()?;
         let failure = match timeout(COMMAND, command(&mut connection)).await {
             Ok(Ok(value)) => {
@@ -265,7 +265,7 @@ fn in_short(error: &RedisError) -> String {
 
 /// A connection to one server, or to all of a cluster.
 #[derive(Clone)]
-pub(super) enum Connection {
+pub(crate) enum Connection {
     Server(MultiplexedConnection),
     Cluster(ClusterConnection),
 }

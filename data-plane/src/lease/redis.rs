@@ -29,7 +29,7 @@ const LOST: Duration = Duration::from_secs(12);
 
 /// Leases of one holder: this start of this node.
 pub(super) struct Redis {
-    line: Line,
+    pub(super) line: Line,
     /// Begins every token.
     holder: String,
     tasks: Tasks,

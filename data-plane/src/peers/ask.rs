@@ -10,7 +10,7 @@ use super::Peers;
 use super::client::{Call, ProbeError};
 use super::server::{CONFIRMED, FILLS_PATH, LEASES_PATH};
 use crate::fill::FillView;
-use crate::inspect::AnswerView;
+use crate::inspect::{AnswerView, UpstreamView};
 use crate::lease::Holder;
 
 /// Why another node could not be asked.
@@ -41,6 +41,13 @@ impl Peers {
         let address = self.address_of(id).await?;
         let fills = self.inner.client.fills(&address).await;
         fills.map_err(|source| AskError::Silent { id: id.clone(), source })
+    }
+
+    /// What another node has seen of upstreams.
+    pub(crate) async fn upstreams_of(&self, id: &ResourceId) -> Result<Vec<UpstreamView>, AskError> {
+        let address = self.address_of(id).await?;
+        let upstreams = self.inner.client.upstreams(&address).await;
+        upstreams.map_err(|source| AskError::Silent { id: id.clone(), source })
     }
 
     /// An answer as another node remembers it.

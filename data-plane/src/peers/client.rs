@@ -27,10 +27,10 @@ use tracing::debug;
 use url::{Position, Url};
 
 use super::AUDIENCE;
-use super::server::{ANSWERS_PATH, FILLS_PATH, NODE_PATH, NodeAnswer};
+use super::server::{ANSWERS_PATH, FILLS_PATH, NODE_PATH, NodeAnswer, UPSTREAMS_PATH};
 use crate::config::limits;
 use crate::fill::FillView;
-use crate::inspect::{AnswerView, FillsAnswer};
+use crate::inspect::{AnswerView, FillsAnswer, UpstreamView, UpstreamsAnswer};
 
 /// A client of other nodes.
 #[derive(Clone)]
@@ -102,6 +102,12 @@ impl PeerClient {
     pub(super) async fn fills(&self, address: &Url) -> Result<Vec<FillView>, ProbeError> {
         let answer: FillsAnswer = self.json(address, FILLS_PATH, limits::PEER_FILLS_BYTES).await?;
         Ok(answer.fills)
+    }
+
+    /// What the node at `address` has seen of upstreams.
+    pub(super) async fn upstreams(&self, address: &Url) -> Result<Vec<UpstreamView>, ProbeError> {
+        let answer: UpstreamsAnswer = self.json(address, UPSTREAMS_PATH, limits::PEER_FILLS_BYTES).await?;
+        Ok(answer.upstreams)
     }
 
     /// What is remembered at `address` of an answer, if anything.

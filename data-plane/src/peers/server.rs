@@ -22,7 +22,7 @@ use crate::control::Control;
 use crate::fill::Fills;
 use crate::http::body::{self, Body, Cut};
 use crate::http::connection::{Edge, Remote};
-use crate::inspect::{FillsAnswer, Inspector};
+use crate::inspect::{FillsAnswer, Inspector, UpstreamsAnswer};
 use crate::lease::WorkEnds;
 
 /// Where a node says who it is.
@@ -34,6 +34,8 @@ pub(super) const FILLS_PATH: &str = "/internal/v1/fills";
 pub(super) const CONFIRMED: &str = "entrepot-confirmed";
 /// Below it a node says that it works under a lease, as long as it does.
 pub(super) const LEASES_PATH: &str = "/internal/v1/leases/";
+/// Where a node says what it has seen of upstreams.
+pub(super) const UPSTREAMS_PATH: &str = "/internal/v1/upstreams";
 /// Below it a node says what it remembers of an answer, under its request id.
 pub(super) const ANSWERS_PATH: &str = "/internal/v1/answers/";
 
@@ -77,6 +79,7 @@ impl Edge for PeerServer {
         match (request.method(), request.uri().path()) {
             (&Method::GET, NODE_PATH) => json(&self.node()),
             (&Method::GET, FILLS_PATH) => json(&FillsAnswer { fills: self.inspector.fills() }),
+            (&Method::GET, UPSTREAMS_PATH) => json(&UpstreamsAnswer { upstreams: self.inspector.upstreams().await }),
             (&Method::GET, path) if path.starts_with(FILLS_PATH) => {
                 self.fill(request.uri(), caller).unwrap_or_else(|| empty(StatusCode::NOT_FOUND))
             }

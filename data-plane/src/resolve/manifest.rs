@@ -6,23 +6,25 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::freshness::Decision;
 use entrepot_domain::manifest::ManifestError;
-use entrepot_domain::{Digest, Manifest, MediaType, Reference};
+use entrepot_domain::{Digest, Manifest, MediaType, Priority, Reference, Tag};
 use entrepot_runtime::chain;
 use entrepot_store::records::TagRecord;
 use tokio::time::Instant;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
+use super::head::Told;
 use super::refusals::Question;
 use super::tag::{Stale, gone};
-use super::{Outcome, Resolver, asking, failure};
+use super::turn::Turn;
+use super::{Outcome, Resolver, Trust, asking, failure};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
 use crate::failpoint;
 use crate::http::route::Asked;
 use crate::inspect::{Trail, trail};
-use crate::lease::{Claim, Lease, LeaseKey};
+use crate::lease::{Lease, LeaseKey};
 use crate::repository::{Live, Verified, within_limit};
 
 /// A manifest, in hand.
@@ -38,8 +40,17 @@ pub(crate) struct Resolved {
     pub(crate) validated: Option<DateTime<Utc>>,
 }
 
+/// What is known of a manifest.
+#[derive(Clone, Debug)]
+pub(crate) enum Described {
+    /// The manifest itself.
+    Here(Resolved),
+    /// What its upstream says of it.
+    Told(Told),
+}
+
 /// What the records have for a reference.
-enum Held {
+pub(super) enum Held {
     /// All that is needed.
     Fresh(Resolved),
     /// A tag that the upstream should confirm.
@@ -58,7 +69,40 @@ impl Resolver {
         reference: &Reference,
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
-        match (self.held(place, reference, None).await?, &place.fill) {
+        let held = self.held(place, reference, Trust::Rule(None)).await?;
+        self.served(held, place, reference, asker).await
+    }
+
+    /// What is said of the manifest that `reference` means in `place` now, to who does not want the manifest itself.
+    ///
+    /// What is not here is not fetched for that: many look at tags that they never pull, and upstreams count GETs.
+    pub(crate) async fn describe(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        asker: Option<Uuid>,
+    ) -> Result<Described, PullError> {
+        match (self.held(place, reference, Trust::Rule(None)).await?, &place.fill) {
+            (Held::Nothing(_), Some(fill)) => {
+                self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
+                if let Some(told) = self.told(place, fill, reference, asker).await? {
+                    return Ok(Described::Told(told));
+                }
+                self.asked(place, fill, reference, asker).await.map(Described::Here)
+            }
+            (held, _) => self.served(held, place, reference, asker).await.map(Described::Here),
+        }
+    }
+
+    /// What is served of what the records have, or in its place.
+    async fn served(
+        &self,
+        held: Held,
+        place: &Place,
+        reference: &Reference,
+        asker: Option<Uuid>,
+    ) -> Result<Resolved, PullError> {
+        match (held, &place.fill) {
             (Held::Fresh(resolved), _) => Ok(resolved),
             (Held::Stale(stale), None) => {
                 trail::because(|| "no rule covers this name: what is cached is served, and never confirmed".to_owned());
@@ -89,17 +133,23 @@ impl Resolver {
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
         let key = (fill.origin, place.repository.clone(), reference.clone());
-        let mut is_ours = false;
-        let work = || {
-            is_ours = true;
-            self.asking(key.clone(), place, fill, asker)
-        };
-        let (answer, reasons) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)?;
-        if !is_ours {
-            trail::because(|| "another pull was asking the upstream for the same: waited with it".to_owned());
+        loop {
+            let mut is_ours = false;
+            let work = || {
+                is_ours = true;
+                self.asking(key.clone(), place, fill, asker)
+            };
+            let (answer, reasons) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)?;
+            if !is_ours {
+                trail::because(|| "another pull was asking the upstream for the same: waited with it".to_owned());
+            }
+            trail::take_over(&reasons);
+            // A sync had to leave what is left of the budget to others; a pull is one of them.
+            match answer {
+                Err(PullError::OverBudget { .. }) if !is_ours && fill.priority == Priority::Pull => {}
+                answer => return answer,
+            }
         }
-        trail::take_over(&reasons);
-        answer
     }
 
     /// Asks the upstream, for all who wait, and for its own sake.
@@ -120,24 +170,21 @@ impl Resolver {
         })
     }
 
-    /// What the records have. What the upstream has confirmed since `since` needs no other confirmation.
-    async fn held(
-        &self,
-        place: &Place,
-        reference: &Reference,
-        since: Option<DateTime<Utc>>,
-    ) -> Result<Held, PullError> {
+    /// What the records have.
+    pub(super) async fn held(&self, place: &Place, reference: &Reference, trust: Trust) -> Result<Held, PullError> {
         let origin = place.fill.as_ref().map(|fill| fill.origin);
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else {
                 trail::because(|| format!("there was no repository `{}`", place.repository));
                 return Ok(Held::Nothing(None));
             };
-            let (digest, tag, validated) = match reference {
-                Reference::Digest(digest) => (digest.clone(), None, None),
+            let (digest, tag, validated, revision) = match reference {
+                Reference::Digest(digest) => (digest.clone(), None, None, 0),
                 Reference::Tag(tag) => match self.repositories.tag(&live, tag, origin).await? {
-                    Some(TagRecord { digest: Some(digest), validate_time, .. }) => (digest, Some(tag), validate_time),
-                    Some(TagRecord { digest: None, validate_time, .. }) if self.is_just_gone(validate_time) => {
+                    Some(TagRecord { digest: Some(digest), validate_time, revision, .. }) => {
+                        (digest, Some(tag), validate_time, revision)
+                    }
+                    Some(TagRecord { digest: None, validate_time, .. }) if self.is_just_gone(validate_time, trust) => {
                         trail::because(|| format!("the upstream had tag `{tag}` no more a moment ago"));
                         return Ok(Held::Gone);
                     }
@@ -147,7 +194,7 @@ impl Resolver {
                     }
                 },
             };
-            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, tag, validated, since));
+            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, &live, tag, validated, trust));
             let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
                 trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
                 return Ok(Held::Nothing(Some(live)));
@@ -168,7 +215,7 @@ impl Resolver {
             };
             Ok(match tag.filter(|_| decision != Decision::Serve) {
                 None => Held::Fresh(resolved),
-                Some(tag) => Held::Stale(Box::new(Stale { tag: tag.clone(), resolved, live, decision })),
+                Some(tag) => Held::Stale(Box::new(Stale { tag: tag.clone(), resolved, live, decision, revision })),
             })
         })
         .await
@@ -179,14 +226,14 @@ impl Resolver {
         let (reference, began) = (&key.2, self.now());
         let in_vain = self.asked_in_vain(key).await;
         let (held, lease) = match in_vain {
-            Some(_) => (self.held(place, reference, Some(began)).await?, None),
-            None => self.coordinated(place, fill, reference, began).await?,
+            Some(_) => (self.held(place, reference, Trust::Rule(Some(began))).await?, None),
+            None => self.coordinated(place, fill, reference, Trust::Rule(Some(began))).await?,
         };
         failpoint::hit("manifest.after_claim");
         let answer = match (held, in_vain) {
             (Held::Fresh(resolved), _) => Ok(resolved),
             (Held::Gone, _) => Err(gone(fill)),
-            (Held::Nothing(_), _) => self.fetch(place, fill, reference).await,
+            (Held::Nothing(_), _) => self.fetch(place, fill, reference, None).await,
             (Held::Stale(stale), None) => self.refresh(key, place, fill, *stale).await,
             (Held::Stale(stale), Some(error)) => {
                 trail::because(|| "the upstream could not confirm the tag a moment ago, and was left alone".to_owned());
@@ -203,48 +250,59 @@ impl Resolver {
     /// Of all nodes that want the same, one gets the lease. It looks after that, since another may have been faster.
     /// The others wait until it has done that, and look at what it has written; one of them takes its place if it is
     /// lost, or has failed.
-    async fn coordinated(
+    pub(super) async fn coordinated(
         &self,
         place: &Place,
         fill: &FillFrom,
         reference: &Reference,
-        began: DateTime<Utc>,
+        trust: Trust,
     ) -> Result<(Held, Option<Lease>), PullError> {
         let key = LeaseKey::reference(fill.origin, &place.repository, reference);
         let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
         loop {
-            let (lease, holder) = match self.fills.leases().claim(&key, lost.as_ref()).await {
-                Claim::Granted(lease) => (Some(lease), None),
-                Claim::Busy(holder) => (None, Some(holder)),
-                Claim::Uncoordinated => (None, None),
-            };
-            lost = None;
-            let waits = holder.is_some() && Instant::now() < limit;
-            if let Some(holder) = holder.filter(|_| waits) {
-                trail::because(|| "another node was asking the upstream: waited for it".to_owned());
-                lost = (!self.fills.peers().wait_for(&holder, limit).await).then_some(holder);
-            }
-            let held = self.held(place, reference, Some(began)).await?;
-            if !waits || matches!(held, Held::Fresh(_) | Held::Gone) {
-                return Ok((held, lease));
+            let turn = self.turn(&key, &mut lost, limit).await;
+            let held = self.held(place, reference, trust).await?;
+            match turn {
+                Turn::Ours(lease) => return Ok((held, lease)),
+                Turn::Theirs if matches!(held, Held::Fresh(_) | Held::Gone) => return Ok((held, None)),
+                Turn::Theirs => {}
             }
         }
     }
 
-    /// Fetches a manifest, verifies it, stores it and makes it visible.
+    /// Fetches a manifest, verifies it, stores it and makes it visible. `known` is what a tag means, where that is known.
     pub(super) async fn fetch(
         &self,
         place: &Place,
         fill: &FillFrom,
         reference: &Reference,
+        known: Option<&Digest>,
+    ) -> Result<Resolved, PullError> {
+        let tag = match reference {
+            Reference::Digest(_) => None,
+            Reference::Tag(tag) => Some(tag),
+        };
+        self.fetch_as(place, fill, reference, known, tag).await
+    }
+
+    /// Fetches a manifest, verifies it, stores it and makes it visible: by its digest, and by `tag` where there is one.
+    pub(super) async fn fetch_as(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        reference: &Reference,
+        known: Option<&Digest>,
+        tag: Option<&Tag>,
     ) -> Result<Resolved, PullError> {
         let _turn = self.fills.turn().await?;
-        let fetched = asking(fill, "GET", fill.source.client.manifest(&fill.repository, reference)).await;
+        let client = fill.client();
+        let question = client.manifest_known_as(&fill.repository, reference, known);
+        let fetched = asking(fill, "GET", question).await;
         let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         failpoint::hit("manifest.after_fetch");
-        let (digest, tag) = match reference {
-            Reference::Digest(digest) => (digest.clone(), None),
-            Reference::Tag(tag) => (Digest::sha256(&fetched.bytes), Some(tag)),
+        let digest = match reference {
+            Reference::Digest(digest) => digest.clone(),
+            Reference::Tag(_) => Digest::sha256(&fetched.bytes),
         };
         let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.bytes)
             .map_err(|error| bad_manifest(fill, &error))?;
@@ -252,6 +310,9 @@ impl Resolver {
 
         let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag);
         let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok();
+        if tag.is_none() && incarnation.is_some() {
+            self.note_told(place, fill, &verified.digest).await;
+        }
         info!(
             repository.name = %place.repository, content.digest = %verified.digest, rule.name = %fill.rule.id,
             size_bytes = verified.bytes.len(), stored = incarnation.is_some(),
@@ -269,12 +330,12 @@ impl Resolver {
             // Readers get verified bytes also when the store does not take them.
             outcome: if incarnation.is_some() { Outcome::Miss } else { Outcome::Bypass },
             incarnation,
-            validated: tag.map(|_| self.now()),
+            validated: matches!(reference, Reference::Tag(_)).then(|| self.now()),
         })
     }
 }
 
-fn bad_manifest(fill: &FillFrom, error: &ManifestError) -> PullError {
+pub(super) fn bad_manifest(fill: &FillFrom, error: &ManifestError) -> PullError {
     let (rule, upstream) = (fill.rule.id.clone(), fill.source.upstream.id.clone());
     warn!(rule.name = %rule, upstream.id = %upstream, "upstream `{upstream}` delivered a bad manifest: {}", chain(error));
     PullError::BadContent { rule, upstream, what: error.to_string() }

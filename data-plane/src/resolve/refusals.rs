@@ -53,6 +53,8 @@ enum What {
     Blob(Digest),
     /// The list of tags.
     Tags,
+    /// The list of what refers to a manifest.
+    Referrers(Digest),
 }
 
 #[derive(Clone)]
@@ -70,6 +72,7 @@ pub(super) enum Question<'a> {
     Manifest(&'a Reference),
     Blob(&'a Digest),
     Tags,
+    Referrers(&'a Digest),
 }
 
 impl Refusals {
@@ -137,7 +140,7 @@ impl Refusals {
         let key = |what| Key::new(repository, fill, what);
         let Err(error) = answer else {
             // Only tags and repositories come to be.
-            if let Question::Manifest(Reference::Tag(_)) | Question::Tags = question {
+            if let Question::Manifest(Reference::Tag(_)) | Question::Tags | Question::Referrers(_) = question {
                 self.entries.invalidate(&key(What::of(question))).await;
             }
             return;
@@ -169,6 +172,7 @@ impl What {
             Question::Manifest(reference) => Self::Manifest(reference.clone()),
             Question::Blob(digest) => Self::Blob(digest.clone()),
             Question::Tags => Self::Tags,
+            Question::Referrers(subject) => Self::Referrers(subject.clone()),
         }
     }
 }
@@ -183,7 +187,8 @@ impl Key {
 /// Which refusal an error is, and of what.
 fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)> {
     let this = What::of(question);
-    let by_tag = matches!(question, Question::Manifest(Reference::Tag(_)) | Question::Tags);
+    // What may be another the next time; content has its digest.
+    let by_tag = matches!(question, Question::Manifest(Reference::Tag(_)) | Question::Tags | Question::Referrers(_));
     match error {
         PullError::NotFound { asked: Asked::Manifest | Asked::Repository, .. } if by_tag => {
             Some((Refusal::NoTag, this))
@@ -204,6 +209,7 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
+        | PullError::OverBudget { .. }
         | PullError::UpstreamAway { .. }
         | PullError::TooStale { .. }
         | PullError::StoreAway

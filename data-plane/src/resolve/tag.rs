@@ -3,11 +3,11 @@
 use chrono::{DateTime, Utc};
 use entrepot_domain::freshness::{Decision, Mode, Policy, Remedy, Terms, Unconfirmed, decide};
 use entrepot_domain::refusal::Refusal;
-use entrepot_domain::{Reference, Tag};
+use entrepot_domain::{Digest, Reference, Tag};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{InVain, ManifestKey, Outcome, Resolved, Resolver, asking, failure};
+use super::{InVain, ManifestKey, Outcome, Resolved, Resolver, Trust, asking, failure};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
@@ -23,30 +23,51 @@ pub(super) struct Stale {
     pub(super) live: Live,
     /// In which order it is served and confirmed.
     pub(super) decision: Decision,
+    /// The revision of its record.
+    pub(super) revision: i64,
+}
+
+/// What the upstream says of a tag that is known.
+pub(super) enum Said {
+    /// It means what it meant, which was noted.
+    Same(Resolved),
+    /// It means this digest now, or does not say which.
+    Other(Option<Digest>),
 }
 
 impl Resolver {
     /// What is done with a pull of a tag that was last confirmed at `validated`.
     ///
-    /// A confirmation since `since` is as good as one's own: it was given while the pull was waiting.
+    /// A confirmation that was given while the pull was waiting is as good as one's own.
     pub(super) fn decision(
         &self,
         place: &Place,
+        live: &Live,
         tag: &Tag,
         validated: Option<DateTime<Utc>>,
-        since: Option<DateTime<Utc>>,
+        trust: Trust,
     ) -> Decision {
+        if live.record.settings.settings().tag_mutability.freezes(tag) {
+            trail::because(|| format!("tag `{tag}` never moves in this repository, as its template said"));
+            return Decision::Serve;
+        }
         let (default, now) = (Policy::default(), self.now());
         let policy = place.fill.as_ref().map_or(&default, |fill| &fill.rule.freshness);
         trail::because(|| validity(policy, tag, validated, now));
-        match (since, validated) {
-            (Some(since), Some(at)) if (since..=now).contains(&at) => Decision::Serve,
-            (Some(_) | None, _) => decide(policy, tag, validated, now),
+        match (trust, validated) {
+            (Trust::Rule(Some(since)) | Trust::Since(since), Some(at)) if (since..=now).contains(&at) => {
+                Decision::Serve
+            }
+            (Trust::Since(_), _) => Decision::AskThenServe,
+            (Trust::Rule(_), _) => decide(policy, tag, validated, now),
         }
     }
 
     /// Whether a tag was dropped so little ago that its upstream need not be asked whether it has come again.
-    pub(super) fn is_just_gone(&self, dropped: Option<DateTime<Utc>>) -> bool {
+    pub(super) fn is_just_gone(&self, dropped: Option<DateTime<Utc>>, trust: Trust) -> bool {
+        if let Trust::Since(since) = trust {
+            return dropped.is_some_and(|dropped| (since..=self.now()).contains(&dropped));
+        }
         let age = dropped.and_then(|at| (self.now() - at).to_std().ok());
         age.is_some_and(|age| age < Refusal::NoTag.remembered_for(1))
     }
@@ -96,16 +117,26 @@ impl Resolver {
                 self.unconfirmed.invalidate(key).await;
                 Ok(resolved)
             }
-            Err(error) => {
-                warn!(
-                    repository.name = %place.repository, tag.name = %stale.tag,
-                    "`{}:{}` is not confirmed: {error}", place.repository, stale.tag
-                );
-                let until = self.now() + limits::REVALIDATE_BACKOFF;
-                self.unconfirmed.insert(key.clone(), InVain { error: error.clone(), until }).await;
-                self.unconfirmed(place, fill, stale, error).await
-            }
+            Err(error) => self.asked_and_failed(key, place, fill, stale, error).await,
         }
+    }
+
+    /// What comes of a question that has led to nothing, which is remembered for a moment.
+    pub(super) async fn asked_and_failed(
+        &self,
+        key: &ManifestKey,
+        place: &Place,
+        fill: &FillFrom,
+        stale: Stale,
+        error: PullError,
+    ) -> Result<Resolved, PullError> {
+        warn!(
+            repository.name = %place.repository, tag.name = %stale.tag,
+            "`{}:{}` is not confirmed: {error}", place.repository, stale.tag
+        );
+        let until = self.now() + limits::REVALIDATE_BACKOFF;
+        self.unconfirmed.insert(key.clone(), InVain { error: error.clone(), until }).await;
+        self.unconfirmed(place, fill, stale, error).await
     }
 
     /// What the rule says to do with a tag that the upstream did not confirm: by default, an upstream that is away,
@@ -136,9 +167,20 @@ impl Resolver {
 
     /// Asks whether a tag still means what it meant; fetches what it means now if it does not.
     async fn revalidate(&self, place: &Place, fill: &FillFrom, stale: &Stale) -> Result<Resolved, PullError> {
-        let Stale { tag, resolved: held, live, .. } = stale;
-        let reference = Reference::Tag(tag.clone());
-        let question = fill.source.client.head_manifest(&fill.repository, &reference);
+        match self.confirmed(place, fill, stale).await? {
+            Said::Same(resolved) => Ok(resolved),
+            Said::Other(said) => {
+                let known = said.as_ref().unwrap_or(&stale.resolved.digest);
+                self.fetch(place, fill, &Reference::Tag(stale.tag.clone()), Some(known)).await
+            }
+        }
+    }
+
+    /// Asks whether a tag still means what it meant, and notes it if it does.
+    pub(super) async fn confirmed(&self, place: &Place, fill: &FillFrom, stale: &Stale) -> Result<Said, PullError> {
+        let Stale { tag, resolved: held, .. } = stale;
+        let client = fill.client();
+        let question = client.confirm_tag(&fill.repository, tag, &held.digest);
         let seen = asking(fill, "HEAD", question).await;
         let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         if seen.as_ref() != Some(&held.digest) {
@@ -146,13 +188,19 @@ impl Resolver {
                 Some(_) => format!("the upstream says that tag `{tag}` means another digest now"),
                 None => format!("the upstream does not say what tag `{tag}` means without sending it"),
             });
-            return self.fetch(place, fill, &reference).await;
+            return Ok(Said::Other(seen));
         }
         trail::because(|| format!("the upstream confirmed that tag `{tag}` still means this digest"));
+        Ok(Said::Same(self.note_confirmed(place, fill, stale).await))
+    }
+
+    /// Notes that a tag still means what it meant, and returns that.
+    pub(super) async fn note_confirmed(&self, place: &Place, fill: &FillFrom, stale: &Stale) -> Resolved {
+        let Stale { tag, resolved: held, live, .. } = stale;
         if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
             warn!("`{}:{tag}` was confirmed, which could not be noted: {error}", place.repository);
         }
-        Ok(Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held.clone() })
+        Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held.clone() }
     }
 
     /// Drops a tag that the upstream has no more. If that cannot be noted, the next pull tries again.
@@ -189,6 +237,7 @@ pub(super) fn why(error: &PullError) -> Unconfirmed {
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
+        | PullError::OverBudget { .. }
         | PullError::UpstreamAway { .. }
         | PullError::UpstreamRefused { .. }
         | PullError::BadContent { .. }

@@ -19,7 +19,8 @@ pub(crate) async fn asking<T>(
 ) -> Result<T, Error> {
     let span = info_span!(
         "upstream.request", otel.kind = "client", http.request.method = method, rule.name = %fill.rule.id,
-        upstream.id = %fill.source.upstream.id, upstream.repository = %fill.repository, error.message = field::Empty
+        upstream.id = %fill.source.upstream.id, upstream.repository = %fill.repository, upstream.priority = ?fill.priority,
+        error.message = field::Empty
     );
     // Boxed, since these futures are large, and would be part of everybody's who waits for one.
     let answer = Box::pin(question).instrument(span.clone()).await;
@@ -34,8 +35,11 @@ pub(crate) fn failure(fill: &FillFrom, asked: Asked, error: &Error) -> PullError
     let (rule, upstream) = (fill.rule.id.clone(), fill.source.upstream.id.clone());
     let failure = match error {
         Error::NotFound => return PullError::NotFound { asked, rule: Some(rule) },
-        Error::Denied { .. } => PullError::UpstreamDenied { rule, upstream },
+        Error::Denied { status, login, .. } => {
+            PullError::UpstreamDenied { rule, upstream, status: *status, login: *login }
+        }
         Error::Throttled { retry_after } => PullError::UpstreamThrottled { rule, upstream, retry_after: *retry_after },
+        Error::OverBudget { retry_after } => PullError::OverBudget { rule, upstream, retry_after: *retry_after },
         Error::Away { .. } => PullError::UpstreamAway { rule, upstream, status: error.status() },
         Error::AddressRefused { .. } | Error::RealmRefused { .. } => {
             PullError::UpstreamRefused { rule, upstream, what: error.to_string() }

@@ -96,6 +96,7 @@ impl Ground {
             version: Some(pb::SnapshotVersion { epoch: 1, revision }),
             registry_id: Uuid::from_u128(3).to_string(),
             build_time: Some(entrepot_proto::convert::timestamp(built)),
+            templates: vec![],
             rules: vec![pb::SnapshotRule {
                 uid: Uuid::from_u128(4).to_string(),
                 rule_id: "demo".to_owned(),

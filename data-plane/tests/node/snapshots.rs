@@ -279,6 +279,21 @@ mod replicas {
             Err(Status::unimplemented("no questions here"))
         }
 
+        /// As a release that has no jobs.
+        async fn lease_jobs(
+            &self,
+            _: Request<pb::LeaseJobsRequest>,
+        ) -> Result<Response<pb::LeaseJobsResponse>, Status> {
+            Err(Status::unimplemented("no jobs here"))
+        }
+
+        async fn report_job(
+            &self,
+            _: Request<pb::ReportJobRequest>,
+        ) -> Result<Response<pb::ReportJobResponse>, Status> {
+            Err(Status::unimplemented("no jobs here"))
+        }
+
         async fn report_events(
             &self,
             _: Request<pb::ReportEventsRequest>,

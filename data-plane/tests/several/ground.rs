@@ -67,6 +67,16 @@ impl Ground {
 
     /// Publishes a snapshot.
     pub(crate) async fn publish(&self, revision: i64, rules: &[(&str, pb::SnapshotFreshness)]) {
+        self.publish_with(revision, rules, vec![]).await;
+    }
+
+    /// The same, with templates.
+    pub(crate) async fn publish_with(
+        &self,
+        revision: i64,
+        rules: &[(&str, pb::SnapshotFreshness)],
+        templates: Vec<pb::SnapshotTemplate>,
+    ) {
         let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
         let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
         let rule = |(number, (prefix, freshness)): (u128, &(&str, pb::SnapshotFreshness))| pb::SnapshotRule {
@@ -81,6 +91,7 @@ impl Ground {
             version: Some(pb::SnapshotVersion { epoch: 1, revision }),
             registry_id: Uuid::from_u128(3).to_string(),
             build_time: None,
+            templates,
             rules: (4..).zip(rules).map(rule).collect(),
             upstreams: vec![pb::SnapshotUpstream {
                 uid: Uuid::from_u128(1).to_string(),

@@ -1,10 +1,11 @@
 //! Events: what nodes learn while they serve.
 
 use chrono::{DateTime, Utc};
+use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{Digest, MediaType, RepositoryName, Tag};
 use uuid::Uuid;
 
-use super::{Violations, time, timestamp};
+use super::{Violations, template, time, timestamp};
 use crate::node::v1 as wire;
 
 /// The longest platform; `os/architecture/variant` of 32 bytes each fits.
@@ -32,6 +33,8 @@ pub enum Kind {
         rule_uid: Option<Uuid>,
         /// When.
         create_time: DateTime<Utc>,
+        /// With what.
+        settings: RepositorySettings,
     },
     /// A manifest or index was cached.
     ImageCached(Image),
@@ -120,10 +123,11 @@ impl Event {
 impl Kind {
     fn to_wire(&self) -> wire::event::Kind {
         match self {
-            Self::RepositoryCreated { rule_uid, create_time } => {
+            Self::RepositoryCreated { rule_uid, create_time, settings } => {
                 wire::event::Kind::RepositoryCreated(wire::RepositoryCreated {
                     rule_uid: rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
                     create_time: Some(timestamp(*create_time)),
+                    settings: Some(template::settings_to_node(settings)),
                 })
             }
             Self::ImageCached(image) => wire::event::Kind::ImageCached(image.to_wire()),
@@ -197,7 +201,9 @@ impl Reader<'_> {
 fn created_kind(read: &mut Reader<'_>, created: &wire::RepositoryCreated) -> Option<Kind> {
     let rule_uid = read.optional("repository_created.rule_uid", &created.rule_uid);
     let create_time = read.time("repository_created.create_time", created.create_time.as_ref());
-    Some(Kind::RepositoryCreated { rule_uid: rule_uid?, create_time: create_time? })
+    // Of an older node there are none, which are the defaults.
+    let settings = template::settings_from_node(created.settings.as_ref());
+    Some(Kind::RepositoryCreated { rule_uid: rule_uid?, create_time: create_time?, settings })
 }
 
 fn image(read: &mut Reader<'_>, cached: &wire::ImageCached) -> Option<Image> {
@@ -273,9 +279,10 @@ mod tests {
         };
         let moved =
             |digest| Kind::TagMoved { tag: "v1".parse().unwrap(), digest, revision: 3, validate_time: Some(at) };
+        let frozen = RepositorySettings::lenient("hub", "IMMUTABLE", &[], [("team", "platform")]);
         for kind in [
-            Kind::RepositoryCreated { rule_uid: Some(Uuid::max()), create_time: at },
-            Kind::RepositoryCreated { rule_uid: None, create_time: at },
+            Kind::RepositoryCreated { rule_uid: Some(Uuid::max()), create_time: at, settings: frozen },
+            Kind::RepositoryCreated { rule_uid: None, create_time: at, settings: RepositorySettings::default() },
             Kind::ImageCached(Image { config: Some(digest.clone()), ..image.clone() }),
             Kind::ImageCached(image),
             moved(Some(digest.clone())),

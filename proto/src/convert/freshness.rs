@@ -25,6 +25,9 @@ pub fn read(rule: &wire::Rule) -> Result<Policy, Violations> {
     let tag_windows = tag_windows(v, &rule.tag_windows);
     let tag_list_window =
         self::window(v, "rule.tag_list_window", rule.tag_list_window.as_ref(), Policy::MAX_LIST_WINDOW);
+    let referrers_window =
+        self::window(v, "rule.referrers_window", rule.referrers_window.as_ref(), Policy::MAX_LIST_WINDOW);
+    let automatic_sync = v.merge(automatic_sync("rule.automatic_sync", rule.automatic_sync)).flatten();
     let policy = Policy {
         window: window.unwrap_or(default.window),
         mode: mode.unwrap_or_default(),
@@ -34,8 +37,32 @@ pub fn read(rule: &wire::Rule) -> Result<Policy, Violations> {
         when_denied,
         tag_windows,
         tag_list_window: tag_list_window.unwrap_or(default.tag_list_window),
+        referrers_window: referrers_window.unwrap_or(default.referrers_window),
+        automatic_sync: automatic_sync.unwrap_or(default.automatic_sync),
     };
     violations.finish(Some(policy))
+}
+
+/// Reads whether tags are synced by themselves; `None` where nobody says.
+///
+/// # Errors
+/// If it is something else.
+pub fn automatic_sync(field: &str, wire: i32) -> Result<Option<bool>, Violations> {
+    match wire::AutomaticSync::try_from(wire) {
+        Ok(wire::AutomaticSync::Unspecified) => Ok(None),
+        Ok(wire::AutomaticSync::On) => Ok(Some(true)),
+        Ok(wire::AutomaticSync::Off) => Ok(Some(false)),
+        Err(_) => Err(Violations::one(field, "must be AUTOMATIC_SYNC_ON or AUTOMATIC_SYNC_OFF, or unspecified")),
+    }
+}
+
+/// Whether tags are synced by themselves, as the wire has it.
+pub fn automatic_sync_to_wire(is_on: Option<bool>) -> wire::AutomaticSync {
+    match is_on {
+        None => wire::AutomaticSync::Unspecified,
+        Some(true) => wire::AutomaticSync::On,
+        Some(false) => wire::AutomaticSync::Off,
+    }
 }
 
 /// Writes the policy into a rule.
@@ -56,6 +83,8 @@ pub fn write(policy: &Policy, rule: &mut wire::Rule) {
     .into();
     rule.tag_windows = policy.tag_windows.iter().map(tag_window_to_wire).collect();
     rule.tag_list_window = Some(duration(policy.tag_list_window));
+    rule.referrers_window = Some(duration(policy.referrers_window));
+    rule.automatic_sync = automatic_sync_to_wire(Some(policy.automatic_sync)).into();
 }
 
 /// A mode as the wire has it.
@@ -88,6 +117,7 @@ pub fn from_snapshot(freshness: Option<&node::SnapshotFreshness>) -> Result<Poli
         v.take("when_denied", WhenDenied::from_name(text).ok_or("is not known here"))
     });
     let tag_list_window = self::window(v, "tag_list_window", sent.tag_list_window.as_ref(), Policy::MAX_LIST_WINDOW);
+    let referrers_window = self::window(v, "referrers_window", sent.referrers_window.as_ref(), Policy::MAX_LIST_WINDOW);
     let mut tag_windows = Vec::new();
     for (i, own) in sent.tag_windows.iter().enumerate() {
         let pattern = v.take(&format!("tag_windows[{i}].pattern"), own.pattern.parse::<TagPattern>());
@@ -104,11 +134,14 @@ pub fn from_snapshot(freshness: Option<&node::SnapshotFreshness>) -> Result<Poli
         when_denied: when_denied.unwrap_or_default(),
         tag_windows,
         tag_list_window: tag_list_window.unwrap_or(default.tag_list_window),
+        referrers_window: referrers_window.unwrap_or(default.referrers_window),
+        // Nodes are told what to sync, and when.
+        automatic_sync: default.automatic_sync,
     };
     violations.finish(Some(policy))
 }
 
-/// Writes the policy as a snapshot carries it.
+/// Writes the policy as a snapshot carries it: without what is decided before nodes are told.
 pub fn to_snapshot(policy: &Policy) -> node::SnapshotFreshness {
     let tag_window = |own: &TagWindow| node::SnapshotTagWindow {
         pattern: own.pattern.to_string(),
@@ -124,6 +157,7 @@ pub fn to_snapshot(policy: &Policy) -> node::SnapshotFreshness {
         when_denied: policy.when_denied.as_str().to_owned(),
         tag_windows: policy.tag_windows.iter().map(tag_window).collect(),
         tag_list_window: Some(duration(policy.tag_list_window)),
+        referrers_window: Some(duration(policy.referrers_window)),
     }
 }
 
@@ -233,6 +267,8 @@ mod tests {
                 TagWindow { pattern: "*".parse().unwrap(), window: None, mode: Some(Mode::Off) },
             ],
             tag_list_window: Duration::from_secs(60),
+            referrers_window: Duration::from_secs(120),
+            automatic_sync: false,
         }
     }
 
@@ -242,7 +278,8 @@ mod tests {
             let mut rule = wire::Rule::default();
             write(&policy, &mut rule);
             assert_eq!(read(&rule), Ok(policy.clone()));
-            assert_eq!(from_snapshot(Some(&to_snapshot(&policy))), Ok(policy));
+            let sent = from_snapshot(Some(&to_snapshot(&policy)));
+            assert_eq!(sent, Ok(Policy { automatic_sync: true, ..policy }), "nodes need not know of automatic syncs");
         }
     }
 
@@ -266,6 +303,8 @@ mod tests {
             when_denied: 9,
             tag_windows: vec![own("ok", seconds(1, 0), 0), own("", seconds(i64::MAX, 0), 9), own("x", None, 0)],
             tag_list_window: seconds(86_401, 0),
+            referrers_window: seconds(0, -1),
+            automatic_sync: 9,
             ..Default::default()
         };
         let violations = read(&rule).unwrap_err();
@@ -284,6 +323,8 @@ mod tests {
                 "rule.tag_windows[1].mode",
                 "rule.tag_windows[2]",
                 "rule.tag_list_window",
+                "rule.referrers_window",
+                "rule.automatic_sync",
             ]
         );
         let many = wire::Rule { immutable_tags: vec!["a".to_owned(); 51], ..Default::default() };

@@ -6,7 +6,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use entrepot_domain::{Digest, RepositoryName, ResourceId, Tag};
+use entrepot_domain::{Digest, Reference, RepositoryName, ResourceId, Tag};
+use uuid::Uuid;
 
 /// Why a text is not the resource name that is expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +44,11 @@ pub fn rule(id: &ResourceId) -> String {
     format!("rules/{id}")
 }
 
+/// `templates/<id>`.
+pub fn template(id: &ResourceId) -> String {
+    format!("templates/{id}")
+}
+
 /// `principals/<id>`.
 pub fn principal(id: &ResourceId) -> String {
     format!("principals/{id}")
@@ -63,6 +69,11 @@ pub fn answer(request_id: &str) -> String {
     format!("answers/{request_id}")
 }
 
+/// `operations/<uid>`.
+pub fn operation(uid: Uuid) -> String {
+    format!("operations/{uid}")
+}
+
 /// `repositories/<repository name>`.
 pub fn repository(name: &RepositoryName) -> String {
     format!("repositories/{name}")
@@ -73,12 +84,28 @@ pub fn image(repository: &RepositoryName, digest: &Digest) -> String {
     format!("repositories/{repository}/images/{digest}")
 }
 
+/// `repositories/<repository name>/images/<digest>` or `repositories/<repository name>/tags/<tag>`.
+pub fn reference(repository: &RepositoryName, reference: &Reference) -> String {
+    match reference {
+        Reference::Digest(digest) => image(repository, digest),
+        Reference::Tag(tag) => format!("repositories/{repository}/tags/{tag}"),
+    }
+}
+
 /// Reads `nodes/<id>`.
 ///
 /// # Errors
 /// If it is something else.
 pub fn parse_node(name: &str) -> Result<ResourceId, Error> {
     below(name, "nodes/", "nodes/<id>")
+}
+
+/// Reads `operations/<uid>`.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_operation(name: &str) -> Result<Uuid, Error> {
+    below(name, "operations/", "operations/<uid>")
 }
 
 /// Reads `upstreams/<id>`.
@@ -95,6 +122,14 @@ pub fn parse_upstream(name: &str) -> Result<ResourceId, Error> {
 /// If it is something else.
 pub fn parse_rule(name: &str) -> Result<ResourceId, Error> {
     below(name, "rules/", "rules/<id>")
+}
+
+/// Reads `templates/<id>`.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_template(name: &str) -> Result<ResourceId, Error> {
+    below(name, "templates/", "templates/<id>")
 }
 
 /// Reads `principals/<id>`.

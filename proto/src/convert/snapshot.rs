@@ -3,6 +3,7 @@
 use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
 use entrepot_domain::{NamespacePrefix, Rule, Secret, Upstream, UpstreamKind};
 
+use super::upstream::budget;
 use super::{Violations, freshness};
 use crate::node::v1 as wire;
 
@@ -56,6 +57,10 @@ pub fn upstream(upstream: &wire::SnapshotUpstream, password: Option<Secret<Strin
     let endpoint = violations.take("endpoint", Endpoint::parse(&upstream.endpoint, plain_http));
     let hosts: Result<Vec<_>, _> = upstream.allow_hosts.iter().map(|host| host.parse()).collect();
     let allow_hosts = violations.take("allow_hosts", hosts);
+    let budget = upstream.budget.as_ref().map(|sent| violations.merge(budget("budget", sent)));
+    let fallbacks: Result<Vec<_>, _> =
+        upstream.fallback_endpoints.iter().map(|endpoint| Endpoint::parse(endpoint, plain_http)).collect();
+    let fallback_endpoints = violations.take("fallback_endpoints", fallbacks);
     let credential = password.map(|password| Credential { username: upstream.username.clone(), password });
     let upstream = (|| {
         Some(Upstream {
@@ -67,6 +72,11 @@ pub fn upstream(upstream: &wire::SnapshotUpstream, password: Option<Secret<Strin
             allow_hosts: allow_hosts?,
             ca_certificates: upstream.ca_certificates.clone(),
             credential,
+            budget: match budget {
+                Some(read) => Some(read?),
+                None => None,
+            },
+            fallback_endpoints: fallback_endpoints?,
             revision: upstream.revision,
         })
     })();

@@ -1,13 +1,18 @@
 //! Upstreams.
 
-use entrepot_domain::upstream::{Endpoint, HostAndPort, PlainHttp};
-use entrepot_domain::{Secret, UpstreamKind};
+use std::num::NonZeroU32;
 
-use super::Violations;
+use entrepot_domain::budget::{LONGEST_WINDOW, SHORTEST_WINDOW};
+use entrepot_domain::upstream::{Endpoint, HostAndPort, PlainHttp};
+use entrepot_domain::{Budget, Secret, UpstreamKind};
+
+use super::{Violations, duration, length};
 use crate::v1 as wire;
 
 /// How many further hosts an upstream may list.
 const MAX_ALLOW_HOSTS: usize = 32;
+/// How many fallback endpoints an upstream may have.
+const MAX_FALLBACKS: usize = 4;
 /// The longest bundle of certificates that an upstream may bring.
 const MAX_CA_BYTES: usize = 256 * 1024;
 /// The longest user name.
@@ -34,6 +39,10 @@ pub struct Settings {
     pub username: String,
     /// What becomes of the password.
     pub password: Password,
+    /// How many requests it may get; `None` is as many as it lets us have.
+    pub budget: Option<Budget>,
+    /// Where the same content is, in the order in which to ask.
+    pub fallback_endpoints: Vec<Endpoint>,
 }
 
 /// What becomes of an upstream's password.
@@ -63,6 +72,9 @@ impl Settings {
             violations.add("upstream.ca_certificates", format!("must be at most {MAX_CA_BYTES} bytes"));
         }
         let password = password(&mut violations, upstream);
+        let budget = upstream.budget.as_ref().and_then(|sent| violations.merge(budget("upstream.budget", sent)));
+        let fallback_endpoints =
+            fallbacks(&mut violations, endpoint.as_ref(), &upstream.fallback_endpoints, plain_http);
         let settings = (|| {
             Some(Self {
                 kind: kind?,
@@ -73,6 +85,8 @@ impl Settings {
                 ca_certificates: upstream.ca_certificates.clone(),
                 username: upstream.username.clone(),
                 password,
+                budget,
+                fallback_endpoints,
             })
         })();
         violations.finish(settings)
@@ -89,7 +103,52 @@ impl Settings {
         upstream.username = self.username.clone();
         upstream.has_password = !matches!(self.password, Password::None);
         upstream.suggested_prefix = self.kind.profile().suggested_prefix.to_owned();
+        upstream.budget = self.budget.map(budget_to_wire);
+        upstream.fallback_endpoints = self.fallback_endpoints.iter().map(ToString::to_string).collect();
     }
+}
+
+/// Reads a budget from a request's field `field`.
+///
+/// # Errors
+/// With every field that is wrong.
+pub fn budget(field: &str, sent: &wire::Budget) -> Result<Budget, Violations> {
+    let mut violations = Violations::default();
+    let requests = u32::try_from(sent.requests).ok().and_then(NonZeroU32::new);
+    let requests = violations.take(&format!("{field}.requests"), requests.ok_or("must be from 1 to 4294967295"));
+    let window = sent.window.as_ref().and_then(length);
+    let window = window.filter(|w| w.subsec_nanos() == 0 && (SHORTEST_WINDOW..=LONGEST_WINDOW).contains(w));
+    let window =
+        violations.take(&format!("{field}.window"), window.ok_or("must be whole seconds from 1 s to 366 days"));
+    violations.finish(requests.zip(window).map(|(requests, window)| Budget { requests, window }))
+}
+
+/// Writes a budget.
+pub fn budget_to_wire(budget: Budget) -> wire::Budget {
+    wire::Budget { requests: budget.requests.get().into(), window: Some(duration(budget.window)) }
+}
+
+fn fallbacks(
+    violations: &mut Violations,
+    own: Option<&Endpoint>,
+    wire: &[String],
+    plain_http: PlainHttp,
+) -> Vec<Endpoint> {
+    if wire.len() > MAX_FALLBACKS {
+        violations.add("upstream.fallback_endpoints", format!("must be at most {MAX_FALLBACKS} endpoints"));
+        return Vec::new();
+    }
+    let mut all: Vec<Endpoint> = Vec::with_capacity(wire.len());
+    for (i, text) in wire.iter().enumerate() {
+        let field = format!("upstream.fallback_endpoints[{i}]");
+        let Some(endpoint) = violations.take(&field, Endpoint::parse(text, plain_http)) else { continue };
+        if own == Some(&endpoint) || all.contains(&endpoint) {
+            violations.add(&field, "is asked already: name another endpoint, or leave it out");
+        } else {
+            all.push(endpoint);
+        }
+    }
+    all
 }
 
 fn kind(wire: i32) -> Result<UpstreamKind, String> {

@@ -46,6 +46,10 @@ pub(crate) struct Args {
     #[arg(long, default_value = "open", value_parser = auth)]
     pub(crate) auth: Auth,
 
+    /// Let so many manifests be fetched in so many seconds, and say what is left, as Docker Hub does: HEAD is free.
+    #[arg(long, value_name = "REQUESTS/SECONDS", value_parser = limit)]
+    pub(crate) limit: Option<(u64, Duration)>,
+
     /// For how many seconds tokens are said to be good.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     token_lifetime: u64,
@@ -82,6 +86,13 @@ fn image(text: &str) -> Result<ImageSpec> {
         layers,
         platforms: platforms.split(',').filter(|platform| !platform.is_empty()).map(str::to_owned).collect(),
     })
+}
+
+fn limit(text: &str) -> Result<(u64, Duration)> {
+    let (requests, seconds) = text.split_once('/').context("want REQUESTS/SECONDS, as in 100/21600")?;
+    let seconds = seconds.parse().context("the seconds are a number")?;
+    ensure!(seconds > 0, "a window takes a second at least");
+    Ok((requests.parse().context("the requests are a number")?, Duration::from_secs(seconds)))
 }
 
 fn auth(text: &str) -> Result<Auth> {
@@ -121,6 +132,14 @@ mod tests {
         assert_eq!(image("a:b=10x1@linux/amd64,linux/arm64/v8").unwrap().platforms, ["linux/amd64", "linux/arm64/v8"]);
         for wrong in ["demo/app", "demo/app=1x1", "demo/app:v1=1", "a:b=1MBx1", "a:b=1x0", "a:b=99999999999GiBx1"] {
             assert!(image(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_so_many_requests_in_so_many_seconds() {
+        assert_eq!(limit("100/21600").unwrap(), (100, Duration::from_secs(21_600)));
+        for wrong in ["100", "100/0", "x/1", "1/x"] {
+            assert!(limit(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -39,6 +39,9 @@ async fn main() -> Result<()> {
 
     upstream.set_token_lifetime(args.token_lifetime());
     upstream.set_auth(args.auth.clone());
+    if let Some((requests, window)) = args.limit {
+        upstream.set_limit(requests, window);
+    }
     for (seed, image) in (args.seed..).step_by(1000).zip(&args.images) {
         say(&publish(&upstream, seed, image))?;
     }

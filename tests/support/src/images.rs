@@ -13,6 +13,9 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// The media type of Docker's list of manifests.
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// What artifacts without a configuration have in its place.
+pub const EMPTY: &[u8] = b"{}";
+
 /// An image that was published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -99,6 +102,19 @@ pub fn index(platforms: &[&str], children: &[Image]) -> Vec<u8> {
         })
         .collect();
     bytes_of(&json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children }))
+}
+
+/// The manifest of an artifact that refers to another manifest, such as its signature.
+pub fn referrer(subject: &[u8], artifact_type: &str, layer: &[u8]) -> Vec<u8> {
+    bytes_of(&json!({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": artifact_type,
+        "config": descriptor("application/vnd.oci.empty.v1+json", EMPTY),
+        "layers": [descriptor("application/octet-stream", layer)],
+        "subject": descriptor(OCI_MANIFEST, subject),
+        "annotations": { "org.example.made-by": "a test" },
+    }))
 }
 
 /// Points to `content`.

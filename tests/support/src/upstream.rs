@@ -1,7 +1,7 @@
 //! A registry for tests: a real HTTP server that holds what is published to it, keeps a log, and follows a script of
 //! faults that can be changed while it runs.
 //!
-//! It serves manifests and blobs with GET, HEAD and ranges, lists tags page by page, gives out tokens at `/token`, and
+//! It serves manifests and blobs with GET, HEAD and ranges, lists tags page by page, says what refers to a manifest, gives out tokens at `/token`, and
 //! nothing else. It wants no test around it: a program that starts one and waits has an upstream.
 
 mod answer;
@@ -9,6 +9,7 @@ mod auth;
 mod body;
 mod chaos;
 mod content;
+mod limit;
 mod log;
 mod script;
 mod serve;
@@ -31,6 +32,7 @@ use crate::tls::Authority;
 use auth::Tokens;
 use chaos::Chaos;
 use content::Content;
+use limit::Limit;
 use log::Log;
 use script::Script;
 
@@ -51,6 +53,7 @@ struct Core {
     content: Mutex<Content>,
     script: Mutex<Script>,
     tokens: Mutex<Tokens>,
+    limit: Mutex<Limit>,
     log: Log,
 }
 
@@ -80,6 +83,7 @@ impl FakeUpstream {
             content: Mutex::default(),
             script: Mutex::default(),
             tokens: Mutex::default(),
+            limit: Mutex::default(),
             log: Log::default(),
         });
         let server = Mutex::new(serve::start(listener, tls.clone(), core.clone()));
@@ -155,6 +159,21 @@ impl FakeUpstream {
         Index { digest, bytes, children }
     }
 
+    /// Publishes an artifact of this type that refers to another manifest, such as its signature, and says its digest.
+    pub fn publish_referrer(
+        &self,
+        repository: &str,
+        tag: Option<&str>,
+        subject: &[u8],
+        artifact_type: &str,
+        layer: &[u8],
+    ) -> String {
+        self.publish_blob(repository, images::EMPTY);
+        self.publish_blob(repository, layer);
+        let manifest = images::referrer(subject, artifact_type, layer);
+        self.publish_manifest(repository, tag, images::OCI_MANIFEST, manifest)
+    }
+
     /// Publishes all that `other` has by now, so that redirects can lead from there to here.
     pub fn publish_all_of(&self, other: &Self) {
         let content = lock(&other.core.content).clone();
@@ -169,6 +188,27 @@ impl FakeUpstream {
     /// Lists at most so many tags in one page from now on, whatever is asked for.
     pub fn set_tags_page(&self, count: usize) {
         lock(&self.core.content).tags_page = count;
+    }
+
+    /// Says whether it knows the API for referrers from now on. One that does not has no such path.
+    pub fn set_referrers_api(&self, is_known: bool) {
+        lock(&self.core.content).hides_referrers = !is_known;
+    }
+
+    /// Lets so many manifests be fetched in a window from now on, and says with each answer about one what is left, as
+    /// Docker Hub does. Looking at them is free, and so is all else.
+    pub fn set_limit(&self, requests: u64, window: Duration) {
+        lock(&self.core.limit).set(requests, window);
+    }
+
+    /// Has others with the same account take so many of the limit.
+    pub fn take_of_limit(&self, requests: u64) {
+        lock(&self.core.limit).take(requests);
+    }
+
+    /// How many requests would have counted at Docker Hub so far.
+    pub fn counted_requests(&self) -> usize {
+        lock(&self.core.limit).counted()
     }
 
     /// Sets who may pull. Tokens that were given out before are no longer good.

@@ -162,3 +162,22 @@ async fn tokens_are_for_one_repository_until_they_are_revoked() {
     assert_eq!(pull("demo").await, 401);
     assert_eq!(upstream.token_requests(), 1);
 }
+
+#[tokio::test]
+async fn a_limit_counts_fetches_of_manifests_and_nothing_else() {
+    let upstream = FakeUpstream::start().await;
+    let image = upstream.publish_image("library/app", "v1", &[random_bytes(1, 100)]);
+    upstream.set_limit(2, Duration::from_secs(3600));
+    let manifest = format!("{}/v2/library/app/manifests/v1", upstream.url());
+    let left = |response: &Response| response.headers()["ratelimit-remaining"].to_str().unwrap().to_owned();
+    let head = client().head(&manifest).send().await.unwrap();
+    assert_eq!((head.headers()["ratelimit-limit"].to_str().unwrap(), left(&head)), ("2;w=3600", "2;w=3600".to_owned()));
+    for rest in ["1;w=3600", "0;w=3600"] {
+        assert_eq!(left(&get(&upstream, "/v2/library/app/manifests/v1").await), rest);
+    }
+    let refused = get(&upstream, "/v2/library/app/manifests/v1").await;
+    assert_eq!((refused.status().as_u16(), refused.headers().get("retry-after")), (429, None));
+    assert_eq!(client().head(&manifest).send().await.unwrap().status(), 200);
+    assert_eq!(get(&upstream, &format!("/v2/library/app/blobs/{}", image.layers[0])).await.status(), 200);
+    assert_eq!(upstream.counted_requests(), 3);
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use entrepot_domain::Upstream;
 use entrepot_test_support::{Auth, FakeUpstream, Fault};
-use entrepot_upstream::{Error, Fault as Whose, Login};
+use entrepot_upstream::{Error, Fault as Whose, Login, State};
 use futures_util::future::join_all;
 
 use crate::{client, client_of, name, read_blob, reference, upstream_at, upstream_with_credential};
@@ -67,6 +67,7 @@ async fn r_authu_05_a_token_that_is_refused_is_dropped_and_got_anew_exactly_once
     let denied = pull().await.unwrap_err();
     assert!(matches!(denied, Error::Denied { status: 401, login: Login::Credential, .. }), "{denied:?}");
     assert_eq!(denied.fault(), Whose::Us);
+    assert_eq!(client.health().state, State::CredentialRefused);
     assert_eq!(fake.token_requests(), 3);
     assert_eq!(fake.request_count() - asked, 4);
 }

@@ -1,9 +1,12 @@
 //! The client against a scripted registry over real HTTP.
 
+mod budgets;
 mod content;
 mod egress;
+mod fallbacks;
 mod login;
 mod probe;
+mod referrers;
 mod tags;
 mod troubles;
 
@@ -26,6 +29,8 @@ fn upstream_at(url: &str) -> Upstream {
         allow_hosts: Vec::new(),
         ca_certificates: String::new(),
         credential: None,
+        budget: None,
+        fallback_endpoints: Vec::new(),
         revision: 1,
     }
 }

@@ -48,7 +48,7 @@ async fn a_list_that_cannot_be_is_refused_and_has_an_end() {
         (Fault::Header("link".into(), "</v2/team/app/tags/list>; rel=\"next\"".into()), "on more than 3 pages"),
     ] {
         upstream.script("tags/list", fault);
-        let error = tags(&upstream, Limits { tags_pages: 3, ..short() }).await.unwrap_err();
+        let error = tags(&upstream, Limits { list_pages: 3, ..short() }).await.unwrap_err();
         assert!(error.to_string().contains(why), "{error}");
         upstream.heal();
     }

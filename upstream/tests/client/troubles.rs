@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use entrepot_test_support::images::random_bytes;
 use entrepot_test_support::{Auth, FakeUpstream, Fault, wait_until};
-use entrepot_upstream::{Client, Error, Limits, Trouble};
+use entrepot_upstream::{Client, Error, Limits, State, Trouble};
 use futures_util::StreamExt as _;
 
 use crate::{client_of, name, read_blob, reference, short, upstream_at};
@@ -76,6 +76,48 @@ async fn an_upstream_that_wants_no_requests_for_a_while_gets_none() {
     // Another login is another matter.
     pull(&client_of(&fake)).await.unwrap();
     wait_until(Duration::from_secs(10), "it is asked again", async || pull(&client).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn one_request_finds_out_whether_an_upstream_is_back_however_many_wait() {
+    let fake = FakeUpstream::start().await;
+    fake.publish_image("demo", "v1", &[]);
+    for trouble in [Fault::Status(429, Some("60".into())), Fault::Status(429, None), Fault::Status(503, None)] {
+        let pause = Duration::from_secs(2);
+        let limits = Limits { pause, probe: pause, retry_wait: Duration::from_millis(1), ..Limits::default() };
+        let client = Client::new(&upstream_at(&fake.url()), limits).expect("a client");
+        fake.script("GET ", trouble.clone());
+        while client.health().state == State::Healthy {
+            pull(&client).await.unwrap_err();
+        }
+        let asked = fake.request_count();
+        pull(&client).await.unwrap_err();
+        assert_eq!(fake.request_count(), asked, "{trouble:?}: nobody asks before the time");
+        let gate = fake.hold("GET ");
+        let probing = async {
+            // All that come before the time are refused at once; the first one after it finds out.
+            while fake.request_count() == asked {
+                if let Err(Error::NotFound) = pull(&client).await {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        let others = async {
+            gate.until_waiting(1).await;
+            for _ in 0..20 {
+                pull(&client).await.unwrap_err();
+            }
+            assert_eq!(fake.request_count() - asked, 1, "{trouble:?}: one finds out");
+            assert!(!matches!(client.health().state, State::Healthy));
+            gate.release();
+        };
+        Box::pin(futures_util::future::join(probing, others)).await;
+        assert_eq!(fake.request_count() - asked, 1, "{trouble:?}: and asks once");
+        fake.heal();
+        wait_until(Duration::from_secs(10), "it is asked again", async || pull(&client).await.is_ok()).await;
+        assert_eq!(client.health().state, State::Healthy);
+    }
 }
 
 #[tokio::test]

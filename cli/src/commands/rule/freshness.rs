@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use entrepot_domain::freshness::exact;
 use entrepot_proto::convert;
 use entrepot_proto::v1::rule::{Mode, WhenDeleted, WhenDenied};
-use entrepot_proto::v1::{Rule, TagWindow};
+use entrepot_proto::v1::{AutomaticSync, Rule, TagWindow};
 use entrepot_runtime::config::Setting as _;
 
 use crate::output::Cells;
@@ -41,6 +41,20 @@ pub(crate) struct Flags {
     /// How long a repository's list of tags is served before the upstream is asked for it again; 5m unless set.
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     tag_list_window: Option<Duration>,
+    /// The same for the list of what refers to a manifest, such as signatures; 6h unless set.
+    #[arg(long, value_name = "LENGTH", value_parser = length)]
+    referrers_window: Option<Duration>,
+    /// Whether tags in use are revalidated before their window ends, without a pull asking for it; on unless set.
+    #[arg(long)]
+    automatic_sync: Option<AutomaticSyncFlag>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AutomaticSyncFlag {
+    /// They are.
+    On,
+    /// They are not.
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -97,6 +111,8 @@ impl Flags {
         given("when_denied", self.when_denied.is_some());
         given("tag_windows", !self.tag_windows.is_empty());
         given("tag_list_window", self.tag_list_window.is_some());
+        given("referrers_window", self.referrers_window.is_some());
+        given("automatic_sync", self.automatic_sync.is_some());
 
         rule.window = self.window.map(convert::duration);
         rule.mode = self.mode.map_or(Mode::Unspecified, Mode::from).into();
@@ -119,6 +135,13 @@ impl Flags {
         .into();
         rule.tag_windows = self.tag_windows.into_iter().filter_map(|own| own.0).collect();
         rule.tag_list_window = self.tag_list_window.map(convert::duration);
+        rule.referrers_window = self.referrers_window.map(convert::duration);
+        rule.automatic_sync = match self.automatic_sync {
+            None => AutomaticSync::Unspecified,
+            Some(AutomaticSyncFlag::On) => AutomaticSync::On,
+            Some(AutomaticSyncFlag::Off) => AutomaticSync::Off,
+        }
+        .into();
         paths
     }
 }
@@ -158,6 +181,8 @@ pub(super) fn details(rule: &Rule) -> Cells {
         ("WHEN DELETED", deleted.to_owned()),
         ("WHEN DENIED", denied.to_owned()),
         ("TAG LIST WINDOW", shown(rule.tag_list_window.as_ref())),
+        ("REFERRERS WINDOW", shown(rule.referrers_window.as_ref())),
+        ("AUTOMATIC SYNC", if rule.automatic_sync() == AutomaticSync::Off { "off" } else { "on" }.to_owned()),
     ]
 }
 

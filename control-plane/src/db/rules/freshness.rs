@@ -20,6 +20,8 @@ pub(super) fn from_row(row: &Row) -> Result<Policy, Error> {
         when_denied: named(row, "when_denied", WhenDenied::from_name)?.unwrap_or(default.when_denied),
         tag_windows: tag_windows(row)?,
         tag_list_window: length(row, "tag_list_window_seconds")?.unwrap_or(default.tag_list_window),
+        referrers_window: length(row, "referrers_window_seconds")?.unwrap_or(default.referrers_window),
+        automatic_sync: column::<Option<bool>>(row, "automatic_sync")?.unwrap_or(default.automatic_sync),
     })
 }
 

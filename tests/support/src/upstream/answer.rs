@@ -14,9 +14,11 @@ use serde_json::json;
 use super::auth::{Auth, TOKEN_PATH};
 use super::body::{Body, Delivery, body};
 use super::content::{Content, Found};
+use super::limit::Verdict;
 use super::script::Fault;
 use super::wire::HardEnd;
 use super::{Core, lock};
+use crate::images::OCI_INDEX;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -59,6 +61,7 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: Ha
         request.headers.remove(header::RANGE);
     }
     let mut draft = draft(&core, &request, &form);
+    draft.limit(&core, &request);
     for fault in faults {
         befall(&core, &fault).await?;
         draft.spoil(fault, &request);
@@ -117,8 +120,12 @@ fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
     }
     let Some((repository, kind, name)) = target else { return Draft::json(StatusCode::OK, &json!({})) };
     let content = lock(&core.content);
+    if kind == Kind::Referrers && content.hides_referrers {
+        return Draft::error(StatusCode::NOT_FOUND, "UNSUPPORTED");
+    }
     let (found, unknown) = match kind {
         Kind::Tags => return Draft::tags(&content, repository, request.uri.query().unwrap_or_default()),
+        Kind::Referrers => return Draft::referrers(&content.referrers(repository, name)),
         Kind::Manifest => (content.manifest(repository, name), "MANIFEST_UNKNOWN"),
         Kind::Blob => (content.blob(repository, name), "BLOB_UNKNOWN"),
     };
@@ -133,6 +140,7 @@ enum Kind {
     Manifest,
     Blob,
     Tags,
+    Referrers,
 }
 
 /// The repository, and what in it.
@@ -144,10 +152,26 @@ fn target(path: &str) -> Option<(&str, Kind, &str)> {
     if let Some((repository, reference)) = path.rsplit_once("/manifests/") {
         return Some((repository, Kind::Manifest, reference));
     }
+    if let Some((repository, digest)) = path.rsplit_once("/referrers/") {
+        return Some((repository, Kind::Referrers, digest));
+    }
     path.rsplit_once("/blobs/").map(|(repository, digest)| (repository, Kind::Blob, digest))
 }
 
 impl Draft {
+    /// What is beyond the limit is refused, as Docker Hub does it: without a `Retry-After`.
+    fn limit(&mut self, core: &Core, request: &Parts) {
+        // Who has not logged in yet is not counted.
+        if self.status == StatusCode::UNAUTHORIZED {
+            return;
+        }
+        let mut limit = lock(&core.limit);
+        if limit.ask(request) == Verdict::TooMany {
+            *self = Self::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS");
+        }
+        limit.tell(request, &mut self.headers);
+    }
+
     fn json(status: StatusCode, value: &serde_json::Value) -> Self {
         let bytes = value.to_string().into();
         let mut draft =
@@ -173,6 +197,13 @@ impl Draft {
         if let Some(last) = page.last().filter(|_| page.len() < behind.len()) {
             draft.header(header::LINK, &format!("</v2/{repository}/tags/list?n={asked}&last={last}>; rel=\"next\""));
         }
+        draft
+    }
+
+    fn referrers(descriptors: &[serde_json::Value]) -> Self {
+        let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": descriptors });
+        let mut draft = Self::json(StatusCode::OK, &index);
+        draft.header(header::CONTENT_TYPE, OCI_INDEX);
         draft
     }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 
 use crate::images::sha256;
 
@@ -12,6 +13,8 @@ pub(super) struct Content {
     repositories: HashMap<String, Repository>,
     /// How many tags a page has at most, whatever is asked for; 0 is no limit.
     pub(super) tags_page: usize,
+    /// Whether it does not know the API for referrers.
+    pub(super) hides_referrers: bool,
 }
 
 #[derive(Clone, Default)]
@@ -69,6 +72,26 @@ impl Content {
         let mut tags: Vec<String> = self.repositories.get(repository)?.tags.keys().cloned().collect();
         tags.sort();
         Some(tags)
+    }
+
+    /// The descriptors of what refers to a digest, in the order of their own.
+    pub(super) fn referrers(&self, repository: &str, subject: &str) -> Vec<Value> {
+        let manifests = self.repositories.get(repository).map(|repository| &repository.manifests);
+        let refers = |(digest, (media_type, bytes)): (&String, &(String, Bytes))| {
+            let manifest: Value = serde_json::from_slice(bytes).ok()?;
+            (manifest["subject"]["digest"] == *subject).then(|| {
+                let mut descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
+                for field in ["artifactType", "annotations"] {
+                    if let Some(value) = manifest.get(field) {
+                        descriptor[field] = value.clone();
+                    }
+                }
+                descriptor
+            })
+        };
+        let mut found: Vec<Value> = manifests.into_iter().flatten().filter_map(refers).collect();
+        found.sort_by_key(|descriptor| descriptor["digest"].to_string());
+        found
     }
 
     fn repository(&mut self, name: &str) -> &mut Repository {

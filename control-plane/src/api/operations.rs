@@ -1,0 +1,402 @@
+//! Operations: how they begin, how they stand, and how they are cancelled. Nodes do the work.
+
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use entrepot_domain::{Reference, RepositoryName};
+use entrepot_proto::convert::{Violations, names, timestamp};
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::operations_server::Operations;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::Api;
+use super::caller::{Caller, Permission};
+use super::error::ApiError;
+use super::filter::{self, Value};
+use super::page::Page;
+use super::request_id::{Earlier, RequestId};
+use crate::app::Plane;
+use crate::db::Tx;
+use crate::db::jobs::{self, Item, Outcome};
+use crate::db::operations::{self, Filter, Kind, Operation};
+
+const KIND: &str = "entrepot.v1.Operation";
+
+/// How many operations run at once.
+const OPERATIONS: i64 = 100;
+/// How often watchers hear.
+const EVERY: Duration = Duration::from_millis(500);
+/// How long a watcher may take nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many items go into one message.
+const ITEMS: i64 = 1000;
+/// How many of them are still being worked at.
+const RUNNING: i64 = 100;
+/// How long a change may take to be seen by others after its time: what ended is looked for that far back.
+const LATE: TimeDelta = TimeDelta::seconds(10);
+
+/// Where a page of operations ends.
+type Position = (DateTime<Utc>, Uuid);
+type Outgoing = mpsc::Sender<Result<pb::WatchOperationResponse, Status>>;
+
+/// What an operation is to do.
+pub(super) struct Plan {
+    pub(super) kind: Kind,
+    pub(super) repository: Option<RepositoryName>,
+    /// Repositories and references.
+    pub(super) images: Vec<(String, String)>,
+    pub(super) platforms: Vec<String>,
+}
+
+#[tonic::async_trait]
+impl Operations for Api {
+    type WatchOperationStream = Pin<Box<dyn Stream<Item = Result<pb::WatchOperationResponse, Status>> + Send>>;
+
+    async fn get_operation(
+        &self,
+        request: Request<pb::GetOperationRequest>,
+    ) -> Result<Response<pb::Operation>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(get(&self.0, parse_name("name", &request.get_ref().name)?).await?))
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<pb::ListOperationsRequest>,
+    ) -> Result<Response<pb::ListOperationsResponse>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(list(&self.0, request.get_ref()).await?))
+    }
+
+    async fn list_operation_items(
+        &self,
+        request: Request<pb::ListOperationItemsRequest>,
+    ) -> Result<Response<pb::ListOperationItemsResponse>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(items(&self.0, request.get_ref()).await?))
+    }
+
+    async fn watch_operation(
+        &self,
+        request: Request<pb::WatchOperationRequest>,
+    ) -> Result<Response<Self::WatchOperationStream>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        let uid = parse_name("name", &request.get_ref().name)?;
+        let place = std::sync::Arc::clone(&self.0.inquiries.watchers).try_acquire_owned();
+        let place = place.map_err(|_| ApiError::TooManyWatchers)?;
+        // Before anything is streamed, whether there is such an operation.
+        get(&self.0, uid).await?;
+        let (outgoing, messages) = mpsc::channel(1);
+        let plane = std::sync::Arc::clone(&self.0);
+        self.0.tasks.spawn("watch operation", async move {
+            let stopping = plane.tasks.stopping();
+            match stopping.run_until_cancelled(watch(&plane, uid, &outgoing)).await {
+                Some(Ok(())) => {}
+                // A watcher that is gone needs no reason.
+                Some(Err(error)) => drop(outgoing.try_send(Err(error.into()))),
+                None => drop(outgoing.try_send(Err(Status::unavailable("the control plane is stopping")))),
+            }
+            drop(place);
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn cancel_operation(
+        &self,
+        request: Request<pb::CancelOperationRequest>,
+    ) -> Result<Response<pb::Operation>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        let uid = parse_name("name", &request.get_ref().name)?;
+        let mut connection = self.0.db.connect().await.map_err(ApiError::from)?;
+        let cancelled = async {
+            let tx = connection.begin("cancel_operation").await?;
+            jobs::cancel(&tx, uid).await?;
+            operations::cancel(&tx, uid).await?;
+            let operation = require(&tx, uid).await?;
+            tx.commit().await?;
+            Ok::<_, ApiError>(to_wire(&operation))
+        };
+        Ok(Response::new(cancelled.await?))
+    }
+
+    async fn delete_operation(
+        &self,
+        request: Request<pb::DeleteOperationRequest>,
+    ) -> Result<Response<pb::Operation>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        Ok(Response::new(delete(&self.0, parse_name("name", &request.get_ref().name)?).await?))
+    }
+}
+
+/// Begins an operation, unless the same request has begun one before.
+pub(super) async fn begin(
+    plane: &Plane,
+    tx: &Tx<'_>,
+    caller: &Caller,
+    request_id: &RequestId,
+    plan: &Plan,
+) -> Result<pb::Operation, ApiError> {
+    match request_id.claim(plane, tx, caller).await? {
+        Earlier::None => {}
+        Earlier::Answered(answer) => return Ok(answer),
+        Earlier::NotKept => return Err(ApiError::SecretNotKept),
+    }
+    if operations::running(tx).await? >= OPERATIONS {
+        return Err(ApiError::TooManyOperations { limit: OPERATIONS });
+    }
+    let count = i32::try_from(plan.images.len()).unwrap_or(i32::MAX);
+    let operation = operations::insert(tx, plan.kind, plan.repository.as_ref(), &caller.key_id, count).await?;
+    let kind = match plan.kind {
+        Kind::SyncRepository => jobs::Kind::SyncTag,
+        Kind::WarmImages => jobs::Kind::WarmImage,
+    };
+    jobs::insert(tx, operation.uid, kind, &plan.images, &plan.platforms).await?;
+    let answer = to_wire(&operation);
+    request_id.answer(tx, caller, &answer).await?;
+    Ok(answer)
+}
+
+async fn get(plane: &Plane, uid: Uuid) -> Result<pb::Operation, ApiError> {
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("get_operation").await?;
+    Ok(to_wire(&require(&tx, uid).await?))
+}
+
+async fn list(plane: &Plane, request: &pb::ListOperationsRequest) -> Result<pb::ListOperationsResponse, ApiError> {
+    let mut violations = Violations::default();
+    let page = violations.merge(Page::<Position>::read(
+        &plane.cluster_key,
+        "ListOperations",
+        &[&request.filter],
+        request.page_size,
+        &request.page_token,
+    ));
+    let filter = violations.merge(read_filter(&request.filter));
+    let (page, filter) = violations.finish(page.zip(filter))?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("list_operations").await?;
+    let mut rows = operations::list(&tx, &filter, page.after.as_ref(), page.fetch()).await?;
+    let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| (last.create_time, last.uid));
+    Ok(pb::ListOperationsResponse { operations: rows.iter().map(to_wire).collect(), next_page_token })
+}
+
+async fn items(
+    plane: &Plane,
+    request: &pb::ListOperationItemsRequest,
+) -> Result<pb::ListOperationItemsResponse, ApiError> {
+    let mut violations = Violations::default();
+    let uid = violations.take("parent", names::parse_operation(&request.parent));
+    let page = violations.merge(Page::<i32>::read(
+        &plane.cluster_key,
+        "ListOperationItems",
+        &[&request.parent],
+        request.page_size,
+        &request.page_token,
+    ));
+    let (uid, page) = violations.finish(uid.zip(page))?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("list_operation_items").await?;
+    require(&tx, uid).await?;
+    let mut rows = jobs::items(&tx, uid, page.after.unwrap_or_default(), page.fetch()).await?;
+    let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| last.ordinal);
+    Ok(pb::ListOperationItemsResponse { items: rows.iter().map(item_to_wire).collect(), next_page_token })
+}
+
+async fn delete(plane: &Plane, uid: Uuid) -> Result<pb::Operation, ApiError> {
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("delete_operation").await?;
+    let operation = require(&tx, uid).await?;
+    if !operations::delete(&tx, uid).await? {
+        let name = names::operation(uid);
+        let description = format!("`{name}` has not ended: wait for it, or cancel it first");
+        return Err(ApiError::Precondition { kind: "OPERATION_RUNS", subject: name, description });
+    }
+    tx.commit().await?;
+    Ok(to_wire(&operation))
+}
+
+/// What a watcher has heard.
+#[derive(Default)]
+struct Heard {
+    /// The items that have ended, by number.
+    ended: HashSet<i32>,
+    /// Since when others may have ended.
+    since: DateTime<Utc>,
+    /// Up to which number all has been told, once the operation has ended.
+    until: i32,
+    last: Option<pb::WatchOperationResponse>,
+}
+
+/// Tells a watcher how an operation stands, until it has ended or the watcher leaves.
+async fn watch(plane: &Plane, uid: Uuid, outgoing: &Outgoing) -> Result<(), ApiError> {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut heard = Heard::default();
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = outgoing.closed() => return Ok(()),
+        }
+        let Some((message, is_last)) = look(plane, uid, &mut heard).await? else { return Ok(()) };
+        if heard.last.as_ref() != Some(&message) {
+            heard.last = Some(message.clone());
+            if !matches!(timeout(PATIENCE, outgoing.send(Ok(message))).await, Ok(Ok(()))) {
+                return Ok(());
+            }
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// What there is to say, and whether that is all of it; `None` if the operation was forgotten.
+async fn look(
+    plane: &Plane,
+    uid: Uuid,
+    heard: &mut Heard,
+) -> Result<Option<(pb::WatchOperationResponse, bool)>, ApiError> {
+    let mut connection = plane.db.connect().await?;
+    // One state of the database, so that the counts and the items belong together.
+    let tx = connection.begin_snapshot("watch_operation").await?;
+    let Some(operation) = operations::get(&tx, uid).await? else { return Ok(None) };
+    let (told, is_last) = match operation.end_time {
+        Some(_) => rest(&tx, uid, heard).await?,
+        None => (news(&tx, uid, heard).await?, false),
+    };
+    let items = told.iter().map(item_to_wire).collect();
+    Ok(Some((pb::WatchOperationResponse { operation: Some(to_wire(&operation)), items }, is_last)))
+}
+
+/// What has ended lately, and what nodes work at. Something may be missed that is told in the end.
+async fn news(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<Vec<Item>, ApiError> {
+    let seen = jobs::ended(tx, uid, heard.since, ITEMS).await?;
+    let is_all = i64::try_from(seen.len()).unwrap_or(ITEMS) < ITEMS;
+    if let Some(newest) = seen.last().and_then(|item| item.end_time) {
+        // What is in the middle of being written now may have an earlier time than what is seen.
+        heard.since = if is_all { newest - LATE } else { newest };
+    }
+    let mut told: Vec<Item> = seen.into_iter().filter(|item| heard.ended.insert(item.ordinal)).collect();
+    let room = ITEMS - i64::try_from(told.len()).unwrap_or(ITEMS);
+    told.extend(jobs::running(tx, uid, room.min(RUNNING)).await?);
+    Ok(told)
+}
+
+/// What was not told yet of an operation that has ended, and whether that is all.
+async fn rest(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<(Vec<Item>, bool), ApiError> {
+    loop {
+        let seen = jobs::items(tx, uid, heard.until, ITEMS).await?;
+        let is_last = i64::try_from(seen.len()).unwrap_or(ITEMS) < ITEMS;
+        heard.until = seen.last().map_or(heard.until, |item| item.ordinal);
+        let told: Vec<Item> = seen.into_iter().filter(|item| heard.ended.insert(item.ordinal)).collect();
+        if is_last || !told.is_empty() {
+            return Ok((told, is_last));
+        }
+    }
+}
+
+async fn require(tx: &Tx<'_>, uid: Uuid) -> Result<Operation, ApiError> {
+    operations::get(tx, uid).await?.ok_or_else(|| ApiError::not_found(KIND, names::operation(uid)))
+}
+
+fn parse_name(field: &str, name: &str) -> Result<Uuid, ApiError> {
+    names::parse_operation(name).map_err(|error| ApiError::field(field, error))
+}
+
+fn read_filter(text: &str) -> Result<Filter, Violations> {
+    let mut filter = Filter::default();
+    for term in filter::parse(text)? {
+        let twice = match (term.field.as_str(), &term.value) {
+            ("repository", Value::Text(name)) => {
+                let name =
+                    names::parse_repository(name).map_err(|error| term.wrong(format!("`repository` {error}")))?;
+                filter.repository.replace(name).is_some()
+            }
+            ("done", Value::Flag(done)) => filter.done.replace(*done).is_some(),
+            _ => {
+                return Err(term.wrong("a term is `repository = \"repositories/hub/library/nginx\"` or `done = false`"));
+            }
+        };
+        if twice {
+            return Err(term.wrong(format!("`{}` is given twice", term.field)));
+        }
+    }
+    Ok(filter)
+}
+
+fn to_wire(operation: &Operation) -> pb::Operation {
+    let state = match (operation.end_time, operation.cancel_time) {
+        (None, None) => pb::OperationState::Running,
+        (None, Some(_)) => pb::OperationState::Cancelling,
+        (Some(_), _) if operation.cancelled_count > 0 => pb::OperationState::Cancelled,
+        (Some(_), _) if operation.failed_count > 0 => pb::OperationState::Failed,
+        (Some(_), _) => pb::OperationState::Succeeded,
+    };
+    let kind = match operation.kind {
+        Kind::SyncRepository => pb::OperationKind::SyncRepository,
+        Kind::WarmImages => pb::OperationKind::WarmImages,
+    };
+    pb::Operation {
+        name: names::operation(operation.uid),
+        kind: kind.into(),
+        repository: operation.repository.as_ref().map(names::repository).unwrap_or_default(),
+        state: state.into(),
+        done: operation.end_time.is_some(),
+        access_key: operation.access_key_id.clone(),
+        create_time: Some(timestamp(operation.create_time)),
+        end_time: operation.end_time.map(timestamp),
+        item_count: operation.item_count,
+        ended_count: operation.ended_count,
+        failed_count: operation.failed_count,
+        done_bytes: operation.done_bytes,
+    }
+}
+
+fn item_to_wire(item: &Item) -> pb::OperationItem {
+    let outcome = match item.outcome {
+        None => pb::ItemOutcome::Unspecified,
+        Some(Outcome::Unchanged) => pb::ItemOutcome::ItemUnchanged,
+        Some(Outcome::Moved) => pb::ItemOutcome::ItemMoved,
+        Some(Outcome::Created) => pb::ItemOutcome::ItemCreated,
+        Some(Outcome::Deleted) => pb::ItemOutcome::ItemDeleted,
+        Some(Outcome::Failed) => pb::ItemOutcome::ItemFailed,
+        Some(Outcome::Cancelled) => pb::ItemOutcome::ItemCancelled,
+    };
+    let image = match (item.repository.parse::<RepositoryName>(), item.reference.parse::<Reference>()) {
+        (Ok(repository), Ok(reference)) => names::reference(&repository, &reference),
+        (_, _) => format!("repositories/{}/tags/{}", item.repository, item.reference),
+    };
+    pb::OperationItem {
+        image,
+        outcome: outcome.into(),
+        from_digest: item.from_digest.clone().unwrap_or_default(),
+        to_digest: item.to_digest.clone().unwrap_or_default(),
+        reason: item.reason.clone(),
+        done_bytes: item.done_bytes,
+        total_bytes: item.total_bytes,
+        node: item.node_id.as_ref().map(|node| format!("nodes/{node}")).unwrap_or_default(),
+        attempt_count: item.attempt_count,
+        end_time: item.end_time.map(timestamp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_say_which_operations() {
+        let filter = read_filter(r#"repository = "repositories/hub/app" AND done = false"#).unwrap();
+        assert_eq!(filter, Filter { repository: Some("hub/app".parse().unwrap()), done: Some(false) });
+        for wrong in [r#"repository = "hub""#, "done = false AND done = true", r#"done = "x""#, r#"other = "x""#] {
+            assert!(read_filter(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What refers to a manifest: the upstream's view, and what is cached where there is none.
+//!
+//! An empty list has clients conclude that nothing was signed. So it is given only where it is known to be empty.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::Digest;
+use entrepot_domain::referrer::{Referrer, merged};
+use uuid::Uuid;
+
+use super::lists::{Unlisted, What};
+use super::{Outcome, Resolver};
+use crate::control::Place;
+use crate::error::PullError;
+use crate::inspect::trail;
+use crate::repository::within_limit;
+
+/// The manifests that refer to one.
+#[derive(Clone, Debug)]
+pub(crate) struct ReferrerList {
+    pub(crate) referrers: Vec<Referrer>,
+    pub(crate) outcome: Outcome,
+    /// When the upstream gave the list; `None` if it is what is cached here.
+    pub(crate) listed: Option<DateTime<Utc>>,
+}
+
+impl Resolver {
+    /// What refers to the manifest `subject` of `place`, which need not exist.
+    pub(crate) async fn referrers(
+        &self,
+        place: &Place,
+        subject: &Digest,
+        asker: Option<Uuid>,
+    ) -> Result<ReferrerList, PullError> {
+        let Some(fill) = &place.fill else {
+            trail::because(|| "no rule covers this name: the referrers that are cached are listed".to_owned());
+            let referrers = self.cached_referrers(place, subject).await?.ok_or(PullError::NoRule)?;
+            return Ok(ReferrerList { referrers, outcome: Outcome::Hit, listed: None });
+        };
+        match self.list(place, fill, What::Referrers(subject.clone()), asker).await {
+            Ok(list) => {
+                let listed: Vec<_> = list.entries.iter().filter_map(|entry| Referrer::read(entry).ok()).collect();
+                // What the upstream has just said is all that there is. What it said once may have been added to.
+                let referrers = if list.outcome == Outcome::Stale {
+                    merged(&listed, self.cached_referrers(place, subject).await?.unwrap_or_default())
+                } else {
+                    listed
+                };
+                Ok(ReferrerList { referrers, outcome: list.outcome, listed: Some(list.listed) })
+            }
+            Err(Unlisted::Failed(error)) => Err(error),
+            Err(Unlisted::Unknown(error)) => {
+                let referrers = self.cached_referrers(place, subject).await?.unwrap_or_default();
+                if referrers.is_empty() {
+                    return Err(error);
+                }
+                trail::because(|| "the referrers that are cached are listed in its place".to_owned());
+                Ok(ReferrerList { referrers, outcome: Outcome::Stale, listed: None })
+            }
+        }
+    }
+
+    /// The cached manifests that refer to it; `None` if there is no such repository.
+    async fn cached_referrers(&self, place: &Place, subject: &Digest) -> Result<Option<Vec<Referrer>>, PullError> {
+        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        within_limit(async {
+            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
+            self.repositories.cached_referrers(&live, subject, origin).await.map(Some)
+        })
+        .await
+    }
+}

@@ -1,0 +1,484 @@
+//! Syncs: a tag is brought up to date, or an image fetched ahead, without a pull asking for it.
+//!
+//! The upstream is asked under the same lease as for a pull, so that one question is enough for both. When it says that
+//! a tag has moved, the new image is fetched whole, by its digest, while the tag goes on meaning the old one; then the
+//! tag's record is replaced, if nobody else has changed it meanwhile. So a pull before that gets the old image, all of
+//! which is here, or has asked the upstream by itself and gets the new one as any first pull does; and since every node
+//! reads a tag's record for each pull, a pull behind it gets the new image from all of them. If the new image cannot be
+//! fetched, the tag stays.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use entrepot_domain::freshness::{Unconfirmed, WhenDeleted};
+use entrepot_domain::sync::Platforms;
+use entrepot_domain::{Digest, Manifest, Reference, Tag};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::Semaphore;
+use tracing::info;
+
+use super::manifest::{Held, bad_manifest};
+use super::tag::{Said, Stale, gone, why};
+use super::{Blob, Outcome, Resolved, Resolver, Trust, Want};
+use crate::config::limits;
+use crate::control::{FillFrom, Place};
+use crate::error::PullError;
+use crate::failpoint;
+use crate::http::route::Asked;
+use crate::inspect::Trail;
+use crate::repository::within_limit;
+
+/// How often a tag is looked at anew because somebody else has changed it.
+const ROUNDS: usize = 5;
+/// How often others' questions for the same tag are waited for.
+const LOOKS: usize = 20;
+/// How often a blob is tried.
+const TRIES: usize = 5;
+/// How deep manifests nest.
+const DEPTH: usize = 8;
+
+/// What a sync works with besides what it is about.
+pub(crate) struct Ahead {
+    /// How many bytes of the content are here, and how many there are as far as that is known.
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+    /// Leave to fetch a blob: most of what a node may fetch is for pulls.
+    turns: Arc<Semaphore>,
+}
+
+/// What has become of a reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Synced {
+    /// It means what it meant.
+    Unchanged(Digest),
+    /// It means something else than before, or was not known here.
+    Moved { from: Option<Digest>, to: Digest },
+    /// The upstream has the tag no more; whether it was dropped here, too.
+    Deleted { from: Option<Digest>, is_dropped: bool },
+}
+
+/// What a look at a tag has shown.
+enum Look {
+    /// What it means was validated, just now or since what was known of it.
+    Valid(Resolved),
+    /// It means something else than here, where its record is at revision `base`. The manifest is here by its digest.
+    Moved { base: Option<i64>, to: Resolved, said: DateTime<Utc> },
+    /// The upstream does not have it.
+    Deleted,
+}
+
+impl Ahead {
+    /// Nothing is here yet; blobs take turns with those of others.
+    pub(crate) fn new(turns: Arc<Semaphore>) -> Self {
+        Self { done_bytes: AtomicU64::new(0), total_bytes: AtomicU64::new(0), turns }
+    }
+
+    /// How many bytes are here, and of how many.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.done_bytes.load(Ordering::Relaxed), self.total_bytes.load(Ordering::Relaxed))
+    }
+
+    fn found(&self, bytes: u64) {
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What of one blob counts as here.
+struct Counted<'a> {
+    ahead: &'a Ahead,
+    bytes: AtomicU64,
+}
+
+impl Counted<'_> {
+    fn is_at(&self, bytes: u64) {
+        let before = self.bytes.swap(bytes, Ordering::Relaxed);
+        self.ahead.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.ahead.done_bytes.fetch_sub(before, Ordering::Relaxed);
+    }
+}
+
+impl Resolver {
+    /// Brings a tag up to date, and fetches what it means now if that is something else.
+    ///
+    /// With `known`, a tag that was validated after that needs nothing, and must be cached; without, the upstream is asked
+    /// whatever the window says.
+    pub(crate) async fn sync(
+        &self,
+        place: &Place,
+        tag: &Tag,
+        known: Option<DateTime<Utc>>,
+        ahead: &Ahead,
+    ) -> Result<Synced, PullError> {
+        let began = self.now();
+        let fill = place.fill.as_ref().ok_or(PullError::NoRule)?;
+        let live = within_limit(self.repositories.live(&place.repository)).await?;
+        if live.is_none() {
+            return Err(PullError::NotFound { asked: Asked::Repository, rule: None });
+        }
+        let from = self.meant(place, tag).await?;
+        if known.is_some() && from.is_none() {
+            return Err(PullError::NotFound { asked: Asked::Manifest, rule: None });
+        }
+        let trust = Trust::Since(known.map_or(began, |known| known + TimeDelta::milliseconds(1)));
+        let platforms = match &from {
+            Some(from) => self.platforms_of(place, from).await?,
+            None => Platforms::All,
+        };
+        self.bring(place, fill, tag, trust, (from, &platforms), ahead).await
+    }
+
+    /// Fetches an image ahead: all of what the reference means now, for these platforms. A tag that is known and fresh is
+    /// not asked for.
+    pub(crate) async fn warm(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        platforms: &[String],
+        ahead: &Ahead,
+    ) -> Result<Synced, PullError> {
+        let fill = place.fill.as_ref().ok_or(PullError::NoRule)?;
+        let from = match reference {
+            Reference::Tag(tag) => self.meant(place, tag).await?,
+            Reference::Digest(digest) => {
+                let held = self.held(place, reference, Trust::Rule(None)).await?;
+                matches!(held, Held::Fresh(_)).then(|| digest.clone())
+            }
+        };
+        let platforms = match (platforms, &from) {
+            ([], Some(from)) => match self.platforms_of(place, from).await? {
+                Platforms::These(cached) if cached.is_empty() => Platforms::All,
+                platforms @ (Platforms::All | Platforms::These(_)) => platforms,
+            },
+            ([], None) => Platforms::All,
+            (asked, _) => Platforms::These(asked.to_vec()),
+        };
+        match reference {
+            Reference::Tag(tag) => {
+                let trust = Trust::Rule(Some(self.now()));
+                let synced = self.bring(place, fill, tag, trust, (from, &platforms), ahead).await?;
+                if let Synced::Unchanged(digest) = &synced {
+                    self.whole_of(place, digest, &platforms, ahead).await?;
+                }
+                Ok(synced)
+            }
+            Reference::Digest(digest) => {
+                self.whole_of(place, digest, &platforms, ahead).await?;
+                Ok(match from {
+                    Some(digest) => Synced::Unchanged(digest),
+                    None => Synced::Moved { from: None, to: digest.clone() },
+                })
+            }
+        }
+    }
+
+    /// Has a tag mean what it means at the upstream, once all of that is here.
+    async fn bring(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        tag: &Tag,
+        trust: Trust,
+        (from, platforms): (Option<Digest>, &Platforms),
+        ahead: &Ahead,
+    ) -> Result<Synced, PullError> {
+        for _ in 0..ROUNDS {
+            match self.look(place, fill, tag, trust).await? {
+                Look::Deleted => {
+                    let is_dropped = fill.rule.freshness.when_deleted == WhenDeleted::Drop;
+                    return match from {
+                        Some(_) => Ok(Synced::Deleted { from, is_dropped }),
+                        None => Err(gone(fill)),
+                    };
+                }
+                Look::Valid(resolved) if from.as_ref() == Some(&resolved.digest) => {
+                    return Ok(Synced::Unchanged(resolved.digest));
+                }
+                // A pull was faster.
+                Look::Valid(resolved) => {
+                    self.whole(place, fill, &resolved, platforms, ahead).await?;
+                    return Ok(Synced::Moved { from, to: resolved.digest });
+                }
+                Look::Moved { base, to, said } => {
+                    failpoint::hit("sync.before_content");
+                    self.whole(place, fill, &to, platforms, ahead).await?;
+                    if self.moves(place, fill, tag, base, (&to, said)).await? {
+                        info!(
+                            repository.name = %place.repository, tag.name = %tag, content.digest = %to.digest,
+                            "synced `{}:{tag}`, which means `{}` now", place.repository, to.digest
+                        );
+                        return Ok(Synced::Moved { from, to: to.digest });
+                    }
+                }
+            }
+        }
+        Err(PullError::Busy)
+    }
+
+    /// Looks at a tag, and asks the upstream unless it is trusted: once for all who wait, pulls among them.
+    async fn look(&self, place: &Place, fill: &FillFrom, tag: &Tag, trust: Trust) -> Result<Look, PullError> {
+        let key = (fill.origin, place.repository.clone(), Reference::Tag(tag.clone()));
+        for _ in 0..LOOKS {
+            let seen: Seen = Arc::default();
+            let work = || {
+                let (resolver, place, fill, tag) = (self.clone(), place.clone(), fill.clone(), tag.clone());
+                let (key, seen) = (key.clone(), seen.clone());
+                Trail::of(async move { resolver.look_for_all(&key, &place, &fill, &tag, (trust, &seen)).await })
+            };
+            let (_, _) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)?;
+            if let Some(look) = seen.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return look;
+            }
+            // A pull had asked already: the records tell what came of it, and whether that is new enough.
+        }
+        Err(PullError::Busy)
+    }
+
+    /// Looks for a sync, which is told by `seen`, and for pulls that have joined, which get what they are given.
+    async fn look_for_all(
+        &self,
+        key: &super::ManifestKey,
+        place: &Place,
+        fill: &FillFrom,
+        tag: &Tag,
+        (trust, seen): (Trust, &Seen),
+    ) -> Result<Resolved, PullError> {
+        let see = |look: Result<Look, PullError>| {
+            *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        };
+        let coordinated = self.coordinated(place, fill, &key.2, trust).await;
+        let (held, lease) = match coordinated {
+            Ok(coordinated) => coordinated,
+            Err(error) => {
+                see(Err(error.clone()));
+                return Err(error);
+            }
+        };
+        let answer = match held {
+            Held::Fresh(resolved) => {
+                see(Ok(Look::Valid(resolved.clone())));
+                Ok(resolved)
+            }
+            Held::Gone => {
+                see(Ok(Look::Deleted));
+                Err(gone(fill))
+            }
+            Held::Stale(stale) => self.look_at_stale(key, place, fill, *stale, see).await,
+            Held::Nothing(_) => {
+                let looked = async {
+                    let base = within_limit(self.repositories.tag_revision(&place.repository, tag)).await?;
+                    let to = self.untagged(place, fill, tag, None, None).await?;
+                    Ok::<_, PullError>((base, to))
+                };
+                match looked.await {
+                    Ok((base, to)) => {
+                        see(Ok(Look::Moved { base, to: to.clone(), said: self.now() }));
+                        Ok(to)
+                    }
+                    Err(error) => {
+                        see(Err(error.clone()));
+                        Err(error)
+                    }
+                }
+            }
+        };
+        drop(lease);
+        answer
+    }
+
+    /// Asks the upstream whether a tag still means what it meant.
+    async fn look_at_stale(
+        &self,
+        key: &super::ManifestKey,
+        place: &Place,
+        fill: &FillFrom,
+        stale: Stale,
+        see: impl FnOnce(Result<Look, PullError>),
+    ) -> Result<Resolved, PullError> {
+        let said = match self.confirmed(place, fill, &stale).await {
+            Ok(Said::Other(said)) => {
+                let known = said.clone().unwrap_or_else(|| stale.resolved.digest.clone());
+                self.untagged(place, fill, &stale.tag, said, Some(&known)).await
+            }
+            Ok(Said::Same(resolved)) => Ok(resolved),
+            Err(error) => Err(error),
+        };
+        match said {
+            // An upstream that does not answer HEAD shows by GET that nothing has changed.
+            Ok(same) if same.digest == stale.resolved.digest => {
+                let is_noted = same.outcome == Outcome::Revalidated;
+                let resolved = if is_noted { same } else { self.note_confirmed(place, fill, &stale).await };
+                self.unconfirmed.invalidate(key).await;
+                see(Ok(Look::Valid(resolved.clone())));
+                Ok(resolved)
+            }
+            Ok(to) => {
+                see(Ok(Look::Moved { base: Some(stale.revision), to: to.clone(), said: self.now() }));
+                Ok(to)
+            }
+            // It tells nothing of the upstream, which pulls may ask.
+            Err(error @ PullError::OverBudget { .. }) => {
+                see(Err(error.clone()));
+                Err(error)
+            }
+            Err(error) => {
+                match why(&error) {
+                    Unconfirmed::Deleted => see(Ok(Look::Deleted)),
+                    Unconfirmed::Denied | Unconfirmed::Away => see(Err(error.clone())),
+                }
+                self.asked_and_failed(key, place, fill, stale, error).await
+            }
+        }
+    }
+
+    /// The manifest that a tag means at the upstream, here by its digest. One that is here already is not fetched.
+    async fn untagged(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        tag: &Tag,
+        said: Option<Digest>,
+        known: Option<&Digest>,
+    ) -> Result<Resolved, PullError> {
+        if let Some(digest) = said
+            && let Held::Fresh(held) = self.held(place, &Reference::Digest(digest), Trust::Rule(None)).await?
+        {
+            return Ok(Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held });
+        }
+        self.fetch_as(place, fill, &Reference::Tag(tag.clone()), known, None).await
+    }
+
+    /// Replaces a tag's record, unless somebody else has; says whether it did.
+    async fn moves(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        tag: &Tag,
+        base: Option<i64>,
+        (to, said): (&Resolved, DateTime<Utc>),
+    ) -> Result<bool, PullError> {
+        let incarnation = to.incarnation.ok_or(PullError::StoreAway)?;
+        within_limit(async {
+            let live = self.repositories.live(&place.repository).await?;
+            match live.filter(|live| live.record.incarnation == incarnation) {
+                Some(live) => self.repositories.move_tag(&live, fill, tag, base, (&to.digest, said)).await,
+                None => Ok(false),
+            }
+        })
+        .await
+    }
+
+    /// What a tag means here, if it is known.
+    async fn meant(&self, place: &Place, tag: &Tag) -> Result<Option<Digest>, PullError> {
+        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        within_limit(async {
+            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
+            Ok(self.repositories.tag(&live, tag, origin).await?.and_then(|record| record.digest))
+        })
+        .await
+    }
+
+    /// For which platforms an index is cached. All, if it is none.
+    async fn platforms_of(&self, place: &Place, digest: &Digest) -> Result<Platforms, PullError> {
+        let held = self.held(place, &Reference::Digest(digest.clone()), Trust::Rule(None)).await?;
+        let Held::Fresh(resolved) = held else { return Ok(Platforms::All) };
+        let Ok(manifest) = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes) else {
+            return Ok(Platforms::All);
+        };
+        if !manifest.media_type.is_index() {
+            return Ok(Platforms::All);
+        }
+        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let Some(live) = within_limit(self.repositories.live(&place.repository)).await? else {
+            return Ok(Platforms::All);
+        };
+        let mut cached = Vec::new();
+        for child in &manifest.children {
+            let (Some(digest), Some(platform)) = (&child.digest, &child.platform) else { continue };
+            if within_limit(self.repositories.manifest_link(&live, digest, origin)).await?.is_some() {
+                cached.push(platform.clone());
+            }
+        }
+        Ok(Platforms::These(cached))
+    }
+
+    /// Fetches all of an image that is not here.
+    async fn whole_of(
+        &self,
+        place: &Place,
+        digest: &Digest,
+        platforms: &Platforms,
+        ahead: &Ahead,
+    ) -> Result<(), PullError> {
+        let fill = place.fill.as_ref().ok_or(PullError::NoRule)?;
+        let resolved = self.manifest(place, &Reference::Digest(digest.clone()), None).await?;
+        self.whole(place, fill, &resolved, platforms, ahead).await
+    }
+
+    /// Fetches what an image consists of, as far as it is not here: of an index those for the platforms, each with its
+    /// configuration and layers.
+    async fn whole(
+        &self,
+        place: &Place,
+        fill: &FillFrom,
+        image: &Resolved,
+        platforms: &Platforms,
+        ahead: &Ahead,
+    ) -> Result<(), PullError> {
+        let mut blobs: HashMap<Digest, u64> = HashMap::new();
+        let mut manifests = vec![(image.clone(), 0)];
+        while let Some((resolved, depth)) = manifests.pop() {
+            let manifest = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes);
+            let manifest = manifest.map_err(|error| bad_manifest(fill, &error))?;
+            let size = resolved.bytes.len() as u64;
+            ahead.found(size);
+            ahead.done_bytes.fetch_add(size, Ordering::Relaxed);
+            for child in platforms.children(&manifest).filter(|child| !child.is_foreign && depth < DEPTH) {
+                let Some(digest) = &child.digest else { continue };
+                let child = Box::pin(self.manifest(place, &Reference::Digest(digest.clone()), None)).await?;
+                manifests.push((child, depth + 1));
+            }
+            for blob in manifest.config.iter().chain(&manifest.layers).filter(|blob| !blob.is_foreign) {
+                let Some(digest) = &blob.digest else { continue };
+                if blobs.insert(digest.clone(), blob.size_bytes).is_none() {
+                    ahead.found(blob.size_bytes);
+                }
+            }
+        }
+        let fetches = blobs.into_keys().map(|digest| async move { self.fetched(place, &digest, ahead).await });
+        stream::iter(fetches).buffer_unordered(limits::JOB_BLOBS).try_collect::<()>().await
+    }
+
+    /// Waits until a blob is here.
+    async fn fetched(&self, place: &Place, digest: &Digest, ahead: &Ahead) -> Result<(), PullError> {
+        let counted = Counted { ahead, bytes: AtomicU64::new(0) };
+        let turn = ahead.turns.acquire().await;
+        let _turn = turn.map_err(|_| PullError::Busy)?;
+        let (mut failure, mut has_landed) = (PullError::Busy, false);
+        for _ in 0..TRIES {
+            let landed = match Box::pin(self.blob(place, digest, Want::Bytes, None)).await {
+                Ok(Blob::Stored { size_bytes, .. }) => {
+                    counted.is_at(size_bytes);
+                    return Ok(());
+                }
+                // What has landed and is not stored will not be stored the next time.
+                Ok(Blob::Landing(_)) if has_landed => return Err(PullError::StoreAway),
+                Ok(Blob::Landing(landed)) => landed.ended(|bytes| counted.is_at(bytes)).await,
+                Ok(Blob::Known { .. }) => Err(PullError::Busy),
+                Err(error) => Err(error),
+            };
+            match landed {
+                Ok(()) => has_landed = true,
+                // Pulls are first.
+                Err(PullError::Busy) => failure = PullError::Busy,
+                Err(error) => return Err(error),
+            }
+            counted.is_at(0);
+        }
+        Err(failure)
+    }
+}
+
+/// What a look has shown, on its way to the sync that has asked for it.
+type Seen = Arc<Mutex<Option<Result<Look, PullError>>>>;

@@ -1,0 +1,120 @@
+//! Templates: what a repository is created with, by whichever node, while the control plane is away.
+
+#![allow(missing_docs, reason = "tests are named by sentences")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
+
+#[path = "several/ground.rs"]
+mod ground;
+
+use std::time::Duration;
+
+use entrepot_proto::node::v1 as pb;
+use entrepot_store::layout;
+use entrepot_store::records::{self, RepositoryRecord, SettingsRecord};
+use entrepot_test_support::{images, wait_until};
+use reqwest::StatusCode;
+use uuid::Uuid;
+
+use ground::{Ground, LIMIT, Node};
+
+const DAY: Duration = Duration::from_secs(25 * 3600);
+
+fn template(number: u128, id: &str, prefix: &str, mutability: &str, exclusions: &[&str]) -> pb::SnapshotTemplate {
+    pb::SnapshotTemplate {
+        uid: Uuid::from_u128(number).to_string(),
+        template_id: id.to_owned(),
+        prefix: prefix.to_owned(),
+        settings: Some(pb::RepositorySettings {
+            template_id: id.to_owned(),
+            tag_mutability: mutability.to_owned(),
+            tag_mutability_exclusions: exclusions.iter().map(ToString::to_string).collect(),
+            resource_tags: vec![pb::ResourceTag { key: "by".to_owned(), value: id.to_owned() }],
+        }),
+    }
+}
+
+async fn settings(ground: &Ground, name: &str) -> SettingsRecord {
+    let key = layout::repository(&name.parse().unwrap());
+    records::read::<RepositoryRecord>(&*ground.store, &key).await.unwrap().unwrap().0.settings
+}
+
+/// What a tag means at a node, by the digest of its manifest.
+async fn pulled(node: &Node, path: &str) -> String {
+    let (status, digest) = node.get(path).await.unwrap();
+    assert_eq!(status, StatusCode::OK, "{path}");
+    digest
+}
+
+#[tokio::test]
+async fn the_template_with_the_longest_prefix_is_applied_by_the_first_pull_at_any_node() {
+    let ground = Ground::new().await;
+    let templates = vec![
+        template(20, "root", "ROOT", "MUTABLE", &[]),
+        template(21, "demo", "demo", "IMMUTABLE", &[]),
+        template(22, "team", "demo/team", "IMMUTABLE_WITH_EXCLUSION", &["latest"]),
+    ];
+    let rules = [("demo", pb::SnapshotFreshness::default()), ("other", pb::SnapshotFreshness::default())];
+    ground.publish_with(2, &rules, templates).await;
+    // Nobody listens where their control plane should be.
+    let (one, two) = ground.two().await;
+    let mut old = Vec::new();
+    for (seed, repository) in (0..).zip(["app", "team/app"]) {
+        for (number, tag) in (0..).zip(["v1", "latest"]) {
+            let layer = images::random_bytes(10 * seed + number, 100);
+            old.push(ground.upstream.publish_image(repository, tag, &[layer]).manifest);
+        }
+    }
+    ground.upstream.publish_image("x", "v1", &[images::random_bytes(99, 100)]);
+    assert_eq!(pulled(&one, "app/manifests/v1").await, old[0]);
+    assert_eq!(pulled(&two, "app/manifests/latest").await, old[1]);
+    assert_eq!(pulled(&two, "team/app/manifests/v1").await, old[2]);
+    assert_eq!(pulled(&two, "team/app/manifests/latest").await, old[3]);
+    let other = one.request("other/x/manifests/v1").send().await.unwrap();
+    assert_eq!(other.status(), StatusCode::OK);
+    for (name, by) in [("demo/app", "demo"), ("demo/team/app", "team"), ("other/x", "root")] {
+        let settings = settings(&ground, name).await;
+        assert_eq!((settings.template.as_str(), settings.resource_tags["by"].as_str()), (by, by), "{name}");
+    }
+
+    // What may not move does not, however long ago it was confirmed.
+    for repository in ["app", "team/app"] {
+        for tag in ["v1", "latest"] {
+            ground.upstream.publish_image(repository, tag, &[images::random_bytes(50, 100)]);
+        }
+    }
+    ground.advance(DAY).await;
+    for node in [&one, &two] {
+        assert_eq!(pulled(node, "app/manifests/v1").await, old[0]);
+        assert_eq!(pulled(node, "app/manifests/latest").await, old[1]);
+        assert_eq!(pulled(node, "team/app/manifests/v1").await, old[2]);
+        assert_ne!(pulled(node, "team/app/manifests/latest").await, old[3], "it is excluded");
+    }
+
+    // A template is applied once.
+    let changed = vec![template(23, "changed", "demo", "MUTABLE", &[])];
+    ground.publish_with(3, &rules, changed).await;
+    let three = ground.node("node-3").await;
+    assert_eq!(pulled(&three, "app/manifests/v1").await, old[0]);
+    assert_eq!(settings(&ground, "demo/app").await.template, "demo");
+    ground.upstream.publish_image("new", "v1", &[images::random_bytes(60, 100)]);
+    pulled(&three, "new/manifests/v1").await;
+    assert_eq!(settings(&ground, "demo/new").await.template, "changed");
+}
+
+#[tokio::test]
+async fn a_template_of_a_newer_release_breaks_no_pull() {
+    let ground = Ground::new().await;
+    let strange = template(20, "strange", "demo", "FROZEN_ON_MONDAYS", &["("]);
+    ground.publish_with(2, &[("demo", pb::SnapshotFreshness::default())], vec![strange]).await;
+    ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let node = ground.node("node-1").await;
+    pulled(&node, "app/manifests/v1").await;
+    let settings = settings(&ground, "demo/app").await;
+    assert_eq!((settings.template.as_str(), settings.tag_mutability.as_str()), ("strange", ""));
+    wait_until(LIMIT, "its creation is told of", async || {
+        let prefix = layout::events_prefix(&"node-1".parse().unwrap());
+        !ground.store.list(&prefix, None, 10).await.unwrap().is_empty()
+    })
+    .await;
+}

@@ -1,0 +1,81 @@
+//! A limit of requests as Docker Hub sets it: fetches of manifests count, looking at them does not, nor does anything else;
+//! what is left comes with the answers.
+
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+/// A limit, and what has been taken of it.
+#[derive(Debug, Default)]
+pub(super) struct Limit {
+    set: Option<(u64, Duration)>,
+    /// When the window began.
+    began: Option<Instant>,
+    /// What was counted in this window.
+    taken: u64,
+    /// What was ever counted.
+    counted: usize,
+}
+
+/// Whether a request may be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Answered,
+    TooMany,
+}
+
+impl Limit {
+    pub(super) fn set(&mut self, requests: u64, window: Duration) {
+        (self.set, self.began, self.taken) = (Some((requests, window)), None, 0);
+    }
+
+    pub(super) fn counted(&self) -> usize {
+        self.counted
+    }
+
+    /// Others with the same account take so many.
+    pub(super) fn take(&mut self, requests: u64) {
+        self.begin();
+        self.taken += requests;
+    }
+
+    /// Counts a request that would be answered with a manifest.
+    pub(super) fn ask(&mut self, request: &Parts) -> Verdict {
+        let counts = request.method == Method::GET && is_manifest(request);
+        self.counted += usize::from(counts);
+        self.begin();
+        match self.set {
+            Some((requests, _)) if counts && self.taken >= requests => Verdict::TooMany,
+            Some(_) | None => {
+                self.taken += u64::from(counts);
+                Verdict::Answered
+            }
+        }
+    }
+
+    /// Says with the answer to a request for a manifest what is left.
+    pub(super) fn tell(&self, request: &Parts, headers: &mut HeaderMap) {
+        let Some((requests, window)) = self.set.filter(|_| is_manifest(request)) else { return };
+        let seconds = window.as_secs();
+        let left = requests.saturating_sub(self.taken);
+        for (name, value) in [
+            ("ratelimit-limit", format!("{requests};w={seconds}")),
+            ("ratelimit-remaining", format!("{left};w={seconds}")),
+            ("docker-ratelimit-source", "192.0.2.1".to_owned()),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::try_from(value).expect("is ASCII"));
+        }
+    }
+
+    fn begin(&mut self) {
+        let is_over = |began: Instant| self.set.is_some_and(|(_, window)| began.elapsed() >= window);
+        if self.began.is_none_or(is_over) {
+            (self.began, self.taken) = (Some(Instant::now()), 0);
+        }
+    }
+}
+
+fn is_manifest(request: &Parts) -> bool {
+    request.uri.path().contains("/manifests/")
+}

@@ -1,0 +1,258 @@
+//! What is asked of one endpoint of an upstream: manifests and blobs.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use entrepot_domain::upstream::{Endpoint, RequestKind};
+use entrepot_domain::{Digest, MediaType, Priority, Reference, RepositoryName, Verifier};
+use futures_util::stream::BoxStream;
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use reqwest::{Method, StatusCode};
+use tokio::time::Instant;
+
+use crate::body;
+use crate::error::Error;
+use crate::request::{Ask, Requests};
+use crate::resume;
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// One endpoint of an upstream.
+pub(crate) struct Site {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) requests: Requests,
+}
+
+/// An endpoint, asked for somebody's sake.
+#[derive(Clone)]
+pub(crate) struct Via {
+    pub(crate) site: Arc<Site>,
+    pub(crate) priority: Priority,
+}
+
+/// What an upstream says of a manifest without sending it, as far as it does: nothing of it is verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DescribedManifest {
+    /// What it hashes to.
+    pub digest: Option<Digest>,
+    /// What kind it is.
+    pub media_type: Option<MediaType>,
+    /// How large it is.
+    pub size_bytes: Option<u64>,
+}
+
+/// A manifest as the upstream sent it. One that was asked for by digest is verified.
+#[derive(Clone, Debug)]
+pub struct FetchedManifest {
+    /// The manifest, byte for byte.
+    pub bytes: Bytes,
+    /// What the upstream says it is.
+    pub content_type: Option<String>,
+    /// Whether they have the digest that the upstream says, if it says one.
+    pub is_as_said: bool,
+}
+
+/// A blob's bytes as they come: not verified. The stream ends after its first error.
+pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
+
+/// A blob that is being sent.
+pub struct BlobBody {
+    /// How large it is, if the upstream says so.
+    pub size_bytes: Option<u64>,
+    /// Its bytes.
+    pub stream: BlobStream,
+}
+
+impl Via {
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.site.requests
+    }
+
+    /// Asks once or more often, as [`Requests::patiently`] does.
+    pub(crate) async fn patiently<T, F>(&self, kind: RequestKind, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        self.requests().patiently(self.priority, kind, attempt).await
+    }
+
+    /// Asks what `reference` means now, and all that is said of it without fetching it. An upstream that answers no HEAD
+    /// says nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such manifest, and all that can happen to a request.
+    pub(crate) async fn describe_manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<DescribedManifest, Error> {
+        let ask = self.manifest_ask(Method::HEAD, repository, reference);
+        let requests = self.requests();
+        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        let headers = response.headers();
+        match response.status().as_u16() {
+            200 => Ok(DescribedManifest {
+                digest: header(headers, DOCKER_CONTENT_DIGEST),
+                media_type: header(headers, CONTENT_TYPE),
+                size_bytes: content_length(headers),
+            }),
+            403 | 405 | 501 => Ok(DescribedManifest::default()),
+            _ => Err(requests.refusal(&response)),
+        }
+    }
+
+    /// Fetches a manifest. Its bytes are verified if it is asked for by digest; behind a tag there may be any.
+    ///
+    /// What comes for a tag and is not what the upstream says of it is fetched once more: bytes are damaged by chance, and
+    /// not twice in the same way. If they are the same again, they count and not what is said.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and all that can happen to a request.
+    pub(crate) async fn manifest(
+        &self,
+        repository: &RepositoryName,
+        reference: &Reference,
+    ) -> Result<FetchedManifest, Error> {
+        let ask = self.manifest_ask(Method::GET, repository, reference);
+        let fetch = || self.patiently(ask.kind, |until| self.fetch_manifest(&ask, reference, until));
+        let first = fetch().await?;
+        if first.is_as_said {
+            return Ok(first);
+        }
+        let again = fetch().await?;
+        if again.is_as_said || again.bytes == first.bytes { Ok(again) } else { Err(Error::WrongDigest) }
+    }
+
+    async fn fetch_manifest(
+        &self,
+        ask: &Ask,
+        reference: &Reference,
+        head_until: Instant,
+    ) -> Result<FetchedManifest, Error> {
+        let requests = self.requests();
+        let response = requests.ask(ask, head_until).await?;
+        if response.status() != StatusCode::OK {
+            return Err(requests.refusal(&response));
+        }
+        body::require_identity(&response)?;
+        let content_type: Option<String> = header(response.headers(), CONTENT_TYPE);
+        if content_type.as_deref().is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html")) {
+            return Err(Error::bad("answers with a web page instead of a manifest; is its endpoint right?"));
+        }
+        let said: Option<Digest> = header(response.headers(), DOCKER_CONTENT_DIGEST);
+        let bytes = body::read(response, requests.limits.manifest_bytes, requests.limits.stall).await?;
+        let is = |digest: &Digest| {
+            let mut verifier = Verifier::new(digest.clone());
+            verifier.update(&bytes);
+            verifier.finish()
+        };
+        let is_as_said = match reference {
+            Reference::Digest(digest) if !is(digest) => return Err(Error::WrongDigest),
+            Reference::Digest(_) => true,
+            Reference::Tag(_) => said.as_ref().is_none_or(is),
+        };
+        Ok(FetchedManifest { bytes, content_type, is_as_said })
+    }
+
+    /// Asks whether a blob is there, and how large it is; `None` if the upstream does not say how large.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request.
+    pub(crate) async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
+        let requests = self.requests();
+        let url = self.site.endpoint.blob_url(repository, digest);
+        let ask = Ask::new(RequestKind::Blob, Method::HEAD, url.clone());
+        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        match (response.status().as_u16(), content_length(response.headers())) {
+            (200, Some(size_bytes)) => return Ok(Some(size_bytes)),
+            // The length is missing, or HEAD is: URLs that redirects lead to are often signed for GET alone.
+            (200 | 403 | 405 | 501, _) => {}
+            _ => return Err(requests.refusal(&response)),
+        }
+        let mut ask = Ask::new(RequestKind::Blob, Method::GET, url);
+        ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        match response.status().as_u16() {
+            200 => Ok(content_length(response.headers())),
+            // An empty blob has no first byte, so its range cannot be had.
+            206 | 416 => Ok(size_in_content_range(response.headers())),
+            _ => Err(requests.refusal(&response)),
+        }
+    }
+
+    /// Fetches a blob. The caller verifies it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request. Once the blob is on its
+    /// way, a body that breaks off or stalls is gone on with; errors come as the stream's last item.
+    pub(crate) async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
+        let requests = self.requests();
+        let ask = Ask::new(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
+        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        if response.status() != StatusCode::OK {
+            return Err(requests.refusal(&response));
+        }
+        body::require_identity(&response)?;
+        let size_bytes = content_length(response.headers());
+        Ok(BlobBody { size_bytes, stream: resume::stream(self.clone(), ask, response) })
+    }
+
+    /// Fetches a part of a blob, which is not empty. `None` if the upstream gives no parts.
+    ///
+    /// # Errors
+    /// As [`Self::blob`].
+    pub(crate) async fn blob_part(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+        part: Range<u64>,
+    ) -> Result<Option<BlobStream>, Error> {
+        let requests = self.requests();
+        let mut ask = Ask::new(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
+        ask.headers.insert(RANGE, resume::range_header(part.start, Some(part.end)));
+        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                body::require_identity(&response)?;
+                let stream = resume::part(self.clone(), ask, response, part);
+                stream.map(Some).ok_or_else(|| Error::bad("sends another range of a blob than it was asked for"))
+            }
+            StatusCode::OK => Ok(None),
+            _ => Err(requests.refusal(&response)),
+        }
+    }
+
+    pub(crate) fn manifest_ask(&self, method: Method, repository: &RepositoryName, reference: &Reference) -> Ask {
+        let kind = if method == Method::HEAD { RequestKind::ManifestHead } else { RequestKind::Manifest };
+        let mut ask = Ask::new(kind, method, self.site.endpoint.manifest_url(repository, reference));
+        ask.headers.insert(ACCEPT, accepted_manifests());
+        ask
+    }
+}
+
+impl fmt::Debug for BlobBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobBody").field("size_bytes", &self.size_bytes).finish_non_exhaustive()
+    }
+}
+
+/// All four types in one line, and nothing else: some registries convert, or deny, what is not asked for.
+fn accepted_manifests() -> HeaderValue {
+    let types = MediaType::ALL.map(MediaType::as_str).join(", ");
+    HeaderValue::try_from(types).expect("media types are visible ASCII")
+}
+
+pub(crate) fn header<T: std::str::FromStr>(headers: &HeaderMap, name: HeaderName) -> Option<T> {
+    headers.get(name)?.to_str().ok()?.trim().parse().ok()
+}
+
+pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
+    header(headers, CONTENT_LENGTH)
+}
+
+pub(crate) fn size_in_content_range(headers: &HeaderMap) -> Option<u64> {
+    let range: String = header(headers, CONTENT_RANGE)?;
+    range.rsplit_once('/')?.1.parse().ok()
+}
