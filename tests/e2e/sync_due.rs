@@ -1,5 +1,6 @@
 //! Syncs that nobody asks for: which tags are refreshed before they are stale, and how fast.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -9,7 +10,7 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
 use entrepot_store::layout;
 use entrepot_store::records::{self, RepositoryRecord, TagRecord};
-use entrepot_test_support::{FakeUpstream, images, wait_until};
+use entrepot_test_support::{FakeUpstream, LogEntry, images, wait_until};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 
@@ -18,10 +19,15 @@ use crate::report::report;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// Whether a request asks what a tag of `repository` means.
+fn is_head_of(repository: &str) -> impl Fn(&&LogEntry) -> bool {
+    let prefix = format!("/v2/{repository}/manifests/");
+    move |entry| entry.method == "HEAD" && entry.path.starts_with(&prefix)
+}
+
 /// How often the upstream was asked what a tag means.
 fn heads(upstream: &FakeUpstream, repository: &str) -> usize {
-    let prefix = format!("/v2/{repository}/manifests/");
-    upstream.log().iter().filter(|entry| entry.method == "HEAD" && entry.path.starts_with(&prefix)).count()
+    upstream.log().iter().filter(is_head_of(repository)).count()
 }
 
 /// Waits until the index knows that an image was pulled.
@@ -136,11 +142,38 @@ async fn publish_as_pulled(
     Ok(())
 }
 
-#[tokio::test]
-async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_other() -> Result<()> {
+/// A hundred pulls of an image that is here: how long they took, in the median and at worst.
+async fn pulls(registry: &Registry, image: &images::Image) -> Result<(Duration, Duration)> {
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let began = Instant::now();
+        registry.manifest("demo/app", &image.manifest).await?;
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    Ok((times[50], times[99]))
+}
+
+/// Gives the upstream of the rule `demo` a budget for a day.
+async fn set_budget(registry: &Registry, requests: i64) -> Result<()> {
+    let window = Some(prost_types::Duration { seconds: 86_400, nanos: 0 });
+    let budget = Some(pb::Budget { requests, window });
+    let upstream = pb::Upstream { name: "upstreams/demo".to_owned(), budget, ..Default::default() };
+    let update_mask = Some(prost_types::FieldMask { paths: vec!["budget".to_owned()] });
+    let request = pb::UpdateUpstreamRequest { upstream: Some(upstream), update_mask };
+    registry.upstreams().update_upstream(request).await?;
+    Ok(())
+}
+
+// As the programs run: a client and a node do not wait for each other's turn on one thread.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_other_within_the_budget() -> Result<()> {
     const TAGS: usize = 10_000;
     /// How many a second the upstream is asked for at most.
     const RATE: f64 = 10.0;
+    /// Of this, a fifth is kept for clients.
+    const BUDGET: usize = 100;
+    const FOR_SYNCS: usize = BUDGET - BUDGET / 5;
     let upstream = FakeUpstream::start().await;
     let registry = Registry::start_with_manual_clock().await?;
     registry.rule("demo", &upstream).await?;
@@ -148,27 +181,17 @@ async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_othe
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
     registry.manifest("demo/app", "v1").await?;
     pulled(&registry, "demo/app", "v1").await;
-
     publish_as_pulled(&registry, &upstream, &image, TAGS).await?;
+    set_budget(&registry, i64::try_from(BUDGET)?).await?;
 
-    let pulls = async || {
-        let mut times = Vec::new();
-        for _ in 0..100 {
-            let began = Instant::now();
-            registry.manifest("demo/app", &image.manifest).await?;
-            times.push(began.elapsed());
-        }
-        times.sort_unstable();
-        anyhow::Ok((times[50], times[99]))
-    };
-    let (median, worst) = pulls().await?;
+    let (median, worst) = pulls(&registry, &image).await?;
     report("a pull without syncs", format!("{median:?} in the median, {worst:?} at worst"));
-    let before = heads(&upstream, "app");
+    let (before, requests) = (heads(&upstream, "app"), upstream.request_count());
     let began = Instant::now();
     registry.clock.advance(22 * HOUR);
     let asked = || heads(&upstream, "app") - before;
     wait_until(LIMIT, "the first are asked for", async || asked() >= 20).await;
-    let (median, worst) = pulls().await?;
+    let (median, worst) = pulls(&registry, &image).await?;
     report("a pull beside them", format!("{median:?} in the median, {worst:?} at worst"));
     wait_until(LIMIT, "more are asked for", async || asked() >= 60).await;
     // Counted first: what comes after the count can only make the time longer.
@@ -176,12 +199,17 @@ async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_othe
     let seconds = began.elapsed().as_secs_f64();
     report("asked for", format!("{count} of {TAGS} tags in {seconds:.1} s"));
     assert!(count as f64 <= 1.0 + seconds * RATE, "{count} in {seconds} s");
+
+    // Then nothing is left for syncs, which wait. What was kept is there for clients.
+    let waits = "entrepot_job_duration_seconds_count{job_kind=\"automatic_sync\",outcome=\"over_budget\"";
+    wait_until(LIMIT, "syncs wait for the budget", async || registry.metric(waits) >= 20.0).await;
+    assert_eq!((asked(), upstream.request_count() - requests), (FOR_SYNCS, FOR_SYNCS), "a HEAD for each, and no more");
+    let new = upstream.publish_image("new", "v1", &[images::random_bytes(2, 100)]);
+    assert_eq!(registry.manifest("demo/new", "v1").await?.bytes, new.manifest_bytes);
+    assert_eq!(asked(), FOR_SYNCS);
     let log = upstream.log();
-    let mut paths: Vec<&str> =
-        log.iter().filter(|entry| entry.method == "HEAD").map(|entry| entry.path.as_str()).skip(before).collect();
-    let all = paths.len();
-    paths.sort_unstable();
-    paths.dedup();
-    assert_eq!(paths.len(), all, "each is asked for once");
+    let paths: BTreeSet<&str> =
+        log.iter().filter(is_head_of("app")).skip(before).map(|entry| entry.path.as_str()).collect();
+    assert_eq!(paths.len(), FOR_SYNCS, "each is asked for once");
     Ok(())
 }

@@ -268,6 +268,7 @@ fn kind_of(job: &pb::Job) -> &'static str {
 fn outcome_of(report: &Report) -> &'static str {
     let Report::Result(result) = report else { return "given_back" };
     match result.outcome() {
+        ItemOutcome::ItemFailed if result.over_budget => "over_budget",
         ItemOutcome::ItemUnchanged => "unchanged",
         ItemOutcome::ItemMoved => "moved",
         ItemOutcome::ItemCreated => "created",
