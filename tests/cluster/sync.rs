@@ -1,6 +1,6 @@
 //! Syncs in a cluster: every node shows what came of one, and one whose node is killed is finished by another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -67,6 +67,71 @@ async fn a_sync_has_reached_every_node_when_it_ends_and_a_pull_meanwhile_is_of_o
         }
         before = after;
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_sync_and_pull_draw_on_one_budget() -> Result<()> {
+    const TAGS: usize = 60;
+    const PULLS: usize = 8;
+    /// Of this, a fifth is kept for clients.
+    const BUDGET: usize = 50;
+    /// How many jobs a node has at once.
+    const JOBS: usize = 8;
+    let upstream = FakeUpstream::start().await;
+    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let api = cluster.api();
+    api.rule("demo", &upstream).await?;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
+    let tags: Vec<String> = (0..TAGS).map(|number| format!("t{number}")).collect();
+    for (tag, node) in tags.iter().zip(cluster.nodes.iter().cycle()) {
+        upstream.publish_manifest("app", Some(tag), &image.media_type, &image.manifest_bytes);
+        node.client().get(&format!("/v2/demo/app/manifests/{tag}")).await?;
+    }
+    for tag in &tags {
+        api.listed("demo/app", tag).await;
+    }
+    let window = Some(prost_types::Duration { seconds: 86_400, nanos: 0 });
+    let budget = Some(pb::Budget { requests: i64::try_from(BUDGET)?, window });
+    let demo = || "upstreams/demo".to_owned();
+    let request = pb::UpdateUpstreamRequest {
+        upstream: Some(pb::Upstream { name: demo(), budget, ..Default::default() }),
+        update_mask: Some(prost_types::FieldMask { paths: vec!["budget".to_owned()] }),
+    };
+    api.upstreams().update_upstream(request).await?;
+    let before = upstream.request_count();
+    let asked = || upstream.request_count() - before;
+    let left = async || {
+        let answer = api.upstreams().get_upstream(pb::GetUpstreamRequest { name: demo() }).await?.into_inner();
+        anyhow::Ok(answer.health.and_then(|health| health.budget_left).map(|left| left.left_requests))
+    };
+
+    for (number, node) in (0..PULLS).zip(cluster.nodes.iter().cycle()) {
+        upstream.publish_image("new", &format!("v{number}"), &[images::random_bytes(number as u64, 100)]);
+        node.client().get(&format!("/v2/demo/new/manifests/v{number}")).await?;
+    }
+    let pulls = asked();
+    assert_eq!(left().await?, Some(i64::try_from(BUDGET - pulls)?), "after pulls from both nodes");
+
+    // Both of them have jobs at the same time.
+    let gate = upstream.hold("HEAD /v2/app/");
+    let operation = begin(&api, "demo/app").await?;
+    gate.until_waiting(2 * JOBS).await;
+    gate.release();
+    cluster
+        .until("what is left for syncs is used up, and the rest waits", async || {
+            let items = items(&api, &operation.name).await.unwrap_or_default();
+            let waits = items.iter().filter(|item| item.reason.contains("is kept for clients that wait")).count();
+            waits + asked() - pulls >= TAGS
+        })
+        .await;
+    assert_eq!(asked(), BUDGET - BUDGET / 5, "what one node may ask for in syncs, two may");
+    assert_eq!(left().await?, Some(i64::try_from(BUDGET / 5)?));
+    let request = pb::CancelOperationRequest { name: operation.name.clone() };
+    api.operations().cancel_operation(request).await?;
+    let items = items(&api, &operation.name).await?;
+    let nodes: BTreeSet<_> = items.iter().filter(|item| !item.node.is_empty()).map(|item| &item.node).collect();
+    assert_eq!(nodes.len(), 2, "both nodes had jobs");
     Ok(())
 }
 
