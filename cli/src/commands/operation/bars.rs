@@ -71,9 +71,12 @@ impl Bars {
             }
             let bar = items.entry(item.image.clone()).or_insert_with(|| {
                 let style = style("  {bar:28} {bytes:>10} of {total_bytes:10} {msg}");
-                drawn.screen.add(ProgressBar::new(0).with_style(style).with_message(short(&item.image)))
+                drawn.screen.add(ProgressBar::no_length().with_style(style).with_message(short(&item.image)))
             });
-            bar.set_length(count(item.total_bytes));
+            // A length of zero would be a full bar.
+            if item.total_bytes > 0 {
+                bar.set_length(count(item.total_bytes));
+            }
             bar.set_position(count(item.done_bytes));
         }
         if operation.done {
