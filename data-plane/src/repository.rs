@@ -136,14 +136,14 @@ impl Repositories {
         Ok(self.store.list(&layout::blob_prefix(digest), None, 1).await?.pop())
     }
 
-    /// Stores a verified manifest and makes it visible, under `tag` where there is one. Creates the repository if need
-    /// be. Returns the incarnation that it is in.
+    /// Stores a verified manifest and makes it visible, under a tag where there is one, unless the tag has been validated
+    /// since the upstream was asked at that time. Creates the repository if need be. Returns the incarnation that it is in.
     pub(crate) async fn commit_manifest(
         &self,
         name: &RepositoryName,
         fill: &FillFrom,
         verified: &Verified,
-        tag: Option<&Tag>,
+        tag: Option<(&Tag, DateTime<Utc>)>,
     ) -> Result<Uuid, Error> {
         let object = match self.stored(&verified.digest).await? {
             Some(object) => object,
@@ -170,7 +170,7 @@ impl Repositories {
         fill: &FillFrom,
         verified: &Verified,
         object: &Key,
-        tag: Option<&Tag>,
+        tag: Option<(&Tag, DateTime<Utc>)>,
         now: DateTime<Utc>,
     ) -> Result<Uuid, Error> {
         let draft = self.draft_repository(name, fill, now).await?;
@@ -182,7 +182,10 @@ impl Repositories {
             link.cache_time = old.cache_time;
         }
         let tag_draft = match tag {
-            Some(tag) => Some(self.draft_tag(name, incarnation, tag, Some(&verified.digest), fill, now).await?),
+            Some((tag, asked)) => {
+                let draft = self.draft_tag(name, incarnation, tag, Some(&verified.digest), fill, now).await?;
+                Some(draft).filter(|draft| !draft.is_overtaken(asked))
+            }
             None => None,
         };
 
@@ -279,7 +282,7 @@ impl Repositories {
 
     /// Writes what is new of a tag that meant `digest`, if it still does.
     async fn settle_tag(&self, live: &Live, draft: TagDraft, digest: &Digest) -> Result<(), Error> {
-        if draft.old_digest.as_ref() != Some(digest) {
+        if draft.old.as_ref().and_then(|old| old.digest.as_ref()) != Some(digest) {
             return Ok(());
         }
         self.outbox.record(&live.name, live.record.incarnation, vec![draft.event()]).await?;
@@ -380,7 +383,7 @@ impl Repositories {
             validate_time: Some(now),
             origin: Some(fill.origin),
         };
-        Ok(TagDraft { key, tag: tag.clone(), old_digest: old.and_then(|old| old.digest), version, record })
+        Ok(TagDraft { key, tag: tag.clone(), old, version, record })
     }
 }
 
@@ -414,12 +417,18 @@ impl RepositoryDraft {
 struct TagDraft {
     key: Key,
     tag: Tag,
-    old_digest: Option<Digest>,
+    old: Option<TagRecord>,
     version: Option<Version>,
     record: TagRecord,
 }
 
 impl TagDraft {
+    /// Whether the upstream has said something to somebody else since it was asked for this. Without leases it may.
+    fn is_overtaken(&self, asked: DateTime<Utc>) -> bool {
+        let of_same_origin = self.old.as_ref().filter(|old| old.origin == self.record.origin);
+        of_same_origin.is_some_and(|old| old.validate_time > Some(asked))
+    }
+
     fn event(&self) -> Kind {
         Kind::TagMoved {
             tag: self.tag.clone(),

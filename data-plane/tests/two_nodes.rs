@@ -286,6 +286,26 @@ async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
 }
 
 #[tokio::test]
+async fn without_redis_a_slow_answer_does_not_undo_a_newer_one() {
+    let ground = Ground::new().await;
+    let old = publish_image(&ground.upstream);
+    let (one, two) = ground.two().await;
+    ground.redis.pause();
+    ground.upstream.script_times("GET /v2/app/manifests/v1", Fault::Rate(100), 1);
+    let slow = one.get("app/manifests/v1");
+    wait_until(LIMIT, "the upstream was asked", async || ground.upstream.request_count() == 1).await;
+    let new = ground.upstream.publish_image("app", "v1", &[images::random_bytes(3, 1000)]);
+    ground.clock.advance(Duration::from_secs(1));
+    assert_eq!(two.get("app/manifests/v1").await.unwrap(), ok(&new.manifest));
+    assert_eq!(slow.await.unwrap(), ok(&old.manifest), "it was asked for first");
+    for node in [&one, &two] {
+        assert_eq!(node.get("app/manifests/v1").await.unwrap(), ok(&new.manifest));
+    }
+    assert_eq!(ground.upstream.fetches_of("manifests/v1"), 2);
+    ground.redis.resume();
+}
+
+#[tokio::test]
 async fn without_redis_a_node_has_half_of_its_fetches_at_once() {
     let ground = Ground::new().await;
     let node = ground.node_with("node-1", Capacity { fills: 4, ..Capacity::default() }).await;

@@ -297,6 +297,7 @@ impl Resolver {
         let _turn = self.fills.turn().await?;
         let client = fill.client();
         let question = client.manifest_known_as(&fill.repository, reference, known);
+        let asked = self.now();
         let fetched = asking(fill, "GET", question).await;
         let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
         failpoint::hit("manifest.after_fetch");
@@ -308,7 +309,7 @@ impl Resolver {
             .map_err(|error| bad_manifest(fill, &error))?;
         let verified = Verified { digest, bytes: fetched.bytes, manifest };
 
-        let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag);
+        let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag.map(|tag| (tag, asked)));
         let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok();
         if tag.is_none() && incarnation.is_some() {
             self.note_told(place, fill, &verified.digest).await;
