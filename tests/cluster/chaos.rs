@@ -1,7 +1,7 @@
 //! Everything fails all the time, and pulls go on.
 //!
-//! A seed decides what fails when. A minute with all other tests; `ENTREPOT_CHAOS_SECONDS` says how long otherwise, and
-//! `ENTREPOT_CHAOS_SEED` which seed. `scripts/suite chaos` runs an hour.
+//! A seed decides what fails when. A minute unless `ENTREPOT_CHAOS_SECONDS` says how long; `ENTREPOT_CHAOS_SEED` says which
+//! seed. `scripts/test` runs six minutes, and `scripts/suite chaos` an hour.
 
 mod excuse;
 mod leaks;
@@ -56,8 +56,14 @@ async fn whatever_fails_every_pull_ends_with_the_right_bytes_and_nothing_is_left
 }
 
 async fn run(seed: u64, length: Duration) -> Result<()> {
-    let setup =
-        Setup { nodes: NODES, control_planes: CONTROL_PLANES, links: true, trace_ratio: "0.0", ..Setup::default() };
+    let setup = Setup {
+        nodes: NODES,
+        control_planes: CONTROL_PLANES,
+        links: true,
+        trace_ratio: "0.0",
+        alone: true,
+        ..Setup::default()
+    };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let (cluster, upstream) = (Arc::new(cluster), Arc::new(FakeUpstream::start().await));
     let link = Link::start(upstream.address()).await;

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -11,7 +10,7 @@ use entrepot_test_support::haproxy::{Mode, Service};
 use entrepot_test_support::program::{self, Host, Probed, probe};
 use entrepot_test_support::{HaProxy, OtlpCollector, Postgres, Program, Redis, Seaweed, wait_until};
 use tempfile::TempDir;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::api::Api;
 use crate::client::{Client, Credential, LIMIT};
@@ -26,8 +25,9 @@ const REDIS_PASSWORD: &str = "redis-password-44813";
 const REGISTRY: u16 = 15_000;
 const API: u16 = 15_001;
 
-/// Clusters are too large to have two of them at once.
-static TURN: LazyLock<Mutex<()>> = LazyLock::new(Mutex::default);
+/// How many clusters there may be at once. They wait for much of their time, for leases, drains and health checks.
+const PLACES: u32 = 2;
+static FREE_PLACES: Semaphore = Semaphore::const_new(PLACES as usize);
 
 /// What a cluster is to be like.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub(crate) struct Setup {
     pub(crate) links: bool,
     /// Which part of the pulls is traced; much of it costs tests of throughput more than the pulls.
     pub(crate) trace_ratio: &'static str,
+    /// Whether no other cluster may be there: it has much to do, or what is late in it fails a request.
+    pub(crate) alone: bool,
 }
 
 impl Default for Setup {
@@ -55,6 +57,7 @@ impl Default for Setup {
             cache_size: "1GiB",
             links: false,
             trace_ratio: "1.0",
+            alone: false,
         }
     }
 }
@@ -74,7 +77,7 @@ pub(crate) struct Cluster {
     /// What the database is called.
     pub(crate) database: String,
     folder: TempDir,
-    _turn: MutexGuard<'static, ()>,
+    _places: SemaphorePermit<'static>,
 }
 
 /// A control plane or a node.
@@ -149,7 +152,7 @@ impl Cluster {
 
     /// A running cluster.
     pub(crate) async fn start_with(setup: Setup) -> Result<Option<Self>> {
-        let turn = TURN.lock().await;
+        let places = FREE_PLACES.acquire_many(if setup.alone { PLACES } else { 1 }).await?;
         let folder = TempDir::new()?;
         let (postgres, redis, seaweed, otlp) = tokio::join!(
             Postgres::start(),
@@ -208,7 +211,7 @@ impl Cluster {
             shared,
             database,
             folder,
-            _turn: turn,
+            _places: places,
         };
         cluster.start_all().await;
         Ok(Some(cluster))

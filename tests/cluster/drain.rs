@@ -25,7 +25,7 @@ async fn a_rolling_restart_of_all_nodes_fails_no_request() -> Result<()> {
     for number in 0..400 {
         upstream.publish_image(&format!("cold-{number}"), "v1", &[images::random_bytes(100 + number, 200_000)]);
     }
-    let setup = Setup { drain_notice: NOTICE, ..Setup::default() };
+    let setup = Setup { drain_notice: NOTICE, alone: true, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let cluster = Arc::new(cluster);
     cluster.api().rule("demo", &upstream).await?;
@@ -78,7 +78,7 @@ async fn a_rolling_restart_of_all_nodes_fails_no_request() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_planes_that_are_restarted_in_turn_fail_no_call() -> Result<()> {
     let upstream = FakeUpstream::start().await;
-    let setup = Setup { drain_notice: NOTICE, ..Setup::default() };
+    let setup = Setup { drain_notice: NOTICE, alone: true, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let cluster = Arc::new(cluster);
     cluster.api().rule("demo", &upstream).await?;
@@ -127,7 +127,7 @@ async fn a_rolling_restart_of_everything_fails_no_request_while_large_blobs_are_
     /// Nodes take turns by chance.
     const TURN: Duration = Duration::from_secs(120);
     let rounds = seconds("ENTREPOT_RESTARTS", 1).as_secs();
-    let setup = Setup { nodes: 3, drain_notice: NOTICE, ..Setup::default() };
+    let setup = Setup { nodes: 3, drain_notice: NOTICE, alone: true, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let load = Load::start(Arc::new(cluster)).await?;
     let (cluster, begun) = (load.cluster.clone(), Instant::now());

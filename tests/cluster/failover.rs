@@ -194,7 +194,7 @@ async fn an_upstream_that_is_silent_for_a_while_is_not_asked_again() -> Result<(
 impl Field {
     /// `None` if tests with a bucket are to be skipped.
     async fn new() -> Result<Option<Self>> {
-        let setup = Setup { nodes: NODES, links: true, trace_ratio: "0.0", ..Setup::default() };
+        let setup = Setup { nodes: NODES, links: true, trace_ratio: "0.0", alone: true, ..Setup::default() };
         let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(None) };
         let upstream = Arc::new(FakeUpstream::start().await);
         let link = Link::start(upstream.address()).await;
