@@ -262,6 +262,21 @@ impl Registry {
         found.into_inner().expect("not poisoned").context("it was found")
     }
 
+    /// What another node stands on: what the first one does, but its own metrics, tasks and health.
+    fn deps_of_a_node(&self, tasks: &Tasks, health: &Health) -> Result<entrepot_data_plane::Deps> {
+        let signer = SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?;
+        Ok(entrepot_data_plane::Deps {
+            store: self.store.clone(),
+            cluster_key: ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?,
+            snapshot_trust: SnapshotTrust::new(signer.public_key(), None),
+            clock: self.clock.clone(),
+            tasks: tasks.clone(),
+            health: health.clone(),
+            metrics: Metrics::new("test"),
+            leases: entrepot_data_plane::Leases::local(),
+        })
+    }
+
     /// A node beside the first one that takes jobs, in a runtime of its own: what it does ends with that at once, or
     /// in order with its tasks.
     pub(crate) async fn worker(&self, id: &str) -> Result<(Runtime, Tasks)> {
@@ -269,19 +284,7 @@ impl Registry {
         let spool = self.dir.path().join(format!("spool-{id}"));
         let config = entrepot_data_plane::Config::new(id, vec![self.api.parse()?], spool);
         let (tasks, health) = (Tasks::new(), Health::new());
-        let deps = entrepot_data_plane::Deps {
-            store: self.store.clone(),
-            cluster_key: ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?,
-            snapshot_trust: SnapshotTrust::new(
-                SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?.public_key(),
-                None,
-            ),
-            clock: self.clock.clone(),
-            tasks: tasks.clone(),
-            health: health.clone(),
-            metrics: Metrics::new("test"),
-            leases: entrepot_data_plane::Leases::local(),
-        };
+        let deps = self.deps_of_a_node(&tasks, &health)?;
         let begin = {
             let tasks = tasks.clone();
             async move {
@@ -302,19 +305,7 @@ impl Registry {
         let mut config = entrepot_data_plane::Config::new(id, vec![], self.dir.path().join(format!("spool-{id}")));
         config.peer_address = Some(format!("http://{}", peer.local_addr()?).parse()?);
         let health = Health::new();
-        let deps = entrepot_data_plane::Deps {
-            store: self.store.clone(),
-            cluster_key: ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?,
-            snapshot_trust: SnapshotTrust::new(
-                SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?.public_key(),
-                None,
-            ),
-            clock: self.clock.clone(),
-            tasks: self.tasks.clone(),
-            health: health.clone(),
-            metrics: Metrics::new("test"),
-            leases: entrepot_data_plane::Leases::local(),
-        };
+        let deps = self.deps_of_a_node(&self.tasks, &health)?;
         let data_plane = DataPlane::new(config, deps)?.with_peer_listener(peer);
         self.tasks.spawn("registry", data_plane.serve(registry));
         wait_until(LIMIT, "the second node is ready", async || health.is_ready()).await;

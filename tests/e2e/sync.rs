@@ -49,6 +49,17 @@ async fn digest_of(registry: &Registry, repository: &str, tag: &str) -> Result<S
     Ok(answer.header("docker-content-digest").context("a digest")?.to_owned())
 }
 
+/// A registry that knows the tag `demo/app:v1` of its upstream, and what it means.
+async fn with_one_tag() -> Result<(FakeUpstream, Registry, images::Image)> {
+    let upstream = FakeUpstream::start().await;
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    registry.manifest("demo/app", "v1").await?;
+    registry.listed("demo/app", "v1").await;
+    Ok((upstream, registry, image))
+}
+
 #[tokio::test]
 async fn a_sync_tells_of_each_tag_what_has_become_of_it() -> Result<()> {
     let upstream = FakeUpstream::start().await;
@@ -101,15 +112,10 @@ async fn a_sync_tells_of_each_tag_what_has_become_of_it() -> Result<()> {
 
 #[tokio::test]
 async fn a_pull_during_a_sync_gets_the_old_image_whole_and_one_behind_it_the_new_one() -> Result<()> {
-    let upstream = FakeUpstream::start().await;
-    let registry = Registry::start().await?;
-    registry.rule("demo", &upstream).await?;
-    let old = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    registry.manifest("demo/app", "v1").await?;
+    let (upstream, registry, old) = with_one_tag().await?;
     for blob in old.blobs() {
         registry.blob("demo/app", blob).await?;
     }
-    registry.listed("demo/app", "v1").await;
     let new = upstream.publish_image("app", "v1", &[images::random_bytes(2, 1 << 20)]);
     let layer = &new.layers[0];
     let gate = upstream.hold(layer);
@@ -139,12 +145,7 @@ async fn a_pull_during_a_sync_gets_the_old_image_whole_and_one_behind_it_the_new
 
 #[tokio::test]
 async fn an_image_that_cannot_be_fetched_whole_leaves_the_tag_as_it_was() -> Result<()> {
-    let upstream = FakeUpstream::start().await;
-    let registry = Registry::start().await?;
-    registry.rule("demo", &upstream).await?;
-    let old = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    registry.manifest("demo/app", "v1").await?;
-    registry.listed("demo/app", "v1").await;
+    let (upstream, registry, old) = with_one_tag().await?;
     let new = upstream.publish_image("app", "v1", &[images::random_bytes(2, 1000)]);
     upstream.script(&new.layers[0], Fault::Status(404, None));
 
@@ -156,12 +157,7 @@ async fn an_image_that_cannot_be_fetched_whole_leaves_the_tag_as_it_was() -> Res
 
 #[tokio::test]
 async fn a_cancelled_sync_ends_and_moves_nothing() -> Result<()> {
-    let upstream = FakeUpstream::start().await;
-    let registry = Registry::start().await?;
-    registry.rule("demo", &upstream).await?;
-    let old = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    registry.manifest("demo/app", "v1").await?;
-    registry.listed("demo/app", "v1").await;
+    let (upstream, registry, old) = with_one_tag().await?;
     let new = upstream.publish_image("app", "v1", &[images::random_bytes(2, 1 << 20)]);
     let gate = upstream.hold(&new.layers[0]);
     let operation = begin(&registry, "demo/app", &[]).await?;
