@@ -14,6 +14,7 @@ mod probe;
 mod read;
 mod transport;
 mod upload;
+mod uploads;
 mod write;
 
 use std::collections::HashSet;

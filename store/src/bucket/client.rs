@@ -4,20 +4,22 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::client::HttpConnector as _;
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::list::PaginatedListStore;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, GetOptions, GetResult, HeaderValue, ObjectMeta, ObjectStore, PutResult,
-    RetryConfig, UpdateVersion,
+    BackoffConfig, Certificate, ClientOptions, GetOptions, GetResult, HeaderValue, MultipartId, ObjectMeta,
+    ObjectStore, PutResult, RetryConfig, UpdateVersion,
 };
 use url::Url;
 
 use super::failure::Failure;
 use super::transport::Connector;
+use super::uploads::UploadList;
 use super::{BucketConfig, Cause, Service};
 use crate::Version;
 
@@ -35,6 +37,8 @@ impl<T: ObjectStore + MultipartStore + PaginatedListStore> Objects for T {}
 pub(super) struct Client {
     objects: Arc<dyn Objects>,
     mark: Mark,
+    /// What lists uploads, where the service has a list that we know.
+    uploads: Option<UploadList>,
 }
 
 /// The library would print Azure's key and the proxy's password.
@@ -71,9 +75,13 @@ impl Client {
         }
         let options = options(config)?;
         Ok(match &config.service {
-            Service::S3 { .. } => Self { objects: s3(config, options)?, mark: Mark::ETag },
-            Service::Gcs { .. } => Self { objects: gcs(config, options)?, mark: Mark::Generation },
-            Service::Azure { .. } => Self { objects: azure(config, options)?, mark: Mark::ETag },
+            Service::S3 { .. } => {
+                let http = Connector.connect(&options)?;
+                let s3 = s3(config, options)?;
+                Self { objects: s3.clone(), mark: Mark::ETag, uploads: Some(UploadList { s3, http }) }
+            }
+            Service::Gcs { .. } => Self { objects: gcs(config, options)?, mark: Mark::Generation, uploads: None },
+            Service::Azure { .. } => Self { objects: azure(config, options)?, mark: Mark::ETag, uploads: None },
         })
     }
 
@@ -83,6 +91,14 @@ impl Client {
 
     pub(super) async fn get(&self, path: &Path, options: GetOptions) -> Result<GetResult, object_store::Error> {
         self.objects.get_opts(path, options).await
+    }
+
+    /// The uploads that are to become the object at `path`; none where the service does not list them.
+    pub(super) async fn uploads_of(&self, path: &Path) -> Result<Vec<MultipartId>, object_store::Error> {
+        match &self.uploads {
+            Some(uploads) => uploads.of(path).await,
+            None => Ok(Vec::new()),
+        }
     }
 
     pub(super) fn version_of(&self, meta: &ObjectMeta) -> Result<Version, Failure> {
@@ -111,7 +127,7 @@ impl Client {
     }
 }
 
-fn s3(config: &BucketConfig, options: ClientOptions) -> Result<Arc<dyn Objects>, Cause> {
+fn s3(config: &BucketConfig, options: ClientOptions) -> Result<Arc<AmazonS3>, Cause> {
     let Service::S3 { region, path_style, credentials } = &config.service else { unreachable!("the caller looked") };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&config.bucket)

@@ -42,6 +42,8 @@ pub(super) struct BucketUpload {
 struct Begun {
     id: MultipartId,
     record: Key,
+    /// Whether it was begun more than once, as far as the service knows.
+    may_be_others: bool,
     _running: Running,
     sent: Vec<PartId>,
     /// The part that is being sent. It ends with this upload.
@@ -130,20 +132,26 @@ impl BucketUpload {
         Ok(())
     }
 
-    /// From here on there is something to be tidied up, so it is written down.
+    /// From here on there may be something to be tidied up, so it is written down before it is there, and its id as soon
+    /// as that is known: not every service lists what has been begun.
     async fn begin_parts(&self) -> Result<Begun, Failure> {
-        let objects = self.bucket.client.objects();
-        let id = Tries::small().idempotent(|| objects.create_multipart(&self.path)).await?;
-        let record = layout::upload(&self.bucket.owner, Uuid::now_v7());
-        let bytes = records::encode(&UploadRecord { key: self.key.clone(), upload_id: id.clone() });
+        let (objects, record) = (self.bucket.client.objects(), layout::upload(&self.bucket.owner, Uuid::now_v7()));
         let running = Running::new(Arc::clone(&self.bucket), record.clone());
-        let begun = Begun { id, record, _running: running, sent: Vec::new(), sending: JoinSet::new() };
-        let written = self.bucket.write(&self.bucket.path(&begun.record), bytes.into(), Condition::Absent).await;
-        if let Err(failure) = written {
-            self.bucket.abort(&self.path, &begun.id, &begun.record, Tries::single).await.unwrap_or_else(left);
+        self.note(&record, None, Condition::Absent).await?;
+        let mut tries = Tries::small();
+        let id = tries.idempotent(|| objects.create_multipart(&self.path)).await?;
+        let (sent, sending, may_be_others) = (Vec::new(), JoinSet::new(), tries.done() > 1);
+        let begun = Begun { id, record, may_be_others, _running: running, sent, sending };
+        if let Err(failure) = self.note(&begun.record, Some(begun.id.clone()), Condition::Any).await {
+            self.bucket.abort(&self.path, Some(&begun.id), &begun.record, Tries::single).await.unwrap_or_else(left);
             return Err(failure);
         }
         Ok(begun)
+    }
+
+    async fn note(&self, record: &Key, upload_id: Option<MultipartId>, condition: Condition) -> Result<(), Failure> {
+        let bytes = records::encode(&UploadRecord { key: self.key.clone(), upload_id });
+        self.bucket.write(&self.bucket.path(record), bytes.into(), condition).await.map(drop)
     }
 
     async fn finish(&mut self) -> Result<(), Failure> {
@@ -183,7 +191,7 @@ impl BucketUpload {
         let Some(mut begun) = self.begun.take() else { return Ok(()) };
         // A part that arrives after the end would be kept, and paid for.
         begun.sending.shutdown().await;
-        self.bucket.abort(&self.path, &begun.id, &begun.record, tries).await
+        self.bucket.abort(&self.path, Some(&begun.id), &begun.record, tries).await
     }
 }
 
@@ -198,14 +206,32 @@ impl Begun {
 }
 
 impl Bucket {
-    /// Gives an upload up, and forgets it once that is certain. One that is gone is success.
-    async fn abort(&self, path: &Path, id: &MultipartId, record: &Key, tries: fn() -> Tries) -> Result<(), Failure> {
+    /// Gives an upload up, with all that were begun for the same object, and forgets it once that is certain. One that is
+    /// gone is success.
+    async fn abort(
+        &self,
+        path: &Path,
+        id: Option<&MultipartId>,
+        record: &Key,
+        tries: fn() -> Tries,
+    ) -> Result<(), Failure> {
+        let listed = match tries().idempotent(|| self.client.uploads_of(path)).await {
+            Ok(listed) => listed,
+            Err(failure) if failure.may_pass() => return Err(failure),
+            Err(failure) => {
+                debug!("uploads cannot be listed, so that only those are aborted whose id is known: {failure}");
+                Vec::new()
+            }
+        };
         let objects = self.client.objects();
-        match tries().idempotent(|| objects.abort_multipart(path, id)).await {
-            // What the service does not take for an upload, it does not keep either.
-            Ok(()) | Err(Failure::Absent | Failure::Refused(_)) => self.forget(record, tries).await,
-            Err(failure) => Err(failure),
+        for id in id.into_iter().chain(listed.iter().filter(|listed| Some(*listed) != id)) {
+            match tries().idempotent(|| objects.abort_multipart(path, id)).await {
+                // What the service does not take for an upload, it does not keep either.
+                Ok(()) | Err(Failure::Absent | Failure::Refused(_)) => {}
+                Err(failure) => return Err(failure),
+            }
         }
+        self.forget(record, tries).await
     }
 
     async fn forget(&self, record: &Key, tries: fn() -> Tries) -> Result<(), Failure> {
@@ -233,7 +259,8 @@ impl Upload for BucketUpload {
             self.tidy_up(Tries::single).await.unwrap_or_else(left);
             return Err(failure.into());
         }
-        if let Some(begun) = &self.begun {
+        // With others of the same object, it is left to who sweeps.
+        if let Some(begun) = self.begun.as_ref().filter(|begun| !begun.may_be_others) {
             self.bucket.forget(&begun.record, Tries::single).await.unwrap_or_else(left);
         }
         Ok(())
@@ -258,7 +285,7 @@ pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result
             match records::read::<UploadRecord>(store, record).await {
                 Ok(None) => continue,
                 Ok(Some((UploadRecord { key, upload_id }, _))) => {
-                    store.0.abort(&store.0.path(&key), &upload_id, record, Tries::small).await?;
+                    store.0.abort(&store.0.path(&key), upload_id.as_ref(), record, Tries::small).await?;
                     aborted += 1;
                 }
                 Err(Error::BadRecord { .. }) => {

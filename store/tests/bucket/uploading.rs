@@ -7,7 +7,7 @@ use entrepot_test_support::Seaweed;
 use futures_util::TryStreamExt as _;
 use http::{Method, StatusCode};
 
-use crate::proxy::Fault;
+use crate::proxy::{Fault, Proxy};
 use crate::{behind_proxy, config, key, open, pattern};
 
 const MIB: usize = 1024 * 1024;
@@ -68,6 +68,54 @@ async fn an_upload_that_was_aborted_does_not_become_an_object() {
 }
 
 #[tokio::test]
+async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let proxy = Proxy::before(seaweed.address()).await;
+    let mut config = config(seaweed, &bucket, "some/where");
+    config.endpoint = Some(proxy.endpoint().parse().unwrap());
+    let (store, owner) = (open(config).await, "node-1".parse().unwrap());
+
+    // Begun twice, and one of them is completed.
+    proxy.plan(Method::POST, "blobs/1?uploads", Fault::LoseAnswer, 1);
+    let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
+    upload.part(pattern(20 * MIB)).await.unwrap();
+    // Another object's, whose key begins with the same, is none of its.
+    let mut other = store.begin_upload(&key("blobs/10")).await.unwrap();
+    other.part(pattern(20 * MIB)).await.unwrap();
+    upload.complete().await.unwrap();
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 2);
+    assert_eq!(store.abort_uploads(&owner).await.unwrap(), 1);
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 1);
+    other.complete().await.unwrap();
+    for name in ["blobs/1", "blobs/10"] {
+        assert_eq!(store.head(&key(name)).await.unwrap(), Some(20 * MIB as u64), "{name}");
+    }
+
+    // Begun as often as it was tried, and never heard of.
+    proxy.plan(Method::POST, "blobs/2?uploads", Fault::LoseAnswer, usize::MAX);
+    let mut upload = store.begin_upload(&key("blobs/2")).await.unwrap();
+    upload.part(pattern(20 * MIB)).await.unwrap_err();
+    drop(upload);
+    assert!(seaweed.unfinished_uploads(&bucket).await > 1);
+    store.abort_uploads(&owner).await.unwrap();
+    assert_eq!(seaweed.unfinished_uploads(&bucket).await, 0);
+    assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn without_the_right_to_list_uploads_those_are_aborted_whose_id_is_known() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let (store, proxy) = behind_proxy(seaweed).await;
+    proxy.plan(Method::GET, "uploads=", Fault::Answer(StatusCode::FORBIDDEN), usize::MAX);
+    let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
+    upload.part(pattern(20 * MIB)).await.unwrap();
+    drop(upload);
+    assert_eq!(store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap(), 1);
+    assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
     let Some(seaweed) = Seaweed::shared().await else { return };
     let (store, proxy) = behind_proxy(seaweed).await;
@@ -94,6 +142,8 @@ async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
         let body = store.read(&key(&name), 0..u64::MAX).await.unwrap().unwrap();
         assert!(body.try_collect::<Vec<Bytes>>().await.unwrap().concat() == content, "{parts:?}");
     }
+    // What had to be begun twice is left to the next sweep, which looks for the other one.
+    store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap();
     assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
 }
 
