@@ -88,8 +88,8 @@ impl From<object_store::Error> for Failure {
                     401 | 403 => Self::Denied(said(&error)),
                     // The two that mean "later".
                     408 | 429 => Self::Other(said(&error)),
-                    // A redirect that comes up to here names another region.
-                    300..500 => Self::Refused(said(&error)),
+                    // A redirect that comes up to here names another region; what is not implemented will not be.
+                    300..=499 | 501 => Self::Refused(said(&error)),
                     _ => Self::Other(said(&error)),
                 },
             };

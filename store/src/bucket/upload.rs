@@ -215,21 +215,27 @@ impl Bucket {
         record: &Key,
         tries: fn() -> Tries,
     ) -> Result<(), Failure> {
-        let listed = match tries().idempotent(|| self.client.uploads_of(path)).await {
-            Ok(listed) => listed,
-            Err(failure) if failure.may_pass() => return Err(failure),
-            Err(failure) => {
-                debug!("uploads cannot be listed, so that only those are aborted whose id is known: {failure}");
-                Vec::new()
-            }
-        };
         let objects = self.client.objects();
-        for id in id.into_iter().chain(listed.iter().filter(|listed| Some(*listed) != id)) {
-            match tries().idempotent(|| objects.abort_multipart(path, id)).await {
-                // What the service does not take for an upload, it does not keep either.
-                Ok(()) | Err(Failure::Absent | Failure::Refused(_)) => {}
-                Err(failure) => return Err(failure),
+        let abort = async |id: &MultipartId| match tries().idempotent(|| objects.abort_multipart(path, id)).await {
+            // What the service does not take for an upload, it does not keep either.
+            Ok(()) | Err(Failure::Absent | Failure::Refused(_)) => Ok(()),
+            Err(failure) => Err(failure),
+        };
+        // What is known needs no list.
+        if let Some(id) = id {
+            abort(id).await?;
+        }
+        match tries().idempotent(|| self.client.uploads_of(path)).await {
+            Ok(others) => {
+                for other in others.iter().filter(|other| Some(*other) != id) {
+                    abort(other).await?;
+                }
             }
+            // Who does not list them now never will.
+            Err(failure @ (Failure::Denied(_) | Failure::Refused(_) | Failure::Garbled(_))) => {
+                debug!("uploads cannot be listed, so that only those are aborted whose id is known: {failure}");
+            }
+            Err(failure) => return Err(failure),
         }
         self.forget(record, tries).await
     }

@@ -104,15 +104,20 @@ async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
 }
 
 #[tokio::test]
-async fn without_the_right_to_list_uploads_those_are_aborted_whose_id_is_known() {
+async fn where_uploads_are_not_listed_those_are_aborted_whose_id_is_known() {
     let Some(seaweed) = Seaweed::shared().await else { return };
     let (store, proxy) = behind_proxy(seaweed).await;
-    proxy.plan(Method::GET, "uploads=", Fault::Answer(StatusCode::FORBIDDEN), usize::MAX);
-    let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
-    upload.part(pattern(20 * MIB)).await.unwrap();
-    drop(upload);
-    assert_eq!(store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap(), 1);
-    assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty());
+    // No right to, not known, and an answer that is no list.
+    for status in [StatusCode::FORBIDDEN, StatusCode::NOT_IMPLEMENTED, StatusCode::OK] {
+        proxy.plan(Method::GET, "uploads=", Fault::Answer(status), 1);
+        let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
+        upload.part(pattern(20 * MIB)).await.unwrap();
+        drop(upload);
+        let aborted = store.abort_uploads(&"node-1".parse().unwrap()).await;
+        assert_eq!(aborted.unwrap(), 1, "{status}");
+        assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty(), "{status}");
+    }
+    assert_eq!(proxy.seen("uploads=").iter().filter(|request| request.starts_with("GET")).count(), 3);
 }
 
 #[tokio::test]
