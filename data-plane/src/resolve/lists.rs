@@ -165,6 +165,10 @@ impl Resolver {
     /// Asks the upstream, or takes over what another node has asked for meanwhile.
     async fn list_in_turn(&self, key: &Key, fill: &FillFrom, asker: Option<Uuid>) -> Result<Listed, PullError> {
         let (origin, repository, what) = key;
+        // While whoever wants this was looking into the store, the same may have been asked for and have come.
+        if let Some(known) = self.lists.known.get(key).await.filter(|known| self.is_current(known, what, fill)) {
+            return Ok(known.served(Outcome::Hit));
+        }
         let began = self.now();
         let (lease_key, mut lost) = (what.lease(*origin, repository), None);
         let limit = Instant::now() + limits::OTHERS_WORK;

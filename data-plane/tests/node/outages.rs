@@ -1,5 +1,6 @@
-//! The store away: what cannot be served is said honestly, and works again when the store is back.
+//! The store away: what cannot be served is said honestly, and works again when the store is back. And a slow one.
 
+use entrepot_store::layout;
 use entrepot_test_support::{FakeUpstream, images};
 use reqwest::Method;
 
@@ -51,4 +52,24 @@ async fn without_the_store_whatever_cannot_be_served_is_503_with_a_time_to_come_
     ground.store.set_away(false);
     assert_eq!(node.get(&blob).await.bytes().await.unwrap().len(), 2 << 20);
     assert_eq!(node.get("/v2/demo/other/manifests/v1").await.status(), 200);
+}
+
+#[tokio::test]
+async fn who_was_looking_into_a_slow_store_does_not_ask_again_for_a_list_that_came_meanwhile() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    ground.publish(1, &upstream).await;
+    let node = ground.node("node-1").await;
+    let list = async || node.get("/v2/demo/app/tags/list").await.text().await.unwrap();
+    let (waiting, release) = ground.store.hold(layout::repository(&"demo/app".parse().unwrap()));
+    let (slow, quick) = tokio::join!(list(), async {
+        tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
+        let quick = list().await;
+        release.send(()).unwrap();
+        quick
+    });
+    assert!(slow.contains(r#"["v1"]"#), "{slow}");
+    assert_eq!(slow, quick);
+    let asked = upstream.log().iter().filter(|entry| entry.path.ends_with("/tags/list")).count();
+    assert_eq!(asked, 1);
 }

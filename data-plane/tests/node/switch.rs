@@ -1,4 +1,4 @@
-//! A store that can be switched off, and that remembers whose uploads were given up.
+//! A store that can be switched off, that can be slow, and that remembers whose uploads were given up.
 
 use std::ops::Range;
 use std::path::Path;
@@ -8,23 +8,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
 use entrepot_store::{BlobStore, ByteStream, Error, Key, LocalStore, Object, Prefix, Upload, Version};
+use tokio::sync::oneshot;
 
 /// A local store behind a switch.
 pub(crate) struct Switch {
     local: LocalStore,
     away: AtomicBool,
     aborted: Mutex<Vec<String>>,
+    /// The object whose next reader waits.
+    held: Mutex<Option<(Key, Held)>>,
 }
+
+/// Tells that a reader waits, and when it may go on.
+type Held = (oneshot::Sender<()>, oneshot::Receiver<()>);
 
 impl Switch {
     pub(crate) fn open(folder: &Path) -> Self {
         let local = LocalStore::open(folder).unwrap();
-        Self { local, away: AtomicBool::new(false), aborted: Mutex::default() }
+        Self { local, away: AtomicBool::new(false), aborted: Mutex::default(), held: Mutex::default() }
     }
 
     /// Goes away, or comes back.
     pub(crate) fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);
+    }
+
+    /// Holds the next one who reads this object: the first end tells that one waits, the second lets it go on.
+    pub(crate) fn hold(&self, key: Key) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+        let ((waits, waiting), (release, released)) = (oneshot::channel(), oneshot::channel());
+        *self.held.lock().unwrap() = Some((key, (waits, released)));
+        (waiting, release)
     }
 
     /// The owners whose uploads were given up so far.
@@ -52,6 +65,11 @@ impl BlobStore for Switch {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        let held = self.held.lock().unwrap().take_if(|(held, _)| held == key);
+        if let Some((_, (waits, released))) = held {
+            let _ = waits.send(());
+            let _ = released.await;
+        }
         self.there()?.get(key).await
     }
 
