@@ -163,8 +163,8 @@ pub mod limits {
     pub const NODE_RECORD_LOOK: Duration = Duration::from_secs(1);
     /// How long each of these may take.
     pub const NODE_RECORD_IO: Duration = Duration::from_secs(5);
-    /// How often leftovers of dead nodes are looked for, and how long that may take.
-    pub const SWEEP: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(120));
+    /// How often leftovers of failed fills and dead nodes are looked for, and how long that may take.
+    pub const SWEEP: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(120));
     /// How old a node's record must be for its uploads to be nobody's.
     pub const DEAD_AFTER: Duration = Duration::from_secs(120);
     /// How old a node's record must be to be removed by others.

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use entrepot_test_support::{FakeUpstream, Link};
 use futures_util::future::join_all;
 use tokio::sync::watch;
@@ -184,8 +184,12 @@ async fn none_left(cluster: &Cluster, before: &[Held]) -> Result<()> {
         counts = leaks::count(cluster).await;
     }
     let left = leaks::line(&counts);
-    ensure!(counts.values().all(|count| *count == 0.0), "left after {:?}: {left}", quiet.elapsed());
+    if counts.values().any(|count| *count > 0.0) {
+        bail!("left after {:?}: {left}; {:?}", quiet.elapsed(), leaks::uploads(cluster).await);
+    }
     report("everything was given back after", format!("{:.1?}", quiet.elapsed()));
+    let folders = cluster.seaweed.upload_folders(&cluster.shared.store.bucket).await;
+    report("folders of parts that SeaweedFS keeps and S3 does not list", folders);
     tokio::time::sleep_until((quiet + QUIET).into()).await;
     for (node, before) in cluster.nodes.iter().zip(before) {
         let held = Held::by(node);

@@ -58,8 +58,13 @@ pub(super) async fn count(cluster: &Cluster) -> Counts {
             counts.insert(name, keys.lines().count() as f64);
         }
     }
-    counts.insert("uploads", cluster.seaweed.unfinished_uploads(&cluster.shared.store.bucket).await as f64);
+    counts.insert("uploads", uploads(cluster).await.len() as f64);
     counts
+}
+
+/// The uploads that nobody has completed or aborted.
+pub(super) async fn uploads(cluster: &Cluster) -> Vec<String> {
+    cluster.seaweed.unfinished_uploads(&cluster.shared.store.bucket).await
 }
 
 /// A spool has no name any more.

@@ -19,8 +19,12 @@ use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use object_store::aws::AmazonS3Builder;
+use object_store::path::Path as ObjectPath;
+use object_store::signer::{SignedUrlOptions, Signer as _};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
+use url::Position;
 use uuid::Uuid;
 
 use crate::program::{Host, Program};
@@ -96,14 +100,36 @@ impl Seaweed {
         name
     }
 
-    /// How many uploads in parts are neither complete nor aborted in `bucket`.
-    pub async fn unfinished_uploads(&self, bucket: &str) -> usize {
+    /// The uploads in parts that are neither complete nor aborted in `bucket`, as S3 lists them: what they are to become,
+    /// and since when.
+    pub async fn unfinished_uploads(&self, bucket: &str) -> Vec<String> {
+        let s3 = AmazonS3Builder::new()
+            .with_endpoint(self.endpoint())
+            .with_allow_http(true)
+            .with_region(Self::REGION)
+            .with_bucket_name(bucket)
+            .with_access_key_id(Self::ACCESS_KEY_ID)
+            .with_secret_access_key(Self::SECRET_ACCESS_KEY)
+            .build()
+            .expect("all is said that it needs");
+        let query = SignedUrlOptions::new().with_query([("uploads", "")]);
+        let signed = s3.signed_url_opts(Method::GET, &ObjectPath::default(), LIMIT, &query).await;
+        let url = signed.expect("a question can be signed");
+        let (status, body) =
+            request(self.address(), Method::GET, &url[Position::BeforePath..]).await.expect("SeaweedFS answers");
+        let body = String::from_utf8_lossy(&body);
+        assert!(status.is_success(), "uploads cannot be listed: {status} {body}");
+        body.split("<Upload>").skip(1).map(str::to_owned).collect()
+    }
+
+    /// How many folders it has for parts of uploads in `bucket`, also those that S3 knows nothing of.
+    pub async fn upload_folders(&self, bucket: &str) -> usize {
         let (status, body) =
             self.filer(Method::GET, &format!("/buckets/{bucket}/.uploads/")).await.expect("SeaweedFS answers");
         if status == StatusCode::NOT_FOUND {
             return 0;
         }
-        assert!(status.is_success(), "uploads cannot be listed: {status}");
+        assert!(status.is_success(), "folders cannot be listed: {status}");
         let listed: serde_json::Value = serde_json::from_slice(&body).expect("SeaweedFS lists as JSON");
         listed["Entries"].as_array().map_or(0, Vec::len)
     }
