@@ -3,25 +3,25 @@
 #![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "several/published.rs"]
+mod published;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
-use entrepot_domain::Secret;
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
-use entrepot_store::records::{SnapshotHead, encode};
 use entrepot_store::{LocalStore, Store, layout};
 use entrepot_test_support::{FakeUpstream, images, wait_until};
-use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust, Statement, access_key};
-use prost::Message as _;
+use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
+use published::KEY;
+
 const LIMIT: Duration = Duration::from_secs(20);
-const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
 
 /// A store with keys, as a control plane would leave them.
 struct Ground {
@@ -40,52 +40,9 @@ impl Ground {
 
     /// Publishes a snapshot with one rule, `demo`, to `upstream`, signed by `signer`.
     async fn publish(&self, revision: i64, upstream: &FakeUpstream, signer: &SnapshotSigner) {
-        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
-        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
-        let (upstream_uid, principal_uid) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let snapshot = pb::Snapshot {
-            version: Some(pb::SnapshotVersion { epoch: 1, revision }),
-            registry_id: Uuid::from_u128(3).to_string(),
-            build_time: None,
-            templates: vec![],
-            rules: vec![pb::SnapshotRule {
-                uid: Uuid::from_u128(4).to_string(),
-                rule_id: "demo".to_owned(),
-                prefix: "demo".to_owned(),
-                upstream_uid: upstream_uid.to_string(),
-                upstream_prefix: String::new(),
-                freshness: None,
-            }],
-            upstreams: vec![pb::SnapshotUpstream {
-                uid: upstream_uid.to_string(),
-                upstream_id: "local".to_owned(),
-                kind: "OCI".to_owned(),
-                endpoint: upstream.url(),
-                allow_plain_http: true,
-                allow_private_addresses: true,
-                ..Default::default()
-            }],
-            principals: vec![pb::SnapshotPrincipal {
-                uid: principal_uid.to_string(),
-                principal_id: "puller".to_owned(),
-                permission_set: "PULLER".to_owned(),
-                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
-            }],
-        };
-        let bytes = Bytes::from(snapshot.encode_to_vec());
-        let key = layout::snapshot(1, revision, Uuid::new_v4());
-        let statement = Statement::of(1, revision, &bytes);
-        let signature = signer.sign(&statement);
-        self.store.put_once(&key, bytes).await.unwrap();
-        let head = SnapshotHead {
-            key,
-            epoch: 1,
-            revision,
-            sha256: statement.sha256,
-            key_id: signature.key_id,
-            signature: signature.signature,
-        };
-        self.store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
+        let rules = [("demo", pb::SnapshotFreshness::default())];
+        let snapshot = published::snapshot(revision, &self.cluster_key, upstream, &rules);
+        published::publish(&*self.store, signer, revision, &snapshot).await;
     }
 
     /// Starts a node whose control plane is where nobody listens.

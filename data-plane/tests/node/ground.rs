@@ -9,24 +9,25 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
-use entrepot_domain::{ResourceId, Secret};
+use entrepot_domain::ResourceId;
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks, Tls};
-use entrepot_store::records::{SnapshotHead, encode};
+use entrepot_store::records::SnapshotHead;
 use entrepot_store::{BlobStore, layout};
 use entrepot_test_support::program::Probed;
 use entrepot_test_support::{FakeUpstream, wait_until};
-use entrepot_trust::{ClusterKey, NodeRecord, SnapshotSigner, SnapshotTrust, Statement, access_key};
-use prost::Message as _;
+use entrepot_trust::{ClusterKey, NodeRecord, SnapshotSigner, SnapshotTrust};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tracing_subscriber::fmt::MakeWriter;
 use uuid::Uuid;
 
+use crate::published;
 use crate::switch::Switch;
 
+pub(crate) use crate::published::{KEY, Published, signed};
+
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-pub(crate) const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
 
 /// A store with keys.
 pub(crate) struct Ground {
@@ -35,13 +36,6 @@ pub(crate) struct Ground {
     pub(crate) cluster_key: ClusterKey,
     pub(crate) signer: SnapshotSigner,
     pub(crate) clock: Clock,
-}
-
-/// A snapshot that is published.
-#[derive(Clone)]
-pub(crate) struct Published {
-    pub(crate) head: SnapshotHead,
-    pub(crate) bytes: Bytes,
 }
 
 /// Where a node listens, and what else it is told. All but the configuration is on loopback by itself.
@@ -71,55 +65,34 @@ impl Ground {
 
     /// Publishes a snapshot with one rule, `demo`, to `upstream`.
     pub(crate) async fn publish(&self, revision: i64, upstream: &FakeUpstream) -> Published {
-        self.publish_bytes(revision, self.snapshot(revision, upstream).encode_to_vec()).await
+        self.publish_into(&*self.store, revision, upstream).await
+    }
+
+    /// The same in another store than its own.
+    pub(crate) async fn publish_into(
+        &self,
+        store: &dyn BlobStore,
+        revision: i64,
+        upstream: &FakeUpstream,
+    ) -> Published {
+        published::publish(store, &self.signer, revision, &self.snapshot(revision, upstream)).await
     }
 
     /// Publishes anything, rightly signed.
     pub(crate) async fn publish_bytes(&self, revision: i64, bytes: Vec<u8>) -> Published {
-        let bytes = Bytes::from(bytes);
-        let key = layout::snapshot(1, revision, Uuid::new_v4());
-        self.store.put_once(&key, bytes.clone()).await.unwrap();
-        let head = signed(&self.signer, key, revision, Statement::of(1, revision, &bytes));
-        self.put_head(&head).await;
-        Published { head, bytes }
+        published::publish_bytes(&*self.store, &self.signer, revision, bytes).await
     }
 
     pub(crate) async fn put_head(&self, head: &SnapshotHead) {
-        self.store.put(&layout::snapshot_head(), encode(head)).await.unwrap();
+        published::put_head(&*self.store, head).await;
     }
 
     pub(crate) fn snapshot(&self, revision: i64, upstream: &FakeUpstream) -> pb::Snapshot {
-        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
-        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
+        let rules = [("demo", pb::SnapshotFreshness::default())];
         let built = self.clock.now() - Duration::from_secs(90);
         pb::Snapshot {
-            version: Some(pb::SnapshotVersion { epoch: 1, revision }),
-            registry_id: Uuid::from_u128(3).to_string(),
             build_time: Some(entrepot_proto::convert::timestamp(built)),
-            templates: vec![],
-            rules: vec![pb::SnapshotRule {
-                uid: Uuid::from_u128(4).to_string(),
-                rule_id: "demo".to_owned(),
-                prefix: "demo".to_owned(),
-                upstream_uid: Uuid::from_u128(1).to_string(),
-                upstream_prefix: String::new(),
-                freshness: None,
-            }],
-            upstreams: vec![pb::SnapshotUpstream {
-                uid: Uuid::from_u128(1).to_string(),
-                upstream_id: "local".to_owned(),
-                kind: "OCI".to_owned(),
-                endpoint: upstream.url(),
-                allow_plain_http: true,
-                allow_private_addresses: true,
-                ..Default::default()
-            }],
-            principals: vec![pb::SnapshotPrincipal {
-                uid: Uuid::from_u128(2).to_string(),
-                principal_id: "puller".to_owned(),
-                permission_set: "PULLER".to_owned(),
-                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
-            }],
+            ..published::snapshot(revision, &self.cluster_key, upstream, &rules)
         }
     }
 
@@ -213,33 +186,6 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.tasks.stopping().cancel();
-    }
-}
-
-/// Publishes a snapshot into another store than the ground's own.
-pub(crate) async fn publish_into(store: &dyn BlobStore, ground: &Ground, revision: i64, upstream: &FakeUpstream) {
-    let bytes = Bytes::from(ground.snapshot(revision, upstream).encode_to_vec());
-    let key = layout::snapshot(1, revision, Uuid::new_v4());
-    store.put_once(&key, bytes.clone()).await.unwrap();
-    let head = signed(&ground.signer, key, revision, Statement::of(1, revision, &bytes));
-    store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
-}
-
-/// A head that `signer` has signed.
-pub(crate) fn signed(
-    signer: &SnapshotSigner,
-    key: entrepot_store::Key,
-    revision: i64,
-    statement: Statement,
-) -> SnapshotHead {
-    let signature = signer.sign(&statement);
-    SnapshotHead {
-        key,
-        epoch: 1,
-        revision,
-        sha256: statement.sha256,
-        key_id: signature.key_id,
-        signature: signature.signature,
     }
 }
 

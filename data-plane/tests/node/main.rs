@@ -11,6 +11,8 @@ mod ground;
 mod outages;
 mod peers;
 mod program;
+#[path = "../several/published.rs"]
+mod published;
 mod records;
 mod snapshots;
 mod switch;

@@ -10,7 +10,7 @@ use entrepot_store::{BlobStore, BucketStore, Prefix, layout};
 use entrepot_test_support::program::{Host, probe};
 use entrepot_test_support::{FakeUpstream, Fault, OtlpCollector, Program, Seaweed, images, wait_until};
 
-use crate::ground::{Ground, KEY, LIMIT, publish_into};
+use crate::ground::{Ground, KEY, LIMIT};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -184,7 +184,7 @@ async fn setting(seaweed: &Seaweed, more: &str) -> Setting {
     let (ground, upstream) = (Ground::new(), FakeUpstream::start().await);
     let bucket = bucket(seaweed.endpoint(), &seaweed.bucket().await);
     let store = BucketStore::open(bucket.clone(), "a-test".parse().unwrap()).await.unwrap();
-    publish_into(&store, &ground, 1, &upstream).await;
+    ground.publish_into(&store, 1, &upstream).await;
     let host = Host::free();
     let file = configuration(&ground, host, &bucket, more);
     let program = Program::new("node-1", program(), ground.dir.path()).arg("--config").arg(file);

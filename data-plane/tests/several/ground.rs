@@ -2,30 +2,29 @@
 
 #![allow(dead_code, reason = "each of the test programs uses a part of it")]
 
+#[path = "published.rs"]
+mod published;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use entrepot_data_plane::lease::{RedisConfig, RedisMode};
 use entrepot_data_plane::{Capacity, Config, DataPlane, Deps, Leases};
-use entrepot_domain::Secret;
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
-use entrepot_store::records::{SnapshotHead, encode};
 use entrepot_store::{LocalStore, Store, layout};
 use entrepot_test_support::{FakeUpstream, Redis, images, wait_until};
-use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust, Statement, access_key};
+use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use entrepot_upstream::Limits;
-use prost::Message as _;
 use reqwest::StatusCode;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use uuid::Uuid;
+
+pub(crate) use published::KEY;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-pub(crate) const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
 
 /// What the nodes share.
 pub(crate) struct Ground {
@@ -77,52 +76,9 @@ impl Ground {
         rules: &[(&str, pb::SnapshotFreshness)],
         templates: Vec<pb::SnapshotTemplate>,
     ) {
-        let hash = access_key::hash_generated(&Secret::new(KEY.1.to_owned()));
-        let sealed_hash = self.cluster_key.seal(&format!("access-key/{}", KEY.0), &hash.encode());
-        let rule = |(number, (prefix, freshness)): (u128, &(&str, pb::SnapshotFreshness))| pb::SnapshotRule {
-            uid: Uuid::from_u128(number).to_string(),
-            rule_id: (*prefix).to_owned(),
-            prefix: (*prefix).to_owned(),
-            upstream_uid: Uuid::from_u128(1).to_string(),
-            upstream_prefix: String::new(),
-            freshness: Some(freshness.clone()),
-        };
-        let snapshot = pb::Snapshot {
-            version: Some(pb::SnapshotVersion { epoch: 1, revision }),
-            registry_id: Uuid::from_u128(3).to_string(),
-            build_time: None,
-            templates,
-            rules: (4..).zip(rules).map(rule).collect(),
-            upstreams: vec![pb::SnapshotUpstream {
-                uid: Uuid::from_u128(1).to_string(),
-                upstream_id: "local".to_owned(),
-                kind: "OCI".to_owned(),
-                endpoint: self.upstream.url(),
-                allow_plain_http: true,
-                allow_private_addresses: true,
-                ..Default::default()
-            }],
-            principals: vec![pb::SnapshotPrincipal {
-                uid: Uuid::from_u128(2).to_string(),
-                principal_id: "puller".to_owned(),
-                permission_set: "PULLER".to_owned(),
-                access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
-            }],
-        };
-        let bytes = Bytes::from(snapshot.encode_to_vec());
-        let key = layout::snapshot(1, revision, Uuid::new_v4());
-        let statement = Statement::of(1, revision, &bytes);
-        let signature = self.signer.sign(&statement);
-        self.store.put_once(&key, bytes).await.unwrap();
-        let head = SnapshotHead {
-            key,
-            epoch: 1,
-            revision,
-            sha256: statement.sha256,
-            key_id: signature.key_id,
-            signature: signature.signature,
-        };
-        self.store.put(&layout::snapshot_head(), encode(&head)).await.unwrap();
+        let mut snapshot = published::snapshot(revision, &self.cluster_key, &self.upstream, rules);
+        snapshot.templates = templates;
+        published::publish(&*self.store, &self.signer, revision, &snapshot).await;
     }
 
     pub(crate) async fn two(&self) -> (Node, Node) {
