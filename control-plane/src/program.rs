@@ -70,8 +70,11 @@ pub async fn run(settings: Settings, bootstrap_key: Option<Secret<String>>) -> E
             return ExitCode::FAILURE;
         }
     };
-    let around =
-        Around { clock: program.clock(), tasks: program.tasks(), health: program.health(), metrics: program.metrics() };
+    let health = program.health();
+    // Before anybody can ask: with nothing to wait for, it would look ready. Its own is there from the start, too, so that
+    // it does not look ready between the store and what comes behind it.
+    let (_, store) = (health.condition(crate::app::CONDITION), health.condition("store"));
+    let around = Around { clock: program.clock(), tasks: program.tasks(), health, metrics: program.metrics(), store };
     match settings.operations.listener.bind(&around.tasks) {
         // Probes are answered while all else comes about.
         Ok(listener) => program.serve_operations(listener).await,
@@ -90,6 +93,8 @@ struct Around {
     tasks: Tasks,
     health: Health,
     metrics: Metrics,
+    /// Whether the store is there.
+    store: Condition,
 }
 
 /// Opens what the control plane works with, and lets it serve.
@@ -98,10 +103,8 @@ async fn control_plane(
     bootstrap_key: Option<Secret<String>>,
     around: Around,
 ) -> Result<(), Failure> {
-    let Around { clock, tasks, health, metrics } = around;
+    let Around { clock, tasks, health, metrics, store: condition } = around;
     let stopping = tasks.stopping();
-    // Before the store's own holds, so that there is no moment at which nothing is said to be missing.
-    let (_, condition) = (health.condition(crate::app::CONDITION), health.condition("store"));
     let Some(store) = stopping.run_until_cancelled(open_store(&settings.store, &condition)).await else {
         return Ok(());
     };

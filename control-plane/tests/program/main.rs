@@ -15,6 +15,9 @@ use tonic::Code;
 
 use replica::{LIMIT, Place, Replica};
 
+/// How often it is looked for the first answer of a start: what it should not be would be so for a moment only.
+const STARTS: usize = 20;
+
 #[tokio::test]
 async fn a_control_plane_runs_over_tls_from_start_to_signal() {
     let Some(place) = Place::new().await else { return };
@@ -88,6 +91,19 @@ async fn a_bucket_that_is_away_is_waited_for_while_probes_are_answered() {
     let place = Place::with(&seaweed).await;
     let replica = Replica::new(&place, "one", &[]).with_admin();
     seaweed.stop().await;
+    // Not for a moment does it look as if it waited for nothing.
+    for _ in 0..STARTS {
+        replica.program.start();
+        let first = async {
+            loop {
+                if let Ok(probed) = probe(replica.operations, "/readyz").await {
+                    return probed.status;
+                }
+            }
+        };
+        assert_eq!(tokio::time::timeout(LIMIT, first).await.unwrap(), 503);
+        replica.program.kill().await;
+    }
     replica.program.start();
     wait_until(LIMIT, "it says what it waits for", async || {
         let probed = probe(replica.operations, "/readyz").await;
