@@ -7,17 +7,32 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate may depend on, of ours.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("runtime", &[]),
     ("proto", &["domain"]),
     ("store", &["domain"]),
+    ("records", &["domain", "store"]),
     ("trust", &["domain"]),
     ("upstream", &["domain"]),
     ("settings", &["domain", "runtime", "store", "trust"]),
-    ("control-plane", &["domain", "proto", "runtime", "settings", "store", "trust", "upstream"]),
-    ("data-plane", &["domain", "proto", "runtime", "settings", "store", "trust", "upstream"]),
-    ("cli", &["domain", "proto", "runtime", "settings", "store", "trust", "upstream", "control-plane", "data-plane"]),
+    ("control-plane", &["domain", "proto", "records", "runtime", "settings", "store", "trust", "upstream"]),
+    ("data-plane", &["domain", "proto", "records", "runtime", "settings", "store", "trust", "upstream"]),
+    (
+        "cli",
+        &[
+            "domain",
+            "proto",
+            "records",
+            "runtime",
+            "settings",
+            "store",
+            "trust",
+            "upstream",
+            "control-plane",
+            "data-plane",
+        ],
+    ),
 ];
 
 /// The folders and files, by how their paths begin, where alone something may be named.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName};
 use entrepot_proto::convert::event::{Event, Image, Kind};
-use entrepot_store::layout;
-use entrepot_store::records::{self, ManifestLink, RepositoryRecord, State};
+use entrepot_records::layout;
+use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State};
 use tokio::time::timeout;
 use uuid::Uuid;
 

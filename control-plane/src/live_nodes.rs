@@ -5,8 +5,8 @@ use std::collections::HashSet;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::ResourceId;
+use entrepot_records::layout::{self, Parsed};
 use entrepot_runtime::chain;
-use entrepot_store::layout::{self, Parsed};
 use entrepot_store::{BlobStore, Error};
 use entrepot_trust::{ClusterKey, NodeRecord};
 use tracing::warn;

@@ -10,8 +10,9 @@ mod index;
 mod store;
 
 use entrepot_domain::RepositoryName;
+use entrepot_records as records;
 use entrepot_runtime::{Clock, chain};
-use entrepot_store::{BlobStore, Error, Key, records};
+use entrepot_store::{BlobStore, Error, Key};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use entrepot_proto::node::v1 as wire;
+use entrepot_records::layout;
+use entrepot_records::{self as records, SnapshotHead};
 use entrepot_runtime::{Clock, chain};
-use entrepot_store::records::{self, SnapshotHead};
-use entrepot_store::{BlobStore, layout};
+use entrepot_store::BlobStore;
 use prost::Message as _;
 use tracing::debug;
 use uuid::Uuid;

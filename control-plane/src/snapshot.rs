@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use entrepot_records::layout::{self, Parsed};
+use entrepot_records::{self as records, SnapshotHead};
 use entrepot_runtime::{Clock, chain};
-use entrepot_store::layout::{self, Parsed};
-use entrepot_store::records::{self, SnapshotHead};
 use entrepot_store::{BlobStore, Key};
 use entrepot_trust::{ClusterKey, Signature, SnapshotSigner, SnapshotTrust, Statement};
 use opentelemetry::metrics::{Gauge, Meter};

@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, Tag};
-use entrepot_store::records::{self, ManifestLink, RepositoryRecord, State, TagRecord};
-use entrepot_store::{BlobStore, Error, Key, layout};
+use entrepot_records::layout;
+use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_store::{BlobStore, Error, Key};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use entrepot_data_plane::{Config, DataPlane, Deps, Leases};
 use entrepot_proto::node::v1 as pb;
+use entrepot_records::layout;
 use entrepot_runtime::{Clock, Health, Metrics, Tasks};
-use entrepot_store::{LocalStore, Store, layout};
+use entrepot_store::{LocalStore, Store};
 use entrepot_test_support::{FakeUpstream, images, wait_until};
 use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use tempfile::TempDir;

@@ -10,8 +10,8 @@ mod ground;
 use std::time::Duration;
 
 use entrepot_proto::node::v1 as pb;
-use entrepot_store::layout;
-use entrepot_store::records::{self, RepositoryRecord, SettingsRecord};
+use entrepot_records::layout;
+use entrepot_records::{self as records, RepositoryRecord, SettingsRecord};
 use entrepot_test_support::{images, wait_until};
 use reqwest::StatusCode;
 use uuid::Uuid;

@@ -2,8 +2,9 @@
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use entrepot_store::records::SnapshotHead;
-use entrepot_store::{BlobStore, layout};
+use entrepot_records::SnapshotHead;
+use entrepot_records::layout;
+use entrepot_store::BlobStore;
 use entrepot_test_support::{FakeUpstream, images};
 use entrepot_trust::{SnapshotSigner, Statement};
 use http::StatusCode;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use entrepot_data_plane::UpstreamLimits;
-use entrepot_store::layout::{self, Parsed};
+use entrepot_records::layout::{self, Parsed};
 use entrepot_test_support::{Auth, FakeUpstream, Fault, images, wait_until};
 use futures_util::{StreamExt as _, future};
 use peak_alloc::PeakAlloc;

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use entrepot_proto::node::v1 as pb;
+use entrepot_records::layout;
 use entrepot_runtime::Clock;
-use entrepot_store::layout;
 use entrepot_test_support::{FakeUpstream, Fault, Postgres, images, wait_until};
 use http::StatusCode;
 use prost::Message as _;

@@ -7,11 +7,9 @@ use std::path::PathBuf;
 
 use entrepot_domain::{Digest, Manifest, RepositoryName};
 use entrepot_proto::node::v1::ReportEventsRequest;
+use entrepot_records::layout::{self, Parsed};
+use entrepot_records::{BlobLink, ManifestLink, ReferrerRecord, RepositoryRecord, SnapshotHead, State, TagRecord};
 use entrepot_store::Key;
-use entrepot_store::layout::{self, Parsed};
-use entrepot_store::records::{
-    BlobLink, ManifestLink, ReferrerRecord, RepositoryRecord, SnapshotHead, State, TagRecord,
-};
 use prost::Message as _;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;

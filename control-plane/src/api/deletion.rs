@@ -4,8 +4,8 @@ use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_proto::convert::names::ImageSelector;
 use entrepot_proto::convert::{names, timestamp};
 use entrepot_proto::v1 as pb;
-use entrepot_store::layout::{self, Parsed};
-use entrepot_store::records::{self, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_records::layout::{self, Parsed};
+use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State, TagRecord};
 
 use super::error::ApiError;
 use super::images::{self as images_api, absent};

@@ -6,8 +6,8 @@ use entrepot_domain::{RepositoryName, Tag};
 use entrepot_proto::convert::{Violations, freshness, names, template, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::repositories_server::Repositories;
-use entrepot_store::layout;
-use entrepot_store::records::{self, RepositoryRecord, State};
+use entrepot_records::layout;
+use entrepot_records::{self as records, RepositoryRecord, State};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{RepositoryName, ResourceId};
-use entrepot_store::records::SettingsRecord;
+use entrepot_records::SettingsRecord;
 use tokio_postgres::Row;
 use uuid::Uuid;
 

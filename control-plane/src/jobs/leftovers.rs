@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_proto::node::v1::ReportEventsRequest;
+use entrepot_records::layout::{self, Parsed};
 use entrepot_runtime::chain;
-use entrepot_store::layout::{self, Parsed};
 use entrepot_store::{Key, Prefix};
 use prost::Message as _;
 use tracing::{info, warn};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use entrepot_store::layout::{self, Parsed};
+use entrepot_records::layout::{self, Parsed};
 use tracing::info;
 
 use super::{Job, Progress};

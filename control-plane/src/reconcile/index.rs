@@ -1,8 +1,8 @@
 //! Goes through the index: rows whose records are gone go, rows that are behind come up to them.
 
 use entrepot_domain::RepositoryName;
-use entrepot_store::layout;
-use entrepot_store::records::{ManifestLink, RepositoryRecord, TagRecord};
+use entrepot_records::layout;
+use entrepot_records::{ManifestLink, RepositoryRecord, TagRecord};
 use tracing::info;
 use uuid::Uuid;
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 
 use entrepot_domain::{Digest, RepositoryName, Tag};
+use entrepot_records::layout::{self, Parsed};
+use entrepot_records::{BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
 use entrepot_store::Key;
-use entrepot_store::layout::{self, Parsed};
-use entrepot_store::records::{BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
 use tracing::info;
 use uuid::Uuid;
 

@@ -7,8 +7,8 @@ use entrepot_proto::convert::timestamp;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::v1 as pb;
-use entrepot_store::layout;
-use entrepot_store::records::{self, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
+use entrepot_records::layout;
+use entrepot_records::{self as records, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
 use tonic::Code;
 use uuid::Uuid;
 

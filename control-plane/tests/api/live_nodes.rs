@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
-use entrepot_store::layout;
+use entrepot_records::layout;
 use entrepot_test_support::wait_until;
 use tonic::Code;
 

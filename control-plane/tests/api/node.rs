@@ -1,8 +1,8 @@
 //! A node as these tests play it.
 
 use entrepot_proto::node::v1 as node;
-use entrepot_store::layout;
-use entrepot_store::records::SnapshotHead;
+use entrepot_records::SnapshotHead;
+use entrepot_records::layout;
 use entrepot_trust::NodeRecord;
 use prost::Message as _;
 use tokio::sync::mpsc;

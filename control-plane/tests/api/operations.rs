@@ -7,8 +7,8 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::job::Kind;
 use entrepot_proto::node::v1::report_job_request::Report;
 use entrepot_proto::v1 as pb;
-use entrepot_store::layout;
-use entrepot_store::records::{self, RepositoryRecord};
+use entrepot_records::layout;
+use entrepot_records::{self as records, RepositoryRecord};
 use entrepot_test_support::wait_until;
 use tonic::Code;
 

@@ -2,8 +2,8 @@
 
 use entrepot_domain::{Digest, ResourceId};
 use entrepot_proto::node::v1 as node;
-use entrepot_store::layout;
-use entrepot_store::records::{ManifestLink, State};
+use entrepot_records::layout;
+use entrepot_records::{ManifestLink, State};
 use entrepot_test_support::wait_until;
 use prost::Message as _;
 use uuid::{NoContext, Timestamp, Uuid};

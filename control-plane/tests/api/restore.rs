@@ -2,7 +2,7 @@
 
 use entrepot_control_plane::{Foreign, Repaired, reindex, restore};
 use entrepot_domain::Digest;
-use entrepot_store::records::State;
+use entrepot_records::State;
 use entrepot_test_support::Postgres;
 use entrepot_test_support::wait_until;
 use tonic::Code;
@@ -141,9 +141,9 @@ async fn an_index_of_the_past_is_brought_up_to_the_store() {
 
 /// A repository that is there already.
 async fn read_repository(fixture: &Fixture, name: &str) -> Repository {
-    use entrepot_store::records::{RepositoryRecord, read};
+    use entrepot_records::{RepositoryRecord, read};
     let name: entrepot_domain::RepositoryName = name.parse().unwrap();
-    let key = entrepot_store::layout::repository(&name);
+    let key = entrepot_records::layout::repository(&name);
     let (record, _) = read::<RepositoryRecord>(&*fixture.world.store, &key).await.unwrap().unwrap();
     Repository { name, incarnation: record.incarnation }
 }
@@ -159,7 +159,7 @@ async fn an_index_is_rebuilt_from_nothing_with_the_control_plane_stopped() {
     }
     Repository::create(&world, "c/gone").await.write(&world, State::Deleted).await;
     let broken = Repository::create(&world, "d/broken").await;
-    let record = entrepot_store::layout::repository(&broken.name);
+    let record = entrepot_records::layout::repository(&broken.name);
     world.store.put(&record, b"not a record".to_vec().into()).await.unwrap();
     world.sql("TRUNCATE repositories CASCADE").await;
 

@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use entrepot_proto::node::v1 as pb;
+use entrepot_records::SnapshotHead;
 use entrepot_runtime::health::Condition;
 use entrepot_runtime::{Clock, Metrics, chain};
 use entrepot_store::Key;
-use entrepot_store::records::SnapshotHead;
 use entrepot_trust::snapshot::SnapshotError as TrustError;
 use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
 use opentelemetry::KeyValue;

@@ -14,8 +14,9 @@ use entrepot_domain::fill::{
     Effect, Event, Fill, Outcome, Phase, is_worth_fetching_ahead, is_worth_finishing, longest,
 };
 use entrepot_domain::{Digest, ResourceId, Verifier};
+use entrepot_records::layout;
 use entrepot_runtime::chain;
-use entrepot_store::{Key, layout};
+use entrepot_store::Key;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};

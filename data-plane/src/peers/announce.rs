@@ -3,8 +3,8 @@
 use std::sync::PoisonError;
 
 use bytes::Bytes;
+use entrepot_records::layout;
 use entrepot_runtime::chain;
-use entrepot_store::layout;
 use entrepot_trust::NodeRecord;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};

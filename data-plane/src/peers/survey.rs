@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use entrepot_domain::ResourceId;
+use entrepot_records::layout::{self, Parsed};
 use entrepot_runtime::{Clock, Metrics, chain};
-use entrepot_store::layout::{self, Parsed};
 use entrepot_trust::{NodeRecord, NodeRecordError};
 use futures_util::StreamExt as _;
 use opentelemetry::KeyValue;

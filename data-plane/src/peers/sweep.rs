@@ -1,8 +1,8 @@
 //! What was left behind: uploads of dead nodes, and this node's own that could not be aborted.
 
 use entrepot_domain::ResourceId;
+use entrepot_records::layout::{self, Parsed};
 use entrepot_runtime::chain;
-use entrepot_store::layout::{self, Parsed};
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use uuid::Uuid;

@@ -1,9 +1,10 @@
 //! What upstreams have listed, as the records have it, and what is cached and refers to something.
 
 use entrepot_domain::{Digest, Referrer};
-use entrepot_store::layout::Parsed;
-use entrepot_store::records::{self, ListRecord, ReferrerRecord};
-use entrepot_store::{Error, Key, layout};
+use entrepot_records::layout;
+use entrepot_records::layout::Parsed;
+use entrepot_records::{self as records, ListRecord, ReferrerRecord};
+use entrepot_store::{Error, Key};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use uuid::Uuid;
 

@@ -1,6 +1,6 @@
 //! The store away: what cannot be served is said honestly, and works again when the store is back. And a slow one.
 
-use entrepot_store::layout;
+use entrepot_records::layout;
 use entrepot_test_support::{FakeUpstream, images};
 use reqwest::Method;
 

@@ -5,8 +5,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use entrepot_domain::Secret;
+use entrepot_records::layout;
 use entrepot_store::bucket::{AccessKey, BucketConfig, Service};
-use entrepot_store::{BlobStore, BucketStore, Prefix, layout};
+use entrepot_store::{BlobStore, BucketStore, Prefix};
 use entrepot_test_support::program::{Host, probe};
 use entrepot_test_support::{FakeUpstream, Fault, OtlpCollector, Program, Seaweed, images, wait_until};
 

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use entrepot_store::{BlobStore as _, layout};
+use entrepot_records::layout;
+use entrepot_store::BlobStore as _;
 use entrepot_test_support::{FakeUpstream, wait_until};
 use entrepot_trust::ClusterKey;
 use uuid::Uuid;

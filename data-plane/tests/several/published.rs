@@ -5,8 +5,9 @@
 use bytes::Bytes;
 use entrepot_domain::Secret;
 use entrepot_proto::node::v1 as pb;
-use entrepot_store::records::{SnapshotHead, encode};
-use entrepot_store::{BlobStore, Key, layout};
+use entrepot_records::layout;
+use entrepot_records::{SnapshotHead, encode};
+use entrepot_store::{BlobStore, Key};
 use entrepot_test_support::FakeUpstream;
 use entrepot_trust::{ClusterKey, SnapshotSigner, Statement, access_key};
 use prost::Message as _;
