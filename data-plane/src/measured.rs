@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 use entrepot_runtime::Metrics;
 use entrepot_store::cache::Stats;
 use entrepot_store::{BlobStore, ByteStream, Error, Key, NodeCache, Object, Prefix, Store, Upload, Version};
@@ -103,12 +103,20 @@ impl BlobStore for Measured {
         self.metrics.measure("get", self.inner.get(key)).await
     }
 
+    async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        self.metrics.measure("get", self.inner.get_content(key, digest)).await
+    }
+
+    async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        self.metrics.measure("put_once", self.inner.put_content(key, digest, bytes)).await
+    }
+
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
         self.metrics.measure("head", self.inner.head(key)).await
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
-        self.metrics.measure("read", self.inner.read(key, range)).await
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        self.metrics.measure("read", self.inner.read(key, range, digest)).await
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
@@ -141,8 +149,8 @@ impl Upload for MeasuredUpload {
         self.metrics.measure("upload_part", self.inner.part(bytes)).await
     }
 
-    async fn complete(self: Box<Self>) -> Result<(), Error> {
-        self.metrics.measure("complete_upload", self.inner.complete()).await
+    async fn complete(self: Box<Self>, digest: Option<&Digest>) -> Result<(), Error> {
+        self.metrics.measure("complete_upload", self.inner.complete(digest)).await
     }
 
     async fn abort(self: Box<Self>) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain, memory};
 use entrepot_store::bucket::BucketStore;
 use entrepot_store::cache::OpenError;
-use entrepot_store::{CacheConfig, NodeCache, Store};
+use entrepot_store::{CacheConfig, NodeCache, Store, layout};
 use tracing::{error, info, warn};
 
 use crate::config::limits;
@@ -162,7 +162,12 @@ struct BadDataDir {
 /// Puts the node's cache in front of its store.
 async fn in_front_of(store: Store, node: &NodeSettings, metrics: &Metrics) -> Result<Store, BadDataDir> {
     let dir = &node.data_dir;
-    let config = CacheConfig { dir: dir.join(CACHE), size_bytes: node.cache_bytes, memory_bytes: node.memory_bytes };
+    let config = CacheConfig {
+        dir: dir.join(CACHE),
+        size_bytes: node.cache_bytes,
+        memory_bytes: node.memory_bytes,
+        records: vec![layout::repositories_prefix()],
+    };
     let opened = NodeCache::open(store, config).await;
     let cache = Arc::new(opened.map_err(|source| BadDataDir { dir: dir.clone(), source })?);
     measured::observe(&cache, metrics);

@@ -150,7 +150,7 @@ impl Repositories {
             Some(object) => object,
             None => {
                 let object = layout::blob(&verified.digest, Uuid::now_v7());
-                self.store.put_once(&object, verified.bytes.clone()).await?;
+                self.store.put_content(&object, &verified.digest, verified.bytes.clone()).await?;
                 object
             }
         };

@@ -37,9 +37,9 @@ pub enum DigestError {
 impl Digest {
     /// The digest of `bytes`.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
-        let mut verifier = Hasher::new(algorithm);
-        verifier.update(bytes);
-        Self { algorithm, hex: verifier.finish() }
+        let mut digester = Digester::new(algorithm);
+        digester.update(bytes);
+        digester.finish()
     }
 
     /// The SHA-256 digest of `bytes`.
@@ -98,6 +98,41 @@ impl serde::Serialize for Digest {
 impl<'de> serde::Deserialize<'de> for Digest {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Takes content as it comes and says in the end what its digest is.
+#[derive(Clone)]
+pub struct Digester {
+    algorithm: Algorithm,
+    hasher: Hasher,
+}
+
+impl Digester {
+    /// A digester that has seen nothing yet.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self { algorithm, hasher: Hasher::new(algorithm) }
+    }
+
+    /// Which hash function it uses.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// The digest of all bytes that were taken.
+    pub fn finish(self) -> Digest {
+        Digest { algorithm: self.algorithm, hex: self.hasher.finish() }
+    }
+}
+
+impl fmt::Debug for Digester {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Digester").field("algorithm", &self.algorithm).finish_non_exhaustive()
     }
 }
 

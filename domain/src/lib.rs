@@ -24,7 +24,7 @@ pub mod template;
 pub mod upstream;
 
 pub use budget::Budget;
-pub use digest::{Digest, Verifier};
+pub use digest::{Digest, Digester, Verifier};
 pub use manifest::{Manifest, MediaType};
 pub use name::{NamespacePrefix, RepositoryName, ResourceId};
 pub use prefix_map::PrefixMap;

@@ -8,6 +8,7 @@
 
 mod client;
 mod failure;
+mod keys;
 mod limits;
 mod list;
 mod probe;
@@ -24,7 +25,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use entrepot_domain::{ResourceId, Secret};
+use entrepot_domain::{Digest, ResourceId, Secret};
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStoreExt as _};
@@ -164,7 +165,7 @@ impl OpenError {
     }
 }
 
-/// A bucket that holds objects under the keys of [`crate::layout`], behind its prefix.
+/// A bucket that holds objects, whose names in it are its prefix and their keys.
 #[derive(Clone, Debug)]
 pub struct BucketStore(Arc<Bucket>);
 
@@ -254,7 +255,7 @@ impl BlobStore for BucketStore {
         Ok(self.0.size(&self.0.path(key)).await?)
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
+    async fn read(&self, key: &Key, range: Range<u64>, _digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
         Ok(read::open(&self.0, self.0.path(key), range).await?)
     }
 

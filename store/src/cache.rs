@@ -1,6 +1,6 @@
 //! What a node keeps at hand of the store: blobs on its disk, and the last it has heard of each record.
 //!
-//! **Blobs** are named by what they hash to and never change, and whether somebody may see one is decided by records.
+//! **Blobs** are objects of which a reader says what they hash to. They never change, and whether somebody may see one is decided by records.
 //! So a blob that is on the disk is read from there, without asking the store. It gets there beside the first read of
 //! it that is whole, or beside its upload, and only once it was verified. All of it may be lost at any time: whatever
 //! goes wrong with the disk, the store is read instead.
@@ -25,12 +25,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use entrepot_domain::digest::Algorithm;
 use entrepot_domain::{Digest, ResourceId};
 use futures_util::future::join;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::layout::{self, Parsed};
 use crate::{BlobStore, ByteStream, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Store, Upload, Version};
 use breaker::{Breaker, SLOW};
 use disk::{Counts, Disk};
@@ -50,6 +50,8 @@ pub struct CacheConfig {
     pub size_bytes: u64,
     /// What records may take in memory, in bytes.
     pub memory_bytes: u64,
+    /// Below which folders the records are that are remembered.
+    pub records: Vec<Prefix>,
 }
 
 /// Why a folder cannot be a cache.
@@ -99,6 +101,7 @@ pub struct NodeCache {
     inner: Store,
     disk: Option<Arc<Disk>>,
     records: Records,
+    record_folders: Vec<Prefix>,
     breaker: Breaker,
     sizes: moka::future::Cache<Key, u64>,
     answers_while_away: AtomicU64,
@@ -125,7 +128,7 @@ impl NodeCache {
     /// # Errors
     /// If the folder cannot be used, unless it is not to be.
     pub async fn open(inner: Store, config: CacheConfig) -> Result<Self, OpenError> {
-        let CacheConfig { dir, size_bytes, memory_bytes } = config;
+        let CacheConfig { dir, size_bytes, memory_bytes, records } = config;
         let opening = tokio::task::spawn_blocking(move || match size_bytes {
             0 => {
                 if dir.exists()
@@ -141,6 +144,7 @@ impl NodeCache {
             inner,
             disk: opening.await.expect("opening a folder does not panic")?,
             records: Records::new(memory_bytes),
+            record_folders: records,
             breaker: Breaker::default(),
             sizes: moka::future::Cache::new(SIZES),
             answers_while_away: AtomicU64::default(),
@@ -170,9 +174,9 @@ impl NodeCache {
         }
     }
 
-    /// The disk and a blob's digest, for a key that could be there.
-    fn cached(&self, key: &Key) -> Option<(&Arc<Disk>, Digest)> {
-        Some((self.disk.as_ref()?, blob(key)?))
+    /// Whether this is a record that is remembered.
+    fn is_record(&self, key: &Key) -> bool {
+        self.record_folders.iter().any(|folder| key.as_str().starts_with(folder.as_str()))
     }
 
     /// Asks the store what can be answered otherwise, and does not wait for long.
@@ -229,27 +233,26 @@ impl NodeCache {
         answer
     }
 
-    async fn get_blob(&self, disk: &Arc<Disk>, key: &Key, digest: &Digest) -> Result<Option<Object>, Error> {
+    async fn get_blob(&self, disk: &Arc<Disk>, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let size_bytes = disk.index().size_bytes(key);
         if let Some(size_bytes) = size_bytes.filter(|size_bytes| *size_bytes > GET_LIMIT_BYTES) {
             return Err(Error::TooLarge { key: key.clone(), size_bytes });
         }
         if let Some(bytes) = disk.get(key, digest).await {
             Counts::add(&disk.counts.hits, 1);
-            // Nobody replaces content. Who tries it finds that this version is not the store's.
-            return Ok(Some(Object { bytes, version: Version::new(format!("cached {digest}")) }));
+            return Ok(Some(bytes));
         }
         Counts::add(&disk.counts.misses, 1);
-        let answer = self.ask_patiently(self.inner.get(key)).await;
-        if let Ok(Some(object)) = &answer {
-            disk.offer(key, digest, &object.bytes);
+        let answer = self.ask_patiently(self.inner.get_content(key, digest)).await;
+        if let Ok(Some(bytes)) = &answer {
+            disk.offer(key, digest, bytes);
         }
         answer
     }
 
     /// What is held of an object does not count any more, whatever comes of its change.
     async fn before_change(&self, key: &Key) {
-        if let Some((disk, _)) = self.cached(key) {
+        if let Some(disk) = &self.disk {
             disk.forget(key).await;
             self.sizes.invalidate(key).await;
         }
@@ -259,7 +262,7 @@ impl NodeCache {
     async fn after_write(&self, key: &Key, bytes: &Bytes, written: &Result<Version, Error>) {
         // A read that began before it may have brought the old ones here.
         self.before_change(key).await;
-        if is_record(key) {
+        if self.is_record(key) {
             let ticket = self.records.ticket();
             match written {
                 Ok(version) => self.records.remember(key, ticket, bytes, version).await,
@@ -275,12 +278,16 @@ impl NodeCache {
 impl BlobStore for NodeCache {
     async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
         let written = self.inner.put_once(key, bytes.clone()).await;
-        match self.cached(key) {
-            Some((disk, digest)) if written.is_ok() => disk.offer(key, &digest, &bytes),
-            Some(_) => {}
-            None => self.after_write(key, &bytes, &written).await,
-        }
+        self.after_write(key, &bytes, &written).await;
         written
+    }
+
+    async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        self.inner.put_content(key, digest, bytes.clone()).await?;
+        if let Some(disk) = &self.disk {
+            disk.offer(key, digest, &bytes);
+        }
+        Ok(())
     }
 
     async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
@@ -298,17 +305,18 @@ impl BlobStore for NodeCache {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
-        if is_record(key) {
-            return self.get_record(key).await;
-        }
-        match self.cached(key) {
-            Some((disk, digest)) => self.get_blob(disk, key, &digest).await,
-            None => self.inner.get(key).await,
+        if self.is_record(key) { self.get_record(key).await } else { self.inner.get(key).await }
+    }
+
+    async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        match &self.disk {
+            Some(disk) => self.get_blob(disk, key, digest).await,
+            None => self.inner.get_content(key, digest).await,
         }
     }
 
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
-        let Some((disk, _)) = self.cached(key) else { return self.inner.head(key).await };
+        let Some(disk) = &self.disk else { return self.inner.head(key).await };
         let held = |disk: &Disk| disk.index().size_bytes(key);
         let answer = if held(disk).is_none() {
             self.ask_patiently(self.inner.head(key)).await
@@ -331,21 +339,23 @@ impl BlobStore for NodeCache {
         answer
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
-        let Some((disk, digest)) = self.cached(key) else { return self.inner.read(key, range).await };
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        let (Some(disk), Some(digest)) = (&self.disk, digest) else { return self.inner.read(key, range, digest).await };
         if let Some(opened) = disk.find(key).await {
             Counts::add(&disk.counts.hits, 1);
-            return Ok(Some(Reading::new(disk, &self.inner, key, &digest, opened, range).stream()));
+            return Ok(Some(Reading::new(disk, &self.inner, key, digest, opened, range).stream()));
         }
         Counts::add(&disk.counts.misses, 1);
         let size_bytes = self.sizes.get(key).await;
         let end = size_bytes.map_or(range.end, |size_bytes| range.end.min(size_bytes));
         // Without a known size, the hash says in the end whether it was all.
         let is_whole = range.start == 0 && size_bytes.is_none_or(|size_bytes| size_bytes == end);
-        let Some(stream) = self.ask_patiently(self.inner.read(key, range)).await? else { return Ok(None) };
-        let tee = if is_whole { disk.tee(key, &digest, size_bytes) } else { None };
+        let Some(stream) = self.ask_patiently(self.inner.read(key, range, Some(digest))).await? else {
+            return Ok(None);
+        };
+        let tee = if is_whole { disk.tee(key, digest.algorithm(), size_bytes) } else { None };
         Ok(Some(match tee {
-            Some(tee) => read::teed(stream, tee, end),
+            Some(tee) => read::teed(stream, tee, digest.clone(), end),
             None => stream,
         }))
     }
@@ -359,7 +369,7 @@ impl BlobStore for NodeCache {
         self.inner.delete(key).await?;
         // A read that began before it may have brought it here.
         self.before_change(key).await;
-        if is_record(key) {
+        if self.is_record(key) {
             self.records.forget(key, self.records.ticket()).await;
         }
         Ok(())
@@ -367,7 +377,8 @@ impl BlobStore for NodeCache {
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
         let inner = self.inner.begin_upload(key).await?;
-        let tee = self.cached(key).and_then(|(disk, digest)| disk.tee(key, &digest, None));
+        // What the bytes hash to is said in the end, and nearly everything is named by this.
+        let tee = self.disk.as_ref().and_then(|disk| disk.tee(key, Algorithm::Sha256, None));
         Ok(match tee {
             Some(tee) => Box::new(CachedUpload { inner, tee }),
             None => inner,
@@ -391,41 +402,15 @@ impl Upload for CachedUpload {
         join(self.inner.part(bytes.clone()), self.tee.write_through(bytes)).await.0
     }
 
-    async fn complete(self: Box<Self>) -> Result<(), Error> {
-        self.inner.complete().await?;
-        self.tee.finish().await;
+    async fn complete(self: Box<Self>, digest: Option<&Digest>) -> Result<(), Error> {
+        self.inner.complete(digest).await?;
+        if let Some(digest) = digest {
+            self.tee.finish(digest.clone()).await;
+        }
         Ok(())
     }
 
     async fn abort(self: Box<Self>) -> Result<(), Error> {
         self.inner.abort().await
     }
-}
-
-/// What a blob's bytes hash to; `None` for other keys.
-fn blob(key: &Key) -> Option<Digest> {
-    if !key.as_str().starts_with("blobs/") {
-        return None;
-    }
-    match layout::parse(key)? {
-        Parsed::Blob { digest, .. } => Some(digest),
-        Parsed::Repository { .. }
-        | Parsed::ManifestLink { .. }
-        | Parsed::BlobLink { .. }
-        | Parsed::Tag { .. }
-        | Parsed::TagList { .. }
-        | Parsed::ReferrerList { .. }
-        | Parsed::Referrer { .. }
-        | Parsed::Upload { .. }
-        | Parsed::SnapshotHead
-        | Parsed::Snapshot { .. }
-        | Parsed::Node { .. }
-        | Parsed::Event { .. }
-        | Parsed::Probe { .. } => None,
-    }
-}
-
-/// Whether this is what a repository consists of.
-fn is_record(key: &Key) -> bool {
-    key.as_str().starts_with("repositories/")
 }

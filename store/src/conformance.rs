@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use bytes::Bytes;
+use entrepot_domain::digest::{Algorithm, Digest};
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -36,6 +37,7 @@ pub async fn run(make: impl AsyncFn() -> Store) {
     uploads_are_invisible_until_complete(&*make().await).await;
     uploads_in_odd_parts_come_out_whole(&*make().await).await;
     uploads_that_are_given_up_leave_nothing(&*make().await).await;
+    content_is_read_back_by_its_digest(&*make().await).await;
     deleted_keys_can_be_written_again(&*make().await).await;
     writers_and_deleters_in_one_folder_do_not_hurt_each_other(&*make().await).await;
     keys_that_others_begin_with_are_not_those(&*make().await).await;
@@ -49,7 +51,7 @@ async fn what_is_absent_is_none_and_may_be_deleted(store: &dyn BlobStore) {
         let key = key(text);
         assert!(store.get(&key).await.expect(text).is_none(), "{text}");
         assert_eq!(store.head(&key).await.expect(text), None, "{text}");
-        assert!(store.read(&key, 0..1).await.expect(text).is_none(), "{text}");
+        assert!(store.read(&key, 0..1, None).await.expect(text).is_none(), "{text}");
         store.delete(&key).await.expect(text);
     }
     assert_eq!(read(store, "a/b/c").await.as_deref(), Some("x"));
@@ -147,7 +149,7 @@ async fn ranges_are_exact_and_end_with_the_object(store: &dyn BlobStore) {
         (50..u64::MAX, ""),
     ];
     for (range, expected) in cases {
-        let stream = store.read(&key("blob"), range.clone()).await.expect("read").expect("is there");
+        let stream = store.read(&key("blob"), range.clone(), None).await.expect("read").expect("is there");
         let chunks: Vec<Bytes> = stream.try_collect().await.expect("stream");
         assert_eq!(text(&chunks.concat()), expected, "{range:?}");
     }
@@ -162,12 +164,12 @@ async fn large_objects_come_in_bounded_chunks_and_not_by_get(store: &dyn BlobSto
     for _ in 0..pieces {
         upload.part(piece.clone()).await.expect("part");
     }
-    upload.complete().await.expect("complete");
+    upload.complete(None).await.expect("complete");
     let error = store.get(&blob).await.expect_err("must not be read whole");
     assert!(matches!(error, Error::TooLarge { .. }), "{error:?}");
     assert_eq!(store.head(&blob).await.expect("head"), Some((pieces * CHUNK) as u64));
 
-    let stream = store.read(&blob, 1..u64::MAX).await.expect("read").expect("is there");
+    let stream = store.read(&blob, 1..u64::MAX, None).await.expect("read").expect("is there");
     let mut at = 1;
     let read = stream.try_for_each(|chunk| {
         assert!((1..=CHUNK).contains(&chunk.len()));
@@ -185,13 +187,13 @@ async fn a_read_goes_on_or_fails_when_the_object_is_replaced(store: &dyn BlobSto
         for _ in 0..SIZE / (1024 * 1024) {
             upload.part(vec![byte; 1024 * 1024].into()).await.expect("part");
         }
-        upload.complete().await.expect("complete");
+        upload.complete(None).await.expect("complete");
     };
     put(b'a').await;
-    let deleted = store.read(&key("blob"), 0..u64::MAX).await.expect("read").expect("is there");
+    let deleted = store.read(&key("blob"), 0..u64::MAX, None).await.expect("read").expect("is there");
     store.delete(&key("blob")).await.expect("delete");
     put(b'b').await;
-    let replaced = store.read(&key("blob"), 0..u64::MAX).await.expect("read").expect("is there");
+    let replaced = store.read(&key("blob"), 0..u64::MAX, None).await.expect("read").expect("is there");
     put(b'c').await;
     for (mut stream, byte) in [(deleted, b'a'), (replaced, b'b')] {
         let (mut size, mut failed) = (0, false);
@@ -312,11 +314,11 @@ async fn uploads_are_invisible_until_complete(store: &dyn BlobStore) {
         assert!(store.get(&blob).await.expect("get").is_none());
         assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
     }
-    upload.complete().await.expect("complete");
+    upload.complete(None).await.expect("complete");
     assert_eq!(read(store, blob.as_str()).await.as_deref(), Some("one two three"));
 
     let empty = key("blobs/sha256/00/2");
-    store.begin_upload(&empty).await.expect("begin").complete().await.expect("complete");
+    store.begin_upload(&empty).await.expect("begin").complete(None).await.expect("complete");
     assert_eq!(store.head(&empty).await.expect("head"), Some(0));
 }
 
@@ -342,9 +344,9 @@ async fn uploads_in_odd_parts_come_out_whole(store: &dyn BlobStore) {
             size += part;
             assert_eq!(store.head(&blob).await.expect("head"), None);
         }
-        upload.complete().await.expect("complete");
+        upload.complete(None).await.expect("complete");
         assert_eq!(store.head(&blob).await.expect("head"), Some(size as u64));
-        let stream = store.read(&blob, 0..u64::MAX).await.expect("read").expect("is there");
+        let stream = store.read(&blob, 0..u64::MAX, None).await.expect("read").expect("is there");
         let read = stream.try_fold(0, async |at, chunk: Bytes| {
             assert_eq!(chunk, pattern(at, chunk.len()), "wrong bytes behind {at}");
             Ok(at + chunk.len())
@@ -366,6 +368,34 @@ async fn uploads_that_are_given_up_leave_nothing(store: &dyn BlobStore) {
         }
         assert_eq!(store.head(&blob).await.expect("head"), None);
         assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+    }
+}
+
+async fn content_is_read_back_by_its_digest(store: &dyn BlobStore) {
+    const SIZE: usize = 300_000;
+    let bytes: Bytes = (0..SIZE).map(|at| (at % 247) as u8).collect();
+    for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+        let digest = Digest::of(algorithm, &bytes);
+        let (put, uploaded) = (key(&format!("content/{algorithm}/put")), key(&format!("content/{algorithm}/uploaded")));
+        store.put_content(&put, &digest, bytes.clone()).await.expect("put");
+        let again = store.put_content(&put, &digest, bytes.clone()).await;
+        assert!(matches!(again, Err(Error::AlreadyExists)), "{again:?}");
+        let mut upload = store.begin_upload(&uploaded).await.expect("begin");
+        for part in [bytes.slice(..7), bytes.slice(7..)] {
+            upload.part(part).await.expect("part");
+        }
+        upload.complete(Some(&digest)).await.expect("complete");
+        for key in [&put, &uploaded] {
+            for _ in 0..3 {
+                assert_eq!(store.get_content(key, &digest).await.expect("get").as_ref(), Some(&bytes));
+                let stream = store.read(key, 5..SIZE as u64, Some(&digest)).await.expect("read").expect("is there");
+                let chunks: Vec<Bytes> = stream.try_collect().await.expect("stream");
+                assert_eq!(chunks.concat(), bytes[5..]);
+            }
+            store.delete(key).await.expect("delete");
+            assert!(store.get_content(key, &digest).await.expect("get").is_none());
+            assert!(store.read(key, 0..1, Some(&digest)).await.expect("read").is_none());
+        }
     }
 }
 

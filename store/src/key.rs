@@ -40,8 +40,8 @@ impl Key {
         if text.split('/').all(is_part) { Ok(Self(text.into())) } else { Err(KeyError::BadPart) }
     }
 
-    /// A key that [`crate::layout`] put together from parts that it knows to be legal.
-    pub(crate) fn assembled(text: String) -> Self {
+    /// A key put together from parts that are known to be legal, which only debug builds check again.
+    pub fn assembled(text: String) -> Self {
         debug_assert_eq!(Self::parse(&text).as_ref().map(Self::as_str), Ok(text.as_str()));
         Self(text.into())
     }
@@ -96,7 +96,8 @@ impl Prefix {
         Key::parse(folder).map(|folder| Self(format!("{folder}/").into()))
     }
 
-    pub(crate) fn assembled(folder: String) -> Self {
+    /// What is below a folder put together from parts that are known to be legal, which only debug builds check again.
+    pub fn assembled(folder: String) -> Self {
         debug_assert!(Self::below(&folder).is_ok(), "{folder}");
         Self((folder + "/").into())
     }

@@ -104,7 +104,7 @@ pub fn referrers_prefix(name: &RepositoryName, incarnation: Uuid, subject: &Dige
     Prefix::assembled(format!("repositories/{name}/_{incarnation}/referrers/{subject}"))
 }
 
-/// The record of an upload that a node has begun.
+/// The record that a store keeps of an upload that a node has begun.
 pub fn upload(node: &ResourceId, upload: Uuid) -> Key {
     Key::assembled(format!("uploads/{node}/{upload}"))
 }
@@ -154,14 +154,9 @@ pub fn events_prefix(node: &ResourceId) -> Prefix {
     Prefix::assembled(format!("events/{node}"))
 }
 
-/// Something that is written to try out a bucket. `name` is written like a key.
-pub(crate) fn probe(probe: Uuid, name: &str) -> Key {
+/// Something that a store has written to try out a bucket. `name` is written like a key.
+pub fn probe(probe: Uuid, name: &str) -> Key {
     Key::assembled(format!("probe/{probe}/{name}"))
-}
-
-/// What one probe has written.
-pub(crate) fn probe_prefix(probe: Uuid) -> Prefix {
-    Prefix::assembled(format!("probe/{probe}"))
 }
 
 /// What all probes have written and not removed yet.
@@ -422,7 +417,7 @@ mod tests {
             (snapshots_prefix(), snapshot_head()),
             (nodes_prefix(), node(&node_id)),
             (events_prefix(&node_id), event(&node_id, id)),
-            (probe_prefix(id), probe(id, "a/1")),
+            (probes_prefix(), probe(id, "a/1")),
             (probes_prefix(), probe(id, "a/1")),
         ] {
             assert!(key.as_str().starts_with(prefix.as_str()), "{key} in {prefix}");

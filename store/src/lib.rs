@@ -1,8 +1,8 @@
 //! Object storage: where content lives, and the records that say what may be shown of it.
 //!
-//! One small trait, [`BlobStore`], and one suite, [`conformance`], that every implementation passes. All keys are
-//! drawn in [`layout`]; what the records say is in [`records`]. Writers rely on put-once and replace-if, never on a
-//! conditional delete: a deletion is a replacement by a tombstone.
+//! One small trait, [`BlobStore`], and one suite, [`conformance`], that every implementation passes. A store does not
+//! know what its keys mean, except for those that it writes itself while it works. Writers rely on put-once and
+//! replace-if, never on a conditional delete: a deletion is a replacement by a tombstone.
 
 pub mod bucket;
 pub mod cache;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 use futures_util::stream::BoxStream;
 
 pub use bucket::{BucketConfig, BucketStore};
@@ -87,6 +87,23 @@ pub trait BlobStore: Send + Sync + 'static {
     /// [`Error::TooLarge`] above [`GET_LIMIT_BYTES`].
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error>;
 
+    /// Reads small content whose bytes hash to `digest`, as the caller knows from a record. A cache keeps only bytes that
+    /// do; whether the bytes that come back do is for the caller to check.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] above [`GET_LIMIT_BYTES`].
+    async fn get_content(&self, key: &Key, _digest: &Digest) -> Result<Option<Bytes>, Error> {
+        Ok(self.get(key).await?.map(|object| object.bytes))
+    }
+
+    /// Writes small content whose bytes hash to `digest`. Otherwise like [`BlobStore::put_once`].
+    ///
+    /// # Errors
+    /// Those of [`BlobStore::put_once`].
+    async fn put_content(&self, key: &Key, _digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        self.put_once(key, bytes).await.map(drop)
+    }
+
     /// The size of an object in bytes.
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error>;
 
@@ -94,7 +111,9 @@ pub trait BlobStore: Send + Sync + 'static {
     /// on or fails, and never mixes two objects.
     ///
     /// What of the range lies beyond the end is left out, so the stream may be shorter than asked for, or empty.
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error>;
+    ///
+    /// `digest` is what the bytes of the whole object hash to, if it holds content; as for [`BlobStore::get_content`].
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error>;
 
     /// At most `limit` keys below `prefix`, however deep, in byte order, those behind `start_after` only.
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error>;
@@ -120,8 +139,8 @@ pub trait Upload: Send {
     /// Also if the future of an earlier part was dropped: the upload has come to nothing.
     async fn part(&mut self, bytes: Bytes) -> Result<(), Error>;
 
-    /// Makes the object visible, whole and durable.
-    async fn complete(self: Box<Self>) -> Result<(), Error>;
+    /// Makes the object visible, whole and durable. `digest` is what its bytes hash to, if it holds content.
+    async fn complete(self: Box<Self>, digest: Option<&Digest>) -> Result<(), Error>;
 
     /// Gives the upload up.
     async fn abort(self: Box<Self>) -> Result<(), Error>;

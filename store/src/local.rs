@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 
 use crate::{BlobStore, ByteStream, Error, Key, Object, Prefix, Upload, Version};
 use files::{Condition, Files};
@@ -97,7 +97,7 @@ impl BlobStore for LocalStore {
         self.blocking(move |files| Ok(files.find(&key)?.map(|(_, size_bytes)| size_bytes))).await
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
+    async fn read(&self, key: &Key, range: Range<u64>, _digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
         let key = key.clone();
         let found = self.blocking(move |files| files.find(&key)).await?;
         Ok(found.map(|(file, size_bytes)| read::stream(file, range.start..range.end.min(size_bytes))))
@@ -230,7 +230,7 @@ mod tests {
             drop(release);
             assert!(held.await.unwrap().is_err());
             assert!(upload.part("more".into()).await.is_err());
-            assert!(upload.complete().await.is_err());
+            assert!(upload.complete(None).await.is_err());
             assert_eq!(store.head(&key("a")).await.unwrap(), None);
         });
     }

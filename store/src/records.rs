@@ -176,16 +176,6 @@ pub struct ReferrerRecord {
     pub descriptor: String,
 }
 
-/// An upload that was begun, or is about to be, at [`crate::layout::upload`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UploadRecord {
-    /// The object that it is to become.
-    pub key: Key,
-    /// What the bucket calls it; `None` before it has said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upload_id: Option<String>,
-}
-
 /// Which snapshot is published, at [`crate::layout::snapshot_head`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotHead {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
 
 pub(crate) struct DeafStore {
@@ -38,8 +38,8 @@ impl BlobStore for DeafStore {
         self.store.head(key).await
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
-        self.store.read(key, range).await
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        self.store.read(key, range, digest).await
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {

@@ -130,7 +130,7 @@ impl Watch {
             Some(_) => {}
         }
         within(limits::SNAPSHOT_READ.1, async {
-            let Some(mut stream) = self.store.read(&head.key, 0..limit).await? else {
+            let Some(mut stream) = self.store.read(&head.key, 0..limit, None).await? else {
                 return Ok(Err(Refusal::Missing));
             };
             let mut bytes = BytesMut::new();

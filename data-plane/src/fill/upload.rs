@@ -6,6 +6,7 @@
 use std::io;
 
 use bytes::Bytes;
+use entrepot_domain::Digest;
 use entrepot_runtime::Tasks;
 use entrepot_store::{Key, Store, Upload};
 use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
@@ -33,18 +34,18 @@ struct Hashed {
 }
 
 impl Uploading {
-    /// Begins an upload of `object`, whose bytes land in `spool`. `turn` is kept as long as it runs.
+    /// Begins an upload of an object that hashes to a digest, whose bytes land in `spool`. `turn` is kept as long as it runs.
     pub(super) fn begin(
         tasks: &Tasks,
         store: Store,
-        object: Key,
+        content: (Key, Digest),
         spool: Spool,
         turn: std::sync::Arc<OwnedSemaphorePermit>,
     ) -> Self {
         let (hashed, may_send) = watch::channel(Hashed::default());
         let (done, stored) = oneshot::channel();
         let work = async move {
-            let is_stored = run(&store, &object, &spool, may_send).await;
+            let is_stored = run(&store, &content, &spool, may_send).await;
             drop(turn);
             // A fill that was given up does not ask.
             let _ = done.send(is_stored);
@@ -65,10 +66,15 @@ impl Uploading {
     }
 }
 
-async fn run(store: &Store, object: &Key, spool: &Spool, may_send: watch::Receiver<Hashed>) -> bool {
+async fn run(
+    store: &Store,
+    (object, digest): &(Key, Digest),
+    spool: &Spool,
+    may_send: watch::Receiver<Hashed>,
+) -> bool {
     let Ok(mut upload) = within_limit(store.begin_upload(object)).await else { return false };
     if send_all(upload.as_mut(), spool, may_send).await.is_some() {
-        return within_limit(upload.complete()).await.is_ok();
+        return within_limit(upload.complete(Some(digest))).await.is_ok();
     }
     // What cannot be aborted now is swept later.
     let _ = within_limit(upload.abort()).await;

@@ -115,14 +115,19 @@ pub(crate) async fn blob(
     if let Some(length) = range.as_ref().map(|range| range.end - range.start).or(size_bytes) {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
-    *response.body_mut() = blob_body(blob, range, repositories).await?;
+    *response.body_mut() = blob_body(blob, digest, range, repositories).await?;
     Ok(response)
 }
 
-async fn blob_body(blob: Blob, range: Option<Range<u64>>, repositories: &Repositories) -> Result<Body, PullError> {
+async fn blob_body(
+    blob: Blob,
+    digest: &Digest,
+    range: Option<Range<u64>>,
+    repositories: &Repositories,
+) -> Result<Body, PullError> {
     match blob {
         Blob::Stored { object, size_bytes, .. } => {
-            let read = repositories.store.read(&object, range.unwrap_or(0..size_bytes));
+            let read = repositories.store.read(&object, range.unwrap_or(0..size_bytes), Some(digest));
             let bytes = within_limit(read).await?.ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
             Ok(body::stream(bytes.map(|chunk| chunk.map_err(Cut::because))))
         }

@@ -202,7 +202,7 @@ impl Resolver {
         object: Key,
     ) -> Result<Option<Blob>, PullError> {
         let Some(size_bytes) = within_limit(self.repositories.store.head(&object)).await? else { return Ok(None) };
-        let platform = self.platform(&object, size_bytes).await;
+        let platform = self.platform(&object, digest, size_bytes).await;
         let link = self.repositories.link_blob(&place.repository, fill, digest, &object, size_bytes, platform);
         if let Err(error) = within_limit(link).await {
             warn!("blob `{digest}` is not linked in `{}`: {error}", place.repository);
@@ -210,11 +210,11 @@ impl Resolver {
         Ok(Some(Blob::Stored { object, size_bytes, outcome: Outcome::Revalidated }))
     }
 
-    async fn platform(&self, object: &Key, size_bytes: u64) -> Option<String> {
+    async fn platform(&self, object: &Key, digest: &Digest, size_bytes: u64) -> Option<String> {
         if size_bytes > CONFIG_BYTES {
             return None;
         }
-        let config = within_limit(self.repositories.store.get(object)).await.ok()??;
-        platform_of_config(&config.bytes)
+        let config = within_limit(self.repositories.store.get_content(object, digest)).await.ok()??;
+        platform_of_config(&config)
     }
 }

@@ -200,7 +200,7 @@ impl Resolver {
                 return Ok(Held::Nothing(Some(live)));
             };
             // A link whose object is missing is a miss, and heals.
-            let Some(object) = self.repositories.store.get(&link.object).await? else {
+            let Some(bytes) = self.repositories.store.get_content(&link.object, &digest).await? else {
                 trail::because(|| format!("manifest `{digest}` is linked, but was not in the store"));
                 return Ok(Held::Nothing(Some(live)));
             };
@@ -208,7 +208,7 @@ impl Resolver {
             let resolved = Resolved {
                 digest,
                 media_type: link.media_type,
-                bytes: object.bytes,
+                bytes,
                 outcome: Outcome::Hit,
                 incarnation: Some(live.record.incarnation),
                 validated,

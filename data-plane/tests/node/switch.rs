@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 use entrepot_store::{BlobStore, ByteStream, Error, Key, LocalStore, Object, Prefix, Upload, Version};
 use tokio::sync::oneshot;
 
@@ -73,12 +73,20 @@ impl BlobStore for Switch {
         self.there()?.get(key).await
     }
 
+    async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        self.there()?.get_content(key, digest).await
+    }
+
+    async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        self.there()?.put_content(key, digest, bytes).await
+    }
+
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
         self.there()?.head(key).await
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
-        self.there()?.read(key, range).await
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        self.there()?.read(key, range, digest).await
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {

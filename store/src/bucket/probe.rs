@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 use super::list::Order;
-use super::{BucketStore, OpenError, list};
-use crate::{BlobStore as _, Error, Key, Version, layout};
+use super::{BucketStore, OpenError, keys, list};
+use crate::{BlobStore as _, Error, Key, Version};
 
 /// How many writers race each other. SeaweedFS lets each loser wait a second for its lock, so more of them would hold up
 /// every start.
@@ -86,7 +86,7 @@ impl Probe<'_> {
         for key in [&in_folder, &beside] {
             self.store.put(key, Bytes::new()).await.map_err(|error| self.refusal(error))?;
         }
-        let prefix = layout::probe_prefix(self.id);
+        let prefix = keys::probe_prefix(self.id);
         let listed = list::raw(&self.store.0, &prefix).await.map_err(|failure| self.refusal(failure.into()))?;
         let at = |key: &Key| listed.iter().position(|listed| listed == key);
         match (at(&in_folder), at(&beside)) {
@@ -99,12 +99,9 @@ impl Probe<'_> {
     /// Removes what this probe wrote, and what earlier ones could not.
     async fn tidy_up(&self) {
         let began = |id: Uuid| id.get_timestamp().map_or(0, |time| time.to_unix().0);
-        let Ok(left) = list::raw(&self.store.0, &layout::probes_prefix()).await else { return };
-        let over = |key: &Key| match layout::parse(key) {
-            Some(layout::Parsed::Probe { probe, .. }) => {
-                probe == self.id || began(probe) + OVER_SECONDS < began(self.id)
-            }
-            _ => false,
+        let Ok(left) = list::raw(&self.store.0, &keys::probes_prefix()).await else { return };
+        let over = |key: &Key| {
+            keys::probe_of(key).is_some_and(|probe| probe == self.id || began(probe) + OVER_SECONDS < began(self.id))
         };
         let deletes = left.iter().filter(|key| over(key)).take(LEFT).map(|key| self.store.delete(key));
         // The next one tries again.
@@ -116,7 +113,7 @@ impl Probe<'_> {
     }
 
     fn key(&self, name: &str) -> Key {
-        layout::probe(self.id, name)
+        keys::probe(self.id, name)
     }
 
     fn ignores(&self, what: &'static str) -> OpenError {

@@ -5,10 +5,11 @@ use std::sync::{Arc, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 use object_store::multipart::PartId;
 use object_store::path::Path;
 use object_store::{MultipartId, PutPayload};
+use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -16,9 +17,8 @@ use uuid::Uuid;
 use super::failure::Failure;
 use super::limits::Tries;
 use super::write::Condition;
-use super::{Bucket, BucketStore};
-use crate::records::{self, UploadRecord};
-use crate::{BlobStore as _, Error, Key, Upload, layout};
+use super::{Bucket, BucketStore, keys};
+use crate::{BlobStore as _, Error, Key, Upload};
 
 /// All parts but the last have exactly this size, since some services want them equal. None wants them larger.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -37,6 +37,16 @@ pub(super) struct BucketUpload {
     begun: Option<Begun>,
     /// While a part is taken in, and for good if that fails or nobody waits for it.
     broken: bool,
+}
+
+/// An upload that was begun, or is about to be.
+#[derive(Serialize, Deserialize)]
+struct UploadRecord {
+    /// The object that it is to become.
+    key: Key,
+    /// What the bucket calls it; `None` before it has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    upload_id: Option<String>,
 }
 
 struct Begun {
@@ -135,7 +145,7 @@ impl BucketUpload {
     /// From here on there may be something to be tidied up, so it is written down before it is there, and its id as soon
     /// as that is known: not every service lists what has been begun.
     async fn begin_parts(&self) -> Result<Begun, Failure> {
-        let (objects, record) = (self.bucket.client.objects(), layout::upload(&self.bucket.owner, Uuid::now_v7()));
+        let (objects, record) = (self.bucket.client.objects(), keys::upload(&self.bucket.owner, Uuid::now_v7()));
         let running = Running::new(Arc::clone(&self.bucket), record.clone());
         self.note(&record, None, Condition::Absent).await?;
         let mut tries = Tries::small();
@@ -150,7 +160,8 @@ impl BucketUpload {
     }
 
     async fn note(&self, record: &Key, upload_id: Option<MultipartId>, condition: Condition) -> Result<(), Failure> {
-        let bytes = records::encode(&UploadRecord { key: self.key.clone(), upload_id });
+        let record_of = UploadRecord { key: self.key.clone(), upload_id };
+        let bytes = Bytes::from(serde_json::to_vec(&record_of).expect("keys and ids are text"));
         self.bucket.write(&self.bucket.path(record), bytes.into(), condition).await.map(drop)
     }
 
@@ -257,7 +268,7 @@ impl Upload for BucketUpload {
         Ok(())
     }
 
-    async fn complete(mut self: Box<Self>) -> Result<(), Error> {
+    async fn complete(mut self: Box<Self>, _digest: Option<&Digest>) -> Result<(), Error> {
         if self.broken {
             return Err(Error::Away(Box::new(Interrupted)));
         }
@@ -279,7 +290,7 @@ impl Upload for BucketUpload {
 
 /// Aborts what is recorded under `owner`, but for what is under way in this process.
 pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result<usize, Error> {
-    let (prefix, mut after, mut aborted) = (layout::uploads_prefix(owner), None, 0);
+    let (prefix, mut after, mut aborted) = (keys::uploads_prefix(owner), None, 0);
     loop {
         let page = store.list(&prefix, after.as_ref(), PAGE).await?;
         let Some(last) = page.last() else { return Ok(aborted) };
@@ -288,17 +299,16 @@ pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result
             if store.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
                 continue;
             }
-            match records::read::<UploadRecord>(store, record).await {
-                Ok(None) => continue,
-                Ok(Some((UploadRecord { key, upload_id }, _))) => {
+            let Some(object) = store.get(record).await? else { continue };
+            match serde_json::from_slice(&object.bytes) {
+                Ok(UploadRecord { key, upload_id }) => {
                     store.0.abort(&store.0.path(&key), upload_id.as_ref(), record, Tries::small).await?;
                     aborted += 1;
                 }
-                Err(Error::BadRecord { .. }) => {
-                    warn!("the record `{record}` of an upload cannot be read, and is removed");
+                Err(error) => {
+                    warn!("the record `{record}` of an upload cannot be read, and is removed: {error}");
                     store.delete(record).await?;
                 }
-                Err(error) => return Err(error),
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The folder with cached blobs: `<algorithm>-<hex>-<object>` each, and `.tmp` behind that while it is written.
+//! The folder with cached blobs, each in a file that is named by its object: its key with `,` for `/`, then `.cached`, and
+//! `.tmp` behind that while it is written.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -9,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use entrepot_domain::{Digest, Verifier};
+use entrepot_domain::Digest;
+use entrepot_domain::digest::Algorithm;
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -19,7 +21,6 @@ use super::OpenError;
 use super::index::{Checked, Index};
 use super::landing::{Landing, Tee};
 use crate::Key;
-use crate::layout::{self, Parsed};
 
 /// How long the disk may take for one thing, when the store could do it instead.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
@@ -31,7 +32,14 @@ const LANDINGS: usize = 64;
 const LOCK_TRIES: (u32, Duration) = (20, Duration::from_millis(100));
 
 const LOCK: &str = ".lock";
+/// Ends the name of a file that is whole.
+const WHOLE: &str = ".cached";
+/// Comes behind that while it is not.
 const TEMPORARY: &str = ".tmp";
+/// Stands for the `/` of keys, which have none of their own.
+const SLASH: &str = ",";
+/// The longest key that still makes a file's name.
+const LONGEST_KEY_BYTES: usize = 255 - WHOLE.len() - TEMPORARY.len();
 
 /// Blobs in a folder that belongs to this process.
 #[derive(Debug)]
@@ -95,8 +103,7 @@ impl Disk {
     }
 
     pub(super) fn path(&self, key: &Key) -> PathBuf {
-        // Keys without this shape are not brought here.
-        self.root.join(key.as_str().trim_start_matches("blobs/").replace('/', "-"))
+        self.root.join(key.as_str().replace('/', SLASH) + WHOLE)
     }
 
     pub(super) fn temporary_path(&self, key: &Key) -> PathBuf {
@@ -117,33 +124,36 @@ impl Disk {
     /// Reads a cached blob that is known to be small, and verifies it.
     pub(super) async fn get(self: &Arc<Self>, key: &Key, digest: &Digest) -> Option<Bytes> {
         let Opened { mut file, size_bytes, .. } = self.find(key).await?;
-        let (disk, key, mut verifier) = (Arc::clone(self), key.clone(), Verifier::new(digest.clone()));
+        let (disk, key, digest) = (Arc::clone(self), key.clone(), digest.clone());
         let read = move || {
             let mut bytes = Vec::with_capacity(size_bytes as usize);
             let read = io::Read::read_to_end(&mut file, &mut bytes);
-            verifier.update(&bytes);
-            if read.is_err() || !verifier.finish() {
+            if read.is_err() || Digest::of(digest.algorithm(), &bytes) != digest {
                 disk.damaged(&key, "it cannot be read as what it should be");
                 return None;
             }
-            disk.index().note_checked(&key);
+            disk.index().note_checked(&key, &digest);
             Some(Bytes::from(bytes))
         };
         self.within_limit(read).await.flatten()
     }
 
     /// Begins to bring a blob here, unless it is here, on its way, or there is no way now.
-    pub(super) fn tee(self: &Arc<Self>, key: &Key, digest: &Digest, size_bytes: Option<u64>) -> Option<Tee> {
-        if self.writing.is_on() || size_bytes.is_some_and(|size| size > self.index().largest_blob_bytes()) {
+    pub(super) fn tee(self: &Arc<Self>, key: &Key, algorithm: Algorithm, size_bytes: Option<u64>) -> Option<Tee> {
+        let is_nameless = key.as_str().len() > LONGEST_KEY_BYTES;
+        if is_nameless
+            || self.writing.is_on()
+            || size_bytes.is_some_and(|size| size > self.index().largest_blob_bytes())
+        {
             return None;
         }
-        Landing::begin(self, key, digest).map(Tee::new)
+        Landing::begin(self, key, algorithm).map(Tee::new)
     }
 
     /// Brings a blob here that is in hand, in the background.
     pub(super) fn offer(self: &Arc<Self>, key: &Key, digest: &Digest, bytes: &Bytes) {
-        if let Some(tee) = self.tee(key, digest, Some(bytes.len() as u64)) {
-            tee.whole(bytes.clone());
+        if let Some(tee) = self.tee(key, digest.algorithm(), Some(bytes.len() as u64)) {
+            tee.whole(bytes.clone(), digest.clone());
         }
     }
 
@@ -279,8 +289,7 @@ fn scan(root: &Path) -> io::Result<Vec<Found>> {
 
 /// The object whose bytes a file of this name holds.
 fn key_of(name: &str) -> Option<Key> {
-    let key = Key::parse(&format!("blobs/{}", name.replacen('-', "/", 2))).ok()?;
-    matches!(layout::parse(&key)?, Parsed::Blob { .. }).then_some(key)
+    Key::parse(&name.strip_suffix(WHOLE)?.replace(SLASH, "/")).ok()
 }
 
 /// Takes the folder for this process.

@@ -1,12 +1,13 @@
 //! How a blob gets onto the disk: beside whoever reads or writes it, never in their way.
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Read as _, Write as _};
 use std::mem;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use entrepot_domain::{Digest, Verifier};
+use entrepot_domain::digest::{Algorithm, Digest, Digester};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -26,7 +27,7 @@ pub(super) struct Landing {
     key: Key,
     /// Made by the first write.
     file: Option<File>,
-    verifier: Verifier,
+    digester: Digester,
     reserved_bytes: u64,
     ended: bool,
     _permit: OwnedSemaphorePermit,
@@ -34,13 +35,13 @@ pub(super) struct Landing {
 
 impl Landing {
     /// `None` if the blob is here or on its way already, or too many others are.
-    pub(super) fn begin(disk: &Arc<Disk>, key: &Key, digest: &Digest) -> Option<Self> {
+    pub(super) fn begin(disk: &Arc<Disk>, key: &Key, algorithm: Algorithm) -> Option<Self> {
         let permit = Arc::clone(&disk.landings).try_acquire_owned().ok()?;
         disk.index().begin(key).then(|| Self {
             disk: Arc::clone(disk),
             key: key.clone(),
             file: None,
-            verifier: Verifier::new(digest.clone()),
+            digester: Digester::new(algorithm),
             reserved_bytes: 0,
             ended: false,
             _permit: permit,
@@ -59,42 +60,59 @@ impl Landing {
                 self.disk.rest_from_writing(&error);
                 return None;
             }
-            self.verifier.update(&chunk);
+            self.digester.update(&chunk);
         }
         Some(self)
     }
 
-    fn write(&mut self, chunk: &Bytes) -> std::io::Result<()> {
+    fn write(&mut self, chunk: &Bytes) -> io::Result<()> {
         self.open()?.write_all(chunk)
     }
 
-    fn open(&mut self) -> std::io::Result<&mut File> {
+    fn open(&mut self) -> io::Result<&mut File> {
         if self.file.is_none() {
             self.file = Some(File::create(self.disk.temporary_path(&self.key))?);
         }
         Ok(self.file.as_mut().expect("it was just made"))
     }
 
-    /// Gives the file its name, if it is what that says.
-    fn finish(mut self) {
-        let verifier = self.verifier.clone();
-        if !verifier.finish() {
-            Counts::add(&self.disk.counts.rejected, 1);
-            warn!("`{}` is not cached, since its bytes do not hash to its digest", self.key);
-            return;
-        }
-        let (from, to) = (self.disk.temporary_path(&self.key), self.disk.path(&self.key));
-        // Once it has its name, its bytes must be there even after a loss of power.
-        let named = self.open().and_then(|file| file.sync_data()).and_then(|()| fs::rename(from, to));
-        if let Err(error) = named {
-            self.disk.rest_from_writing(&error);
-            return;
+    /// Gives the file its name, if its bytes hash to `digest`.
+    fn finish(mut self, digest: Digest) {
+        match self.name(&digest) {
+            Ok(true) => {}
+            Ok(false) => {
+                Counts::add(&self.disk.counts.rejected, 1);
+                warn!("`{}` is not cached, since its bytes do not hash to `{digest}`", self.key);
+                return;
+            }
+            Err(error) => {
+                self.disk.rest_from_writing(&error);
+                return;
+            }
         }
         self.ended = true;
-        let kept = self.disk.index().end(&self.key, self.reserved_bytes, Some(self.reserved_bytes));
+        let kept = self.disk.index().end(&self.key, self.reserved_bytes, Some((self.reserved_bytes, digest)));
         if !kept {
             self.disk.remove_files(std::slice::from_ref(&self.key));
         }
+    }
+
+    /// Returns whether it did: not if its bytes do not hash to `digest`.
+    fn name(&mut self, digest: &Digest) -> io::Result<bool> {
+        let (from, to) = (self.disk.temporary_path(&self.key), self.disk.path(&self.key));
+        self.open()?;
+        let found = if digest.algorithm() == self.digester.algorithm() {
+            self.digester.clone().finish()
+        } else {
+            digest_of_file(&from, digest.algorithm())?
+        };
+        if found != *digest {
+            return Ok(false);
+        }
+        // Once it has its name, its bytes must be there even after a loss of power.
+        self.open()?.sync_data()?;
+        fs::rename(from, to)?;
+        Ok(true)
     }
 }
 
@@ -109,6 +127,19 @@ impl Drop for Landing {
             warn!("left a temporary file in the cache until the next start: {error}");
         }
         self.disk.index().end(&self.key, self.reserved_bytes, None);
+    }
+}
+
+fn digest_of_file(path: &Path, algorithm: Algorithm) -> io::Result<Digest> {
+    let (mut file, mut digester) = (File::open(path)?, Digester::new(algorithm));
+    let mut chunk = vec![0; BATCH_BYTES];
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return Ok(digester.finish()),
+            Ok(read) => digester.update(&chunk[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -159,18 +190,18 @@ impl Tee {
         }
     }
 
-    /// There is no more. What is left to do is done in the background.
-    pub(super) async fn finish(mut self) {
+    /// There is no more, and it is cached if all of it hashes to `digest`. What is left to do is done in the background.
+    pub(super) async fn finish(mut self, digest: Digest) {
         if let Some(landing) = self.settle().await {
             let chunks = self.take_waiting();
-            spawn_blocking(move || landing.append(chunks).map(Landing::finish));
+            spawn_blocking(move || landing.append(chunks).map(|landing| landing.finish(digest)));
         }
     }
 
-    /// These are all bytes there are. What is left to do is done in the background.
-    pub(super) fn whole(mut self, bytes: Bytes) {
+    /// As [`Self::finish`], for bytes that are all there are.
+    pub(super) fn whole(mut self, bytes: Bytes, digest: Digest) {
         if let State::Idle(landing) = mem::replace(&mut self.state, State::Over) {
-            spawn_blocking(move || landing.append(vec![bytes]).map(Landing::finish));
+            spawn_blocking(move || landing.append(vec![bytes]).map(|landing| landing.finish(digest)));
         }
     }
 

@@ -20,8 +20,9 @@ pub(super) struct Reading {
     disk: Arc<Disk>,
     store: Store,
     key: Key,
+    digest: Digest,
     file: Option<File>,
-    /// For a file that was there when the cache was opened, when it is read whole for the first time.
+    /// For a file that is read whole and was not seen yet to hash to the digest.
     verifier: Option<Verifier>,
     left: Range<u64>,
     begun: bool,
@@ -56,9 +57,10 @@ impl Reading {
     ) -> Self {
         let left = range.start..range.end.min(opened.size_bytes);
         let is_whole = left == (0..opened.size_bytes);
-        let verifier = (is_whole && opened.checked == Checked::NotYet).then(|| Verifier::new(digest.clone()));
-        let (disk, store, key) = (Arc::clone(disk), Arc::clone(store), key.clone());
-        Self { disk, store, key, file: Some(opened.file), verifier, left, begun: false, rest: None }
+        let verifier =
+            (is_whole && opened.checked != Checked::As(digest.clone())).then(|| Verifier::new(digest.clone()));
+        let (disk, store, key, digest) = (Arc::clone(disk), Arc::clone(store), key.clone(), digest.clone());
+        Self { disk, store, key, digest, file: Some(opened.file), verifier, left, begun: false, rest: None }
     }
 
     /// The bytes. Whatever the disk does, they are the blob's, or the stream ends with an error before its end.
@@ -90,7 +92,7 @@ impl Reading {
             // A disk that hangs may still have the file.
             None => {}
         }
-        let rest = self.store.read(&self.key, self.left.clone()).await?;
+        let rest = self.store.read(&self.key, self.left.clone(), Some(&self.digest)).await?;
         let mut rest = rest.ok_or_else(|| Error::Away(Box::new(Broken::Gone)))?;
         let next = rest.next().await.transpose();
         self.rest = Some(rest);
@@ -100,7 +102,7 @@ impl Reading {
     /// Reads the next chunk; `None` if the disk does not answer.
     async fn read(&mut self) -> Option<Chunk> {
         let (file, mut verifier) = (self.file.take()?, self.verifier.take());
-        let (disk, key) = (Arc::clone(&self.disk), self.key.clone());
+        let (disk, key, digest) = (Arc::clone(&self.disk), self.key.clone(), self.digest.clone());
         let (start, end) = (self.left.start, self.left.end);
         let until = end.min(start + CHUNK_BYTES);
         let room = Room::for_bytes(until - start);
@@ -116,7 +118,7 @@ impl Reading {
                     if !verifier.finish() {
                         return Chunk::Altered;
                     }
-                    disk.index().note_checked(&key);
+                    disk.index().note_checked(&key, &digest);
                 }
                 Chunk::Good(chunk, file, verifier)
             }
@@ -132,26 +134,26 @@ impl Reading {
 
 /// The same stream, whose bytes are cached as they pass. `wanted_bytes` is how many its reader may take at most:
 /// a reader who has them does not ask whether there are more.
-pub(super) fn teed(stream: ByteStream, tee: Tee, wanted_bytes: u64) -> ByteStream {
-    unfold((stream, Some(tee), wanted_bytes), async |(mut stream, mut tee, wanted_bytes)| {
+pub(super) fn teed(stream: ByteStream, tee: Tee, digest: Digest, wanted_bytes: u64) -> ByteStream {
+    unfold((stream, Some((tee, digest)), wanted_bytes), async |(mut stream, mut tee, wanted_bytes)| {
         let next = stream.next().await;
         let mut left_bytes = wanted_bytes;
         match &next {
             Some(Ok(chunk)) => {
                 left_bytes = left_bytes.saturating_sub(chunk.len() as u64);
-                if let Some(tee) = &mut tee {
+                if let Some((tee, _)) = &mut tee {
                     tee.write(chunk.clone()).await;
                 }
                 if left_bytes == 0
-                    && let Some(tee) = tee.take()
+                    && let Some((tee, digest)) = tee.take()
                 {
-                    tee.finish().await;
+                    tee.finish(digest).await;
                 }
             }
             Some(Err(_)) => drop(tee.take()),
             None => {
-                if let Some(tee) = tee.take() {
-                    tee.finish().await;
+                if let Some((tee, digest)) = tee.take() {
+                    tee.finish(digest).await;
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use entrepot_domain::Digest;
 
 use super::blocking;
 use super::files::{Files, Temporary};
@@ -41,7 +42,7 @@ impl Upload for LocalUpload {
         Ok(())
     }
 
-    async fn complete(mut self: Box<Self>) -> Result<(), Error> {
+    async fn complete(mut self: Box<Self>, _digest: Option<&Digest>) -> Result<(), Error> {
         let temporary = self.take()?;
         blocking(move || {
             temporary.sync()?;

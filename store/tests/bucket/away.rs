@@ -39,9 +39,9 @@ async fn all_are_away(store: &dyn BlobStore, how: &str) {
     let upload = async |size: usize| {
         let mut upload = store.begin_upload(&key("upload")).await?;
         upload.part(pattern(size)).await?;
-        upload.complete().await
+        upload.complete(None).await
     };
-    let read = async || match store.read(&there, 0..10).await? {
+    let read = async || match store.read(&there, 0..10, None).await? {
         Some(body) => body.try_collect::<Vec<Bytes>>().await.map(drop),
         None => Ok(()),
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use entrepot_domain::Secret;
 use entrepot_store::bucket::{AccessKey, BucketConfig, BucketStore, OpenError, Service};
-use entrepot_store::{BlobStore as _, Prefix, layout};
+use entrepot_store::{BlobStore as _, Prefix};
 use entrepot_test_support::Seaweed;
 use http::{Method, Response};
 
@@ -105,7 +105,7 @@ async fn opening_leaves_nothing_behind() {
     let bucket = seaweed.bucket().await;
     for prefix in ["", "shared/with-others"] {
         let store = open(config(seaweed, &bucket, prefix)).await;
-        assert!(store.list(&layout::probes_prefix(), None, 10).await.unwrap().is_empty());
+        assert!(store.list(&Prefix::below("probe").unwrap(), None, 10).await.unwrap().is_empty());
         assert!(store.list(&Prefix::all(), None, 10).await.unwrap().is_empty());
     }
 }

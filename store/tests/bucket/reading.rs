@@ -20,7 +20,8 @@ async fn a_body_that_breaks_off_goes_on_where_it_stopped() {
     proxy.plan(Method::GET, "/cut", Fault::CutAfter(1_000_000), 1);
     proxy.plan(Method::GET, "/cut", Fault::CutAfter(0), 2);
     proxy.plan(Method::GET, "/cut", Fault::CutAfter(900_000), 1);
-    let chunks: Vec<Bytes> = store.read(&key("cut"), 1..u64::MAX).await.unwrap().unwrap().try_collect().await.unwrap();
+    let chunks: Vec<Bytes> =
+        store.read(&key("cut"), 1..u64::MAX, None).await.unwrap().unwrap().try_collect().await.unwrap();
     assert!(chunks.concat() == content[1..], "other bytes came");
     let seen = proxy.seen("/cut");
     println!("{seen:#?}");
@@ -39,7 +40,7 @@ async fn a_body_that_falls_silent_goes_on_too() {
     let content = pattern(SIZE);
     store.put(&key("silent"), content.clone()).await.unwrap();
     proxy.plan(Method::GET, "/silent", Fault::StallAfter(500_000), 1);
-    let body = store.read(&key("silent"), 0..SIZE as u64).await.unwrap().unwrap();
+    let body = store.read(&key("silent"), 0..SIZE as u64, None).await.unwrap().unwrap();
     let chunks: Vec<Bytes> = body.try_collect().await.unwrap();
     assert!(chunks.concat() == content, "other bytes came");
     assert_eq!(range_start(&proxy.seen("/silent")[2]), 500_000);
@@ -53,7 +54,7 @@ async fn two_objects_are_never_mixed() {
     for other in [Some(vec![b'b'; SIZE]), Some(vec![b'c'; 10]), None] {
         store.put(&at, vec![b'a'; SIZE].into()).await.unwrap();
         proxy.plan(Method::GET, "/mixed", Fault::CutAfter(1_000_000), 1);
-        let mut body = store.read(&at, 0..u64::MAX).await.unwrap().unwrap();
+        let mut body = store.read(&at, 0..u64::MAX, None).await.unwrap().unwrap();
         let first = body.next().await.unwrap().unwrap();
         match other {
             Some(other) => drop(store.put(&at, other.into()).await.unwrap()),
@@ -78,7 +79,7 @@ async fn a_body_that_breaks_off_again_and_again_comes_to_an_end() {
     let (store, proxy) = behind_proxy(seaweed).await;
     store.put(&key("never"), pattern(SIZE)).await.unwrap();
     proxy.plan(Method::GET, "/never", Fault::CutAfter(0), usize::MAX);
-    let body = store.read(&key("never"), 0..u64::MAX).await.unwrap().unwrap();
+    let body = store.read(&key("never"), 0..u64::MAX, None).await.unwrap().unwrap();
     let error = body.try_collect::<Vec<Bytes>>().await.unwrap_err();
     assert!(matches!(error, Error::Away(_)), "{error:?}");
     println!("asked {} times", proxy.seen("/never").len() - 1);

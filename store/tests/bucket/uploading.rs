@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use entrepot_store::bucket::BucketStore;
-use entrepot_store::{BlobStore as _, Error, layout};
+use entrepot_store::{BlobStore as _, Error, Prefix};
 use entrepot_test_support::Seaweed;
 use futures_util::TryStreamExt as _;
 use http::{Method, StatusCode};
@@ -25,7 +25,7 @@ async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 1);
     assert_eq!(store.abort_uploads(&other).await.unwrap(), 0);
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 1);
-    assert_eq!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().len(), 1);
+    assert_eq!(store.list(&Prefix::below("uploads").unwrap(), None, 10).await.unwrap().len(), 1);
 
     // What is under way is not taken for left.
     let mut running = store.begin_upload(&key("blobs/2")).await.unwrap();
@@ -33,7 +33,7 @@ async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 2);
     assert_eq!(store.abort_uploads(&owner).await.unwrap(), 1);
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 1);
-    running.complete().await.unwrap();
+    running.complete(None).await.unwrap();
     assert_eq!(store.head(&key("blobs/2")).await.unwrap(), Some(20 * MIB as u64));
 
     // Its owner's next start does it, too.
@@ -42,7 +42,7 @@ async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
     let again = open(config(seaweed, &bucket, "some/where")).await;
     assert_eq!(again.abort_uploads(&owner).await.unwrap(), 1);
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 0);
-    assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
+    assert!(store.list(&Prefix::below("uploads").unwrap(), None, 10).await.unwrap().is_empty());
     assert_eq!(store.head(&blob).await.unwrap(), None);
     assert_eq!(again.abort_uploads(&owner).await.unwrap(), 0);
 }
@@ -56,7 +56,7 @@ async fn an_upload_that_was_aborted_does_not_become_an_object() {
     upload.part(pattern(9 * MIB)).await.unwrap();
     let another = open(config(seaweed, &bucket, "")).await;
     assert_eq!(another.abort_uploads(&"node-1".parse().unwrap()).await.unwrap(), 1);
-    let error = upload.complete().await.unwrap_err();
+    let error = upload.complete(None).await.unwrap_err();
     assert!(matches!(error, Error::Away(_)), "{error:?}");
     assert_eq!(store.head(&key("blobs/1")).await.unwrap(), None);
 
@@ -83,11 +83,11 @@ async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
     // Another object's, whose key begins with the same, is none of its.
     let mut other = store.begin_upload(&key("blobs/10")).await.unwrap();
     other.part(pattern(20 * MIB)).await.unwrap();
-    upload.complete().await.unwrap();
+    upload.complete(None).await.unwrap();
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 2);
     assert_eq!(store.abort_uploads(&owner).await.unwrap(), 1);
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 1);
-    other.complete().await.unwrap();
+    other.complete(None).await.unwrap();
     for name in ["blobs/1", "blobs/10"] {
         assert_eq!(store.head(&key(name)).await.unwrap(), Some(20 * MIB as u64), "{name}");
     }
@@ -100,7 +100,7 @@ async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
     assert!(seaweed.unfinished_uploads(&bucket).await.len() > 1);
     store.abort_uploads(&owner).await.unwrap();
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 0);
-    assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
+    assert!(store.list(&Prefix::below("uploads").unwrap(), None, 10).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -143,13 +143,13 @@ async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
             upload.part(rest.split_to(*part)).await.unwrap();
             assert_eq!(store.head(&key(&name)).await.unwrap(), None, "{parts:?}");
         }
-        upload.complete().await.unwrap_or_else(|error| panic!("{parts:?}: {error:?}\n{:#?}", proxy.seen(&name)));
-        let body = store.read(&key(&name), 0..u64::MAX).await.unwrap().unwrap();
+        upload.complete(None).await.unwrap_or_else(|error| panic!("{parts:?}: {error:?}\n{:#?}", proxy.seen(&name)));
+        let body = store.read(&key(&name), 0..u64::MAX, None).await.unwrap().unwrap();
         assert!(body.try_collect::<Vec<Bytes>>().await.unwrap().concat() == content, "{parts:?}");
     }
     // What had to be begun twice is left to the next sweep, which looks for the other one.
     store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap();
-    assert!(store.list(&layout::all_uploads_prefix(), None, 10).await.unwrap().is_empty());
+    assert!(store.list(&Prefix::below("uploads").unwrap(), None, 10).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -168,7 +168,7 @@ async fn an_upload_that_fails_leaves_nothing() {
     assert!(matches!(failed, Some(Error::Away(_))), "{failed:?}");
     // Nor does it forget that it failed.
     assert!(matches!(upload.part("x".into()).await, Err(Error::Away(_))));
-    assert!(matches!(upload.complete().await, Err(Error::Away(_))));
+    assert!(matches!(upload.complete(None).await, Err(Error::Away(_))));
     assert_eq!(store.head(&key("failing")).await.unwrap(), None);
     store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap();
     assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty());
@@ -206,8 +206,8 @@ async fn move_much(store: &BucketStore) -> usize {
         // Each one is memory of its own.
         upload.part(vec![b'x'; MIB].into()).await.unwrap();
     }
-    upload.complete().await.unwrap();
-    let mut body = store.read(&key("large"), 0..u64::MAX).await.unwrap().unwrap();
+    upload.complete(None).await.unwrap();
+    let mut body = store.read(&key("large"), 0..u64::MAX, None).await.unwrap().unwrap();
     let mut size = 0;
     while let Some(chunk) = body.try_next().await.unwrap() {
         size += chunk.len();

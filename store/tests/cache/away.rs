@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, advance};
 
 use crate::switched::Mode;
-use crate::{Fixture, LIMIT, MIB, blob_key, collect, in_bucket, pattern};
+use crate::{Fixture, LIMIT, MIB, blob_key, collect, digest, in_bucket, pattern, record_folders};
 
 const SIZE: usize = MIB as usize + 7;
 
@@ -55,8 +55,11 @@ async fn what_is_held_is_served_and_the_rest_is_an_error() {
         assert!(began.elapsed() < Duration::from_millis(2500), "{mode:?}: {:?}", began.elapsed());
         fixture.inner.switch(Mode::Away);
         assert!(is_away(&cache.get(&record("other")).await) && is_away(&cache.get(&record("none")).await));
-        assert!(is_away(&cache.head(&other).await) && is_away(&cache.read(&other, 0..9).await.map(drop)));
-        assert!(is_away(&cache.get(&other).await));
+        assert!(
+            is_away(&cache.head(&other).await)
+                && is_away(&cache.read(&other, 0..9, Some(&digest(&other))).await.map(drop))
+        );
+        assert!(is_away(&cache.get_content(&other, &digest(&other)).await));
         fixture.inner.switch(Mode::Works);
         rest().await;
         assert_eq!(cache.get(&record("held")).await.unwrap().unwrap().bytes, "held", "{mode:?}");
@@ -198,13 +201,14 @@ async fn with_a_bucket_that_is_frozen_or_stopped_what_is_held_is_served() {
     let Some(seaweed) = Seaweed::start().await else { return };
     let (folder, bucket) = (tempfile::tempdir().unwrap(), seaweed.bucket().await);
     let store = BucketStore::open(in_bucket(&seaweed, &bucket, "registry"), "node-1".parse().unwrap()).await.unwrap();
-    let config = CacheConfig { dir: folder.path().to_owned(), size_bytes: 100 * MIB, memory_bytes: MIB };
+    let (dir, records) = (folder.path().to_owned(), record_folders());
+    let config = CacheConfig { dir, size_bytes: 100 * MIB, memory_bytes: MIB, records };
     let cache = NodeCache::open(Arc::new(store), config).await.unwrap();
     let bytes = pattern(1, SIZE);
     let key = blob_key(&bytes);
     let mut upload = cache.begin_upload(&key).await.unwrap();
     upload.part(bytes.clone()).await.unwrap();
-    upload.complete().await.unwrap();
+    upload.complete(Some(&digest(&key))).await.unwrap();
     wait_until(LIMIT, "the blob is cached", async || cache.stats().blobs == 1).await;
     let version = cache.put(&record("held"), "held".into()).await.unwrap();
     for how in ["frozen", "stopped"] {
@@ -218,7 +222,7 @@ async fn with_a_bucket_that_is_frozen_or_stopped_what_is_held_is_served() {
             let held = cache.get(&record("held")).await.unwrap().unwrap();
             assert_eq!((held.bytes, &held.version), ("held".into(), &version), "{how}");
             assert_eq!(cache.head(&key).await.unwrap(), Some(SIZE as u64), "{how}");
-            let stream = cache.read(&key, 0..SIZE as u64).await.unwrap().unwrap();
+            let stream = cache.read(&key, 0..SIZE as u64, Some(&digest(&key))).await.unwrap().unwrap();
             assert_eq!(collect(stream).await.unwrap(), bytes, "{how}");
             if round == 0 {
                 println!("{how}: the first round took {:?}", began.elapsed());

@@ -6,14 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use entrepot_domain::Digest;
-use entrepot_store::{BlobStore, Error, Key, layout};
+use entrepot_domain::digest::{Algorithm, Digest};
+use entrepot_store::{BlobStore, Error, Key};
 use entrepot_test_support::wait_until;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 
 use crate::switched::Mode;
-use crate::{Fixture, LIMIT, MIB, blob_key, collect, pattern};
+use crate::{Fixture, LIMIT, MIB, blob_key, collect, digest, key_of, pattern};
 
 const SIZE: usize = 3 * MIB as usize + 7;
 
@@ -27,8 +27,8 @@ async fn a_blob_that_was_read_whole_is_read_from_the_disk() {
         assert_eq!(fixture.read(&key, range.clone()).await.unwrap(), expected, "{range:?}");
     }
     assert_eq!(fixture.read(&key, SIZE as u64..SIZE as u64 + 1).await.unwrap(), "");
-    assert_eq!(fixture.cache.get(&key).await.unwrap().unwrap().bytes, bytes);
-    assert_eq!((fixture.inner.calls("read"), fixture.inner.calls("get")), (0, 0));
+    assert_eq!(fixture.cache.get_content(&key, &digest(&key)).await.unwrap().unwrap(), bytes);
+    assert_eq!((fixture.inner.calls("read"), fixture.inner.calls("get_content")), (0, 0));
     let stats = fixture.cache.stats();
     assert_eq!((stats.hits, stats.misses, stats.blobs, stats.evictions), (8, 1, 1, 0));
     assert!(stats.blob_bytes >= SIZE as u64);
@@ -40,7 +40,7 @@ async fn a_reader_who_stops_at_the_last_byte_has_cached_the_blob() {
     let (key, bytes) = fixture.blob(1, SIZE).await;
     assert_eq!(fixture.cache.head(&key).await.unwrap(), Some(SIZE as u64));
     // As a connection does that has sent as many bytes as it has announced.
-    let mut stream = fixture.cache.read(&key, 0..SIZE as u64).await.unwrap().unwrap();
+    let mut stream = fixture.cache.read(&key, 0..SIZE as u64, Some(&digest(&key))).await.unwrap().unwrap();
     let mut seen = 0;
     while seen < bytes.len() {
         seen += stream.next().await.unwrap().unwrap().len();
@@ -53,12 +53,12 @@ async fn a_reader_who_stops_at_the_last_byte_has_cached_the_blob() {
 async fn a_blob_that_was_got_or_written_here_is_on_the_disk() {
     let fixture = Fixture::new().await;
     let (got, _) = fixture.blob(1, 1000).await;
-    fixture.cache.get(&got).await.unwrap().unwrap();
+    fixture.cache.get_content(&got, &digest(&got)).await.unwrap().unwrap();
     fixture.until_cached(&got).await;
 
     let bytes = pattern(2, 1000);
     let put = blob_key(&bytes);
-    fixture.cache.put_once(&put, bytes.clone()).await.unwrap();
+    fixture.cache.put_content(&put, &digest(&put), bytes.clone()).await.unwrap();
     fixture.until_cached(&put).await;
 
     let large = pattern(3, SIZE);
@@ -68,13 +68,13 @@ async fn a_blob_that_was_got_or_written_here_is_on_the_disk() {
         upload.part(part).await.unwrap();
     }
     assert!(!fixture.file(&uploaded).exists());
-    upload.complete().await.unwrap();
+    upload.complete(Some(&digest(&uploaded))).await.unwrap();
     fixture.until_cached(&uploaded).await;
 
-    fixture.inner.calls("get");
-    assert_eq!(fixture.cache.get(&put).await.unwrap().unwrap().bytes, bytes);
+    fixture.inner.calls("get_content");
+    assert_eq!(fixture.cache.get_content(&put, &digest(&put)).await.unwrap().unwrap(), bytes);
     assert_eq!(fixture.read(&uploaded, 0..SIZE as u64).await.unwrap(), large);
-    assert_eq!((fixture.inner.calls("get"), fixture.inner.calls("read")), (0, 0));
+    assert_eq!((fixture.inner.calls("get_content"), fixture.inner.calls("read")), (0, 0));
 }
 
 #[tokio::test]
@@ -84,7 +84,7 @@ async fn what_is_not_whole_leaves_nothing_behind() {
     // A part of it, and a reader who hangs up.
     assert_eq!(fixture.read(&key, 0..MIB).await.unwrap(), bytes.slice(..MIB as usize));
     assert_eq!(fixture.read(&key, 1..SIZE as u64).await.unwrap(), bytes.slice(1..));
-    let mut stream = fixture.cache.read(&key, 0..SIZE as u64).await.unwrap().unwrap();
+    let mut stream = fixture.cache.read(&key, 0..SIZE as u64, Some(&digest(&key))).await.unwrap().unwrap();
     stream.next().await.unwrap().unwrap();
     drop(stream);
     // Uploads that do not become objects.
@@ -100,7 +100,7 @@ async fn what_is_not_whole_leaves_nothing_behind() {
     assert_eq!(fixture.cache.stats().blobs, 0);
     // What is known to be a part is not even begun.
     fixture.cache.head(&key).await.unwrap();
-    let mut stream = fixture.cache.read(&key, 0..2 * MIB).await.unwrap().unwrap();
+    let mut stream = fixture.cache.read(&key, 0..2 * MIB, Some(&digest(&key))).await.unwrap().unwrap();
     for _ in 0..3 {
         stream.next().await.unwrap().unwrap();
         assert_eq!(fixture.files(), 0);
@@ -111,28 +111,77 @@ async fn what_is_not_whole_leaves_nothing_behind() {
 #[tokio::test]
 async fn what_is_not_what_its_name_says_is_never_kept() {
     let fixture = Fixture::new().await;
-    let key = |text: &str| layout::blob(&Digest::sha256(text.as_bytes()), uuid::Uuid::now_v7());
+    let key = |text: &str| key_of(&Digest::sha256(text.as_bytes()));
     let (read, got, put, uploaded) = (key("read"), key("got"), key("put"), key("uploaded"));
     let wrong = pattern(1, SIZE);
     for key in [&read, &got] {
         fixture.inner.put_once(key, wrong.clone()).await.unwrap();
     }
     assert_eq!(fixture.read(&read, 0..SIZE as u64).await.unwrap(), wrong);
-    fixture.cache.get(&got).await.unwrap().unwrap();
-    fixture.cache.put_once(&put, wrong.clone()).await.unwrap();
+    fixture.cache.get_content(&got, &digest(&got)).await.unwrap().unwrap();
+    fixture.cache.put_content(&put, &digest(&put), wrong.clone()).await.unwrap();
     let mut upload = fixture.cache.begin_upload(&uploaded).await.unwrap();
     upload.part(wrong).await.unwrap();
-    upload.complete().await.unwrap();
+    upload.complete(Some(&digest(&uploaded))).await.unwrap();
     wait_until(LIMIT, "all four are rejected", async || fixture.cache.stats().rejected == 4).await;
     wait_until(LIMIT, "nothing is left", async || fixture.files() == 0).await;
     assert_eq!(fixture.cache.stats().blobs, 0);
 }
 
 #[tokio::test]
+async fn a_file_is_not_served_as_what_it_was_not_checked_against() {
+    let fixture = Fixture::new().await;
+    let (key, bytes) = fixture.cached_blob(1, SIZE).await;
+    let other = Digest::sha256(b"other");
+    // Another record says that this object is something else: what is at hand is not that, and the store is asked.
+    fixture.inner.calls("get_content");
+    assert_eq!(fixture.cache.get_content(&key, &other).await.unwrap().unwrap(), bytes);
+    assert_eq!(fixture.inner.calls("get_content"), 1);
+    let (key, _) = fixture.cached_blob(2, SIZE).await;
+    let stream = fixture.cache.read(&key, 0..u64::MAX, Some(&other)).await.unwrap().unwrap();
+    collect(stream).await.unwrap_err();
+    // SHA-512 of the same bytes is as good.
+    let (key, bytes) = fixture.cached_blob(3, SIZE).await;
+    let long = Digest::of(Algorithm::Sha512, &bytes);
+    fixture.inner.calls("read");
+    let stream = fixture.cache.read(&key, 0..u64::MAX, Some(&long)).await.unwrap().unwrap();
+    assert_eq!(collect(stream).await.unwrap(), bytes);
+    assert_eq!(fixture.inner.calls("read"), 0);
+}
+
+#[tokio::test]
+async fn an_upload_whose_digest_is_said_in_the_end_is_cached_under_any_algorithm() {
+    let fixture = Fixture::new().await;
+    let bytes = pattern(1, SIZE);
+    let right = Digest::of(Algorithm::Sha512, &bytes);
+    let wrong = Digest::of(Algorithm::Sha512, b"other");
+    for (name, digest, are_rejected) in [("content/right", &right, 0), ("content/wrong", &wrong, 1)] {
+        let key: Key = name.parse().unwrap();
+        let mut upload = fixture.cache.begin_upload(&key).await.unwrap();
+        upload.part(bytes.clone()).await.unwrap();
+        upload.complete(Some(digest)).await.unwrap();
+        wait_until(LIMIT, "it has ended", async || {
+            let stats = fixture.cache.stats();
+            (stats.blobs, stats.rejected) == (1, are_rejected)
+        })
+        .await;
+    }
+    let key: Key = "content/right".parse().unwrap();
+    assert_eq!(fixture.cache.get_content(&key, &right).await.unwrap().unwrap(), bytes);
+    assert_eq!((fixture.cache.stats().hits, fixture.cache.stats().misses), (1, 0));
+    // Of what has no digest, nothing is kept.
+    let key: Key = "content/none".parse().unwrap();
+    let mut upload = fixture.cache.begin_upload(&key).await.unwrap();
+    upload.part(bytes.clone()).await.unwrap();
+    upload.complete(None).await.unwrap();
+    wait_until(LIMIT, "nothing is on its way", async || fixture.files() == 1).await;
+}
+
+#[tokio::test]
 async fn an_upload_that_the_store_does_not_take_is_not_kept() {
     let fixture = Fixture::new().await;
     let (key, bytes) = fixture.blob(1, 1000).await;
-    let error = fixture.cache.put_once(&key, bytes).await.unwrap_err();
+    let error = fixture.cache.put_content(&key, &digest(&key), bytes).await.unwrap_err();
     assert!(matches!(error, Error::AlreadyExists), "{error}");
     let large = pattern(2, SIZE);
     let mut upload = fixture.cache.begin_upload(&blob_key(&large)).await.unwrap();
@@ -142,10 +191,11 @@ async fn an_upload_that_the_store_does_not_take_is_not_kept() {
     for entry in fs::read_dir(fixture.folder.path().join("store/.tmp")).unwrap() {
         fs::remove_file(entry.unwrap().path()).unwrap();
     }
-    upload.complete().await.unwrap_err();
+    upload.complete(Some(&Digest::sha256(b""))).await.unwrap_err();
     fixture.inner.switch(Mode::Away);
     let bytes = pattern(3, 1000);
-    fixture.cache.put_once(&blob_key(&bytes), bytes).await.unwrap_err();
+    let key = blob_key(&bytes);
+    fixture.cache.put_content(&key, &digest(&key), bytes).await.unwrap_err();
     wait_until(LIMIT, "nothing is left", async || fixture.files() == 0).await;
     assert_eq!(fixture.cache.stats().blobs, 0);
 }
@@ -179,7 +229,7 @@ async fn the_bound_is_kept_and_what_was_used_last_stays() {
 async fn a_read_under_way_outlives_its_blob() {
     let fixture = Fixture::with(10 * MIB).await;
     let (key, bytes) = fixture.cached_blob(1, 4 * MIB as usize).await;
-    let mut stream = fixture.cache.read(&key, 0..u64::MAX).await.unwrap().unwrap();
+    let mut stream = fixture.cache.read(&key, 0..u64::MAX, Some(&digest(&key))).await.unwrap().unwrap();
     let first = stream.next().await.unwrap().unwrap();
     fixture.inner.calls("read");
     for seed in 2..5 {
@@ -270,7 +320,7 @@ async fn files_that_vanish_or_shrink_are_read_from_the_store() {
 async fn a_file_that_shrinks_while_it_is_read_is_read_on_from_the_store() {
     let fixture = Fixture::new().await;
     let (key, bytes) = fixture.cached_blob(1, SIZE).await;
-    let mut stream = fixture.cache.read(&key, 10..SIZE as u64).await.unwrap().unwrap();
+    let mut stream = fixture.cache.read(&key, 10..SIZE as u64, Some(&digest(&key))).await.unwrap().unwrap();
     let first = stream.next().await.unwrap().unwrap();
     File::options().write(true).open(fixture.file(&key)).unwrap().set_len(MIB + 5).unwrap();
     let rest = collect(stream).await.unwrap();
@@ -290,7 +340,7 @@ async fn a_file_that_was_altered_between_two_starts_is_never_read_to_its_end() {
     }
     fixture = fixture.restarted(100 * MIB).await;
     let [(large, large_bytes), (small, small_bytes), (got, got_bytes)] = &blobs;
-    let mut stream = fixture.cache.read(large, 0..SIZE as u64).await.unwrap().unwrap();
+    let mut stream = fixture.cache.read(large, 0..SIZE as u64, Some(&digest(large))).await.unwrap().unwrap();
     let (mut seen, mut error) = (0, None);
     while let Some(next) = stream.next().await {
         match next {
@@ -302,7 +352,7 @@ async fn a_file_that_was_altered_between_two_starts_is_never_read_to_its_end() {
     // The next one gets it, as does who has got nothing of it yet.
     assert_eq!(fixture.read(large, 0..SIZE as u64).await.unwrap(), large_bytes);
     assert_eq!(fixture.read(small, 0..1000).await.unwrap(), small_bytes);
-    assert_eq!(fixture.cache.get(got).await.unwrap().unwrap().bytes, got_bytes);
+    assert_eq!(fixture.cache.get_content(got, &digest(got)).await.unwrap().unwrap(), got_bytes);
 }
 
 #[tokio::test]
@@ -312,28 +362,30 @@ async fn what_is_deleted_is_not_served_any_more() {
     fixture.cache.delete(&here).await.unwrap();
     assert!(!fixture.file(&here).exists());
     assert!(
-        fixture.cache.read(&here, 0..1).await.unwrap().is_none() && fixture.cache.get(&here).await.unwrap().is_none()
+        fixture.cache.read(&here, 0..1, Some(&digest(&here))).await.unwrap().is_none()
+            && fixture.cache.get_content(&here, &digest(&here)).await.unwrap().is_none()
     );
     // Deleted by another node, which the question for its presence tells.
     let (elsewhere, _) = fixture.cached_blob(2, 1000).await;
     fixture.inner.delete(&elsewhere).await.unwrap();
     assert_eq!(fixture.cache.head(&elsewhere).await.unwrap(), None);
     assert!(!fixture.file(&elsewhere).exists());
-    assert!(fixture.cache.read(&elsewhere, 0..1).await.unwrap().is_none());
+    assert!(fixture.cache.read(&elsewhere, 0..1, Some(&digest(&elsewhere))).await.unwrap().is_none());
     // Deleted while it is on its way here.
     let (landing, bytes) = fixture.blob(3, SIZE).await;
-    let stream = fixture.cache.read(&landing, 0..SIZE as u64).await.unwrap().unwrap();
+    let stream = fixture.cache.read(&landing, 0..SIZE as u64, Some(&digest(&landing))).await.unwrap().unwrap();
     fixture.cache.delete(&landing).await.unwrap();
     assert_eq!(collect(stream).await.unwrap(), bytes);
     wait_until(LIMIT, "nothing is left", async || fixture.files() == 0).await;
-    assert!(fixture.cache.read(&landing, 0..1).await.unwrap().is_none());
+    assert!(fixture.cache.read(&landing, 0..1, Some(&digest(&landing))).await.unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_who_read_one_blob_write_it_once() {
     let fixture = Fixture::new().await;
     let (key, bytes) = fixture.blob(1, SIZE).await;
-    let streams = join_all((0..20).map(|_| fixture.cache.read(&key, 0..SIZE as u64))).await;
+    let digest = digest(&key);
+    let streams = join_all((0..20).map(|_| fixture.cache.read(&key, 0..SIZE as u64, Some(&digest)))).await;
     let reads = join_all(streams.into_iter().map(|stream| async {
         let mut stream = stream.unwrap().unwrap();
         let first = stream.next().await.unwrap().unwrap();
@@ -359,13 +411,15 @@ async fn many_who_read_write_and_delete_at_once_get_right_bytes_or_none() {
         async move {
             match turn % 10 {
                 8 => cache.delete(key).await.unwrap(),
-                9 => match cache.put_once(key, bytes.clone()).await {
+                9 => match cache.put_content(key, &digest(key), bytes.clone()).await {
                     Ok(_) | Err(Error::AlreadyExists) => {}
                     Err(error) => panic!("{error}"),
                 },
                 _ => {
                     let start = (turn % 3) as u64 * 1000;
-                    let Some(stream) = cache.read(key, start..u64::MAX).await.unwrap() else { return };
+                    let Some(stream) = cache.read(key, start..u64::MAX, Some(&digest(key))).await.unwrap() else {
+                        return;
+                    };
                     assert_eq!(collect(stream).await.unwrap(), bytes[start as usize..], "{turn}");
                 }
             }
@@ -387,7 +441,7 @@ async fn a_folder_that_cannot_be_written_any_more_hurts_nobody() {
     let large = pattern(3, SIZE);
     let mut upload = fixture.cache.begin_upload(&blob_key(&large)).await.unwrap();
     upload.part(large.clone()).await.unwrap();
-    upload.complete().await.unwrap();
+    upload.complete(Some(&Digest::sha256(&large))).await.unwrap();
     assert_eq!(fixture.cache.stats().blobs, 0);
 }
 

@@ -19,7 +19,6 @@ use entrepot_store::bucket::{AccessKey, Service};
 use entrepot_store::cache::OpenError;
 use entrepot_store::{
     BlobStore, BucketConfig, BucketStore, ByteStream, CacheConfig, Error, Key, LocalStore, NodeCache, Prefix, Store,
-    layout,
 };
 use entrepot_test_support::{Seaweed, wait_until};
 use futures_util::TryStreamExt as _;
@@ -85,7 +84,7 @@ impl Fixture {
     }
 
     fn file(&self, key: &Key) -> PathBuf {
-        self.cache_dir().join(key.as_str().trim_start_matches("blobs/").replace('/', "-"))
+        self.cache_dir().join(key.as_str().replace('/', ",") + ".cached")
     }
 
     /// All files of the cache, but for its lock.
@@ -94,13 +93,13 @@ impl Fixture {
     }
 
     async fn read(&self, key: &Key, range: Range<u64>) -> Result<Bytes, Error> {
-        collect(self.cache.read(key, range).await?.expect("is there")).await
+        collect(self.cache.read(key, range, Some(&digest(key))).await?.expect("is there")).await
     }
 }
 
 async fn open(folder: &TempDir, inner: &Arc<Switched>, size_bytes: u64) -> NodeCache {
     let (dir, inner) = (folder.path().join("cache"), Arc::clone(inner) as Store);
-    NodeCache::open(inner, CacheConfig { dir, size_bytes, memory_bytes: MIB }).await.unwrap()
+    NodeCache::open(inner, CacheConfig { dir, size_bytes, memory_bytes: MIB, records: record_folders() }).await.unwrap()
 }
 
 /// How to get at a folder of `bucket`.
@@ -127,8 +126,23 @@ async fn collect(stream: ByteStream) -> Result<Bytes, Error> {
     Ok(stream.try_collect::<Vec<Bytes>>().await?.concat().into())
 }
 
+fn record_folders() -> Vec<Prefix> {
+    vec![Prefix::below("repositories").unwrap()]
+}
+
 fn blob_key(bytes: &Bytes) -> Key {
-    layout::blob(&Digest::sha256(bytes), uuid::Uuid::now_v7())
+    key_of(&Digest::sha256(bytes))
+}
+
+/// A key for content. Only the tests know that it says the digest.
+fn key_of(digest: &Digest) -> Key {
+    format!("blobs/{}/{}", digest.to_string().replace(':', "/"), uuid::Uuid::now_v7()).parse().unwrap()
+}
+
+/// What a key from [`key_of`] says.
+fn digest(key: &Key) -> Digest {
+    let parts: Vec<&str> = key.as_str().split('/').collect();
+    format!("{}:{}", parts[1], parts[2]).parse().unwrap()
 }
 
 /// Bytes that differ from place to place and from seed to seed.
@@ -155,7 +169,8 @@ async fn with_a_cache_a_bucket_does_what_every_store_must_do() {
         let name = format!("of-{}", next.fetch_add(1, Ordering::Relaxed));
         let config = in_bucket(seaweed, &bucket, &name);
         let inner = Arc::new(BucketStore::open(config, "node-1".parse().unwrap()).await.unwrap());
-        let config = CacheConfig { dir: folder.path().join(name), size_bytes: 100 * MIB, memory_bytes: MIB };
+        let (dir, records) = (folder.path().join(name), record_folders());
+        let config = CacheConfig { dir, size_bytes: 100 * MIB, memory_bytes: MIB, records };
         Arc::new(NodeCache::open(inner, config).await.unwrap()) as Store
     })
     .await;
@@ -166,7 +181,10 @@ async fn a_folder_that_cannot_be_used_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let store: Store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
-    let config = |dir: &str, size_bytes| CacheConfig { dir: folder.path().join(dir), size_bytes, memory_bytes: 0 };
+    let config = |dir: &str, size_bytes| {
+        let (dir, records) = (folder.path().join(dir), record_folders());
+        CacheConfig { dir, size_bytes, memory_bytes: 0, records }
+    };
     let error = NodeCache::open(store.clone(), config("file/cache", MIB)).await.err().unwrap();
     assert!(matches!(&error, OpenError::Io { .. }) && error.to_string().contains("file/cache"), "{error}");
     let _first = NodeCache::open(store.clone(), config("cache", MIB)).await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use entrepot_domain::ResourceId;
+use entrepot_domain::{Digest, ResourceId};
 use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
 
 /// What a call to it comes to.
@@ -81,12 +81,20 @@ impl BlobStore for Switched {
         answer
     }
 
+    async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
+        self.pass("get_content").await?.get_content(key, digest).await
+    }
+
+    async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        self.pass("put_content").await?.put_content(key, digest, bytes).await
+    }
+
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
         self.pass("head").await?.head(key).await
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>) -> Result<Option<ByteStream>, Error> {
-        self.pass("read").await?.read(key, range).await
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        self.pass("read").await?.read(key, range, digest).await
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {

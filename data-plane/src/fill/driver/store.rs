@@ -25,7 +25,8 @@ impl Driver<'_> {
         }
         if let (Some(spool), Some(turn)) = (&self.spool, &self.turn) {
             let (tasks, store) = (&self.fills.inner.tasks, self.fills.inner.repositories.store.clone());
-            let upload = Uploading::begin(tasks, store, self.object.clone(), spool.clone(), turn.clone());
+            let content = (self.object.clone(), self.digest.clone());
+            let upload = Uploading::begin(tasks, store, content, spool.clone(), turn.clone());
             upload.may_send(state.landed_bytes());
             self.upload = Some(upload);
         }
@@ -36,7 +37,9 @@ impl Driver<'_> {
         let store = &self.fills.inner.repositories.store;
         let Some(object) = self.found.clone() else { return Event::Broken };
         let Ok(Some(size)) = within_limit(store.head(&object)).await else { return Event::Broken };
-        let Ok(Some(body)) = within_limit(store.read(&object, from..size)).await else { return Event::Broken };
+        let Ok(Some(body)) = within_limit(store.read(&object, from..size, Some(self.digest))).await else {
+            return Event::Broken;
+        };
         self.body = Some(body.map_err(|_| PullError::StoreAway).boxed());
         self.passed_over_bytes = 0;
         Event::Sized(size)
