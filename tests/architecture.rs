@@ -54,11 +54,33 @@ const API_EDGES: &[&str] = &[
     "control-plane/src/api",
     "control-plane/src/snapshot",
     "data-plane/src/control",
+    "data-plane/src/jobs",
+    "data-plane/src/questions",
     "cli/",
     // Snapshots and events are kept in the store as the messages that they travel in: who reads or makes them there.
     "control-plane/src/restore.rs",
     "control-plane/src/jobs/leftovers.rs",
 ];
+
+/// The floors inside the big crates, the lowest first. A module names only what is below its floor, so the edges at the
+/// top (`http`, `peer_api`) are named by nobody but what starts the program. Each module of the crate has its place here;
+/// `lib.rs` and `main.rs` may name all.
+const FLOORS: [(&str, &[&[&str]]); 1] = [(
+    "data-plane",
+    &[
+        &["body", "capacity", "error", "failpoint", "flight", "jitter", "lease", "measured", "outcome", "trail"],
+        &["budget", "config", "metrics", "target"],
+        &["connection", "control"],
+        &["peers", "repository", "upstream"],
+        &["auth", "fill"],
+        &["inspect", "resolve"],
+        &["jobs", "peer_api", "questions", "respond"],
+        &["pull"],
+        &["http"],
+        &["app", "settings"],
+        &["program"],
+    ],
+)];
 
 #[test]
 fn crates_depend_only_along_the_arrows() {
@@ -119,6 +141,79 @@ fn libraries_are_named_only_in_their_homes() {
     }
 }
 
+#[test]
+fn modules_name_only_what_is_on_a_lower_floor() {
+    for (krate, floors) in FLOORS {
+        let floor = |module: &str| floors.iter().position(|floor| floor.contains(&module));
+        let mut wrong = Vec::new();
+        for (module, named) in modules(&root().join(krate).join("src")) {
+            let Some(own) = floor(&module) else {
+                wrong.push(format!("`{module}` has no floor"));
+                continue;
+            };
+            let up = named.iter().filter(|name| **name != module && floor(name).is_none_or(|floor| floor >= own));
+            wrong.extend(up.map(|name| format!("`{module}` names `{name}`")));
+        }
+        assert!(wrong.is_empty(), "in {krate}: {}", wrong.join(", "));
+    }
+}
+
+#[test]
+fn modules_are_found_however_they_are_imported() {
+    let code = "use crate::{a, b::{c, self}, d as e};\nuse crate::f::g;\nfn h() { crate::i::j(crate::Top) }";
+    assert_eq!(modules_named(code), ["a", "b", "d", "f", "i"].map(str::to_owned).into());
+}
+
+/// The modules at the root of a crate, each with those that its code names, but for what is in tests.
+fn modules(src: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut modules: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for file in sources(src) {
+        let path = file.strip_prefix(src).expect("it was found below the folder");
+        let module = path.iter().next().expect("a path has a part").to_string_lossy();
+        let module = module.trim_end_matches(".rs").to_owned();
+        if ["lib", "main"].contains(&&*module) || path.ends_with("tests.rs") {
+            continue;
+        }
+        let code = code(&file);
+        let product = code.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+        modules.entry(module).or_default().extend(modules_named(product));
+    }
+    modules
+}
+
+/// The modules of its own crate that some code names from the crate's root.
+fn modules_named(code: &str) -> BTreeSet<String> {
+    let word =
+        |text: &str| text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned);
+    let mut found = BTreeSet::new();
+    for (at, path) in code.match_indices("crate::") {
+        let rest = &code[at + path.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.extend(word(rest));
+            continue;
+        };
+        let (mut depth, mut begin) = (0, 0);
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => {
+                    found.extend(word(&group[begin..at]));
+                    break;
+                }
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    found.extend(word(&group[begin..at]));
+                    begin = at + 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    // What `lib.rs` hands on, such as a type, comes from a module, but not from one of its name.
+    found.retain(|name| name.starts_with(char::is_lowercase));
+    found
+}
+
 /// The short name of a crate of ours.
 fn ours(package: &Value) -> Option<&str> {
     package["name"].as_str()?.strip_prefix("entrepot-")
@@ -165,12 +260,17 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The lines of a file without comments.
+fn code(file: &Path) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
 /// Whether the code of a file has this in it, as whole words; comments do not count.
 fn names(file: &Path, what: &str) -> bool {
-    let text = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     let ends_in_word = is_word(what.chars().next_back());
-    text.lines().map(|line| line.split("//").next().unwrap_or_default()).any(|code| {
+    code(file).lines().any(|code| {
         code.match_indices(what).any(|(at, _)| {
             let (before, after) = (code[..at].chars().next_back(), code[at + what.len()..].chars().next());
             !is_word(before) && (!ends_in_word || !is_word(after))

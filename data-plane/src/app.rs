@@ -14,16 +14,19 @@ use uuid::Uuid;
 use crate::auth::Auth;
 use crate::budget::Budgets;
 use crate::config::{Config, limits};
-use crate::control::{Clients, Control, Gate, Jobs, Line, NodeToken, Outbox, Questions, Watch};
+use crate::connection::serve;
+use crate::control::{Clients, Control, Gate, Line, NodeToken, Outbox, Watch};
 use crate::fill::{Fills, Places};
-use crate::http::connection::serve;
 use crate::http::readers::Readers;
 use crate::http::server::Server;
 use crate::inspect::{Inspector, observe};
+use crate::jobs::Jobs;
 use crate::lease::Leases;
 use crate::metrics::{FillMetrics, HttpMetrics, JobMetrics, PullMetrics};
-use crate::peers::{Ground, Me, PeerClient, PeerServer, PeerTlsError, Peers};
+use crate::peer_api::PeerServer;
+use crate::peers::{Ground, Me, PeerClient, PeerTlsError, Peers};
 use crate::pull::Node;
+use crate::questions::Questions;
 use crate::repository::Repositories;
 use crate::resolve::{Refusals, Resolver};
 
@@ -116,7 +119,7 @@ impl DataPlane {
         let budgets = Budgets::new(deps.leases.line(), move || company.live_count(), work.clone());
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
         let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity, fill_metrics);
-        let inspector = Inspector::new(fills.clone(), control.clone(), clock.clone());
+        let inspector = Inspector::new(fills.clone(), control.clone(), peers.clone(), clock.clone());
         observe(&control, &deps.metrics);
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
@@ -147,7 +150,7 @@ impl DataPlane {
         let watch =
             Watch { node_id: node_id.clone(), gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };
         let peer_server = PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills };
-        let questions = Questions { node_id, inspector, peers: peers.clone() };
+        let questions = Questions { node_id, inspector };
         Ok(Self {
             server: Arc::new(server),
             peer_server: Arc::new(peer_server),

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::control::Snapshot;
 use crate::error::{LoginFault, PullError};
-use crate::inspect::trail;
+use crate::trail;
 
 /// Identifies callers.
 pub(crate) struct Auth {

@@ -5,11 +5,8 @@
 //! waits.
 
 mod gate;
-mod jobs;
 mod line;
 pub(crate) mod outbox;
-mod questions;
-mod reports;
 mod snapshot;
 mod watch;
 
@@ -26,10 +23,8 @@ use tonic::service::Interceptor;
 use crate::error::PullError;
 
 pub(crate) use gate::Gate;
-pub(crate) use jobs::Jobs;
-pub(crate) use line::Line;
+pub(crate) use line::{Client, Line, Replica};
 pub(crate) use outbox::Outbox;
-pub(crate) use questions::Questions;
 pub(crate) use snapshot::{Clients, FillFrom, Place, Snapshot, Source, Version};
 pub(crate) use watch::Watch;
 

@@ -7,8 +7,6 @@ use entrepot_domain::ResourceId;
 use entrepot_domain::freshness::exact;
 use entrepot_upstream::Login;
 
-use crate::http::route::{Asked, RouteError};
-
 /// Why a pull fails. Cheap to clone, since all readers of a fill get the same one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PullError {
@@ -140,6 +138,46 @@ impl PullError {
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::UpstreamDenied { .. })
     }
+}
+
+/// Why a request asks for nothing that exists.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// No such path.
+    #[error("there is nothing at this path; images are below `/v2/`")]
+    NoSuchPath,
+    /// A name with an encoded slash, which is no separator.
+    #[error("the repository name holds an encoded slash")]
+    EncodedSlash,
+    /// A path that exists, and a method that it does not offer.
+    #[error("this registry serves pulls: only GET and HEAD are supported here")]
+    Method,
+    /// The repository name breaks the grammar.
+    #[error("the repository name {0}")]
+    Name(#[from] entrepot_domain::name::NameError),
+    /// The tag breaks the grammar, so no such tag can exist.
+    #[error("the tag {0}")]
+    Tag(entrepot_domain::reference::TagError),
+    /// The size of a page is no number.
+    #[error("`n` must be a whole number, such as `n=100`")]
+    PageSize,
+    /// The digest is malformed.
+    #[error("the digest must be `sha256:` with 64, or `sha512:` with 128 lower-case hex digits")]
+    MalformedDigest,
+    /// The digest's algorithm is not known here, so nothing can have it.
+    #[error("the digest uses an algorithm that is not known here; `sha256` and `sha512` are")]
+    UnknownAlgorithm(Asked),
+}
+
+/// What was asked for, where that is all that matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// A manifest.
+    Manifest,
+    /// A blob.
+    Blob,
+    /// A repository.
+    Repository,
 }
 
 /// Why nobody known is asking.

@@ -1,14 +1,7 @@
-//! The edge: connections, requests, answers.
+//! The registry's edge: it reads requests, has them answered, and writes failures the way clients expect them.
 
-pub(crate) mod answers;
-pub(crate) mod body;
-pub(crate) mod connection;
-pub(crate) mod error;
-pub(crate) mod forwarded;
-pub(crate) mod head_limit;
+mod error;
+mod forwarded;
 pub(crate) mod readers;
-pub(crate) mod referrers;
-pub(crate) mod respond;
-pub mod route;
+mod route;
 pub(crate) mod server;
-pub(crate) mod tags;

@@ -1,20 +1,23 @@
 //! What operators may ask a node: which fills run on it, and why it answered as it did. It lives in memory only.
 //!
-//! Questions come over the lines to the control plane (`control/questions.rs`), and from other nodes on the listener for
+//! Questions come over the lines to the control plane (`questions.rs`), and from other nodes on the listener for
 //! them, which ask on behalf of a control plane that this node has no line to.
 
 mod answers;
-pub(crate) mod trail;
 mod upstreams;
 
+use entrepot_domain::ResourceId;
 use entrepot_runtime::Clock;
+use http::StatusCode;
 use serde::{Deserialize, Serialize};
 
+use crate::config::limits;
 use crate::control::Control;
 use crate::fill::{FillView, Fills};
+use crate::peers::paths::{ANSWERS, FILLS, UPSTREAMS};
+use crate::peers::{AskError, Peers, ProbeError};
 
 pub(crate) use answers::{AnswerState, AnswerView, Answers, Remembered};
-pub(crate) use trail::Trail;
 pub(crate) use upstreams::{BudgetView, DisagreementView, EndpointState, EndpointView, UpstreamView, observe};
 
 /// How many fills are told of at once; the oldest ones.
@@ -25,8 +28,9 @@ const FILLS_TOLD: usize = 1000;
 pub(crate) struct Inspector {
     pub(crate) fills: Fills,
     pub(crate) answers: Answers,
-    pub(crate) control: Control,
-    pub(crate) clock: Clock,
+    control: Control,
+    peers: Peers,
+    clock: Clock,
 }
 
 /// The fills of a node, as nodes tell each other.
@@ -42,8 +46,8 @@ pub(crate) struct UpstreamsAnswer {
 }
 
 impl Inspector {
-    pub(crate) fn new(fills: Fills, control: Control, clock: Clock) -> Self {
-        Self { fills, answers: Answers::default(), control, clock }
+    pub(crate) fn new(fills: Fills, control: Control, peers: Peers, clock: Clock) -> Self {
+        Self { fills, answers: Answers::default(), control, peers, clock }
     }
 
     /// What this node has seen of upstreams.
@@ -62,5 +66,25 @@ impl Inspector {
     /// The answer with this request id, if it is remembered.
     pub(crate) fn answer(&self, request_id: &str) -> Option<AnswerView> {
         self.answers.get(request_id)
+    }
+
+    /// The fills that run on another node.
+    pub(crate) async fn fills_of(&self, id: &ResourceId) -> Result<Vec<FillView>, AskError> {
+        let answer: FillsAnswer = self.peers.get(id, FILLS, limits::PEER_FILLS_BYTES).await?;
+        Ok(answer.fills)
+    }
+
+    /// What another node has seen of upstreams.
+    pub(crate) async fn upstreams_of(&self, id: &ResourceId) -> Result<Vec<UpstreamView>, AskError> {
+        let answer: UpstreamsAnswer = self.peers.get(id, UPSTREAMS, limits::PEER_FILLS_BYTES).await?;
+        Ok(answer.upstreams)
+    }
+
+    /// The answer with this request id, if another node remembers it.
+    pub(crate) async fn answer_of(&self, id: &ResourceId, request_id: &str) -> Result<Option<AnswerView>, AskError> {
+        match self.peers.get(id, &format!("{ANSWERS}{request_id}"), limits::PEER_ANSWER_BYTES).await {
+            Err(AskError::Silent { source: ProbeError::Status(StatusCode::NOT_FOUND), .. }) => Ok(None),
+            answer => answer.map(Some),
+        }
     }
 }

@@ -8,9 +8,9 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, UpDownCounter};
 use tracing::Span;
 
+use crate::body::Body;
 use crate::error::PullError;
-use crate::http::body::Body;
-use crate::resolve::Outcome;
+use crate::outcome::Outcome;
 
 /// Pulls, by what was asked for and how they ended.
 pub(crate) struct PullMetrics {

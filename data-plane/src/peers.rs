@@ -8,7 +8,7 @@ mod announce;
 mod ask;
 mod client;
 mod follow;
-mod server;
+pub(crate) mod paths;
 mod survey;
 mod sweep;
 pub(crate) mod words;
@@ -30,10 +30,9 @@ use crate::control::Control;
 use crate::jitter::about;
 
 pub(crate) use ask::AskError;
-pub(crate) use client::PeerClient;
 pub use client::PeerTlsError;
+pub(crate) use client::{PeerClient, ProbeError};
 pub(crate) use follow::{Following, Lost};
-pub(crate) use server::PeerServer;
 use survey::SurveyMetrics;
 
 /// The audience of the tokens that nodes call each other with.

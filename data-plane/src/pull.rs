@@ -6,16 +6,14 @@ use http::{Method, Response};
 use tracing::instrument;
 
 use crate::auth::Auth;
+use crate::body::Body;
 use crate::control::{Control, Outbox};
 use crate::error::PullError;
-use crate::http::body::Body;
-use crate::http::referrers::{self, ReferrerFilter};
-use crate::http::respond;
-use crate::http::route::{Content, Target};
-use crate::http::tags::{self, TagPage};
-use crate::inspect::trail;
 use crate::repository::Repositories;
 use crate::resolve::{Described, Resolver, Want};
+use crate::respond::{self, referrers, tags};
+use crate::target::{Content, ReferrerFilter, TagPage, Target};
+use crate::trail;
 
 /// Everything that a pull needs.
 pub(crate) struct Node {

@@ -24,7 +24,7 @@ use crate::config::limits;
 use crate::control::{FillFrom, Outbox};
 use crate::error::PullError;
 use crate::failpoint;
-use crate::inspect::trail;
+use crate::trail;
 
 /// How often a write is tried anew when somebody else was faster. Each try means that another one got through.
 const TRIES: usize = 16;

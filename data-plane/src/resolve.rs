@@ -13,7 +13,6 @@ mod sync;
 mod tag;
 mod tags;
 mod turn;
-mod upstream;
 
 use std::sync::Arc;
 
@@ -27,8 +26,8 @@ use crate::config::limits;
 use crate::error::PullError;
 use crate::fill::Fills;
 use crate::flight::Flights;
-use crate::inspect::Trail;
 use crate::repository::Repositories;
+use crate::trail::Trail;
 use head::Heads;
 use lists::Lists;
 
@@ -39,41 +38,6 @@ pub(crate) use referrers::ReferrerList;
 pub(crate) use refusals::Refusals;
 pub(crate) use sync::{Ahead, Synced};
 pub(crate) use tags::TagList;
-pub(crate) use upstream::{asking, failure};
-
-/// How a pull ended, for people and for metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// From the store, without asking anybody.
-    Hit,
-    /// From the store, after the upstream had confirmed it.
-    Revalidated,
-    /// From the upstream.
-    Miss,
-    /// From the upstream, by way of another node that fetches it.
-    Follow,
-    /// From the store, while the upstream is asked behind it.
-    Background,
-    /// From the store, although the upstream should have confirmed it and did not.
-    Stale,
-    /// From the upstream, and not stored.
-    Bypass,
-}
-
-impl Outcome {
-    /// The word in logs and metrics.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Revalidated => "revalidated",
-            Self::Miss => "miss",
-            Self::Follow => "follow",
-            Self::Background => "background",
-            Self::Stale => "stale",
-            Self::Bypass => "bypass",
-        }
-    }
-}
 
 /// Resolves references. Clones share everything.
 #[derive(Clone)]

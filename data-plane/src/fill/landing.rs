@@ -15,10 +15,10 @@ use super::passage::Passage;
 use super::readers::{Reader, Readers};
 use super::spool::Spool;
 use super::view::{About, Reading};
+use crate::body::Cut;
 use crate::control::{FillFrom, Place};
 use crate::error::PullError;
-use crate::http::body::Cut;
-use crate::resolve::Outcome;
+use crate::outcome::Outcome;
 
 /// A running fill.
 #[derive(Clone)]

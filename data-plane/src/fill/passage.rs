@@ -12,11 +12,10 @@ use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 
 use super::spool::Spool;
 use super::{CHUNK_BYTES, Fills, TERMS};
+use crate::body::Cut;
 use crate::control::FillFrom;
-use crate::error::PullError;
-use crate::http::body::Cut;
-use crate::http::route::Asked;
-use crate::resolve::{asking, failure};
+use crate::error::{Asked, PullError};
+use crate::upstream;
 
 /// How to get at a blob without a spool.
 pub(super) struct Passage {
@@ -35,8 +34,8 @@ impl Passage {
             return Ok(self.size_bytes);
         }
         let client = &self.fill.source.client;
-        let size = asking(&self.fill, "HEAD", client.head_blob(&self.fill.repository, &self.digest)).await;
-        size.map_err(|error| failure(&self.fill, Asked::Blob, &error))
+        let size = upstream::request(&self.fill, "HEAD", client.head_blob(&self.fill.repository, &self.digest)).await;
+        size.map_err(|error| upstream::failure(&self.fill, Asked::Blob, &error))
     }
 
     /// The bytes from `at` on, up to `end` or the last one.
@@ -73,15 +72,16 @@ impl Passage {
 
     async fn part(&self, at: u64, end: u64) -> Result<Option<BoxStream<'static, Result<Bytes, Cut>>>, PullError> {
         let client = &self.fill.source.client;
-        let part = asking(&self.fill, "GET", client.blob_part(&self.fill.repository, &self.digest, at..end)).await;
-        let part = part.map_err(|error| failure(&self.fill, Asked::Blob, &error))?;
+        let part =
+            upstream::request(&self.fill, "GET", client.blob_part(&self.fill.repository, &self.digest, at..end)).await;
+        let part = part.map_err(|error| upstream::failure(&self.fill, Asked::Blob, &error))?;
         Ok(part.map(|part| part.map_err(Cut::because).boxed()))
     }
 
     async fn whole(&self) -> Result<BoxStream<'static, Result<Bytes, Cut>>, PullError> {
         let client = &self.fill.source.client;
-        let body = asking(&self.fill, "GET", client.blob(&self.fill.repository, &self.digest)).await;
-        let body = body.map_err(|error| failure(&self.fill, Asked::Blob, &error))?;
+        let body = upstream::request(&self.fill, "GET", client.blob(&self.fill.repository, &self.digest)).await;
+        let body = body.map_err(|error| upstream::failure(&self.fill, Asked::Blob, &error))?;
         Ok(body.stream.map_err(Cut::because).boxed())
     }
 }

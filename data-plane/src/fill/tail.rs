@@ -12,8 +12,8 @@ use tracing::Instrument as _;
 use super::landing::{End, Progress};
 use super::view::{About, Followed};
 use super::{Fills, Landing};
+use crate::body::Cut;
 use crate::config::limits;
-use crate::http::body::Cut;
 use crate::peers::words::Word;
 
 /// How many pieces wait for the follower: each is a word or its content.

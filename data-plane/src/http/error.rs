@@ -9,10 +9,9 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
-use super::body::{self, Body};
-use super::route::{Asked, RouteError};
 use crate::auth::challenge::Challenge;
-use crate::error::{LoginFault, PullError};
+use crate::body::{self, Body};
+use crate::error::{Asked, LoginFault, PullError, RouteError};
 
 impl PullError {
     /// The only place where a failed pull becomes a status and an error code.

@@ -8,7 +8,7 @@ use http::header::{HOST, HeaderName};
 use http::request::Parts;
 use ipnet::IpNet;
 
-use super::connection::Remote;
+use crate::connection::Remote;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -7,7 +7,7 @@ use opentelemetry::metrics::UpDownCounter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::body::{self, Body};
+use crate::body::{self, Body};
 use crate::config::limits;
 use crate::error::PullError;
 

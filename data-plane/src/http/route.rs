@@ -5,9 +5,12 @@ use entrepot_domain::reference::ReferenceError;
 use entrepot_domain::{Digest, Reference, RepositoryName};
 use http::Method;
 
+use crate::error::{Asked, RouteError};
+use crate::target::{Content, Target};
+
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Route {
+pub(crate) enum Route {
     /// `/v2/`: is this a registry, and must I log in?
     Base,
     /// `/token`: a token for registry requests.
@@ -20,77 +23,9 @@ pub enum Route {
     Referrers(RepositoryName, Digest),
 }
 
-/// Which content of which repository.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The repository, in the client's spelling.
-    pub repository: RepositoryName,
-    /// What in it.
-    pub content: Content,
-}
-
-/// Which content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// A manifest or index.
-    Manifest(Reference),
-    /// A blob.
-    Blob(Digest),
-}
-
-impl Content {
-    /// The tag or digest that names it.
-    pub fn reference(&self) -> String {
-        match self {
-            Self::Manifest(reference) => reference.to_string(),
-            Self::Blob(digest) => digest.to_string(),
-        }
-    }
-}
-
-/// Why a request asks for nothing that exists.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RouteError {
-    /// No such path.
-    #[error("there is nothing at this path; images are below `/v2/`")]
-    NoSuchPath,
-    /// A name with an encoded slash, which is no separator.
-    #[error("the repository name holds an encoded slash")]
-    EncodedSlash,
-    /// A path that exists, and a method that it does not offer.
-    #[error("this registry serves pulls: only GET and HEAD are supported here")]
-    Method,
-    /// The repository name breaks the grammar.
-    #[error("the repository name {0}")]
-    Name(#[from] entrepot_domain::name::NameError),
-    /// The tag breaks the grammar, so no such tag can exist.
-    #[error("the tag {0}")]
-    Tag(entrepot_domain::reference::TagError),
-    /// The size of a page is no number.
-    #[error("`n` must be a whole number, such as `n=100`")]
-    PageSize,
-    /// The digest is malformed.
-    #[error("the digest must be `sha256:` with 64, or `sha512:` with 128 lower-case hex digits")]
-    MalformedDigest,
-    /// The digest's algorithm is not known here, so nothing can have it.
-    #[error("the digest uses an algorithm that is not known here; `sha256` and `sha512` are")]
-    UnknownAlgorithm(Asked),
-}
-
-/// What was asked for, where that is all that matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// A manifest.
-    Manifest,
-    /// A blob.
-    Blob,
-    /// A repository.
-    Repository,
-}
-
 impl Route {
     /// The route without what differs from request to request, for metrics and the names of spans.
-    pub fn template(&self) -> &'static str {
+    pub(crate) fn template(&self) -> &'static str {
         match self {
             Self::Base => "/v2/",
             Self::Token => "/token",
@@ -102,7 +37,7 @@ impl Route {
     }
 
     /// Which content it asks for, if it asks for any.
-    pub fn target(&self) -> Option<&Target> {
+    pub(crate) fn target(&self) -> Option<&Target> {
         match self {
             Self::Pull(target) => Some(target),
             Self::Base | Self::Token | Self::Tags(_) | Self::Referrers(..) => None,
@@ -110,7 +45,7 @@ impl Route {
     }
 
     /// Which repository it asks for, if it asks for any.
-    pub fn repository(&self) -> Option<&RepositoryName> {
+    pub(crate) fn repository(&self) -> Option<&RepositoryName> {
         match self {
             Self::Pull(target) => Some(&target.repository),
             Self::Tags(repository) | Self::Referrers(repository, _) => Some(repository),
@@ -122,7 +57,7 @@ impl Route {
     ///
     /// # Errors
     /// See [`RouteError`].
-    pub fn parse(method: &Method, path: &str) -> Result<Self, RouteError> {
+    pub(crate) fn parse(method: &Method, path: &str) -> Result<Self, RouteError> {
         let reads = method == Method::GET || method == Method::HEAD;
         match path {
             "/v2" | "/v2/" if reads => return Ok(Self::Base),

@@ -17,20 +17,22 @@ use tracing::{Instrument as _, Span, field, info, info_span};
 use url::Url;
 use uuid::Uuid;
 
-use super::body::{self, Body};
-use super::connection::{Edge, Remote};
 use super::error;
 use super::forwarded::Arrival;
 use super::readers::Readers;
-use super::route::{Content, Route, RouteError, Target};
+use super::route::Route;
 use crate::auth::challenge::Challenge;
 use crate::auth::token::TokenRequest;
+use crate::body::{self, Body};
 use crate::config::limits;
-use crate::error::PullError;
-use crate::inspect::{AnswerState, AnswerView, Answers, Remembered, Trail, trail};
+use crate::connection::{Edge, Remote};
+use crate::error::{PullError, RouteError};
+use crate::inspect::{AnswerState, AnswerView, Answers, Remembered};
 use crate::metrics::{Exchange, HttpMetrics, PullMetrics, method_name};
+use crate::outcome::Outcome;
 use crate::pull::Node;
-use crate::resolve::Outcome;
+use crate::target::{Content, Target};
+use crate::trail::{self, Trail};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -13,8 +13,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 
-use super::trail::capped;
-use crate::http::body::{Body, Cut};
+use crate::body::{Body, Cut};
+use crate::trail::capped;
 
 /// How many answers are remembered.
 const REMEMBERED: usize = 10_000;
@@ -169,7 +169,7 @@ impl Drop for Sending {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::body;
+    use crate::body;
 
     fn view(request_id: &str) -> AnswerView {
         AnswerView {

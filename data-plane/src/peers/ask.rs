@@ -1,16 +1,14 @@
-//! What is asked of another node: its bytes and its work, and what operators want to know, on behalf of a control plane
-//! that has no line to it.
+//! What is asked of another node: its bytes, its work, and what it knows of itself.
 
 use entrepot_domain::{Digest, RepositoryName, ResourceId};
 use http::HeaderMap;
+use serde::de::DeserializeOwned;
 use url::Url;
 use uuid::Uuid;
 
 use super::Peers;
 use super::client::{Call, ProbeError};
-use super::server::{CONFIRMED, FILLS_PATH, LEASES_PATH};
-use crate::fill::FillView;
-use crate::inspect::{AnswerView, UpstreamView};
+use super::paths::{CONFIRMED, FILLS, LEASES};
 use crate::lease::Holder;
 
 /// Why another node could not be asked.
@@ -36,24 +34,15 @@ pub(crate) enum AskError {
 }
 
 impl Peers {
-    /// The fills that run on another node.
-    pub(crate) async fn fills_of(&self, id: &ResourceId) -> Result<Vec<FillView>, AskError> {
+    /// What another node says at `path`, in at most `limit` bytes.
+    pub(crate) async fn get<T: DeserializeOwned>(
+        &self,
+        id: &ResourceId,
+        path: &str,
+        limit: usize,
+    ) -> Result<T, AskError> {
         let address = self.address_of(id).await?;
-        let fills = self.inner.client.fills(&address).await;
-        fills.map_err(|source| AskError::Silent { id: id.clone(), source })
-    }
-
-    /// What another node has seen of upstreams.
-    pub(crate) async fn upstreams_of(&self, id: &ResourceId) -> Result<Vec<UpstreamView>, AskError> {
-        let address = self.address_of(id).await?;
-        let upstreams = self.inner.client.upstreams(&address).await;
-        upstreams.map_err(|source| AskError::Silent { id: id.clone(), source })
-    }
-
-    /// An answer as another node remembers it.
-    pub(crate) async fn answer_of(&self, id: &ResourceId, request_id: &str) -> Result<Option<AnswerView>, AskError> {
-        let address = self.address_of(id).await?;
-        let answer = self.inner.client.answer(&address, request_id).await;
+        let answer = self.inner.client.json(&address, path, limit).await;
         answer.map_err(|source| AskError::Silent { id: id.clone(), source })
     }
 
@@ -66,7 +55,7 @@ impl Peers {
         at: u64,
         repository: &RepositoryName,
     ) -> Result<(Call, bool), AskError> {
-        let path = format!("{FILLS_PATH}/{origin}/{digest}?from={at}&repository={repository}");
+        let path = format!("{FILLS}/{origin}/{digest}?from={at}&repository={repository}");
         let (headers, call) = self.call(id, &path).await?;
         Ok((call, headers.contains_key(CONFIRMED)))
     }
@@ -77,7 +66,7 @@ impl Peers {
         if id == self.inner.me.id {
             return Err(AskError::NoSuchHolder);
         }
-        Ok(self.call(&id, &format!("{LEASES_PATH}{}", holder.token())).await?.1)
+        Ok(self.call(&id, &format!("{LEASES}{}", holder.token())).await?.1)
     }
 
     async fn call(&self, id: &ResourceId, path: &str) -> Result<(HeaderMap, Call), AskError> {

@@ -27,10 +27,8 @@ use tracing::debug;
 use url::{Position, Url};
 
 use super::AUDIENCE;
-use super::server::{ANSWERS_PATH, FILLS_PATH, NODE_PATH, NodeAnswer, UPSTREAMS_PATH};
+use super::paths::{NODE, NodeAnswer};
 use crate::config::limits;
-use crate::fill::FillView;
-use crate::inspect::{AnswerView, FillsAnswer, UpstreamView, UpstreamsAnswer};
 
 /// A client of other nodes.
 #[derive(Clone)]
@@ -95,30 +93,16 @@ impl PeerClient {
 
     /// Who answers at `address`.
     pub(super) async fn node(&self, address: &Url) -> Result<NodeAnswer, ProbeError> {
-        self.json(address, NODE_PATH, limits::PEER_ANSWER_BYTES).await
+        self.json(address, NODE, limits::PEER_ANSWER_BYTES).await
     }
 
-    /// The fills that run at `address`.
-    pub(super) async fn fills(&self, address: &Url) -> Result<Vec<FillView>, ProbeError> {
-        let answer: FillsAnswer = self.json(address, FILLS_PATH, limits::PEER_FILLS_BYTES).await?;
-        Ok(answer.fills)
-    }
-
-    /// What the node at `address` has seen of upstreams.
-    pub(super) async fn upstreams(&self, address: &Url) -> Result<Vec<UpstreamView>, ProbeError> {
-        let answer: UpstreamsAnswer = self.json(address, UPSTREAMS_PATH, limits::PEER_FILLS_BYTES).await?;
-        Ok(answer.upstreams)
-    }
-
-    /// What is remembered at `address` of an answer, if anything.
-    pub(super) async fn answer(&self, address: &Url, request_id: &str) -> Result<Option<AnswerView>, ProbeError> {
-        match self.json(address, &format!("{ANSWERS_PATH}{request_id}"), limits::PEER_ANSWER_BYTES).await {
-            Err(ProbeError::Status(StatusCode::NOT_FOUND)) => Ok(None),
-            answer => answer.map(Some),
-        }
-    }
-
-    async fn json<T: DeserializeOwned>(&self, address: &Url, path: &str, limit: usize) -> Result<T, ProbeError> {
+    /// What the node at `address` says at `path`, in at most `limit` bytes.
+    pub(super) async fn json<T: DeserializeOwned>(
+        &self,
+        address: &Url,
+        path: &str,
+        limit: usize,
+    ) -> Result<T, ProbeError> {
         let bytes = timeout(limits::PEER.1, self.get(address, path, limit)).await.map_err(|_| ProbeError::Slow)??;
         serde_json::from_slice(&bytes).map_err(|error| ProbeError::Body(error.into()))
     }

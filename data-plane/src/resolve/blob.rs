@@ -7,14 +7,15 @@ use entrepot_store::Key;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::Resolver;
 use super::refusals::Question;
-use super::{Outcome, Resolver, asking, failure};
 use crate::control::{FillFrom, Place};
-use crate::error::PullError;
+use crate::error::{Asked, PullError};
 use crate::fill::{Landed, Landing};
-use crate::http::route::Asked;
-use crate::inspect::trail;
+use crate::outcome::Outcome;
 use crate::repository::within_limit;
+use crate::trail;
+use crate::upstream;
 
 /// The largest blob that is looked at for being an image's configuration.
 const CONFIG_BYTES: u64 = 1024 * 1024;
@@ -151,8 +152,8 @@ impl Resolver {
 
     /// Asks the upstream whether its repository has the blob, for a client that wants no bytes.
     async fn presence(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
-        let size = asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
-        let size_bytes = size.map_err(|error| failure(fill, Asked::Blob, &error))?;
+        let size = upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
+        let size_bytes = size.map_err(|error| upstream::failure(fill, Asked::Blob, &error))?;
         Ok(Blob::Known { size_bytes })
     }
 
@@ -168,8 +169,8 @@ impl Resolver {
         if landing.is_confirmed_for(&place.repository) {
             return Ok(None);
         }
-        let seen = asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
-        seen.map_err(|error| failure(fill, Asked::Blob, &error))?;
+        let seen = upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
+        seen.map_err(|error| upstream::failure(fill, Asked::Blob, &error))?;
         trail::because(|| "the upstream confirmed that this repository has it, too".to_owned());
         if landing.confirm_for(place, fill) {
             return Ok(None);
@@ -183,9 +184,11 @@ impl Resolver {
     /// The blob, if its bytes are in the store already and the upstream says that this repository has it.
     async fn permitted(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Result<Option<Blob>, PullError> {
         let Some(object) = within_limit(self.repositories.stored(digest)).await? else { return Ok(None) };
-        match asking(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await {
+        match upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await {
             Ok(_) => {}
-            Err(error @ entrepot_upstream::Error::NotFound) => return Err(failure(fill, Asked::Blob, &error)),
+            Err(error @ entrepot_upstream::Error::NotFound) => {
+                return Err(upstream::failure(fill, Asked::Blob, &error));
+            }
             // Some upstreams refuse HEAD; a GET decides.
             Err(_) => return Ok(None),
         }

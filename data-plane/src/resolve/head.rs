@@ -14,14 +14,14 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::refusals::Question;
-use super::{ManifestKey, Resolver, asking, failure};
+use super::{ManifestKey, Resolver};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
-use crate::error::PullError;
+use crate::error::{Asked, PullError};
 use crate::flight::Flights;
-use crate::http::route::Asked;
-use crate::inspect::trail;
 use crate::repository::{Live, within_limit};
+use crate::trail;
+use crate::upstream;
 
 /// What an upstream says of a manifest. Nothing of it is verified: what is pulled is.
 #[derive(Clone, Debug)]
@@ -89,7 +89,9 @@ impl Resolver {
 
     async fn said_of(&self, fill: &FillFrom, reference: &Reference) -> Result<Option<Told>, PullError> {
         let question = fill.source.client.describe_manifest(&fill.repository, reference);
-        let said = asking(fill, "HEAD", question).await.map_err(|error| failure(fill, Asked::Manifest, &error))?;
+        let said = upstream::request(fill, "HEAD", question)
+            .await
+            .map_err(|error| upstream::failure(fill, Asked::Manifest, &error))?;
         let digest = match reference {
             // Whatever it calls it: this is what it will be verified against.
             Reference::Digest(digest) => Some(digest.clone()),

@@ -21,15 +21,16 @@ use uuid::Uuid;
 use super::refusals::Question;
 use super::tag::why;
 use super::turn::Turn;
-use super::{InVain, Outcome, Resolver, asking, failure};
+use super::{InVain, Resolver};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
-use crate::error::PullError;
+use crate::error::{Asked, PullError};
 use crate::flight::Flights;
-use crate::http::route::Asked;
-use crate::inspect::trail;
 use crate::lease::LeaseKey;
+use crate::outcome::Outcome;
 use crate::repository::{Live, within_limit};
+use crate::trail;
+use crate::upstream;
 
 /// Something that upstreams list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -233,15 +234,15 @@ impl What {
         let (client, repository) = (&fill.source.client, &fill.repository);
         let entries = match self {
             Self::Tags => {
-                let tags = asking(fill, "GET", client.tags(repository)).await;
+                let tags = upstream::request(fill, "GET", client.tags(repository)).await;
                 tags.map(|tags| tags.iter().map(ToString::to_string).collect())
             }
             Self::Referrers(subject) => {
-                let referrers = asking(fill, "GET", client.referrers(repository, subject)).await;
+                let referrers = upstream::request(fill, "GET", client.referrers(repository, subject)).await;
                 referrers.map(|all| all.iter().map(|referrer| referrer.descriptor.to_string()).collect())
             }
         };
-        entries.map_err(|error| failure(fill, Asked::Repository, &error))
+        entries.map_err(|error| upstream::failure(fill, Asked::Repository, &error))
     }
 
     fn question(&self) -> Question<'_> {

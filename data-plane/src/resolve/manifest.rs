@@ -17,15 +17,16 @@ use super::head::Told;
 use super::refusals::Question;
 use super::tag::{Stale, gone};
 use super::turn::Turn;
-use super::{Outcome, Resolver, Trust, asking, failure};
+use super::{Resolver, Trust};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
-use crate::error::PullError;
+use crate::error::{Asked, PullError};
 use crate::failpoint;
-use crate::http::route::Asked;
-use crate::inspect::{Trail, trail};
 use crate::lease::{Lease, LeaseKey};
+use crate::outcome::Outcome;
 use crate::repository::{Live, Verified, within_limit};
+use crate::trail::{self, Trail};
+use crate::upstream;
 
 /// A manifest, in hand.
 #[derive(Clone, Debug)]
@@ -298,8 +299,8 @@ impl Resolver {
         let client = fill.client();
         let question = client.manifest_known_as(&fill.repository, reference, known);
         let asked = self.now();
-        let fetched = asking(fill, "GET", question).await;
-        let fetched = fetched.map_err(|error| failure(fill, Asked::Manifest, &error))?;
+        let fetched = upstream::request(fill, "GET", question).await;
+        let fetched = fetched.map_err(|error| upstream::failure(fill, Asked::Manifest, &error))?;
         failpoint::hit("manifest.after_fetch");
         let digest = match reference {
             Reference::Digest(digest) => digest.clone(),

@@ -7,12 +7,13 @@ use entrepot_domain::Digest;
 use entrepot_domain::referrer::{Referrer, merged};
 use uuid::Uuid;
 
+use super::Resolver;
 use super::lists::{Unlisted, What};
-use super::{Outcome, Resolver};
 use crate::control::Place;
 use crate::error::PullError;
-use crate::inspect::trail;
+use crate::outcome::Outcome;
 use crate::repository::within_limit;
+use crate::trail;
 
 /// The manifests that refer to one.
 #[derive(Clone, Debug)]

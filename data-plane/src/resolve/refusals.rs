@@ -17,9 +17,8 @@ use uuid::Uuid;
 
 use crate::config::limits;
 use crate::control::FillFrom;
-use crate::error::PullError;
-use crate::http::route::Asked;
-use crate::inspect::trail;
+use crate::error::{Asked, PullError};
+use crate::trail;
 
 /// Refusals that are remembered. Clones share them.
 #[derive(Clone)]

@@ -21,14 +21,14 @@ use tracing::info;
 
 use super::manifest::{Held, bad_manifest};
 use super::tag::{Said, Stale, gone, why};
-use super::{Blob, Outcome, Resolved, Resolver, Trust, Want};
+use super::{Blob, Resolved, Resolver, Trust, Want};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
-use crate::error::PullError;
+use crate::error::{Asked, PullError};
 use crate::failpoint;
-use crate::http::route::Asked;
-use crate::inspect::Trail;
+use crate::outcome::Outcome;
 use crate::repository::within_limit;
+use crate::trail::Trail;
 
 /// How often a tag is looked at anew because somebody else has changed it.
 const ROUNDS: usize = 5;

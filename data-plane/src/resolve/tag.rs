@@ -7,13 +7,14 @@ use entrepot_domain::{Digest, Reference, Tag};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{InVain, ManifestKey, Outcome, Resolved, Resolver, Trust, asking, failure};
+use super::{InVain, ManifestKey, Resolved, Resolver, Trust};
 use crate::config::limits;
 use crate::control::{FillFrom, Place};
-use crate::error::PullError;
-use crate::http::route::Asked;
-use crate::inspect::trail;
+use crate::error::{Asked, PullError};
+use crate::outcome::Outcome;
 use crate::repository::{Live, within_limit};
+use crate::trail;
+use crate::upstream;
 
 /// A tag that its upstream should confirm.
 pub(super) struct Stale {
@@ -181,8 +182,8 @@ impl Resolver {
         let Stale { tag, resolved: held, .. } = stale;
         let client = fill.client();
         let question = client.confirm_tag(&fill.repository, tag, &held.digest);
-        let seen = asking(fill, "HEAD", question).await;
-        let seen = seen.map_err(|error| failure(fill, Asked::Manifest, &error))?;
+        let seen = upstream::request(fill, "HEAD", question).await;
+        let seen = seen.map_err(|error| upstream::failure(fill, Asked::Manifest, &error))?;
         if seen.as_ref() != Some(&held.digest) {
             trail::because(|| match &seen {
                 Some(_) => format!("the upstream says that tag `{tag}` means another digest now"),

@@ -6,13 +6,14 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::Tag;
 use uuid::Uuid;
 
+use super::Resolver;
 use super::lists::{Listed, Unlisted, What};
-use super::{Outcome, Resolver};
 use crate::control::Place;
 use crate::error::PullError;
-use crate::http::tags::TagPage;
-use crate::inspect::trail;
+use crate::outcome::Outcome;
 use crate::repository::within_limit;
+use crate::target::TagPage;
+use crate::trail;
 
 /// One page of a repository's tags.
 #[derive(Clone, Debug)]

@@ -3,8 +3,8 @@
 use tokio::time::Instant;
 
 use super::Resolver;
-use crate::inspect::trail;
 use crate::lease::{Claim, Holder, Lease, LeaseKey};
+use crate::trail;
 
 /// Who asks the upstream.
 pub(super) enum Turn {

@@ -8,10 +8,9 @@ use entrepot_domain::fill::{Event, Fill, Phase};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use super::{Body, Driver};
-use crate::error::PullError;
+use crate::error::{Asked, PullError};
 use crate::failpoint;
-use crate::http::route::Asked;
-use crate::resolve::{asking, failure};
+use crate::upstream;
 
 impl Driver<'_> {
     pub(super) async fn take_turn(&mut self) -> Result<(), PullError> {
@@ -44,20 +43,21 @@ impl Driver<'_> {
             }
         }
         let client = &self.fill.source.client;
-        let body = match asking(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await {
+        let body = match upstream::request(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await {
             Ok(body) => body,
-            Err(error) => return Some(self.broken(failure(self.fill, Asked::Blob, &error))),
+            Err(error) => return Some(self.broken(upstream::failure(self.fill, Asked::Blob, &error))),
         };
         let size_bytes = match body.size_bytes {
             Some(size) => Some(size),
             // A size that is only said on asking lets clients see that a body was cut short.
-            None => {
-                asking(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await.ok().flatten()
-            }
+            None => upstream::request(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest))
+                .await
+                .ok()
+                .flatten(),
         };
         failpoint::hit("fill.after_head");
         let fill = self.fill.clone();
-        self.body = Some(body.stream.map_err(move |error| failure(&fill, Asked::Blob, &error)).boxed());
+        self.body = Some(body.stream.map_err(move |error| upstream::failure(&fill, Asked::Blob, &error)).boxed());
         self.passed_over_bytes = from;
         self.open(size_bytes);
         size_bytes.map(Event::Sized)
@@ -66,10 +66,11 @@ impl Driver<'_> {
     /// Requests a part; `None` if the upstream gives none.
     pub(super) async fn part(&mut self, part: Range<u64>) -> Result<Option<Body>, PullError> {
         let client = &self.fill.source.client;
-        let body = asking(self.fill, "GET", client.blob_part(&self.fill.repository, self.digest, part)).await;
-        let body = body.map_err(|error| failure(self.fill, Asked::Blob, &error))?;
+        let body =
+            upstream::request(self.fill, "GET", client.blob_part(&self.fill.repository, self.digest, part)).await;
+        let body = body.map_err(|error| upstream::failure(self.fill, Asked::Blob, &error))?;
         let fill = self.fill.clone();
-        Ok(body.map(|body| body.map_err(move |error| failure(&fill, Asked::Blob, &error)).boxed()))
+        Ok(body.map(|body| body.map_err(move |error| upstream::failure(&fill, Asked::Blob, &error)).boxed()))
     }
 
     pub(super) async fn fetch_ahead(&mut self, part: Range<u64>) -> Option<Event> {

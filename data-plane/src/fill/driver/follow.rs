@@ -5,10 +5,10 @@ use entrepot_runtime::chain;
 use tracing::info;
 
 use super::Driver;
-use crate::http::route::Asked;
+use crate::error::Asked;
 use crate::peers::words::Word;
 use crate::peers::{Following, Lost};
-use crate::resolve::{asking, failure};
+use crate::upstream;
 
 impl Driver<'_> {
     /// Follows the holder of the lease from the byte `from` on, for a repository that the upstream has confirmed.
@@ -22,9 +22,9 @@ impl Driver<'_> {
         };
         if !self.is_confirmed {
             let client = &self.fill.source.client;
-            let seen = asking(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await;
+            let seen = upstream::request(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await;
             if let Err(error) = seen {
-                return Some(self.broken(failure(self.fill, Asked::Blob, &error)));
+                return Some(self.broken(upstream::failure(self.fill, Asked::Blob, &error)));
             }
             self.is_confirmed = true;
         }

@@ -2,6 +2,9 @@
 //!
 //! Source: OCI distribution specification 1.1 "Pull"; RFC 9110 for ranges and conditions; RFC 9211 for Cache-Status.
 
+pub(crate) mod referrers;
+pub(crate) mod tags;
+
 use std::ops::Range;
 
 use chrono::{DateTime, Utc};
@@ -15,12 +18,11 @@ use http::header::{
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
-use super::body::{self, Body, Cut};
-
-use crate::error::PullError;
-use crate::http::route::Asked;
+use crate::body::{self, Body, Cut};
+use crate::error::{Asked, PullError};
+use crate::outcome::Outcome;
 use crate::repository::{Repositories, within_limit};
-use crate::resolve::{Blob, Outcome, Resolved, Told};
+use crate::resolve::{Blob, Resolved, Told};
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -29,7 +31,7 @@ const WARNING: HeaderName = HeaderName::from_static("warning");
 /// Content that a digest names never changes.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable, no-transform");
 /// Caches in between must ask us what a tag means.
-pub(super) const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
+const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
 /// The answer that holds a manifest, exactly as it was verified, whatever the client says that it accepts.
 ///
@@ -137,13 +139,13 @@ async fn blob_body(
 }
 
 /// Says how the answer came about.
-pub(super) fn stamp(response: &mut Response<Body>, outcome: Outcome) {
+fn stamp(response: &mut Response<Body>, outcome: Outcome) {
     response.extensions_mut().insert(outcome);
     response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(cache_status(outcome)));
 }
 
 /// Warns a client of what its upstream should have confirmed.
-pub(super) fn warning(headers: &mut HeaderMap, outcome: Outcome, what: &str, confirmed: Option<DateTime<Utc>>) {
+fn warning(headers: &mut HeaderMap, outcome: Outcome, what: &str, confirmed: Option<DateTime<Utc>>) {
     if outcome == Outcome::Stale {
         let since = confirmed.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")));
         let text = format!(r#"299 - "the upstream does not confirm {what} now; it last did {since}""#);

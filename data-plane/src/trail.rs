@@ -89,7 +89,7 @@ fn note(change: impl FnOnce(&mut Noted)) {
 }
 
 /// At most `limit` bytes of `text`, without breaking a character.
-pub(super) fn capped(mut text: String, limit: usize) -> String {
+pub(crate) fn capped(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         let end = (0..=limit.saturating_sub('…'.len_utf8())).rev().find(|at| text.is_char_boundary(*at));
         text.truncate(end.unwrap_or(0));

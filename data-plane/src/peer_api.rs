@@ -11,33 +11,19 @@ use futures_util::{Stream, stream};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tracing::debug;
-use uuid::Uuid;
 
-use super::words::Word;
-use super::{AUDIENCE, Me, RELEASE};
+use crate::body::{self, Body, Cut};
 use crate::config::limits;
+use crate::connection::{Edge, Remote};
 use crate::control::Control;
 use crate::fill::Fills;
-use crate::http::body::{self, Body, Cut};
-use crate::http::connection::{Edge, Remote};
 use crate::inspect::{FillsAnswer, Inspector, UpstreamsAnswer};
 use crate::lease::WorkEnds;
-
-/// Where a node says who it is.
-pub(super) const NODE_PATH: &str = "/internal/v1/node";
-
-/// Where a node says which fills run on it.
-pub(super) const FILLS_PATH: &str = "/internal/v1/fills";
-/// Whether the upstream has told the leader that the repository has the content: a header that is there or not.
-pub(super) const CONFIRMED: &str = "entrepot-confirmed";
-/// Below it a node says that it works under a lease, as long as it does.
-pub(super) const LEASES_PATH: &str = "/internal/v1/leases/";
-/// Where a node says what it has seen of upstreams.
-pub(super) const UPSTREAMS_PATH: &str = "/internal/v1/upstreams";
-/// Below it a node says what it remembers of an answer, under its request id.
-pub(super) const ANSWERS_PATH: &str = "/internal/v1/answers/";
+use crate::peers::paths::{ANSWERS, CONFIRMED, FILLS, LEASES, NODE, NodeAnswer, Running, UPSTREAMS};
+use crate::peers::words::Word;
+use crate::peers::{AUDIENCE, Me, RELEASE};
 
 /// The listener for other nodes.
 pub(crate) struct PeerServer {
@@ -47,22 +33,6 @@ pub(crate) struct PeerServer {
     pub(crate) clock: Clock,
     pub(crate) inspector: Inspector,
     pub(crate) fills: Fills,
-}
-
-/// What a node says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct NodeAnswer {
-    pub(crate) id: String,
-    pub(crate) boot_id: Uuid,
-    pub(crate) release: String,
-    pub(crate) running: Option<Running>,
-}
-
-/// Which snapshot it runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Running {
-    pub(crate) epoch: i64,
-    pub(crate) revision: i64,
 }
 
 impl Edge for PeerServer {
@@ -77,17 +47,17 @@ impl Edge for PeerServer {
         };
         debug!(node.id = %caller, "the node `{caller}` asks for {}", request.uri().path());
         match (request.method(), request.uri().path()) {
-            (&Method::GET, NODE_PATH) => json(&self.node()),
-            (&Method::GET, FILLS_PATH) => json(&FillsAnswer { fills: self.inspector.fills() }),
-            (&Method::GET, UPSTREAMS_PATH) => json(&UpstreamsAnswer { upstreams: self.inspector.upstreams().await }),
-            (&Method::GET, path) if path.starts_with(FILLS_PATH) => {
+            (&Method::GET, NODE) => json(&self.node()),
+            (&Method::GET, FILLS) => json(&FillsAnswer { fills: self.inspector.fills() }),
+            (&Method::GET, UPSTREAMS) => json(&UpstreamsAnswer { upstreams: self.inspector.upstreams().await }),
+            (&Method::GET, path) if path.starts_with(FILLS) => {
                 self.fill(request.uri(), caller).unwrap_or_else(|| empty(StatusCode::NOT_FOUND))
             }
-            (&Method::GET, path) if path.starts_with(LEASES_PATH) => {
-                let work = self.fills.leases().work(&path[LEASES_PATH.len()..]);
+            (&Method::GET, path) if path.starts_with(LEASES) => {
+                let work = self.fills.leases().work(&path[LEASES.len()..]);
                 work.map_or_else(|| empty(StatusCode::NOT_FOUND), |ends| Response::new(body::stream(beats(ends))))
             }
-            (&Method::GET, path) => match path.strip_prefix(ANSWERS_PATH).map(|id| self.inspector.answer(id)) {
+            (&Method::GET, path) => match path.strip_prefix(ANSWERS).map(|id| self.inspector.answer(id)) {
                 Some(Some(answer)) => json(&answer),
                 Some(None) | None => empty(StatusCode::NOT_FOUND),
             },
@@ -99,7 +69,7 @@ impl Edge for PeerServer {
 impl PeerServer {
     /// What a fill of this node brings, for another one; `None` if there is no such fill, or for too many already.
     fn fill(&self, uri: &Uri, follower: ResourceId) -> Option<Response<Body>> {
-        let (origin, digest) = uri.path().strip_prefix(FILLS_PATH)?.strip_prefix('/')?.split_once('/')?;
+        let (origin, digest) = uri.path().strip_prefix(FILLS)?.strip_prefix('/')?.split_once('/')?;
         let query: HashMap<_, _> = url::form_urlencoded::parse(uri.query()?.as_bytes()).collect();
         let at = query.get("from")?.parse().ok()?;
         let repository: RepositoryName = query.get("repository")?.parse().ok()?;

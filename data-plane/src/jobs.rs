@@ -24,11 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 use tracing::{Instrument as _, debug, info, info_span, warn};
 
-use super::Control;
-use super::line::{Line, Replica};
 use crate::config::limits;
-use crate::error::PullError;
-use crate::http::route::Asked;
+use crate::control::{Control, Line, Replica};
+use crate::error::{Asked, PullError};
 use crate::jitter;
 use crate::metrics::JobMetrics;
 use crate::resolve::{Ahead, Resolver, Synced};

@@ -3,6 +3,9 @@
 //! Clear text is HTTP/1.1; over TLS the handshake has decided. hyper bounds the wait for an HTTP/1 head, ours the time
 //! that it takes; an HTTP/2 connection has many requests at once, so it is looked at from time to time instead.
 
+mod answers;
+mod head_limit;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
@@ -25,9 +28,10 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::answers::{Answers, Counted};
-use super::body::Body;
-use super::head_limit::HeadLimit;
+use answers::{Answers, Counted};
+use head_limit::HeadLimit;
+
+use crate::body::Body;
 use crate::config::limits;
 
 /// How long to wait after an accept that failed, as for want of file descriptors.

@@ -7,12 +7,11 @@ use entrepot_upstream::Error;
 use tracing::{Instrument as _, field, info_span, warn};
 
 use crate::control::FillFrom;
-use crate::error::PullError;
-use crate::http::route::Asked;
+use crate::error::{Asked, PullError};
 
 /// Puts one question to the upstream, as a step in the trace of the pull. It ends with the head of the answer; what
 /// comes after that is the fill's.
-pub(crate) async fn asking<T>(
+pub(crate) async fn request<T>(
     fill: &FillFrom,
     method: &'static str,
     question: impl Future<Output = Result<T, Error>>,

@@ -4,6 +4,8 @@
 //! A line leads to each address that the node was given. A control plane that a node has no line to, as behind a load
 //! balancer, asks it through any other node; that one asks on the listener for nodes.
 
+mod reports;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,19 +24,17 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::debug;
 
-use super::line::{Client, Line};
-use super::reports;
 use crate::config::limits;
+use crate::control::{Client, Line};
 use crate::fill::{FillState, FillView};
 use crate::inspect::{AnswerState, AnswerView, Inspector};
-use crate::peers::{AskError, Peers};
+use crate::peers::AskError;
 
 /// Replies to what operators ask.
 #[derive(Clone)]
 pub(crate) struct Questions {
     pub(crate) node_id: Arc<str>,
     pub(crate) inspector: Inspector,
-    pub(crate) peers: Peers,
 }
 
 impl Questions {
@@ -104,13 +104,13 @@ impl Questions {
                 Ok(reports::upstreams(&node_id, self.inspector.upstreams().await))
             }
             (Some(Kind::ListUpstreams(_)), Ok(node)) => {
-                self.peers.upstreams_of(&node).await.map(|views| reports::upstreams(&node_id, views))
+                self.inspector.upstreams_of(&node).await.map(|views| reports::upstreams(&node_id, views))
             }
             (Some(Kind::ListFills(_)), Ok(node)) => {
-                self.peers.fills_of(&node).await.map(|views| fills(&node_id, views))
+                self.inspector.fills_of(&node).await.map(|views| fills(&node_id, views))
             }
             (Some(Kind::Answer(id)), Ok(node)) => {
-                self.peers.answer_of(&node, &id).await.map(|view| answer(&node_id, view))
+                self.inspector.answer_of(&node, &id).await.map(|view| answer(&node_id, view))
             }
             (None, _) | (_, Err(_)) => {
                 Ok(failed(pb::QuestionFailure::Unspecified, "this node does not know what is asked".to_owned()))
