@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 
-const FILES: [&str; 10] = [
-    "entrepot/v1/upstreams.proto",
+const FILES: [&str; 13] = [
+    "entrepot/node/v1/nodes.proto",
+    "entrepot/v1/access_keys.proto",
+    "entrepot/v1/answers.proto",
+    "entrepot/v1/fills.proto",
+    "entrepot/v1/images.proto",
+    "entrepot/v1/login_tokens.proto",
+    "entrepot/v1/nodes.proto",
+    "entrepot/v1/operations.proto",
+    "entrepot/v1/principals.proto",
+    "entrepot/v1/repositories.proto",
     "entrepot/v1/rules.proto",
     "entrepot/v1/templates.proto",
-    "entrepot/v1/repositories.proto",
-    "entrepot/v1/images.proto",
-    "entrepot/v1/access.proto",
-    "entrepot/v1/nodes.proto",
-    "entrepot/v1/fills.proto",
-    "entrepot/v1/operations.proto",
-    "entrepot/node/v1/nodes.proto",
+    "entrepot/v1/upstreams.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

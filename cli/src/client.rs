@@ -100,8 +100,23 @@ impl Session {
     }
 
     /// The service of this name.
-    pub(crate) fn access(&self) -> v1::access_client::AccessClient<Line> {
-        v1::access_client::AccessClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    pub(crate) fn answers(&self) -> v1::answers_client::AnswersClient<Line> {
+        v1::answers_client::AnswersClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
+    pub(crate) fn principals(&self) -> v1::principals_client::PrincipalsClient<Line> {
+        v1::principals_client::PrincipalsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
+    pub(crate) fn access_keys(&self) -> v1::access_keys_client::AccessKeysClient<Line> {
+        v1::access_keys_client::AccessKeysClient::with_interceptor(self.channel.clone(), self.credentials.clone())
+    }
+
+    /// The service of this name.
+    pub(crate) fn login_tokens(&self) -> v1::login_tokens_client::LoginTokensClient<Line> {
+        v1::login_tokens_client::LoginTokensClient::with_interceptor(self.channel.clone(), self.credentials.clone())
     }
 }
 

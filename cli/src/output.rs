@@ -2,10 +2,12 @@
 
 mod json;
 mod table;
+mod word;
 
 use std::io::{self, IsTerminal as _, Write};
 
 pub(crate) use table::{Cells, details, size, time, timed};
+pub(crate) use word::word;
 
 /// How to show what comes back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -13,7 +15,7 @@ pub(crate) enum Output {
     /// A table for people.
     #[default]
     Table,
-    /// One JSON document: the answer's proto JSON with the field names of the .proto.
+    /// One JSON document: the answer's proto JSON with the field names of the .proto, enum values without their prefix.
     Json,
 }
 

@@ -84,7 +84,7 @@ async fn images_are_fetched_ahead_and_synced_and_the_exit_code_says_whether_that
     assert_eq!(failed.status.code(), Some(1));
     assert!(notes(&failed).contains("1 of 1 failed"), "{}", notes(&failed));
     let items: serde_json::Value = serde_json::from_str(&out(&failed)).unwrap();
-    assert_eq!(items["items"][0]["outcome"], "ITEM_FAILED");
+    assert_eq!(items["items"][0]["outcome"], "FAILED");
 
     let listed = registry.json("entrepot operation list --output json");
     let states: Vec<&str> =
@@ -100,7 +100,7 @@ async fn images_are_fetched_ahead_and_synced_and_the_exit_code_says_whether_that
     let switched = registry.text("entrepot repository update demo/team/app --automatic-sync off");
     assert!(switched.contains("off"), "{switched}");
     registry.text("entrepot rule update demo --automatic-sync off");
-    assert_eq!(registry.json("entrepot rule get demo -o json")["automatic_sync"], "AUTOMATIC_SYNC_OFF");
+    assert_eq!(registry.json("entrepot rule get demo -o json")["automatic_sync"], "OFF");
     registry.stop();
 }
 

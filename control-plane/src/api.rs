@@ -2,7 +2,8 @@
 
 pub(crate) mod error;
 
-mod access;
+mod access_keys;
+mod answers;
 mod caller;
 mod deletion;
 mod fills;
@@ -12,12 +13,14 @@ mod images;
 mod incoming;
 mod inquiries;
 mod live_nodes;
+mod login_tokens;
 mod mask;
 mod node_jobs;
 mod nodes;
 mod observe;
 mod operations;
 mod page;
+mod principals;
 mod probe;
 mod repositories;
 mod request_id;
@@ -30,11 +33,14 @@ use std::time::Duration;
 
 use entrepot_proto::DESCRIPTORS;
 use entrepot_proto::node::v1::nodes_server::NodesServer;
-use entrepot_proto::v1::access_server::AccessServer;
+use entrepot_proto::v1::access_keys_server::AccessKeysServer;
+use entrepot_proto::v1::answers_server::AnswersServer;
 use entrepot_proto::v1::fills_server::FillsServer;
 use entrepot_proto::v1::images_server::ImagesServer;
+use entrepot_proto::v1::login_tokens_server::LoginTokensServer;
 use entrepot_proto::v1::nodes_server::NodesServer as LiveNodesServer;
 use entrepot_proto::v1::operations_server::OperationsServer;
+use entrepot_proto::v1::principals_server::PrincipalsServer;
 use entrepot_proto::v1::repositories_server::RepositoriesServer;
 use entrepot_proto::v1::rules_server::RulesServer;
 use entrepot_proto::v1::templates_server::TemplatesServer;
@@ -114,9 +120,12 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
         .add_service(TemplatesServer::new(api.clone()))
         .add_service(RepositoriesServer::new(api.clone()))
         .add_service(ImagesServer::new(api.clone()))
-        .add_service(AccessServer::new(api.clone()))
+        .add_service(PrincipalsServer::new(api.clone()))
+        .add_service(AccessKeysServer::new(api.clone()))
+        .add_service(LoginTokensServer::new(api.clone()))
         .add_service(LiveNodesServer::new(api.clone()))
         .add_service(FillsServer::new(api.clone()))
+        .add_service(AnswersServer::new(api.clone()))
         .add_service(OperationsServer::new(api.clone()))
         .add_service(NodesServer::new(api));
     if plane.reflection == Reflection::Open {
@@ -133,16 +142,19 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 11] = [
+    const SERVICES: [&str; 14] = [
         "",
         "entrepot.v1.Upstreams",
         "entrepot.v1.Rules",
         "entrepot.v1.Templates",
         "entrepot.v1.Repositories",
         "entrepot.v1.Images",
-        "entrepot.v1.Access",
+        "entrepot.v1.Principals",
+        "entrepot.v1.AccessKeys",
+        "entrepot.v1.LoginTokens",
         "entrepot.v1.Nodes",
         "entrepot.v1.Fills",
+        "entrepot.v1.Answers",
         "entrepot.v1.Operations",
         "entrepot.node.v1.Nodes",
     ];

@@ -266,12 +266,12 @@ fn kind_of(job: &pb::Job) -> &'static str {
 fn outcome_of(report: &Report) -> &'static str {
     let Report::Result(result) = report else { return "given_back" };
     match result.outcome() {
-        ItemOutcome::ItemFailed if result.over_budget => "over_budget",
-        ItemOutcome::ItemUnchanged => "unchanged",
-        ItemOutcome::ItemMoved => "moved",
-        ItemOutcome::ItemCreated => "created",
-        ItemOutcome::ItemDeleted => "deleted",
-        ItemOutcome::ItemFailed | ItemOutcome::ItemCancelled | ItemOutcome::Unspecified => "failed",
+        ItemOutcome::Failed if result.over_budget => "over_budget",
+        ItemOutcome::Unchanged => "unchanged",
+        ItemOutcome::Moved => "moved",
+        ItemOutcome::Created => "created",
+        ItemOutcome::Deleted => "deleted",
+        ItemOutcome::Failed | ItemOutcome::Cancelled | ItemOutcome::Unspecified => "failed",
     }
 }
 
@@ -285,14 +285,14 @@ fn progress(ahead: &Ahead) -> pb::JobProgress {
 fn result(synced: Synced) -> pb::JobResult {
     let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
     let (outcome, from, to, reason) = match synced {
-        Synced::Unchanged(digest) => (ItemOutcome::ItemUnchanged, Some(digest.clone()), Some(digest), ""),
-        Synced::Moved { from: None, to } => (ItemOutcome::ItemCreated, None, Some(to), ""),
-        Synced::Moved { from, to } => (ItemOutcome::ItemMoved, from, Some(to), ""),
+        Synced::Unchanged(digest) => (ItemOutcome::Unchanged, Some(digest.clone()), Some(digest), ""),
+        Synced::Moved { from: None, to } => (ItemOutcome::Created, None, Some(to), ""),
+        Synced::Moved { from, to } => (ItemOutcome::Moved, from, Some(to), ""),
         Synced::Deleted { from, is_dropped: true } => {
-            (ItemOutcome::ItemDeleted, from, None, "the tag was dropped, as the rule says")
+            (ItemOutcome::Deleted, from, None, "the tag was dropped, as the rule says")
         }
         Synced::Deleted { from, is_dropped: false } => {
-            (ItemOutcome::ItemDeleted, from.clone(), from, "what is cached goes on being served, as the rule says")
+            (ItemOutcome::Deleted, from.clone(), from, "what is cached goes on being served, as the rule says")
         }
     };
     pb::JobResult {
@@ -305,7 +305,7 @@ fn result(synced: Synced) -> pb::JobResult {
 }
 
 fn failed(reason: String) -> pb::JobResult {
-    pb::JobResult { outcome: ItemOutcome::ItemFailed.into(), reason, ..Default::default() }
+    pb::JobResult { outcome: ItemOutcome::Failed.into(), reason, ..Default::default() }
 }
 
 /// What is not here any more, so that there is nothing to ask for.
@@ -360,10 +360,10 @@ mod tests {
         let created = result(Synced::Moved { from: None, to: digest.clone() });
         assert_eq!(
             (created.outcome(), created.to_digest.as_str()),
-            (ItemOutcome::ItemCreated, digest.to_string().as_str())
+            (ItemOutcome::Created, digest.to_string().as_str())
         );
         let kept = result(Synced::Deleted { from: Some(digest.clone()), is_dropped: false });
-        assert_eq!((kept.outcome(), kept.to_digest), (ItemOutcome::ItemDeleted, digest.to_string()));
+        assert_eq!((kept.outcome(), kept.to_digest), (ItemOutcome::Deleted, digest.to_string()));
         let dropped = result(Synced::Deleted { from: Some(digest), is_dropped: true });
         assert_eq!(dropped.to_digest, "");
     }

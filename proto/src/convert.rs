@@ -83,6 +83,11 @@ impl fmt::Display for Violations {
     }
 }
 
+/// The name of an enum's value without its enum's prefix: the word that the domain, snapshots and the database have.
+fn word<'a>(prefix: &str, name: &'a str) -> &'a str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
 /// An instant as the wire has it.
 pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) as i32 }

@@ -63,7 +63,8 @@ def details(error):
 
 def reflection_lists_every_service(client):
     services = set(client.database.get_services())
-    expected = {f"entrepot.v1.{name}" for name in ("Access", "Images", "Nodes", "Repositories", "Rules", "Upstreams")}
+    names = ("AccessKeys", "Answers", "Images", "LoginTokens", "Nodes", "Principals", "Repositories", "Rules", "Upstreams")
+    expected = {f"entrepot.v1.{name}" for name in names}
     assert expected <= services, services
 
 

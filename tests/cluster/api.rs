@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use entrepot_proto::v1 as pb;
-use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::access_keys_client::AccessKeysClient;
+use entrepot_proto::v1::answers_client::AnswersClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::login_tokens_client::LoginTokensClient;
 use entrepot_proto::v1::operations_client::OperationsClient;
+use entrepot_proto::v1::principals_client::PrincipalsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
@@ -67,8 +70,16 @@ impl Api {
         ImagesClient::with_interceptor(self.channel.clone(), self.admin.clone())
     }
 
-    pub(crate) fn access(&self) -> AccessClient<Admin> {
-        AccessClient::with_interceptor(self.channel.clone(), self.admin.clone())
+    pub(crate) fn principals(&self) -> PrincipalsClient<Admin> {
+        PrincipalsClient::with_interceptor(self.channel.clone(), self.admin.clone())
+    }
+
+    pub(crate) fn access_keys(&self) -> AccessKeysClient<Admin> {
+        AccessKeysClient::with_interceptor(self.channel.clone(), self.admin.clone())
+    }
+
+    pub(crate) fn login_tokens(&self) -> LoginTokensClient<Admin> {
+        LoginTokensClient::with_interceptor(self.channel.clone(), self.admin.clone())
     }
 
     pub(crate) fn operations(&self) -> OperationsClient<Admin> {
@@ -77,6 +88,10 @@ impl Api {
 
     pub(crate) fn fills(&self) -> FillsClient<Admin> {
         FillsClient::with_interceptor(self.channel.clone(), self.admin.clone())
+    }
+
+    pub(crate) fn answers(&self) -> AnswersClient<Admin> {
+        AnswersClient::with_interceptor(self.channel.clone(), self.admin.clone())
     }
 
     /// Makes an upstream for `upstream`, which is on loopback and plain HTTP, and says so.
@@ -164,7 +179,7 @@ impl Api {
 
     /// A password for registry clients.
     pub(crate) async fn login_token(&self) -> Result<String, tonic::Status> {
-        Ok(self.access().get_login_token(pb::GetLoginTokenRequest {}).await?.into_inner().token)
+        Ok(self.login_tokens().get_login_token(pb::GetLoginTokenRequest {}).await?.into_inner().token)
     }
 
     /// The ids of all rules.

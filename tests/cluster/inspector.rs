@@ -36,7 +36,7 @@ async fn a_fill_and_an_answer_of_one_node_are_seen_through_each_control_plane() 
     let id = answer.header("x-request-id").context("every answer has a request id")?;
     for control_plane in &cluster.control_planes {
         let request = pb::GetAnswerRequest { name: format!("answers/{id}") };
-        let explained = cluster.api_of(control_plane).fills().get_answer(request).await?.into_inner();
+        let explained = cluster.api_of(control_plane).answers().get_answer(request).await?.into_inner();
         assert_eq!((explained.node.as_str(), explained.outcome.as_str()), ("nodes/node-2", "miss"));
         assert!(explained.reasons.iter().any(|reason| reason.contains("filled from upstream `demo`")), "{explained:?}");
     }

@@ -43,15 +43,15 @@ async fn a_change_on_either_control_plane_has_reached_every_node_when_the_call_r
     let principal = pb::Principal { permission_set: pb::PermissionSet::Puller.into(), ..Default::default() };
     let principal_id = "robot".to_owned();
     let request = pb::CreatePrincipalRequest { principal_id, principal: Some(principal), request_id: String::new() };
-    apis[0].access().create_principal(request).await?;
+    apis[0].principals().create_principal(request).await?;
     let request = pb::CreateAccessKeyRequest { parent: "principals/robot".to_owned(), request_id: String::new() };
-    let created = apis[1].access().create_access_key(request).await?.into_inner();
+    let created = apis[1].access_keys().create_access_key(request).await?.into_inner();
     let key = created.access_key.expect("a key");
     let robot = crate::client::Credential::Password(key.key_id.clone(), created.secret);
     for node in &cluster.nodes {
         assert_eq!(node.client().with(robot.clone()).get("/v2/").await?.status, StatusCode::OK);
     }
-    apis[0].access().revoke_access_key(pb::RevokeAccessKeyRequest { name: key.name }).await?;
+    apis[0].access_keys().revoke_access_key(pb::RevokeAccessKeyRequest { name: key.name }).await?;
     for node in &cluster.nodes {
         assert_eq!(node.client().with(robot.clone()).get("/v2/").await?.status, StatusCode::UNAUTHORIZED);
     }

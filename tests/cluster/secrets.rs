@@ -95,11 +95,11 @@ async fn use_every_secret(cluster: &Cluster, upstream: &FakeUpstream) -> Result<
     let principal = pb::Principal { permission_set: pb::PermissionSet::Puller.into(), ..Default::default() };
     let principal_id = "robot".to_owned();
     let request = pb::CreatePrincipalRequest { principal_id, principal: Some(principal), request_id: String::new() };
-    api.access().create_principal(request).await?;
+    api.principals().create_principal(request).await?;
     // A request id makes the control plane remember the request.
     let request_id = uuid::Uuid::new_v4().to_string();
     let request = pb::CreateAccessKeyRequest { parent: "principals/robot".to_owned(), request_id };
-    let robot = api.access().create_access_key(request).await?.into_inner();
+    let robot = api.access_keys().create_access_key(request).await?.into_inner();
     let robot_key = robot.access_key.context("a key")?.key_id;
     let login = api.login_token().await?;
 

@@ -126,7 +126,7 @@ async fn only_administrators_inspect_and_what_is_not_remembered_is_not_found() -
     wait_until(LIMIT, "the node has a line to the control plane", can_be_asked).await;
     let answer = async |id: &str| {
         let request = pb::GetAnswerRequest { name: format!("answers/{id}") };
-        registry.fills().get_answer(request).await.expect_err("there is none").code()
+        registry.answers().get_answer(request).await.expect_err("there is none").code()
     };
     assert_eq!(answer("node-1-00000000000000000000000000000000").await, Code::NotFound);
     assert_eq!(answer("node-7-00000000000000000000000000000000").await, Code::NotFound);
@@ -138,9 +138,9 @@ async fn only_administrators_inspect_and_what_is_not_remembered_is_not_found() -
         principal: Some(puller),
         request_id: String::new(),
     };
-    registry.access().create_principal(request).await?;
+    registry.principals().create_principal(request).await?;
     let request = pb::CreateAccessKeyRequest { parent: "principals/ci".to_owned(), request_id: String::new() };
-    let key = registry.access().create_access_key(request).await?.into_inner();
+    let key = registry.access_keys().create_access_key(request).await?.into_inner();
     let key = format!("{}:{}", key.access_key.context("a key")?.key_id, key.secret);
     let mut fills = registry.fills_as(&key);
     let denied = fills.list_fills(pb::ListFillsRequest::default()).await.expect_err("a puller may not");
@@ -169,6 +169,6 @@ async fn a_node_that_has_no_line_to_the_control_plane_is_asked_through_one_that_
     let explained = registry.explained(&pull.await??).await?;
     assert_eq!((explained.node.as_str(), explained.outcome.as_str()), ("nodes/node-2", "miss"));
     let unknown = pb::GetAnswerRequest { name: format!("answers/node-2-{}", "0".repeat(32)) };
-    assert_eq!(registry.fills().get_answer(unknown).await.expect_err("there is none").code(), Code::NotFound);
+    assert_eq!(registry.answers().get_answer(unknown).await.expect_err("there is none").code(), Code::NotFound);
     Ok(())
 }

@@ -30,7 +30,7 @@ async fn a_login_token_is_a_password_and_buys_bearer_tokens_for_what_was_asked()
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
     let registry = Registry::start().await?;
     registry.rule("demo", &upstream).await?;
-    let login = registry.access().get_login_token(pb::GetLoginTokenRequest {}).await?.into_inner().token;
+    let login = registry.login_tokens().get_login_token(pb::GetLoginTokenRequest {}).await?.into_inner().token;
     let as_aws = |request: reqwest::RequestBuilder| request.basic_auth("AWS", Some(&login));
     assert_eq!(send(as_aws(registry.anonymous(Method::GET, "/v2/"))).await?.status, StatusCode::OK);
 
@@ -66,9 +66,9 @@ async fn wrong_expired_and_revoked_credentials_are_refused_at_once() -> Result<(
         principal: Some(principal),
         request_id: String::new(),
     };
-    registry.access().create_principal(request).await?;
+    registry.principals().create_principal(request).await?;
     let request = pb::CreateAccessKeyRequest { parent: "principals/robot".to_owned(), request_id: String::new() };
-    let created = registry.access().create_access_key(request).await?.into_inner();
+    let created = registry.access_keys().create_access_key(request).await?.into_inner();
     let key = created.access_key.expect("a key");
     assert_eq!(send(ping(&key.key_id, &created.secret)).await?.status, StatusCode::OK);
     let answer = send(registry.anonymous(Method::GET, "/token").basic_auth(&key.key_id, Some(&created.secret))).await?;
@@ -77,11 +77,11 @@ async fn wrong_expired_and_revoked_credentials_are_refused_at_once() -> Result<(
     let with_bearer = || registry.anonymous(Method::GET, "/v2/").bearer_auth(&bearer);
     assert_eq!(send(with_bearer()).await?.status, StatusCode::OK);
 
-    registry.access().revoke_access_key(pb::RevokeAccessKeyRequest { name: key.name }).await?;
+    registry.access_keys().revoke_access_key(pb::RevokeAccessKeyRequest { name: key.name }).await?;
     assert_eq!(send(ping(&key.key_id, &created.secret)).await?.status, StatusCode::UNAUTHORIZED);
     assert_eq!(send(with_bearer()).await?.status, StatusCode::UNAUTHORIZED, "so are the tokens that it bought");
 
-    let login = registry.access().get_login_token(pb::GetLoginTokenRequest {}).await?.into_inner().token;
+    let login = registry.login_tokens().get_login_token(pb::GetLoginTokenRequest {}).await?.into_inner().token;
     registry.clock.advance(std::time::Duration::from_secs(12 * 3600 + 1));
     let expired = send(ping("AWS", &login)).await?;
     assert_eq!(expired.status, StatusCode::UNAUTHORIZED);

@@ -13,10 +13,13 @@ use entrepot_domain::Secret;
 use entrepot_proto::node::v1::ReportEventsRequest;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
-use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::access_keys_client::AccessKeysClient;
+use entrepot_proto::v1::answers_client::AnswersClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::login_tokens_client::LoginTokensClient;
 use entrepot_proto::v1::operations_client::OperationsClient;
+use entrepot_proto::v1::principals_client::PrincipalsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::templates_client::TemplatesClient;
@@ -224,12 +227,24 @@ impl Registry {
         OperationsClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
-    pub(crate) fn access(&self) -> AccessClient<Admin> {
-        AccessClient::with_interceptor(self.channel.clone(), AsAdmin)
+    pub(crate) fn principals(&self) -> PrincipalsClient<Admin> {
+        PrincipalsClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn access_keys(&self) -> AccessKeysClient<Admin> {
+        AccessKeysClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn login_tokens(&self) -> LoginTokensClient<Admin> {
+        LoginTokensClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
     pub(crate) fn fills(&self) -> FillsClient<Admin> {
         FillsClient::with_interceptor(self.channel.clone(), AsAdmin)
+    }
+
+    pub(crate) fn answers(&self) -> AnswersClient<Admin> {
+        AnswersClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
     /// Fills as an access key may see them.
@@ -253,7 +268,7 @@ impl Registry {
         let found = std::sync::Mutex::new(None);
         wait_until(LIMIT, "the answer has been sent", async || {
             let request = pb::GetAnswerRequest { name: format!("answers/{id}") };
-            let answer = self.fills().get_answer(request).await.map(tonic::Response::into_inner);
+            let answer = self.answers().get_answer(request).await.map(tonic::Response::into_inner);
             let is_sent = answer.as_ref().is_ok_and(|answer| answer.state() != pb::AnswerState::Sending);
             *found.lock().expect("not poisoned") = answer.ok();
             is_sent

@@ -8,7 +8,7 @@ use http::StatusCode;
 use tokio::runtime::Runtime;
 
 use crate::registry::{LIMIT, Registry, send};
-use pb::ItemOutcome::{ItemCreated, ItemFailed, ItemUnchanged};
+use pb::ItemOutcome::{Created, Failed, Unchanged};
 
 /// Begins a sync of these tags, or of all.
 async fn begin(registry: &Registry, repository: &str, tags: &[&str]) -> Result<pb::Operation> {
@@ -88,11 +88,11 @@ async fn a_sync_tells_of_each_tag_what_has_become_of_it() -> Result<()> {
     assert_eq!(
         outcomes,
         [
-            ("comes", pb::ItemOutcome::ItemCreated, "", created.manifest.as_str()),
-            ("goes", pb::ItemOutcome::ItemDeleted, gone.manifest.as_str(), gone.manifest.as_str()),
-            ("moves", pb::ItemOutcome::ItemMoved, old.manifest.as_str(), new.manifest.as_str()),
-            ("never", pb::ItemOutcome::ItemFailed, "", ""),
-            ("stays", pb::ItemOutcome::ItemUnchanged, same.manifest.as_str(), same.manifest.as_str()),
+            ("comes", pb::ItemOutcome::Created, "", created.manifest.as_str()),
+            ("goes", pb::ItemOutcome::Deleted, gone.manifest.as_str(), gone.manifest.as_str()),
+            ("moves", pb::ItemOutcome::Moved, old.manifest.as_str(), new.manifest.as_str()),
+            ("never", pb::ItemOutcome::Failed, "", ""),
+            ("stays", pb::ItemOutcome::Unchanged, same.manifest.as_str(), same.manifest.as_str()),
         ]
     );
     assert_eq!(upstream.fetches_of("manifests/stays"), gets, "a HEAD is enough for what has not moved");
@@ -150,7 +150,7 @@ async fn an_image_that_cannot_be_fetched_whole_leaves_the_tag_as_it_was() -> Res
     upstream.script(&new.layers[0], Fault::Status(404, None));
 
     let items = sync(&registry, "demo/app", &[]).await?;
-    assert_eq!(items[0].outcome(), pb::ItemOutcome::ItemFailed, "{items:?}");
+    assert_eq!(items[0].outcome(), pb::ItemOutcome::Failed, "{items:?}");
     assert_eq!(digest_of(&registry, "demo/app", "v1").await?, old.manifest);
     Ok(())
 }
@@ -167,10 +167,7 @@ async fn a_cancelled_sync_ends_and_moves_nothing() -> Result<()> {
     let cancelled = registry.operations().cancel_operation(request).await?.into_inner();
     assert_eq!(cancelled.state(), pb::OperationState::Cancelling);
     let (operation, items) = watched(&registry, &operation).await?;
-    assert_eq!(
-        (operation.state(), items[0].outcome()),
-        (pb::OperationState::Cancelled, pb::ItemOutcome::ItemCancelled)
-    );
+    assert_eq!((operation.state(), items[0].outcome()), (pb::OperationState::Cancelled, pb::ItemOutcome::Cancelled));
     gate.release();
     assert_eq!(digest_of(&registry, "demo/app", "v1").await?, old.manifest);
     Ok(())
@@ -199,7 +196,7 @@ async fn an_image_is_fetched_ahead_for_the_platforms_that_are_asked_for() -> Res
     let request = pb::ListOperationItemsRequest { parent, ..Default::default() };
     let items = registry.operations().list_operation_items(request).await?.into_inner().items;
     let outcomes: Vec<_> = items.iter().map(pb::OperationItem::outcome).collect();
-    assert_eq!(outcomes, [ItemCreated, ItemCreated, ItemFailed]);
+    assert_eq!(outcomes, [Created, Created, Failed]);
     assert!(items[2].reason.contains("no rule covers this name"), "{}", items[2].reason);
 
     let (asked, others) = (&index.children[1], [&index.children[0], &index.children[2]]);
@@ -210,7 +207,7 @@ async fn an_image_is_fetched_ahead_for_the_platforms_that_are_asked_for() -> Res
     let before = upstream.log().len();
     let operation = registry.images().warm_images(warm(&names[..2], &[])).await?.into_inner();
     let (_, items) = watched(&registry, &operation).await?;
-    assert!(items.iter().all(|item| item.outcome() == ItemUnchanged), "{items:?}");
+    assert!(items.iter().all(|item| item.outcome() == Unchanged), "{items:?}");
     assert_eq!(upstream.log().len(), before, "a fresh tag is not asked for");
 
     upstream.stop().await;
@@ -270,7 +267,7 @@ async fn two_at_work(end: impl FnOnce(Runtime, &Tasks) -> Option<Runtime>) -> Re
     assert_eq!(operation.state(), pb::OperationState::Succeeded);
     let items = items().await?;
     for (item, image) in items.iter().zip(&new) {
-        assert_eq!((item.outcome(), &item.to_digest), (pb::ItemOutcome::ItemMoved, &image.manifest), "{item:?}");
+        assert_eq!((item.outcome(), &item.to_digest), (pb::ItemOutcome::Moved, &image.manifest), "{item:?}");
         assert_eq!(item.node, "nodes/node-1");
     }
     Ok(items.iter().map(|item| item.attempt_count).collect())

@@ -8,7 +8,7 @@ use entrepot_proto::v1::{
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{self, Cells, Listed, Output, Shown, time};
+use crate::output::{self, Cells, Listed, Output, Shown, time, word};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -34,12 +34,12 @@ pub(crate) enum Command {
 
 impl Command {
     pub(super) async fn run(self, session: &Session) -> Result<(), Error> {
-        let (mut access, output) = (session.access(), session.output);
+        let (mut access_keys, output) = (session.access_keys(), session.output);
         match self {
             Self::Create { principal } => {
                 let parent = names::full("principals", &principal);
                 let request = CreateAccessKeyRequest { parent, ..Default::default() };
-                let answer = access.create_access_key(request).await?.into_inner();
+                let answer = access_keys.create_access_key(request).await?.into_inner();
                 output.show(&answer, |out| writeln!(out, "{}", pair(&answer)))?;
                 if output == Output::Table {
                     output::note("this is the only time that the secret is shown: keep it now");
@@ -49,14 +49,14 @@ impl Command {
                 let parent = names::full("principals", &principal);
                 let page = async |page_token| {
                     let request = ListAccessKeysRequest { parent: parent.clone(), page_size: PAGE_SIZE, page_token };
-                    let answer = access.list_access_keys(request).await?.into_inner();
+                    let answer = access_keys.list_access_keys(request).await?.into_inner();
                     Ok((answer.access_keys, answer.next_page_token))
                 };
                 output.list(&all_pages(page).await?)?;
             }
             Self::Revoke { access_key } => {
                 let request = RevokeAccessKeyRequest { name: names::access_key(&access_key)? };
-                let revoked = access.revoke_access_key(request).await?.into_inner();
+                let revoked = access_keys.revoke_access_key(request).await?.into_inner();
                 output.show(&revoked, |out| writeln!(out, "revoked {}", revoked.name))?;
             }
         }
@@ -83,7 +83,7 @@ impl Shown for AccessKey {
     fn details(&self) -> Cells {
         vec![
             ("ACCESS KEY", names::short("principals", &self.name).replace("/accessKeys/", "/")),
-            ("STATE", self.state().as_str_name().to_lowercase()),
+            ("STATE", word(self, "state")),
             ("CREATED", time(self.create_time.as_ref())),
         ]
     }

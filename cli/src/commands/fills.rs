@@ -8,7 +8,7 @@ use prost_types::Timestamp;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Screen, Shown, note, size, time};
+use crate::output::{Cells, Listed, Screen, Shown, note, size, time, word};
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -93,7 +93,7 @@ impl Shown for Fill {
             ("UPSTREAM", names::short("upstreams", &self.upstream).to_owned()),
             ("DIGEST", self.digest.clone()),
             ("REPOSITORY", names::short("repositories", &self.repository).to_owned()),
-            ("STATE", word(self.state())),
+            ("STATE", if self.state() == FillState::Unspecified { String::new() } else { word(self, "state") }),
             ("LEADER", names::short("nodes", &self.leader).to_owned()),
             ("PROGRESS", progress(self.landed_bytes, self.size_bytes)),
             ("READERS", self.reader_count.to_string()),
@@ -119,10 +119,6 @@ impl Listed for Fill {
         }
         cells
     }
-}
-
-fn word(state: FillState) -> String {
-    if state == FillState::Unspecified { String::new() } else { state.as_str_name().to_lowercase() }
 }
 
 /// `sha256:` and the first digits.

@@ -11,7 +11,7 @@ Example:
   entrepot login-password | docker login --username AWS --password-stdin 127.0.0.1:5000";
 
 pub(super) async fn run(session: &Session) -> Result<(), Error> {
-    let answer = session.access().get_login_token(GetLoginTokenRequest {}).await?.into_inner();
+    let answer = session.login_tokens().get_login_token(GetLoginTokenRequest {}).await?.into_inner();
     Ok(session.output.show(&answer, |out| writeln!(out, "{}", answer.token))?)
 }
 

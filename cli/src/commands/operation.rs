@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, note, size, time};
+use crate::output::{Cells, Listed, Shown, note, size, time, word};
 
 use bars::Bars;
 
@@ -209,26 +209,27 @@ async fn items(session: &Session, parent: &str) -> Result<Vec<OperationItem>, Er
 
 /// How an item ended, for people.
 fn line(item: &OperationItem) -> String {
-    let (image, outcome) = (short(&item.image), word(item));
+    let (image, outcome) = (short(&item.image), result(item));
     let detail = match item.outcome() {
-        ItemOutcome::ItemMoved => format!("{} to {}", digits(&item.from_digest), digits(&item.to_digest)),
-        ItemOutcome::ItemCreated | ItemOutcome::ItemUnchanged => digits(&item.to_digest),
-        ItemOutcome::ItemDeleted | ItemOutcome::ItemFailed => item.reason.clone(),
-        ItemOutcome::Unspecified | ItemOutcome::ItemCancelled => String::new(),
+        ItemOutcome::Moved => format!("{} to {}", digits(&item.from_digest), digits(&item.to_digest)),
+        ItemOutcome::Created | ItemOutcome::Unchanged => digits(&item.to_digest),
+        ItemOutcome::Deleted | ItemOutcome::Failed => item.reason.clone(),
+        ItemOutcome::Unspecified | ItemOutcome::Cancelled => String::new(),
     };
     format!("{image}: {outcome} {detail}").trim_end().to_owned()
 }
 
-fn word(item: &OperationItem) -> &'static str {
+/// How an item ended, or what it does.
+fn result(item: &OperationItem) -> &'static str {
     match item.outcome() {
         ItemOutcome::Unspecified if item.node.is_empty() => "waiting",
         ItemOutcome::Unspecified => "running",
-        ItemOutcome::ItemUnchanged => "unchanged",
-        ItemOutcome::ItemMoved => "moved",
-        ItemOutcome::ItemCreated => "created",
-        ItemOutcome::ItemDeleted => "deleted upstream",
-        ItemOutcome::ItemFailed => "failed",
-        ItemOutcome::ItemCancelled => "cancelled",
+        ItemOutcome::Unchanged => "unchanged",
+        ItemOutcome::Moved => "moved",
+        ItemOutcome::Created => "created",
+        ItemOutcome::Deleted => "deleted upstream",
+        ItemOutcome::Failed => "failed",
+        ItemOutcome::Cancelled => "cancelled",
     }
 }
 
@@ -264,7 +265,7 @@ impl Shown for Operation {
         };
         vec![
             ("OPERATION", names::short("operations", &self.name).to_owned()),
-            ("KIND", self.kind().as_str_name().to_lowercase().replace('_', " ")),
+            ("KIND", word(self, "kind")),
             ("REPOSITORY", names::short("repositories", &self.repository).to_owned()),
             ("STATE", state.to_owned()),
             ("ENDED", format!("{} of {}", self.ended_count, self.item_count)),
@@ -287,7 +288,7 @@ impl Shown for OperationItem {
     fn details(&self) -> Cells {
         vec![
             ("IMAGE", short(&self.image)),
-            ("RESULT", word(self).to_owned()),
+            ("RESULT", result(self).to_owned()),
             ("FROM", digits(&self.from_digest)),
             ("TO", digits(&self.to_digest)),
             ("SIZE", size(self.done_bytes)),
@@ -316,10 +317,10 @@ mod tests {
             ..Default::default()
         };
         for (item, text) in [
-            (item(ItemOutcome::ItemMoved, ""), "demo/tags/app:v1: moved sha256:aaaaaaaaaaaa to sha256:bbbbbbbbbbbb"),
-            (item(ItemOutcome::ItemUnchanged, ""), "demo/tags/app:v1: unchanged sha256:bbbbbbbbbbbb"),
-            (item(ItemOutcome::ItemFailed, "it is away"), "demo/tags/app:v1: failed it is away"),
-            (item(ItemOutcome::ItemCancelled, ""), "demo/tags/app:v1: cancelled"),
+            (item(ItemOutcome::Moved, ""), "demo/tags/app:v1: moved sha256:aaaaaaaaaaaa to sha256:bbbbbbbbbbbb"),
+            (item(ItemOutcome::Unchanged, ""), "demo/tags/app:v1: unchanged sha256:bbbbbbbbbbbb"),
+            (item(ItemOutcome::Failed, "it is away"), "demo/tags/app:v1: failed it is away"),
+            (item(ItemOutcome::Cancelled, ""), "demo/tags/app:v1: cancelled"),
         ] {
             assert_eq!(line(&item), text);
         }

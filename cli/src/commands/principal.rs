@@ -9,7 +9,7 @@ use entrepot_proto::v1::{
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, time};
+use crate::output::{Cells, Listed, Shown, time, word};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -59,30 +59,30 @@ impl From<PermissionSetName> for PermissionSet {
 
 impl Command {
     pub(super) async fn run(self, session: &Session) -> Result<(), Error> {
-        let (mut access, output) = (session.access(), session.output);
+        let (mut principals, output) = (session.principals(), session.output);
         match self {
             Self::Create { principal, permission_set } => {
                 let principal_id = names::short("principals", &principal).to_owned();
                 let permission_set = PermissionSet::from(permission_set).into();
                 let principal = Some(Principal { permission_set, ..Default::default() });
                 let request = CreatePrincipalRequest { principal_id, principal, ..Default::default() };
-                output.one(&access.create_principal(request).await?.into_inner())?;
+                output.one(&principals.create_principal(request).await?.into_inner())?;
             }
             Self::Get { principal } => {
                 let request = GetPrincipalRequest { name: names::full("principals", &principal) };
-                output.one(&access.get_principal(request).await?.into_inner())?;
+                output.one(&principals.get_principal(request).await?.into_inner())?;
             }
             Self::List => {
                 let page = async |page_token| {
                     let request = ListPrincipalsRequest { page_size: PAGE_SIZE, page_token };
-                    let answer = access.list_principals(request).await?.into_inner();
+                    let answer = principals.list_principals(request).await?.into_inner();
                     Ok((answer.principals, answer.next_page_token))
                 };
                 output.list(&all_pages(page).await?)?;
             }
             Self::Delete { principal } => {
                 let request = DeletePrincipalRequest { name: names::full("principals", &principal) };
-                let deleted = access.delete_principal(request).await?.into_inner();
+                let deleted = principals.delete_principal(request).await?.into_inner();
                 output.deleted(&deleted, &deleted.name)?;
             }
         }
@@ -96,7 +96,7 @@ impl Shown for Principal {
     fn details(&self) -> Cells {
         vec![
             ("PRINCIPAL", names::short("principals", &self.name).to_owned()),
-            ("PERMISSION SET", self.permission_set().as_str_name().to_lowercase()),
+            ("PERMISSION SET", word(self, "permission_set")),
             ("CREATED", time(self.create_time.as_ref())),
         ]
     }

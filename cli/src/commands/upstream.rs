@@ -18,7 +18,7 @@ use prost_types::FieldMask;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, time};
+use crate::output::{Cells, Listed, Shown, time, word};
 
 /// More than any password or bundle of certificates has.
 const INPUT_MAX_BYTES: u64 = 1024 * 1024;
@@ -296,7 +296,7 @@ impl Listed for Upstream {
         let health = self.health.clone().unwrap_or_default();
         vec![
             ("UPSTREAM", names::short("upstreams", &self.name).to_owned()),
-            ("KIND", self.kind().as_str_name().to_lowercase().replace('_', "-")),
+            ("KIND", word(self, "kind").replace(' ', "-")),
             ("ENDPOINT", self.endpoint.clone()),
             ("USERNAME", self.username.clone()),
             ("STATE", health::state(health.state(), health.until_time.as_ref())),

@@ -27,7 +27,7 @@ pub(crate) struct Args {
 impl Args {
     pub(super) async fn run(self, session: &Session) -> Result<(), Error> {
         let request = GetAnswerRequest { name: names::full("answers", self.request_id.trim()) };
-        let answer = session.fills().get_answer(request).await?.into_inner();
+        let answer = session.answers().get_answer(request).await?.into_inner();
         Ok(session.output.show(&answer, |out| explain(out, &answer))?)
     }
 }

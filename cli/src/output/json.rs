@@ -1,16 +1,13 @@
 //! Answers as proto JSON with the field names of the .proto files; fields without a value are there too, so that
-//! scripts find them.
+//! scripts find them. Values of enums go without their enum's prefix.
 
 use std::io::{self, Write};
-use std::sync::LazyLock;
 
-use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
+use prost_reflect::{DynamicMessage, Kind, ReflectMessage as _, SerializeOptions, Value};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 
+use super::word::{dynamic, name};
 use super::{Listed, Shown};
-
-static POOL: LazyLock<DescriptorPool> =
-    LazyLock::new(|| DescriptorPool::decode(entrepot_proto::DESCRIPTORS).expect("the descriptors were built with us"));
 
 /// One answer as a document.
 pub(super) fn one<T: Shown>(out: &mut dyn Write, answer: &T) -> io::Result<()> {
@@ -27,19 +24,67 @@ fn document(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     writeln!(out)
 }
 
-fn dynamic<T: Shown>(answer: &T) -> DynamicMessage {
-    let descriptor = POOL.get_message_by_name(T::MESSAGE).expect("every shown message is in the descriptors");
-    let mut message = DynamicMessage::new(descriptor);
-    message.transcode_from(answer).expect("a message fits its own descriptor");
-    message
-}
-
 struct Json(DynamicMessage);
 
 impl Serialize for Json {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
-        self.0.serialize_with_options(serializer, &options)
+        message(&self.0, serializer)
+    }
+}
+
+/// A value of a field, and of what kind it is.
+struct Field<'a>(&'a Value, &'a Kind);
+
+impl Serialize for Field<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match (self.0, self.1) {
+            (Value::EnumNumber(number), Kind::Enum(descriptor)) => match name(descriptor, *number) {
+                Some(name) => serializer.serialize_str(&name),
+                None => serializer.serialize_i32(*number),
+            },
+            (Value::Message(value), _) => message(value, serializer),
+            (Value::List(values), kind) => serializer.collect_seq(values.iter().map(|value| Field(value, kind))),
+            (value, _) => scalar(value, serializer),
+        }
+    }
+}
+
+/// A message with all its fields, by number.
+fn message<S: Serializer>(message: &DynamicMessage, serializer: S) -> Result<S::Ok, S::Error> {
+    let descriptor = message.descriptor();
+    if descriptor.package_name().starts_with("google.protobuf") {
+        return message.serialize_with_options(serializer, &SerializeOptions::new());
+    }
+    let mut map = serializer.serialize_map(None)?;
+    for field in descriptor.fields() {
+        if field.supports_presence() && !message.has_field(&field) {
+            // What is absent is null; of a choice only what was chosen is there.
+            if field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()) {
+                map.serialize_entry(field.name(), &())?;
+            }
+        } else {
+            map.serialize_entry(field.name(), &Field(&message.get_field(&field), &field.kind()))?;
+        }
+    }
+    map.end()
+}
+
+/// What is neither an enum nor a message.
+fn scalar<S: Serializer>(value: &Value, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Value::Bool(value) => serializer.serialize_bool(*value),
+        Value::I32(value) => serializer.serialize_i32(*value),
+        Value::U32(value) => serializer.serialize_u32(*value),
+        // As proto JSON has it, since readers of JSON may keep numbers as floats.
+        Value::I64(value) => serializer.collect_str(value),
+        Value::U64(value) => serializer.collect_str(value),
+        Value::String(value) => serializer.serialize_str(value),
+        Value::F32(_) | Value::F64(_) | Value::Bytes(_) | Value::Map(_) => {
+            Err(serde::ser::Error::custom("the API shows no such values"))
+        }
+        Value::EnumNumber(_) | Value::Message(_) | Value::List(_) => {
+            Err(serde::ser::Error::custom("a value does not fit the kind of its field"))
+        }
     }
 }
 
@@ -90,10 +135,19 @@ mod tests {
     }
 
     #[test]
-    fn enums_are_names() {
-        let upstream = v1::Upstream { kind: v1::UpstreamKind::Oci.into(), ..Default::default() };
+    fn enums_are_names_without_their_prefix() {
+        let upstream = v1::Upstream {
+            kind: v1::UpstreamKind::Oci.into(),
+            health: Some(v1::UpstreamHealth { state: v1::UpstreamState::Away.into(), ..Default::default() }),
+            ..Default::default()
+        };
         let document: serde_json::Value = serde_json::from_str(&text(|out| one(out, &upstream))).unwrap();
         assert_eq!(document["kind"], "OCI");
+        assert_eq!(document["health"]["state"], "AWAY");
         assert_eq!(document["allow_plain_http"], false);
+        assert_eq!(document["budget"], serde_json::Value::Null);
+        let template = v1::Template { applied_for: vec![1, 1000], ..Default::default() };
+        let document: serde_json::Value = serde_json::from_str(&text(|out| one(out, &template))).unwrap();
+        assert_eq!(document["applied_for"], serde_json::json!(["PULL_THROUGH_CACHE", 1000]));
     }
 }

@@ -1,4 +1,4 @@
-//! Fills that run, and answers that were given: nodes are asked, nothing is kept here.
+//! Fills that run: nodes are asked, nothing is kept here.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use entrepot_domain::{RepositoryName, ResourceId};
 use entrepot_proto::convert::{Violations, names};
+use entrepot_proto::node::v1::ListRunningFills;
 use entrepot_proto::node::v1::take_questions_request::Reply;
 use entrepot_proto::node::v1::take_questions_response::Kind;
-use entrepot_proto::node::v1::{ListRunningFills, QuestionFailure};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::fills_server::Fills;
 use tokio::sync::mpsc;
@@ -93,11 +93,6 @@ impl Fills for Api {
             drop(place);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
-    }
-
-    async fn get_answer(&self, request: Request<pb::GetAnswerRequest>) -> Result<Response<pb::Answer>, Status> {
-        self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(answer(&self.0, &request.get_ref().name).await?))
     }
 }
 
@@ -192,33 +187,6 @@ async fn seen(plane: &Plane, nodes: &[ResourceId], filter: &Filter) -> Result<Se
     }
     seen.fills.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(seen)
-}
-
-async fn answer(plane: &Plane, name: &str) -> Result<pb::Answer, ApiError> {
-    let (node, request_id) = names::parse_answer(name).map_err(|error| ApiError::field("name", error))?;
-    if !plane.inquiries.reaches(&node) {
-        let record = live_nodes::read(&*plane.store, &plane.cluster_key, &node).await?;
-        record.filter(|record| record.is_live(plane.clock.now())).ok_or_else(|| ApiError::NotFound {
-            kind: "entrepot.v1.Node",
-            name: names::node(&node),
-            field: Some("name"),
-            remedy: " or is not alive: what a node remembers of its answers ends with it",
-        })?;
-    }
-    match plane.inquiries.ask(&node, Kind::Answer(request_id)).await {
-        Ok(Reply::Answer(answer)) => Ok(answer),
-        Ok(Reply::Failed(failed)) if failed.failure() == QuestionFailure::Forgotten => Err(ApiError::NotFound {
-            kind: "entrepot.v1.Answer",
-            name: name.to_owned(),
-            field: Some("name"),
-            remedy: " any more: a node remembers its last 10,000 answers, for as long as it runs",
-        }),
-        Ok(Reply::Failed(failed)) => Err(ApiError::NodeSilent { node: names::node(&node), why: failed.reason }),
-        Ok(Reply::Fills(_) | Reply::Upstreams(_)) => {
-            Err(ApiError::NodeSilent { node: names::node(&node), why: "its reply is none".to_owned() })
-        }
-        Err(silence) => Err(ApiError::NodeSilent { node: names::node(&node), why: silence.to_string() }),
-    }
 }
 
 impl Filter {

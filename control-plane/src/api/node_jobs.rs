@@ -79,12 +79,12 @@ pub(super) async fn report(plane: &Plane, request: &pb::ReportJobRequest) -> Res
 fn read_result(result: &pb::JobResult) -> Result<Settled, Violations> {
     let mut violations = Violations::default();
     let outcome = match result.outcome() {
-        ItemOutcome::ItemUnchanged => Some(Outcome::Unchanged),
-        ItemOutcome::ItemMoved => Some(Outcome::Moved),
-        ItemOutcome::ItemCreated => Some(Outcome::Created),
-        ItemOutcome::ItemDeleted => Some(Outcome::Deleted),
-        ItemOutcome::ItemFailed => Some(Outcome::Failed),
-        ItemOutcome::Unspecified | ItemOutcome::ItemCancelled => {
+        ItemOutcome::Unchanged => Some(Outcome::Unchanged),
+        ItemOutcome::Moved => Some(Outcome::Moved),
+        ItemOutcome::Created => Some(Outcome::Created),
+        ItemOutcome::Deleted => Some(Outcome::Deleted),
+        ItemOutcome::Failed => Some(Outcome::Failed),
+        ItemOutcome::Unspecified | ItemOutcome::Cancelled => {
             violations.add("result.outcome", "must say how the job ended");
             None
         }

@@ -362,12 +362,12 @@ fn to_wire(operation: &Operation) -> pb::Operation {
 fn item_to_wire(item: &Item) -> pb::OperationItem {
     let outcome = match item.outcome {
         None => pb::ItemOutcome::Unspecified,
-        Some(Outcome::Unchanged) => pb::ItemOutcome::ItemUnchanged,
-        Some(Outcome::Moved) => pb::ItemOutcome::ItemMoved,
-        Some(Outcome::Created) => pb::ItemOutcome::ItemCreated,
-        Some(Outcome::Deleted) => pb::ItemOutcome::ItemDeleted,
-        Some(Outcome::Failed) => pb::ItemOutcome::ItemFailed,
-        Some(Outcome::Cancelled) => pb::ItemOutcome::ItemCancelled,
+        Some(Outcome::Unchanged) => pb::ItemOutcome::Unchanged,
+        Some(Outcome::Moved) => pb::ItemOutcome::Moved,
+        Some(Outcome::Created) => pb::ItemOutcome::Created,
+        Some(Outcome::Deleted) => pb::ItemOutcome::Deleted,
+        Some(Outcome::Failed) => pb::ItemOutcome::Failed,
+        Some(Outcome::Cancelled) => pb::ItemOutcome::Cancelled,
     };
     let image = match (item.repository.parse::<RepositoryName>(), item.reference.parse::<Reference>()) {
         (Ok(repository), Ok(reference)) => names::reference(&repository, &reference),

@@ -16,15 +16,14 @@ async fn principal_with_key(fixture: &Fixture, id: &str, set: pb::PermissionSet)
 }
 
 async fn principal_with_key_by(admin: &str, fixture: &Fixture, id: &str, set: pb::PermissionSet) -> (String, String) {
-    let mut client = fixture.access_as(admin);
     let request = pb::CreatePrincipalRequest {
         principal_id: id.into(),
         principal: Some(pb::Principal { permission_set: set.into(), ..Default::default() }),
         ..Default::default()
     };
-    client.create_principal(request).await.unwrap();
+    fixture.principals_as(admin).create_principal(request).await.unwrap();
     let request = pb::CreateAccessKeyRequest { parent: format!("principals/{id}"), ..Default::default() };
-    let created = client.create_access_key(request).await.unwrap().into_inner();
+    let created = fixture.access_keys_as(admin).create_access_key(request).await.unwrap().into_inner();
     let key = created.access_key.unwrap();
     (key.name, format!("{}:{}", key.key_id, created.secret))
 }
@@ -50,7 +49,7 @@ async fn callers_prove_who_they_are() {
 #[tokio::test]
 async fn guesses_are_bounded() {
     let fixture = Fixture::start().await;
-    let mut client = fixture.access_as("admin:a wrong guess");
+    let mut client = fixture.login_tokens_as("admin:a wrong guess");
     let mut codes = Vec::new();
     for _ in 0..20 {
         codes.push(kind(&client.get_login_token(pb::GetLoginTokenRequest {}).await.unwrap_err()));
@@ -68,13 +67,15 @@ async fn pullers_read_and_administrators_change() {
     assert_eq!(kind(&error), (Code::PermissionDenied, "PERMISSION_MISSING".into()));
     assert!(error.message().contains("principals/ci") && error.message().contains("ADMINISTRATOR"));
 
-    let answer = fixture.access_as(&puller).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap().into_inner();
+    let answer =
+        fixture.login_tokens_as(&puller).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap().into_inner();
     let registry_id = fixture.plane.ready(LIMIT).await.unwrap().registry_id;
     let tokens = fixture.world.cluster_key().tokens();
     let claims = tokens.verify_login(registry_id, &answer.token, fixture.world.clock.now()).unwrap();
     assert_eq!((claims.expire_time - fixture.world.clock.now()).num_hours(), 12);
     // A login token is for the registry, not for this API.
-    let error = fixture.access_as(&format!("x:{}", answer.token)).get_login_token(pb::GetLoginTokenRequest {}).await;
+    let error =
+        fixture.login_tokens_as(&format!("x:{}", answer.token)).get_login_token(pb::GetLoginTokenRequest {}).await;
     assert_eq!(error.unwrap_err().code(), Code::Unauthenticated);
 }
 
@@ -82,21 +83,21 @@ async fn pullers_read_and_administrators_change() {
 async fn a_revoked_key_and_a_deleted_principal_are_refused_at_once() {
     let fixture = Fixture::start().await;
     let (name, key) = principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
-    fixture.access_as(&key).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    fixture.login_tokens_as(&key).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
     let revoke = pb::RevokeAccessKeyRequest { name: name.clone() };
-    let revoked = fixture.access().revoke_access_key(revoke).await.unwrap().into_inner();
+    let revoked = fixture.access_keys().revoke_access_key(revoke).await.unwrap().into_inner();
     assert_eq!(revoked.state(), pb::access_key::State::Revoked);
-    let call = async |key: &str| fixture.access_as(key).get_login_token(pb::GetLoginTokenRequest {}).await;
+    let call = async |key: &str| fixture.login_tokens_as(key).get_login_token(pb::GetLoginTokenRequest {}).await;
     assert_eq!(call(&key).await.unwrap_err().code(), Code::Unauthenticated);
 
     let (_, key) = principal_with_key(&fixture, "gone", pb::PermissionSet::Puller).await;
     let delete = pb::DeletePrincipalRequest { name: "principals/gone".into() };
-    fixture.access().delete_principal(delete.clone()).await.unwrap();
+    fixture.principals().delete_principal(delete.clone()).await.unwrap();
     assert_eq!(call(&key).await.unwrap_err().code(), Code::Unauthenticated);
-    assert_eq!(fixture.access().delete_principal(delete).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(fixture.principals().delete_principal(delete).await.unwrap_err().code(), Code::NotFound);
 
     let list = pb::ListAccessKeysRequest { parent: "principals/ops".into(), ..Default::default() };
-    let keys = fixture.access().list_access_keys(list).await.unwrap().into_inner().access_keys;
+    let keys = fixture.access_keys().list_access_keys(list).await.unwrap().into_inner().access_keys;
     assert_eq!(keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), [name]);
 }
 
@@ -105,11 +106,11 @@ async fn the_last_administrator_cannot_be_lost() {
     let fixture = Fixture::start().await;
     let last = (Code::FailedPrecondition, "LAST_ADMINISTRATOR".to_owned());
     let delete = pb::DeletePrincipalRequest { name: "principals/admin".into() };
-    assert_eq!(kind(&fixture.access().delete_principal(delete.clone()).await.unwrap_err()), last);
+    assert_eq!(kind(&fixture.principals().delete_principal(delete.clone()).await.unwrap_err()), last);
     let revoke = pb::RevokeAccessKeyRequest { name: "principals/admin/accessKeys/admin".into() };
-    assert_eq!(kind(&fixture.access().revoke_access_key(revoke.clone()).await.unwrap_err()), last);
+    assert_eq!(kind(&fixture.access_keys().revoke_access_key(revoke.clone()).await.unwrap_err()), last);
     principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
-    fixture.access().delete_principal(delete).await.unwrap();
+    fixture.principals().delete_principal(delete).await.unwrap();
 }
 
 #[tokio::test]
@@ -117,11 +118,11 @@ async fn a_secret_is_handed_out_once() {
     let fixture = Fixture::start().await;
     let request =
         pb::CreateAccessKeyRequest { parent: "principals/admin".into(), request_id: Uuid::new_v4().to_string() };
-    fixture.access().create_access_key(request.clone()).await.unwrap();
-    let error = fixture.access().create_access_key(request).await.unwrap_err();
+    fixture.access_keys().create_access_key(request.clone()).await.unwrap();
+    let error = fixture.access_keys().create_access_key(request).await.unwrap_err();
     assert_eq!(kind(&error), (Code::AlreadyExists, "SECRET_NOT_KEPT".into()));
     let request = pb::CreatePrincipalRequest { principal_id: "X".into(), ..Default::default() };
-    let error = fixture.access().create_principal(request).await.unwrap_err();
+    let error = fixture.principals().create_principal(request).await.unwrap_err();
     assert_eq!(fields(&error), ["principal_id", "principal"]);
 }
 
@@ -133,7 +134,7 @@ async fn the_bootstrap_key_is_made_true_at_every_start() {
     let fixture = world.launch(Some("admin:another secret")).await;
     fixture.plane.ready(LIMIT).await.unwrap();
     let call = async |fixture: &Fixture, key: &str| {
-        fixture.access_as(key).get_login_token(pb::GetLoginTokenRequest {}).await.map(|_| ())
+        fixture.login_tokens_as(key).get_login_token(pb::GetLoginTokenRequest {}).await.map(|_| ())
     };
     assert!(call(&fixture, ADMIN).await.is_err());
     call(&fixture, "admin:another secret").await.unwrap();
@@ -141,7 +142,7 @@ async fn the_bootstrap_key_is_made_true_at_every_start() {
     let admin = "admin:another secret";
     let (_, other) = principal_with_key_by(admin, &fixture, "ops", pb::PermissionSet::Administrator).await;
     let revoke = pb::RevokeAccessKeyRequest { name: "principals/admin/accessKeys/admin".into() };
-    fixture.access_as(&other).revoke_access_key(revoke).await.unwrap();
+    fixture.access_keys_as(&other).revoke_access_key(revoke).await.unwrap();
     let fixture = fixture.stop().await.start().await;
     assert!(call(&fixture, ADMIN).await.is_err());
     call(&fixture, &other).await.unwrap();
@@ -151,10 +152,10 @@ async fn the_bootstrap_key_is_made_true_at_every_start() {
 async fn without_an_administrator_a_first_key_is_made_once() {
     let fixture = World::new().await.launch(None).await;
     let first = fixture.plane.ready(LIMIT).await.unwrap().first_key.unwrap();
-    fixture.access_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    fixture.login_tokens_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
     let fixture = fixture.stop().await.launch(None).await;
     assert!(fixture.plane.ready(LIMIT).await.unwrap().first_key.is_none());
-    fixture.access_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    fixture.login_tokens_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
 }
 
 #[tokio::test]
@@ -197,7 +198,7 @@ async fn health_and_reflection_are_open() {
         .await;
     }
     let names = reflected_services(&fixture).await;
-    for service in ["entrepot.v1.Rules", "entrepot.v1.Access", "grpc.health.v1.Health"] {
+    for service in ["entrepot.v1.Rules", "entrepot.v1.Principals", "grpc.health.v1.Health"] {
         assert!(names.iter().any(|name| name == service), "{service} in {names:?}");
     }
 }

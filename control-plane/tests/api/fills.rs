@@ -117,17 +117,17 @@ async fn nodes_are_asked_on_their_own_line_or_through_another_and_silent_ones_ar
     }
 
     for node in ["node-1", "node-2"] {
-        let found = fixture.fills().get_answer(answer(node, '1')).await.unwrap().into_inner();
+        let found = fixture.answers().get_answer(answer(node, '1')).await.unwrap().into_inner();
         assert_eq!(found.name, answer(node, '1').name);
-        let error = fixture.fills().get_answer(answer(node, '2')).await.unwrap_err();
+        let error = fixture.answers().get_answer(answer(node, '2')).await.unwrap_err();
         assert_eq!(kind(&error), (Code::NotFound, "NOT_FOUND".into()));
         assert!(error.message().contains("10,000"), "{error:?}");
     }
-    let error = fixture.fills().get_answer(answer("node-3", '1')).await.unwrap_err();
+    let error = fixture.answers().get_answer(answer("node-3", '1')).await.unwrap_err();
     assert_eq!(kind(&error), (Code::Unavailable, "NODE_SILENT".into()));
     assert!(error.message().contains("port 5003 is shut"), "{error:?}");
     assert_eq!(details(&error).error_info().unwrap().metadata["node"], "nodes/node-3");
-    let error = fixture.fills().get_answer(answer("node-4", '1')).await.unwrap_err();
+    let error = fixture.answers().get_answer(answer("node-4", '1')).await.unwrap_err();
     assert_eq!(kind(&error), (Code::NotFound, "NOT_FOUND".into()));
     assert!(error.message().contains("`nodes/node-4` does not exist or is not alive"), "{error:?}");
 }
@@ -155,7 +155,7 @@ async fn what_cannot_be_asked_is_refused_with_the_field() {
     assert_eq!(fields(&fixture.fills().watch_fills(request).await.unwrap_err()), ["filter"]);
     for name in ["", "node-1-7", "answers/", "answers/node-1-7"] {
         let request = pb::GetAnswerRequest { name: name.into() };
-        assert_eq!(fields(&fixture.fills().get_answer(request).await.unwrap_err()), ["name"], "{name}");
+        assert_eq!(fields(&fixture.answers().get_answer(request).await.unwrap_err()), ["name"], "{name}");
     }
     let (say, said) = mpsc::channel(1);
     say.send(node::TakeQuestionsRequest { node_id: "node-2".into(), ..Default::default() }).await.unwrap();

@@ -8,11 +8,14 @@ use entrepot_control_plane::{Config, ControlPlane, Deps, FirstKey, Reflection};
 use entrepot_domain::Secret;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
-use entrepot_proto::v1::access_client::AccessClient;
+use entrepot_proto::v1::access_keys_client::AccessKeysClient;
+use entrepot_proto::v1::answers_client::AnswersClient;
 use entrepot_proto::v1::fills_client::FillsClient;
 use entrepot_proto::v1::images_client::ImagesClient;
+use entrepot_proto::v1::login_tokens_client::LoginTokensClient;
 use entrepot_proto::v1::nodes_client::NodesClient as LiveNodesClient;
 use entrepot_proto::v1::operations_client::OperationsClient;
+use entrepot_proto::v1::principals_client::PrincipalsClient;
 use entrepot_proto::v1::repositories_client::RepositoriesClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::templates_client::TemplatesClient;
@@ -180,12 +183,32 @@ impl Fixture {
         OperationsClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
-    pub(crate) fn access(&self) -> AccessClient<Authorized> {
-        self.access_as(ADMIN)
+    pub(crate) fn answers(&self) -> AnswersClient<Authorized> {
+        AnswersClient::with_interceptor(self.channel.clone(), self.login(ADMIN))
     }
 
-    pub(crate) fn access_as(&self, key: &str) -> AccessClient<Authorized> {
-        AccessClient::with_interceptor(self.channel.clone(), self.login(key))
+    pub(crate) fn principals(&self) -> PrincipalsClient<Authorized> {
+        self.principals_as(ADMIN)
+    }
+
+    pub(crate) fn principals_as(&self, key: &str) -> PrincipalsClient<Authorized> {
+        PrincipalsClient::with_interceptor(self.channel.clone(), self.login(key))
+    }
+
+    pub(crate) fn access_keys(&self) -> AccessKeysClient<Authorized> {
+        self.access_keys_as(ADMIN)
+    }
+
+    pub(crate) fn access_keys_as(&self, key: &str) -> AccessKeysClient<Authorized> {
+        AccessKeysClient::with_interceptor(self.channel.clone(), self.login(key))
+    }
+
+    pub(crate) fn login_tokens(&self) -> LoginTokensClient<Authorized> {
+        self.login_tokens_as(ADMIN)
+    }
+
+    pub(crate) fn login_tokens_as(&self, key: &str) -> LoginTokensClient<Authorized> {
+        LoginTokensClient::with_interceptor(self.channel.clone(), self.login(key))
     }
 
     pub(crate) fn nodes(&self, node_id: &str) -> NodesClient<Authorized> {

@@ -88,11 +88,11 @@ async fn nodes_work_at_an_operation_until_its_last_item_has_ended() {
     let all: BTreeSet<&str> = one.iter().chain(&two).map(tag_of).collect();
     assert_eq!(all, BTreeSet::from(["a", "b", "c"]));
     assert!(!say(&fixture, "node-1", &one[0], progress(40)).await);
-    say(&fixture, "node-1", &one[0], result(pb::ItemOutcome::ItemMoved)).await;
-    say(&fixture, "node-1", &one[1], result(pb::ItemOutcome::ItemCreated)).await;
+    say(&fixture, "node-1", &one[0], result(pb::ItemOutcome::Moved)).await;
+    say(&fixture, "node-1", &one[1], result(pb::ItemOutcome::Created)).await;
     assert!(!get(&fixture, &operation.name).await.done);
     let failed = node::JobResult {
-        outcome: pb::ItemOutcome::ItemFailed.into(),
+        outcome: pb::ItemOutcome::Failed.into(),
         reason: "the upstream denies access".to_owned(),
         ..Default::default()
     };
@@ -130,13 +130,13 @@ async fn a_job_whose_node_is_silent_goes_to_another_one_and_the_first_has_no_say
     assert_eq!(taken.job_id, lost.job_id);
 
     assert!(say(&fixture, "node-1", &lost, progress(1)).await, "who was lost is told to stop");
-    say(&fixture, "node-1", &lost, result(pb::ItemOutcome::ItemMoved)).await;
+    say(&fixture, "node-1", &lost, result(pb::ItemOutcome::Moved)).await;
     assert!(!get(&fixture, &operation.name).await.done, "and cannot end it");
-    say(&fixture, "node-2", &taken, result(pb::ItemOutcome::ItemUnchanged)).await;
+    say(&fixture, "node-2", &taken, result(pb::ItemOutcome::Unchanged)).await;
     let items = items(&fixture, &operation.name).await;
-    assert_eq!((items[0].outcome(), items[0].attempt_count), (pb::ItemOutcome::ItemUnchanged, 2));
+    assert_eq!((items[0].outcome(), items[0].attempt_count), (pb::ItemOutcome::Unchanged, 2));
     // Saying it again changes nothing.
-    say(&fixture, "node-2", &taken, result(pb::ItemOutcome::ItemFailed)).await;
+    say(&fixture, "node-2", &taken, result(pb::ItemOutcome::Failed)).await;
     assert_eq!(get(&fixture, &operation.name).await.state(), pb::OperationState::Succeeded);
 }
 
@@ -151,7 +151,7 @@ async fn a_job_that_no_node_survives_fails_after_five_attempts() {
     assert!(lease(&fixture, "node-1", 1).await.is_empty());
     wait_until(LIMIT, "it has failed", async || get(&fixture, &operation.name).await.done).await;
     let items = items(&fixture, &operation.name).await;
-    assert_eq!(items[0].outcome(), pb::ItemOutcome::ItemFailed);
+    assert_eq!(items[0].outcome(), pb::ItemOutcome::Failed);
     assert!(items[0].reason.contains("node-1"), "{}", items[0].reason);
 }
 
@@ -161,7 +161,7 @@ async fn what_failed_for_a_reason_that_may_pass_is_tried_again_after_a_rest() {
     let operation = warm(&fixture, &["a"]).await;
     let retry = || {
         Report::Result(node::JobResult {
-            outcome: pb::ItemOutcome::ItemFailed.into(),
+            outcome: pb::ItemOutcome::Failed.into(),
             reason: "the upstream is away".to_owned(),
             may_retry: true,
             ..Default::default()
@@ -183,7 +183,7 @@ async fn a_cancelled_operation_ends_what_waits_and_stops_what_runs() {
     let fixture = Fixture::start().await;
     let operation = warm(&fixture, &["a", "b", "c", "d"]).await;
     let jobs = lease(&fixture, "node-1", 3).await;
-    say(&fixture, "node-1", &jobs[0], result(pb::ItemOutcome::ItemCreated)).await;
+    say(&fixture, "node-1", &jobs[0], result(pb::ItemOutcome::Created)).await;
     let cancel = pb::CancelOperationRequest { name: operation.name.clone() };
     let cancelled = fixture.operations().cancel_operation(cancel.clone()).await.unwrap().into_inner();
     assert_eq!((cancelled.state(), cancelled.ended_count), (pb::OperationState::Cancelling, 2));
@@ -200,7 +200,7 @@ async fn a_cancelled_operation_ends_what_waits_and_stops_what_runs() {
     let ended = get(&fixture, &operation.name).await;
     assert_eq!((ended.state(), ended.failed_count), (pb::OperationState::Cancelled, 0));
     let outcomes: Vec<_> = items(&fixture, &operation.name).await.iter().map(pb::OperationItem::outcome).collect();
-    assert_eq!(outcomes.iter().filter(|outcome| **outcome == pb::ItemOutcome::ItemCancelled).count(), 3);
+    assert_eq!(outcomes.iter().filter(|outcome| **outcome == pb::ItemOutcome::Cancelled).count(), 3);
     assert_eq!(
         fixture.operations().cancel_operation(cancel).await.unwrap().into_inner(),
         ended,

@@ -276,7 +276,7 @@ async fn of_two_that_start_at_once_one_makes_the_first_key() {
         assert_eq!(std::fs::metadata(written).unwrap().permissions().mode() & 0o777, 0o600);
         let key = std::fs::read_to_string(written).unwrap();
         for fixture in [&a, &b] {
-            fixture.access_as(key.trim_end()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+            fixture.login_tokens_as(key.trim_end()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
         }
         std::fs::remove_file(written).unwrap();
         tokio::join!(a.stop(), b.stop());
@@ -355,6 +355,6 @@ async fn a_bootstrap_key_is_made_true_once_by_both() {
     let keys: BTreeSet<_> = snapshot.principals[0].access_keys.iter().map(|key| key.key_id.clone()).collect();
     assert_eq!(keys, BTreeSet::from(["admin".to_owned()]));
     for fixture in [&a, &b] {
-        fixture.access().get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+        fixture.login_tokens().get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
     }
 }

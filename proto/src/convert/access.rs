@@ -12,12 +12,15 @@ pub enum PermissionSet {
 }
 
 impl PermissionSet {
-    /// The name on the wire, as in `entrepot.v1.PermissionSet`.
+    /// The name in snapshots and in the database: that of `entrepot.v1.PermissionSet` without its prefix.
     pub fn as_str(self) -> &'static str {
-        self.to_wire().as_str_name()
+        match self {
+            Self::Administrator => "ADMINISTRATOR",
+            Self::Puller => "PULLER",
+        }
     }
 
-    /// The set that `name` means on the wire.
+    /// The set that `name` means in snapshots and in the database.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Administrator, Self::Puller].into_iter().find(|set| set.as_str() == name)
     }
@@ -30,7 +33,9 @@ impl PermissionSet {
         match wire::PermissionSet::try_from(wire) {
             Ok(wire::PermissionSet::Administrator) => Ok(Self::Administrator),
             Ok(wire::PermissionSet::Puller) => Ok(Self::Puller),
-            Ok(wire::PermissionSet::Unspecified) | Err(_) => Err("must be ADMINISTRATOR or PULLER"),
+            Ok(wire::PermissionSet::Unspecified) | Err(_) => {
+                Err("must be PERMISSION_SET_ADMINISTRATOR or PERMISSION_SET_PULLER")
+            }
         }
     }
 

@@ -218,7 +218,7 @@ fn mode(violations: &mut Violations, field: &str, sent: i32) -> Option<Mode> {
         Ok(wire::rule::Mode::Blocking) => Some(Mode::Blocking),
         Ok(wire::rule::Mode::Background) => Some(Mode::Background),
         Ok(wire::rule::Mode::Off) => Some(Mode::Off),
-        Err(_) => violations.take(field, Err("must be BLOCKING, BACKGROUND or OFF")),
+        Err(_) => violations.take(field, Err("must be MODE_BLOCKING, MODE_BACKGROUND or MODE_OFF")),
     }
 }
 

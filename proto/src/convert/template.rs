@@ -3,7 +3,7 @@
 use entrepot_domain::template::{RepositorySettings, ResourceTags, TagMutability};
 use entrepot_domain::{NamespacePrefix, ResourceId, Template};
 
-use super::{Violations, names};
+use super::{Violations, names, word};
 use crate::node::v1 as node;
 use crate::v1 as wire;
 use crate::v1::template::AppliedFor;
@@ -72,6 +72,7 @@ fn tag_mutability(v: &mut Violations, template: &wire::Template) -> Option<TagMu
     };
     let is_said = said != wire::TagMutability::Unspecified;
     let name = if is_said { said } else { wire::TagMutability::Mutable }.as_str_name();
+    let name = word("TAG_MUTABILITY_", name);
     let mut patterns = Vec::new();
     for (i, filter) in template.image_tag_mutability_exclusion_filters.iter().enumerate() {
         patterns.extend(v.take(&format!("{FILTERS}[{i}]"), filter.parse()));
@@ -95,7 +96,7 @@ fn refuse_what_is_not_there(v: &mut Violations, template: &wire::Template) {
     for (i, way) in template.applied_for.iter().enumerate() {
         if !matches!(AppliedFor::try_from(*way), Ok(AppliedFor::Unspecified | AppliedFor::PullThroughCache)) {
             let why = "is not supported yet: repositories are created by first pulls alone; leave it out, or say \
-                       PULL_THROUGH_CACHE";
+                       APPLIED_FOR_PULL_THROUGH_CACHE";
             v.add(format!("template.applied_for[{i}]"), why);
         }
     }

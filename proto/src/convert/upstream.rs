@@ -6,7 +6,7 @@ use entrepot_domain::budget::{LONGEST_WINDOW, SHORTEST_WINDOW};
 use entrepot_domain::upstream::{Endpoint, HostAndPort, PlainHttp};
 use entrepot_domain::{Budget, Secret, UpstreamKind};
 
-use super::{Violations, duration, length};
+use super::{Violations, duration, length, word};
 use crate::v1 as wire;
 
 /// How many further hosts an upstream may list.
@@ -153,8 +153,8 @@ fn fallbacks(
 
 fn kind(wire: i32) -> Result<UpstreamKind, String> {
     let known = wire::UpstreamKind::try_from(wire).ok();
-    known.and_then(|kind| UpstreamKind::from_name(kind.as_str_name())).ok_or_else(|| {
-        let names: Vec<&str> = UpstreamKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    known.and_then(|kind| UpstreamKind::from_name(word("UPSTREAM_KIND_", kind.as_str_name()))).ok_or_else(|| {
+        let names: Vec<&str> = UpstreamKind::ALL.iter().map(|kind| kind_to_wire(*kind).as_str_name()).collect();
         format!("must be one of {}", names.join(", "))
     })
 }
