@@ -5,11 +5,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use entrepot_domain::{ResourceId, Secret};
+use entrepot_domain::{AccessKeyId, ResourceId, Secret};
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::snapshot::access_key_purpose;
 use entrepot_trust::access_key::{
-    self, AccessKeyHash, ChosenSecretError, PairError, check_chosen, generate_key_id, generate_secret,
+    self, AccessKeyHash, ChosenSecretError, PairError, check_chosen, generate_key_id, generate_secret, seal_secret,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -89,8 +89,10 @@ pub(crate) async fn run(
 }
 
 /// Makes a key true; `false` if it was changed meanwhile, as by another control plane that starts.
-async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Result<bool, Error> {
-    let principal_id: ResourceId = key_id.parse().map_err(|_| BootstrapKeyError::Pair(PairError))?;
+async fn make_true(plane: &Plane, id: &AccessKeyId, secret: &Secret<String>) -> Result<bool, Error> {
+    let key_id = id.as_str();
+    let principal_id: ResourceId =
+        key_id.to_ascii_lowercase().parse().map_err(|_| BootstrapKeyError::Pair(PairError))?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("look_for_bootstrap_key").await?;
     let stored = access_keys::get(&tx, key_id).await?;
@@ -119,7 +121,7 @@ async fn make_true(plane: &Plane, key_id: &str, secret: &Secret<String>) -> Resu
     if current.as_ref().map(same) != stored.as_ref().map(same) {
         return Ok(false);
     }
-    put_administrator(plane, &tx, principal_id, key_id, &hash).await?;
+    put_administrator(plane, &tx, principal_id, id, Stored { hash, sealed_secret: None }).await?;
     tx.commit().await?;
     info!(key.id = key_id, "made the key of ENTREPOT_BOOTSTRAP_KEY true");
     Ok(true)
@@ -153,7 +155,9 @@ async fn generate(plane: &Plane, first_key: &FirstKey) -> Result<Option<Secret<S
     }
     let id = FIRST.parse().expect("a legal id");
     let (key_id, secret) = (generate_key_id(), generate_secret());
-    put_administrator(plane, &tx, id, &key_id, &access_key::hash_generated(&secret)).await?;
+    let sealed_secret = Some(seal_secret(&plane.cluster_key, &key_id, &secret));
+    let stored = Stored { hash: access_key::hash_generated(&secret), sealed_secret };
+    put_administrator(plane, &tx, id, &key_id, stored).await?;
     let pair = Secret::new(format!("{key_id}:{}", secret.expose()));
     if let FirstKey::File(path) = first_key {
         // Before it is true: a key that is true and nowhere to be found would lock everybody out.
@@ -163,7 +167,7 @@ async fn generate(plane: &Plane, first_key: &FirstKey) -> Result<Option<Secret<S
     match first_key {
         FirstKey::Shown => Ok(Some(pair)),
         FirstKey::File(path) => {
-            info!(key.id = key_id, "wrote the first administrator's key to `{}`", path.display());
+            info!(key.id = %key_id, "wrote the first administrator's key to `{}`", path.display());
             Ok(None)
         }
         FirstKey::None => Ok(None),
@@ -184,21 +188,28 @@ fn write(path: &Path, pair: &Secret<String>) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
+/// What is kept of a secret: the secret itself only if it was generated.
+struct Stored {
+    hash: AccessKeyHash,
+    sealed_secret: Option<Vec<u8>>,
+}
+
 async fn put_administrator(
     plane: &Plane,
     tx: &Tx<'_>,
     id: ResourceId,
-    key_id: &str,
-    hash: &AccessKeyHash,
+    key_id: &AccessKeyId,
+    stored: Stored,
 ) -> Result<(), db::Error> {
     let now = plane.clock.now();
     let uid = principals::get(tx, &id).await?.map_or_else(Uuid::now_v7, |principal| principal.uid);
     let principal = Principal { uid, id, permission_set: PermissionSet::Administrator, create_time: now };
     principals::put(tx, &principal).await?;
     let key = AccessKey {
-        key_id: key_id.to_owned(),
+        key_id: key_id.to_string(),
         principal_uid: Some(uid),
-        sealed_hash: plane.cluster_key.seal(&access_key_purpose(key_id), &hash.encode()),
+        sealed_hash: plane.cluster_key.seal(&access_key_purpose(key_id.as_str()), &stored.hash.encode()),
+        sealed_secret: stored.sealed_secret,
         state: State::Active,
         create_time: now,
     };

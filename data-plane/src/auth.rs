@@ -5,7 +5,7 @@ pub(crate) mod token;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use entrepot_domain::RepositoryName;
+use entrepot_domain::{AccessKeyId, RepositoryName};
 use entrepot_runtime::Clock;
 use entrepot_trust::{Access, SecretVerifier, TokenError, Tokens};
 use http::HeaderMap;
@@ -119,11 +119,12 @@ impl Auth {
             Err(TokenError::Expired) => return Err(fault(TokenError::Expired)),
             Err(TokenError::Invalid) => {}
         }
-        let key = snapshot.access_key(username).ok_or_else(|| fault(TokenError::Invalid))?;
-        match self.secrets.verify(username, password, &key.hash).await {
+        let key_id: AccessKeyId = username.parse().map_err(|_| fault(TokenError::Invalid))?;
+        let key = snapshot.access_key(key_id.as_str()).ok_or_else(|| fault(TokenError::Invalid))?;
+        match self.secrets.verify(key_id.as_str(), password, &key.hash).await {
             Ok(true) => {
                 snapshot.principal_id(key.principal_uid).into_iter().for_each(trail::asked_by);
-                Ok(Caller::Principal(Principal { uid: key.principal_uid, key_id: username.to_owned() }))
+                Ok(Caller::Principal(Principal { uid: key.principal_uid, key_id: key_id.to_string() }))
             }
             Ok(false) => Err(fault(TokenError::Invalid)),
             Err(busy) => Err(PullError::TooManyLogins { retry_after: busy.retry_after }),

@@ -8,6 +8,7 @@ pub mod budget;
 pub mod digest;
 pub mod fill;
 pub mod freshness;
+pub mod key_id;
 pub mod manifest;
 pub mod name;
 pub mod prefix_map;
@@ -25,6 +26,8 @@ pub mod upstream;
 
 pub use budget::Budget;
 pub use digest::{Digest, Digester, Verifier};
+pub use digest::{Digest, Verifier};
+pub use key_id::AccessKeyId;
 pub use manifest::{Manifest, MediaType};
 pub use name::{NamespacePrefix, RepositoryName, ResourceId};
 pub use prefix_map::PrefixMap;

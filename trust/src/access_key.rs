@@ -1,17 +1,20 @@
-//! Access keys: `<key id>:<secret>`, of which only a hash of the secret is kept.
+//! Access keys: `<key id>:<secret>`.
 //!
-//! A generated secret has 256 random bits, so a fast hash keeps it. One that a person chose can be guessed, so only a
-//! slow hash will do.
+//! A generated secret has 240 random bits, so a fast hash keeps it. One that a person chose can be guessed, so only a
+//! slow hash will do. Nodes know hashes alone. Of a generated secret the control plane's database has the secret itself,
+//! too, sealed with the cluster key: a signature that was made with it can be checked only by who has it.
 
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use aws_lc_rs::{constant_time, rand};
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use entrepot_domain::{ResourceId, Secret};
+use base64::engine::general_purpose::STANDARD;
+use entrepot_domain::{AccessKeyId, Secret};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
+
+use crate::cluster_key::{ClusterKey, UnsealError};
 
 /// How many slow hashes are computed at once; each takes 19 MiB and a core.
 pub(crate) const SLOW_HASHES: usize = 2;
@@ -44,7 +47,7 @@ pub struct ChosenSecretError;
 /// A text that is not `<key id>:<secret>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "must be `<key id>:<secret>`; the key id is 1 to 63 lower-case letters, digits and inner hyphens, the secret is not empty"
+    "must be `<key id>:<secret>`; the key id is 1 to 63 letters, digits and inner hyphens, the secret is not empty"
 )]
 pub struct PairError;
 
@@ -119,25 +122,44 @@ pub fn check_chosen(secret: &Secret<String>) -> Result<(), ChosenSecretError> {
     if legal { Ok(()) } else { Err(ChosenSecretError) }
 }
 
-/// A new secret of 256 random bits. Its prefix lets people and scanners see what it is.
+/// A new secret: 40 characters, 240 random bits.
 pub fn generate_secret() -> Secret<String> {
-    Secret::new(format!("entrepot_{}", URL_SAFE_NO_PAD.encode(random::<32>())))
+    Secret::new(STANDARD.encode(random::<30>()))
 }
 
 /// A new key id.
-pub fn generate_key_id() -> String {
-    format!("ak{}", hex::encode(random::<8>()))
+pub fn generate_key_id() -> AccessKeyId {
+    AccessKeyId::generated(random())
+}
+
+/// Seals a generated secret, so that it can be had back by who has the cluster key.
+pub fn seal_secret(key: &ClusterKey, id: &AccessKeyId, secret: &Secret<String>) -> Vec<u8> {
+    key.seal(&secret_purpose(id), secret.expose().as_bytes())
+}
+
+/// The secret that [`seal_secret`] has sealed.
+///
+/// # Errors
+/// If it was sealed with another cluster key or for another access key.
+pub fn unseal_secret(key: &ClusterKey, id: &AccessKeyId, sealed: &[u8]) -> Result<Secret<String>, UnsealError> {
+    let secret = key.unseal(&secret_purpose(id), sealed)?;
+    let secret = String::from_utf8(secret.expose().clone()).map_err(|_| UnsealError::Malformed)?;
+    Ok(Secret::new(secret))
+}
+
+fn secret_purpose(id: &AccessKeyId) -> String {
+    format!("access-key-secret/{id}")
 }
 
 /// Reads `<key id>:<secret>`. The secret may hold colons.
 ///
 /// # Errors
 /// If it is not such a pair.
-pub fn parse_pair(text: &str) -> Result<(String, Secret<String>), PairError> {
+pub fn parse_pair(text: &str) -> Result<(AccessKeyId, Secret<String>), PairError> {
     let (key_id, secret) = text.split_once(':').ok_or(PairError)?;
-    let key_id: ResourceId = key_id.parse().map_err(|_| PairError)?;
+    let key_id = key_id.parse().map_err(|_| PairError)?;
     let legal = (1..=SECRET_MAX_BYTES).contains(&secret.len());
-    if legal { Ok((key_id.to_string(), Secret::new(secret.to_owned()))) } else { Err(PairError) }
+    if legal { Ok((key_id, Secret::new(secret.to_owned()))) } else { Err(PairError) }
 }
 
 fn random<const N: usize>() -> [u8; N] {
@@ -183,7 +205,8 @@ mod tests {
     fn pairs_are_read_at_the_first_colon() {
         let (key_id, read) = parse_pair("admin:a:b").unwrap();
         assert_eq!((key_id.as_str(), read.expose().as_str()), ("admin", "a:b"));
-        for text in ["", "admin", "admin:", ":x", "Admin:x", "-a:x", &format!("a:{}", "x".repeat(1025))] {
+        assert_eq!(parse_pair("Admin:x").unwrap().0, key_id);
+        for text in ["", "admin", "admin:", ":x", "-a:x", &format!("a:{}", "x".repeat(1025))] {
             assert_eq!(parse_pair(text).err(), Some(PairError), "{text}");
         }
     }
@@ -194,6 +217,17 @@ mod tests {
         assert!(parse_pair(&pair).is_ok(), "{pair}");
         assert_ne!(generate_secret().expose(), generate_secret().expose());
         assert_ne!(generate_key_id(), generate_key_id());
+    }
+
+    #[test]
+    fn a_generated_secret_can_be_had_back_with_the_cluster_key_alone() {
+        let (key, id, secret) = (ClusterKey::generate(), generate_key_id(), generate_secret());
+        assert_eq!(secret.expose().len(), 40);
+        assert!(secret.expose().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+' || b == b'/'));
+        let sealed = seal_secret(&key, &id, &secret);
+        assert_eq!(unseal_secret(&key, &id, &sealed).unwrap().expose(), secret.expose());
+        assert_eq!(unseal_secret(&ClusterKey::generate(), &id, &sealed).err(), Some(UnsealError::Refused));
+        assert_eq!(unseal_secret(&key, &generate_key_id(), &sealed).err(), Some(UnsealError::Refused));
     }
 
     #[test]

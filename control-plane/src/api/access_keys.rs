@@ -1,11 +1,11 @@
 //! Access keys: what principals call with.
 
-use entrepot_domain::ResourceId;
+use entrepot_domain::{AccessKeyId, ResourceId};
 use entrepot_proto::convert::snapshot::access_key_purpose;
 use entrepot_proto::convert::{Violations, names, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_keys_server::AccessKeys;
-use entrepot_trust::access_key::{generate_key_id, generate_secret, hash_generated};
+use entrepot_trust::access_key::{generate_key_id, generate_secret, hash_generated, seal_secret};
 use tonic::{Request, Response, Status};
 
 use super::Api;
@@ -73,8 +73,9 @@ async fn create_key(
     let (key_id, secret) = (generate_key_id(), generate_secret());
     let key = AccessKey {
         principal_uid: Some(principal.uid),
-        sealed_hash: plane.cluster_key.seal(&access_key_purpose(&key_id), &hash_generated(&secret).encode()),
-        key_id,
+        sealed_hash: plane.cluster_key.seal(&access_key_purpose(key_id.as_str()), &hash_generated(&secret).encode()),
+        sealed_secret: Some(seal_secret(&plane.cluster_key, &key_id, &secret)),
+        key_id: key_id.to_string(),
         state: State::Active,
         create_time: plane.clock.now(),
     };
@@ -109,12 +110,13 @@ async fn list_keys(plane: &Plane, request: &pb::ListAccessKeysRequest) -> Result
 
 async fn revoke_key(plane: &Plane, request: &pb::RevokeAccessKeyRequest) -> Result<(pb::AccessKey, Version), ApiError> {
     let (id, key_id) = names::parse_access_key(&request.name).map_err(|error| ApiError::field("name", error))?;
+    let key_id: AccessKeyId = key_id.parse().map_err(|error| ApiError::field("name", error))?;
     let mut connection = plane.db.connect().await?;
     let (tx, registry) = plane.begin_change(&mut connection, "revoke_access_key").await?;
     let principal = require(&tx, &id).await?;
-    let key = access_keys::get(&tx, &key_id).await?.filter(|key| key.principal_uid == Some(principal.uid));
+    let key = access_keys::get(&tx, key_id.as_str()).await?.filter(|key| key.principal_uid == Some(principal.uid));
     let mut key = key.ok_or_else(|| ApiError::not_found(KIND, &request.name))?;
-    let is_last = principals::count_administrator_keys(&tx, None, Some(&key_id)).await? == 0;
+    let is_last = principals::count_administrator_keys(&tx, None, Some(key_id.as_str())).await? == 0;
     if is_last && key.state == State::Active {
         return Err(last_administrator(&request.name));
     }

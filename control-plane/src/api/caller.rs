@@ -1,6 +1,6 @@
 //! Who calls, and may they?
 
-use entrepot_domain::ResourceId;
+use entrepot_domain::{AccessKeyId, ResourceId};
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::snapshot::access_key_purpose;
 use entrepot_trust::AccessKeyHash;
@@ -46,18 +46,19 @@ impl Api {
     pub(super) async fn caller<T>(&self, request: &Request<T>, permission: Permission) -> Result<Caller, ApiError> {
         require_ready(&self.0)?;
         let (key_id, secret) = credentials(request.metadata())?;
+        let wrong = ApiError::Unauthenticated(LoginFault::Wrong);
+        let Ok(key_id) = key_id.parse::<AccessKeyId>() else { return Err(wrong) };
         let mut connection = self.0.db.connect().await?;
         let tx = connection.begin("find_caller").await?;
-        let found = access_keys::usable(&tx, key_id).await?;
+        let found = access_keys::usable(&tx, key_id.as_str()).await?;
         drop(tx);
         drop(connection);
-        let wrong = ApiError::Unauthenticated(LoginFault::Wrong);
         let Some((key, principal)) = found else { return Err(wrong) };
 
-        let hash = self.0.cluster_key.unseal(&access_key_purpose(key_id), &key.sealed_hash);
+        let hash = self.0.cluster_key.unseal(&access_key_purpose(key_id.as_str()), &key.sealed_hash);
         let hash = hash.map_err(|error| ApiError::Internal(error.into()))?;
         let hash = AccessKeyHash::decode(hash.expose()).map_err(|error| ApiError::Internal(error.into()))?;
-        match self.0.secrets.verify(key_id, secret, &hash).await {
+        match self.0.secrets.verify(key_id.as_str(), secret, &hash).await {
             Ok(true) => {}
             Ok(false) => return Err(wrong),
             Err(error) => return Err(ApiError::TooManyAttempts { retry_after: error.retry_after }),

@@ -4,6 +4,9 @@ use entrepot_control_plane::StartError;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::rules_client::RulesClient;
+use entrepot_store::layout;
+use entrepot_store::records::SnapshotHead;
+use entrepot_trust::access_key;
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
@@ -124,6 +127,53 @@ async fn a_secret_is_handed_out_once() {
     let request = pb::CreatePrincipalRequest { principal_id: "X".into(), ..Default::default() };
     let error = fixture.principals().create_principal(request).await.unwrap_err();
     assert_eq!(fields(&error), ["principal_id", "principal"]);
+}
+
+#[tokio::test]
+async fn a_generated_secret_is_sealed_in_the_database_alone_and_a_chosen_one_nowhere() {
+    let fixture = Fixture::start().await;
+    let (_, pair) = principal_with_key(&fixture, "signer", pb::PermissionSet::Puller).await;
+    let (key_id, secret) = access_key::parse_pair(&pair).unwrap();
+    let sealed = async |id: &str| {
+        let sql = format!("SELECT encode(sealed_secret, 'hex') AS sealed FROM access_keys WHERE key_id = '{id}'");
+        let rows = fixture.world.sql(&sql).await;
+        let rows = rows.into_iter().filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get("sealed").map(str::to_owned)),
+            _ => None,
+        });
+        rows.collect::<Vec<_>>()
+    };
+    let kept = hex::decode(sealed(key_id.as_str()).await.remove(0).unwrap()).unwrap();
+    let cluster_key = fixture.world.cluster_key();
+    assert_eq!(access_key::unseal_secret(&cluster_key, &key_id, &kept).unwrap().expose(), secret.expose());
+    assert!(access_key::unseal_secret(&entrepot_trust::ClusterKey::generate(), &key_id, &kept).is_err());
+    assert_eq!(sealed("admin").await, [None], "of a chosen secret there is a hash only");
+
+    let head = fixture.world.store.get(&layout::snapshot_head()).await.unwrap().unwrap();
+    let head: SnapshotHead = serde_json::from_slice(&head.bytes).unwrap();
+    let snapshot = fixture.world.store.get(&head.key).await.unwrap().unwrap().bytes;
+    let has = |part: &[u8]| snapshot.windows(part.len()).any(|window| window == part);
+    assert!(has(key_id.as_str().as_bytes()), "the key is published");
+    assert!(!has(&kept) && !has(secret.expose().as_bytes()));
+
+    let name = format!("principals/signer/accessKeys/{key_id}");
+    fixture
+        .access()
+        .revoke_access_key(pb::RevokeAccessKeyRequest { name: name.to_lowercase().replace("keys", "Keys") })
+        .await
+        .unwrap();
+    assert_eq!(sealed(key_id.as_str()).await, [None], "nor of a revoked one");
+}
+
+#[tokio::test]
+async fn key_ids_are_compared_without_case() {
+    let fixture = Fixture::start().await;
+    let (_, pair) = principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
+    let (id, secret) = pair.split_once(':').unwrap();
+    assert!(id.starts_with("AK") && id.len() == 20, "{id}");
+    for key in [pair.clone(), format!("{}:{secret}", id.to_lowercase()), "ADMIN:correct horse".to_owned()] {
+        fixture.access_as(&key).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    }
 }
 
 #[tokio::test]
