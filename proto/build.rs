@@ -25,7 +25,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?).join("descriptors.bin");
     // This form keeps the fields' annotations, which the other one has no place for.
     std::fs::write(path, compiler.encode_file_descriptor_set())?;
-    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .bytes(".entrepot.node.v1.ReportEventsRequest")
+        .compile_fds(compiler.file_descriptor_set())?;
 
     for folder in ["entrepot", "google", "build.rs"] {
         println!("cargo:rerun-if-changed={folder}");

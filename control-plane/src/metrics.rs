@@ -52,6 +52,12 @@ impl Instruments {
         self.events.add(1, &[KeyValue::new("event.kind", kind), KeyValue::new("outcome", outcome)]);
     }
 
+    /// Events of a later release, which were left to be taken by a control plane of it.
+    pub(crate) fn unknown_events(&self, count: usize) {
+        let attributes = [KeyValue::new("event.kind", "unknown"), KeyValue::new("outcome", "left")];
+        self.events.add(count as u64, &attributes);
+    }
+
     /// A pass, with how it ended; `None` is a failure.
     pub(crate) fn pass(&self, job: &'static str, took: Duration, ended: Option<Progress>) {
         let outcome = match ended {

@@ -105,7 +105,7 @@ impl DataPlane {
         let client = PeerClient::new(node_id.clone(), tokens.clone(), clock.clone(), config.peer_ca.as_deref())?;
 
         let (control, work) = (Control::default(), Tasks::new());
-        let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone());
+        let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
         let repositories = Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: clock.clone() };
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let ground = Ground {
@@ -147,8 +147,7 @@ impl DataPlane {
             clients,
             &deps.metrics,
         );
-        let watch =
-            Watch { node_id: node_id.clone(), gate: Arc::new(gate), store: deps.store.clone(), line: line.clone() };
+        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), line.clone());
         let peer_server = PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills };
         let questions = Questions { node_id, inspector };
         Ok(Self {

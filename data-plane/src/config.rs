@@ -145,6 +145,10 @@ pub mod limits {
     pub const CONTROL_CONNECT: Duration = Duration::from_secs(3);
     /// How often, and for how long, a silent line to the control plane is tested.
     pub const CONTROL_KEEP_ALIVE: Duration = Duration::from_secs(10);
+    /// How often the store is listed for events that are not in memory, but for a fifth more or less.
+    pub const LIST_EVENTS: Duration = Duration::from_secs(300);
+    /// When events that no control plane has taken yet, being of an earlier release, are offered again: at first, at most.
+    pub const KEPT_EVENTS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
     /// One report of events.
     pub const REPORT: Duration = Duration::from_secs(10);
     /// How long a control plane that failed is left alone, once all have failed: shorter than changes wait for nodes.
@@ -153,12 +157,19 @@ pub mod limits {
     pub const QUESTIONS_RETRY: Duration = Duration::from_secs(5);
     /// How often the published snapshot is looked at, but for a fifth more or less.
     pub const SNAPSHOT_POLL: Duration = Duration::from_secs(5);
+    /// The same, while a control plane streams snapshots.
+    pub const STREAMED_SNAPSHOT_POLL: Duration = Duration::from_secs(30);
     /// The same, before there is a first one.
     pub const FIRST_SNAPSHOT_POLL: Duration = Duration::from_secs(1);
     /// How long reading the head of the published snapshot may take, and reading the snapshot itself.
     pub const SNAPSHOT_READ: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-    /// How often a node writes its record and reads those of the others.
+    /// How often a node writes its record.
     pub const NODE_RECORD: Duration = Duration::from_secs(10);
+    /// How often it reads those of the others: often enough that one which was just written is not too old before the next
+    /// one is read.
+    pub const SURVEY: Duration = Duration::from_secs(12);
+    /// How many times it writes its record before it looks whether another node of its name does so, too.
+    pub const RECORDS_UNSEEN: u32 = 3;
     /// How often it looks whether its record is due.
     pub const NODE_RECORD_LOOK: Duration = Duration::from_secs(1);
     /// How long each of these may take.

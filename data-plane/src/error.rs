@@ -1,5 +1,6 @@
 //! Why a pull fails. `http/error.rs` maps this to the wire, once.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -28,6 +29,12 @@ pub enum PullError {
     /// No rule covers the name, and no repository has it.
     #[error("no rule covers this name; `entrepot rule list` shows the prefixes that rules cover")]
     NoRule,
+    /// What covers the name is not understood here; a node of a later release may serve it.
+    #[error("`{item}` covers this name, and this node is of a release that does not understand it")]
+    LeftOut {
+        /// What is not understood, such as `rules/hub`.
+        item: Arc<str>,
+    },
     /// The repository is there or could be, the content is not.
     #[error("{} is unknown{}", asked_name(*.asked), .rule.as_ref().map_or(String::new(), |rule| format!(": the upstream of rule `{rule}` does not have it")))]
     NotFound {

@@ -321,6 +321,8 @@ fn result_of_failure(error: &PullError) -> pb::JobResult {
     let (may_retry, retry_after) = match error {
         PullError::UpstreamThrottled { retry_after, .. } => (true, *retry_after),
         PullError::OverBudget { retry_after, .. } => (true, Some(*retry_after)),
+        // Another node may be of a later release.
+        PullError::LeftOut { .. } => (true, None),
         PullError::UpstreamAway { .. } | PullError::StoreAway | PullError::NoSnapshot | PullError::Busy => (true, None),
         PullError::TooStale { cause, .. } => (!cause.is_refusal(), None),
         PullError::Route(_)

@@ -130,7 +130,7 @@ impl Peers {
     }
 
     async fn keep_announced(&self) {
-        let mut versions = self.inner.control.versions();
+        let (mut versions, mut writes) = (self.inner.control.versions(), 0_u32);
         let (mut due, mut written) = (self.inner.clock.now() + about(limits::NODE_RECORD), Instant::now());
         loop {
             tokio::select! {
@@ -146,7 +146,10 @@ impl Peers {
                 // Who waits for a change to arrive reads it in the record. The sender lives as long as this node.
                 _ = versions.changed() => {}
             }
-            self.announce(announce::Write::Again).await;
+            writes += 1;
+            let write =
+                if writes % limits::RECORDS_UNSEEN == 0 { announce::Write::Again } else { announce::Write::Unseen };
+            self.announce(write).await;
             (due, written) = (self.inner.clock.now() + about(limits::NODE_RECORD), Instant::now());
         }
     }
@@ -155,7 +158,7 @@ impl Peers {
         loop {
             self.survey().await;
             self.probe().await;
-            tokio::time::sleep(about(limits::NODE_RECORD)).await;
+            tokio::time::sleep(about(limits::SURVEY)).await;
         }
     }
 

@@ -21,7 +21,7 @@ use tracing::warn;
 use uuid::Uuid;
 
 use crate::config::limits;
-use crate::control::{FillFrom, Outbox};
+use crate::control::{FillFrom, LeftOut, Outbox};
 use crate::error::PullError;
 use crate::failpoint;
 use crate::trail;
@@ -138,14 +138,15 @@ impl Repositories {
     }
 
     /// Stores a verified manifest and makes it visible, under a tag where there is one, unless the tag has been validated
-    /// since the upstream was asked at that time. Creates the repository if need be. Returns the incarnation that it is in.
+    /// since the upstream was asked at that time. Creates the repository if need be. Returns the incarnation that it is in; `None`
+    /// if the repository is not to be created here, since its template is not understood.
     pub(crate) async fn commit_manifest(
         &self,
         name: &RepositoryName,
         fill: &FillFrom,
         verified: &Verified,
         tag: Option<(&Tag, DateTime<Utc>)>,
-    ) -> Result<Uuid, Error> {
+    ) -> Result<Option<Uuid>, Error> {
         let object = match self.stored(&verified.digest).await? {
             Some(object) => object,
             None => {
@@ -173,8 +174,8 @@ impl Repositories {
         object: &Key,
         tag: Option<(&Tag, DateTime<Utc>)>,
         now: DateTime<Utc>,
-    ) -> Result<Uuid, Error> {
-        let draft = self.draft_repository(name, fill, now).await?;
+    ) -> Result<Option<Uuid>, Error> {
+        let Some(draft) = self.draft_repository(name, fill, now).await? else { return Ok(None) };
         let incarnation = draft.record.incarnation;
         let link_key = layout::manifest_link(name, incarnation, &verified.digest);
         let (old_link, link_version) = records::read::<ManifestLink>(&*self.store, &link_key).await?.unzip();
@@ -205,7 +206,7 @@ impl Repositories {
             draft.write(&self.store).await?;
             failpoint::hit("manifest.after_tag");
         }
-        Ok(incarnation)
+        Ok(Some(incarnation))
     }
 
     /// Notes that the upstream has just confirmed what a tag means. Somebody else's change in between wins.
@@ -332,13 +333,13 @@ impl Repositories {
         records::read(&*self.store, &layout::repository(name)).await
     }
 
-    /// The repository as it will be once content of `fill` is in it.
+    /// The repository as it will be once content of `fill` is in it; `None` if it is not to be created here.
     async fn draft_repository(
         &self,
         name: &RepositoryName,
         fill: &FillFrom,
         now: DateTime<Utc>,
-    ) -> Result<RepositoryDraft, Error> {
+    ) -> Result<Option<RepositoryDraft>, Error> {
         let rule_uid = Some(fill.rule.uid);
         let (found, version) = self.record(name).await?.unzip();
         let (record, change) = match found {
@@ -348,8 +349,13 @@ impl Repositories {
             }
             Some(_) | None => {
                 let incarnation = Uuid::now_v7();
-                let settings = fill.template.as_ref().map(|template| template.settings()).unwrap_or_default();
-                let settings = SettingsRecord::from(&settings);
+                let settings = match fill.settings() {
+                    Ok(settings) => SettingsRecord::from(&settings),
+                    Err(LeftOut { item, reason }) => {
+                        warn!(repository.name = %name, "`{name}` is not created here, since `{item}` is left out: {reason}");
+                        return Ok(None);
+                    }
+                };
                 let (state, create_time, update_time) = (State::Live, now, now);
                 let automatic_sync = None;
                 let record = RepositoryRecord {
@@ -364,7 +370,7 @@ impl Repositories {
                 (record, Change::Written)
             }
         };
-        Ok(RepositoryDraft { record, version, change })
+        Ok(Some(RepositoryDraft { record, version, change }))
     }
 
     async fn draft_tag(

@@ -31,6 +31,7 @@ fn template(number: u128, id: &str, prefix: &str, mutability: &str, exclusions: 
             tag_mutability_exclusions: exclusions.iter().map(ToString::to_string).collect(),
             resource_tags: vec![pb::ResourceTag { key: "by".to_owned(), value: id.to_owned() }],
         }),
+        minimum_reader: 0,
     }
 }
 

@@ -26,7 +26,6 @@ pub mod upstream;
 
 pub use budget::Budget;
 pub use digest::{Digest, Digester, Verifier};
-pub use digest::{Digest, Verifier};
 pub use key_id::AccessKeyId;
 pub use manifest::{Manifest, MediaType};
 pub use name::{NamespacePrefix, RepositoryName, ResourceId};

@@ -14,6 +14,10 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
 
+/// This release's number as a reader of snapshots and events: `minimum_reader` in them is compared with it. It grows
+/// when a release learns to read something that older ones must not overlook.
+pub const READER: i32 = 1;
+
 /// What is wrong with one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {

@@ -11,6 +11,8 @@ pub struct Health(Arc<Mutex<State>>);
 struct State {
     /// Each condition with the reason why it does not hold, if it does not.
     conditions: BTreeMap<&'static str, Option<String>>,
+    /// What operators should know of conditions that hold.
+    remarks: BTreeMap<&'static str, String>,
     draining: bool,
 }
 
@@ -41,6 +43,11 @@ impl Health {
         draining.into_iter().chain(failing).collect()
     }
 
+    /// What operators should know of conditions that hold.
+    pub fn remarks(&self) -> Vec<(&'static str, String)> {
+        self.lock().remarks.iter().map(|(name, remark)| (*name, remark.clone())).collect()
+    }
+
     /// Makes this not ready for good. The first step of a shutdown: load balancers look away before work is refused.
     pub fn drain(&self) {
         self.lock().draining = true;
@@ -61,12 +68,23 @@ pub struct Condition {
 impl Condition {
     /// It holds.
     pub fn ready(&self) {
-        self.health.lock().conditions.insert(self.name, None);
+        let mut state = self.health.lock();
+        state.conditions.insert(self.name, None);
+        state.remarks.remove(self.name);
+    }
+
+    /// It holds, and operators should know this of it.
+    pub fn ready_but(&self, remark: impl Into<String>) {
+        let mut state = self.health.lock();
+        state.conditions.insert(self.name, None);
+        state.remarks.insert(self.name, remark.into());
     }
 
     /// It does not hold, for this reason, which operators read.
     pub fn not_ready(&self, why: impl Into<String>) {
-        self.health.lock().conditions.insert(self.name, Some(why.into()));
+        let mut state = self.health.lock();
+        state.conditions.insert(self.name, Some(why.into()));
+        state.remarks.remove(self.name);
     }
 }
 
@@ -83,7 +101,11 @@ mod tests {
         assert!(!health.is_ready());
         store.ready();
         assert!(health.is_ready() && health.not_ready().is_empty());
+        store.ready_but("the disk is nearly full");
+        assert!(health.is_ready());
+        assert_eq!(health.remarks(), [("store", "the disk is nearly full".to_owned())]);
         store.not_ready("the disk is full");
+        assert!(health.remarks().is_empty());
         assert_eq!(health.not_ready(), [("store", "the disk is full".to_owned())]);
     }
 

@@ -43,11 +43,15 @@ fn router(health: Health, metrics: Metrics) -> Router {
         .route("/metrics", get(render).with_state(metrics))
 }
 
-/// 200, or 503 with a line per condition that does not hold.
+/// 200, with a line for each remark, or 503 with a line per condition that does not hold.
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     let failing = health.not_ready();
     if failing.is_empty() {
-        return (StatusCode::OK, "ready\n".to_owned());
+        let mut lines = "ready\n".to_owned();
+        for (name, remark) in health.remarks() {
+            let _ = writeln!(lines, "{name}: {remark}");
+        }
+        return (StatusCode::OK, lines);
     }
     let mut lines = String::new();
     for (name, why) in failing {
@@ -132,6 +136,8 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("store: starting\n"), "{answer}");
         store.ready();
         assert!(get(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
+        store.ready_but("nearly full");
+        assert!(get(addr, "/readyz").await.ends_with("ready\nstore: nearly full\n"));
         assert!(get(addr, "/metrics").await.contains("entrepot_test_total"));
         assert!(get(addr, "/").await.starts_with("HTTP/1.1 404"));
 

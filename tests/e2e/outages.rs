@@ -77,8 +77,9 @@ async fn pulls_go_on_without_postgres_and_are_listed_once_when_it_is_back() -> R
     assert_eq!(status.code(), tonic::Code::Unavailable);
 
     // What the control plane will never take is dropped, and takes nothing else along.
-    let bad = pb::Event { repository: "NO/name".to_owned(), ..pb::Event::default() };
-    let bad = pb::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![bad] }.encode_to_vec();
+    let kind = Some(pb::event::Kind::Pulled(pb::Pulled::default()));
+    let bad = pb::Event { repository: "NO/name".to_owned(), kind, ..pb::Event::default() };
+    let bad = entrepot_proto::convert::event::report("node-1", &[bad]).encode_to_vec();
     for bytes in [bad, b"no report".to_vec()] {
         registry.store.put_once(&layout::event(&"node-1".parse()?, Uuid::now_v7()), bytes.into()).await?;
     }

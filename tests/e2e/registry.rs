@@ -10,7 +10,6 @@ use bytes::Bytes;
 use entrepot_control_plane::{ControlPlane, FirstKey, Reflection};
 use entrepot_data_plane::{Capacity, Config, DataPlane, UpstreamLimits};
 use entrepot_domain::Secret;
-use entrepot_proto::node::v1::ReportEventsRequest;
 use entrepot_proto::node::v1::nodes_client::NodesClient;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::access_keys_client::AccessKeysClient;
@@ -258,7 +257,7 @@ impl Registry {
         let token = key.tokens().issue_node("node-0", "entrepot.node.v1", self.clock.now());
         let login = As(format!("Bearer {}", token.expose()).parse()?);
         let mut nodes = NodesClient::with_interceptor(self.channel.clone(), login);
-        nodes.report_events(ReportEventsRequest { node_id: "node-0".to_owned(), events }).await?;
+        nodes.report_events(entrepot_proto::convert::event::report("node-0", &events)).await?;
         Ok(())
     }
 

@@ -122,6 +122,7 @@ async fn publish_as_pulled(
             revision: record.revision,
             validate_time: record.validate_time.map(timestamp),
         })),
+        minimum_reader: 0,
     };
     let tags: Vec<String> = (0..count).map(|number| format!("t{number}")).collect();
     for tag in &tags {

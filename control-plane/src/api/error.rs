@@ -70,6 +70,9 @@ pub(crate) enum ApiError {
     /// A node that lives does not reply.
     #[error("`{node}` cannot be asked: {why}")]
     NodeSilent { node: String, why: String },
+    /// A node has reported events that only a later release knows. All others were applied.
+    #[error("{count} events are of a later release than this control plane, `{first}` for one: keep them")]
+    UnknownEvents { count: usize, first: String },
     /// The start is not done.
     #[error("the control plane is starting: {why}")]
     Starting { why: String },
@@ -128,6 +131,7 @@ impl ApiError {
                 Code::ResourceExhausted
             }
             Self::Starting { .. } | Self::NodeSilent { .. } | Self::Away { .. } => Code::Unavailable,
+            Self::UnknownEvents { .. } => Code::Unimplemented,
             Self::Internal(_) => Code::Internal,
         }
     }
@@ -151,6 +155,7 @@ impl ApiError {
             Self::TooManyWatchers => "TOO_MANY_WATCHERS",
             Self::TooManyOperations { .. } => "TOO_MANY_OPERATIONS",
             Self::NodeSilent { .. } => "NODE_SILENT",
+            Self::UnknownEvents { .. } => "EVENTS_UNKNOWN",
             Self::Starting { .. } => "STARTING",
             Self::Away { .. } => "AWAY",
             Self::Internal(_) => "INTERNAL",
@@ -198,6 +203,7 @@ impl ApiError {
             }
             Self::Unauthenticated(_)
             | Self::NotANode
+            | Self::UnknownEvents { .. }
             | Self::SecretNotKept
             | Self::Contended(_)
             | Self::Internal(_) => {}
@@ -231,6 +237,7 @@ impl From<ApiError> for Status {
             | ApiError::TooManyWatchers
             | ApiError::TooManyOperations { .. }
             | ApiError::NodeSilent { .. }
+            | ApiError::UnknownEvents { .. }
             | ApiError::Starting { .. } => tracing::debug!(error = %chain(&error), "refused a call"),
         }
         Self::with_error_details(error.code(), error.to_string(), error.details())

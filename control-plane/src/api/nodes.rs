@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
 use entrepot_proto::convert::Violations;
-use entrepot_proto::convert::event::Event;
+use entrepot_proto::convert::event::{Event, Unread};
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::nodes_server::Nodes;
 use tokio::sync::{mpsc, watch};
@@ -125,21 +125,41 @@ async fn questions(
 }
 
 /// Applies a batch, also when other batches are in its way.
+///
+/// # Errors
+/// [`ApiError::UnknownEvents`] if some are of a later release. All others were applied then.
 pub(crate) async fn report(plane: &Plane, request: &pb::ReportEventsRequest) -> Result<(), ApiError> {
     if request.events.len() > MAX_EVENTS {
         return Err(ApiError::field("events", format!("must be at most {MAX_EVENTS}")));
     }
+    let (mut events, mut unknown) = (Vec::with_capacity(request.events.len()), Vec::new());
     let mut violations = Violations::default();
-    let read = |(i, event)| violations.merge(Event::read(&format!("events[{i}]"), event));
-    let events: Vec<Event> = request.events.iter().enumerate().filter_map(read).collect();
+    for (i, event) in request.events.iter().enumerate() {
+        match Event::read(&format!("events[{i}]"), event) {
+            Ok(event) => events.push(event),
+            Err(Unread::Unknown { field }) => unknown.push(field),
+            Err(Unread::Wrong(wrong)) => drop(violations.merge::<()>(Err(wrong))),
+        }
+    }
     let events = violations.finish(Some(events))?;
+    apply(plane, &events).await?;
+    match unknown.first() {
+        Some(first) => {
+            plane.instruments.unknown_events(unknown.len());
+            Err(ApiError::UnknownEvents { count: unknown.len(), first: first.clone() })
+        }
+        None => Ok(()),
+    }
+}
+
+async fn apply(plane: &Plane, events: &[Event]) -> Result<(), ApiError> {
     for _ in 1..ATTEMPTS {
-        match index::apply(plane, &events).await {
+        match index::apply(plane, events).await {
             Err(ApiError::Contended(_)) => {}
             settled => return settled,
         }
     }
-    index::apply(plane, &events).await
+    index::apply(plane, events).await
 }
 
 /// Sends a node every snapshot, and listens to what it runs, until it leaves.

@@ -1,5 +1,6 @@
 //! Takes in events that a node has left in the store and did not live to report.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -20,11 +21,15 @@ use crate::app::Plane;
 const BATCH: usize = 200;
 /// How long a node has to report its events itself.
 const PATIENCE: TimeDelta = TimeDelta::minutes(1);
+/// How many objects with events of a later release are remembered.
+const UNKNOWN: usize = 100_000;
 
-/// Where the last pass ended: younger events are passed over, so a pass need not begin at the first.
 #[derive(Default)]
 pub(super) struct Leftovers {
+    /// Where the last pass ended: younger events are passed over, so a pass need not begin at the first.
     after: Option<Key>,
+    /// Objects with events of a later release. This process will not learn what they say, so it does not read them again.
+    unknown: HashSet<Key>,
 }
 
 impl Job for Leftovers {
@@ -36,8 +41,15 @@ impl Job for Leftovers {
         let all = Prefix::below("events").expect("a legal folder");
         let keys = plane.store.list(&all, self.after.as_ref(), BATCH).await?;
         for key in &keys {
-            if matches!(layout::parse(key), Some(Parsed::Event { event, .. }) if is_due(event, now)) {
+            let is_due = matches!(layout::parse(key), Some(Parsed::Event { event, .. }) if is_due(event, now));
+            if is_due && !self.unknown.contains(key) {
                 match take_in(plane, key).await {
+                    Err(error @ ApiError::UnknownEvents { .. }) => {
+                        warn!(error = %chain(&error), "left the events at `{key}` to a control plane of a later release");
+                        if self.unknown.len() < UNKNOWN {
+                            self.unknown.insert(key.clone());
+                        }
+                    }
                     // One that cannot be taken in must not keep the others waiting.
                     Err(error) if !error.may_retry() => {
                         warn!(error = %chain(&error), "left the events at `{key}`, which cannot be taken in");

@@ -34,6 +34,7 @@ pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapsh
             principal_id: principal.id.to_string(),
             permission_set: principal.permission_set.as_str().to_owned(),
             access_keys: own.map(access_key).collect(),
+            minimum_reader: 0,
         }
     };
     Ok(wire::Snapshot {
@@ -44,6 +45,7 @@ pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapsh
         templates: templates.iter().map(|template| template::to_snapshot(&template.template)).collect(),
         upstreams: upstreams.into_iter().map(upstream).collect(),
         principals: principals.into_iter().map(principal).collect(),
+        minimum_reader: 0,
     })
 }
 
@@ -63,11 +65,12 @@ fn upstream(upstream: upstreams::Upstream) -> wire::SnapshotUpstream {
         revision: upstream.revision,
         budget: settings.budget.map(budget_to_wire),
         fallback_endpoints: settings.fallback_endpoints.iter().map(ToString::to_string).collect(),
+        minimum_reader: 0,
     }
 }
 
 fn access_key(key: &access_keys::AccessKey) -> wire::SnapshotAccessKey {
-    wire::SnapshotAccessKey { key_id: key.key_id.clone(), sealed_hash: key.sealed_hash.clone() }
+    wire::SnapshotAccessKey { key_id: key.key_id.clone(), sealed_hash: key.sealed_hash.clone(), minimum_reader: 0 }
 }
 
 impl From<Version> for wire::SnapshotVersion {

@@ -4,8 +4,7 @@ use entrepot_control_plane::StartError;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::rules_client::RulesClient;
-use entrepot_store::layout;
-use entrepot_store::records::SnapshotHead;
+use entrepot_records::{SnapshotHead, layout};
 use entrepot_trust::access_key;
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
@@ -158,7 +157,7 @@ async fn a_generated_secret_is_sealed_in_the_database_alone_and_a_chosen_one_now
 
     let name = format!("principals/signer/accessKeys/{key_id}");
     fixture
-        .access()
+        .access_keys()
         .revoke_access_key(pb::RevokeAccessKeyRequest { name: name.to_lowercase().replace("keys", "Keys") })
         .await
         .unwrap();
@@ -172,7 +171,7 @@ async fn key_ids_are_compared_without_case() {
     let (id, secret) = pair.split_once(':').unwrap();
     assert!(id.starts_with("AK") && id.len() == 20, "{id}");
     for key in [pair.clone(), format!("{}:{secret}", id.to_lowercase()), "ADMIN:correct horse".to_owned()] {
-        fixture.access_as(&key).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+        fixture.login_tokens_as(&key).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
     }
 }
 

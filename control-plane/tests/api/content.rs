@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use entrepot_domain::{Digest, MediaType, RepositoryName, Tag};
-use entrepot_proto::convert::timestamp;
+use entrepot_proto::convert::{event, timestamp};
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::v1 as pb;
 use entrepot_records::layout;
 use entrepot_records::{self as records, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
+use prost::Message as _;
 use tonic::Code;
 use uuid::Uuid;
 
@@ -93,6 +94,7 @@ impl Repository {
             repository: self.name.to_string(),
             incarnation: self.incarnation.to_string(),
             kind: Some(kind),
+            minimum_reader: 0,
         }
     }
 
@@ -148,8 +150,7 @@ fn digest(content: &[u8]) -> String {
 }
 
 pub(crate) async fn report(fixture: &Fixture, events: Vec<node::Event>) {
-    let request = node::ReportEventsRequest { node_id: "n1".into(), events };
-    fixture.nodes("n1").report_events(request).await.unwrap();
+    fixture.nodes("n1").report_events(event::report("n1", &events)).await.unwrap();
 }
 
 pub(crate) async fn list_images(fixture: &Fixture, repository: &str, filter: &str) -> Vec<pb::Image> {
@@ -268,14 +269,30 @@ async fn malformed_events_are_refused_by_name_and_nothing_is_applied() {
     let app = Repository { name: "demo/app".parse().unwrap(), incarnation: Uuid::now_v7() };
     let mut bad = app.cached(b"a", 0);
     bad.incarnation = "x".into();
-    let request =
-        node::ReportEventsRequest { node_id: "n1".into(), events: vec![app.created(), bad, app.moved("-", b"a", 1)] };
+    let request = event::report("n1", &[app.created(), bad, app.moved("-", b"a", 1)]);
     let error = fixture.nodes("n1").report_events(request).await.unwrap_err();
     assert_eq!(fields(&error), ["events[1].incarnation", "events[2].tag_moved.tag"]);
     assert!(list_repositories(&fixture, "").await.is_empty());
-    let many = vec![app.created(); 1001];
-    let request = node::ReportEventsRequest { node_id: "n1".into(), events: many };
+    let request = event::report("n1", &vec![app.created(); 1001]);
     assert_eq!(fields(&fixture.nodes("n1").report_events(request).await.unwrap_err()), ["events"]);
+}
+
+#[tokio::test]
+async fn an_event_of_a_later_release_is_not_taken_and_keeps_no_other_from_being_applied() {
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    // What a later release would write: a kind with a number that is not known here.
+    let later = node::Event { kind: None, ..app.created() };
+    let later = [later.encode_to_vec().as_slice(), &[0xfa, 0x3e, 2, b'h', b'i']].concat();
+    let mut request = event::report("n1", &[app.created(), app.cached(b"a", 0)]);
+    request.events.insert(1, later.into());
+    for _ in 0..2 {
+        let error = fixture.nodes("n1").report_events(request.clone()).await.unwrap_err();
+        assert_eq!(kind(&error), (Code::Unimplemented, "EVENTS_UNKNOWN".into()));
+        assert!(error.message().contains("events[1].kind"), "{}", error.message());
+    }
+    assert_eq!(list_repositories(&fixture, "").await, ["demo/app"]);
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1);
 }
 
 #[tokio::test]

@@ -43,7 +43,8 @@ impl Node {
     }
 
     pub(crate) async fn runs(&self, snapshot: &node::Snapshot) {
-        let said = node::WatchSnapshotRequest { node_id: self.id.into(), running: snapshot.version, refused: None };
+        let said =
+            node::WatchSnapshotRequest { node_id: self.id.into(), running: snapshot.version, ..Default::default() };
         self.say.send(said).await.unwrap();
     }
 }

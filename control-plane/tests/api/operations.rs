@@ -248,7 +248,7 @@ async fn a_repository_says_for_itself_whether_its_tags_are_synced_and_its_record
     let fixture = Fixture::start().await;
     let repository = Repository::create(&fixture.world, "demo/app").await;
     let events = vec![repository.created()];
-    let report = node::ReportEventsRequest { node_id: "node-1".to_owned(), events };
+    let report = entrepot_proto::convert::event::report("node-1", &events);
     fixture.nodes("node-1").report_events(report).await.unwrap();
     let name = "repositories/demo/app".to_owned();
     let nothing = pb::SyncRepositoryRequest { name: name.clone(), ..Default::default() };

@@ -1,6 +1,7 @@
 //! The index is repaired from the store, and events that a node left behind are taken in.
 
 use entrepot_domain::{Digest, ResourceId};
+use entrepot_proto::convert::event;
 use entrepot_proto::node::v1 as node;
 use entrepot_records::layout;
 use entrepot_records::{ManifestLink, State};
@@ -83,9 +84,12 @@ async fn events_that_a_node_left_behind_are_taken_in() {
         let seconds = u64::try_from(now().timestamp() - seconds_ago).unwrap();
         layout::event(&node, Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)))
     };
-    let (old, broken, young) = (at(90), at(80), at(10));
-    let events = vec![app.created(), app.cached(b"a", 0)];
-    let batch = node::ReportEventsRequest { node_id: node.to_string(), events };
+    let (later, old, broken, young) = (at(100), at(90), at(80), at(10));
+    let batch = event::report(node.as_str(), &[app.created(), app.cached(b"a", 0)]);
+    // Known ones beside one of a kind that only a later release knows.
+    let of_later = node::Event { kind: None, ..app.created() };
+    let of_later = event::report(node.as_str(), &[of_later, app.cached(b"b", 0)]).encode_to_vec();
+    world.store.put(&later, of_later.clone().into()).await.unwrap();
     world.store.put(&old, batch.encode_to_vec().into()).await.unwrap();
     world.store.put(&broken, b"\xff not protobuf".to_vec().into()).await.unwrap();
     world.store.put(&young, batch.encode_to_vec().into()).await.unwrap();
@@ -95,5 +99,7 @@ async fn events_that_a_node_left_behind_are_taken_in() {
     wait_until(LIMIT, "the old ones are deleted", async || !is_there(&old).await && !is_there(&broken).await).await;
     assert!(is_there(&young).await, "the node may still report these itself");
     assert_eq!(list_repositories(&fixture, "").await, ["demo/app"]);
-    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1);
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 2, "the known events beside an unknown one count");
+    let kept = fixture.world.store.get(&later).await.unwrap().expect("it waits for a later release");
+    assert_eq!(kept.bytes, of_later);
 }

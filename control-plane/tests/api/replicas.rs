@@ -245,7 +245,7 @@ async fn events_that_a_node_left_behind_are_taken_in_once_by_both() {
     for content in 0..20_u8 {
         let key = layout::event(&node, Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)));
         let events = vec![app.created(), app.cached(&[content], 0)];
-        let batch = node::ReportEventsRequest { node_id: node.to_string(), events };
+        let batch = entrepot_proto::convert::event::report(node.as_str(), &events);
         world.store.put(&key, batch.encode_to_vec().into()).await.unwrap();
     }
     let (a, b) = tokio::join!(world.clone().start(), world.clone().start());

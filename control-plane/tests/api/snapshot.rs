@@ -118,7 +118,7 @@ async fn a_node_that_lags_or_refuses_is_named() {
     let (_, snapshot) = published(&fixture.world).await;
     let next = snapshot.version.map(|version| node::SnapshotVersion { revision: version.revision + 1, ..version });
     let refused = node::RefusedSnapshot { version: next, reason: "on purpose".into() };
-    let said = node::WatchSnapshotRequest { node_id: "stubborn".into(), running: None, refused: Some(refused) };
+    let said = node::WatchSnapshotRequest { node_id: "stubborn".into(), refused: Some(refused), ..Default::default() };
     stubborn.say.send(said).await.unwrap();
     let begun = Instant::now();
     let answer = fixture.upstreams().create_upstream(create("b")).await.unwrap();

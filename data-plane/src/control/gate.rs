@@ -1,8 +1,10 @@
 //! What a snapshot must show before a node runs it. Whatever is wrong with one, the last good one stays.
 
 use std::cmp::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use entrepot_proto::node::v1 as pb;
 use entrepot_records::SnapshotHead;
 use entrepot_runtime::health::Condition;
@@ -14,9 +16,13 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
 use tracing::{info, warn};
 
+use super::snapshot::LeftOut;
 use super::snapshot::{Clients, SnapshotError, Version};
 use super::{Control, Snapshot};
 use crate::config::limits;
+
+/// How many items that were left out the control plane is told of.
+const TOLD_ITEMS: usize = 100;
 
 /// Lets right snapshots through to be run, and tells of all others.
 pub(crate) struct Gate {
@@ -29,7 +35,7 @@ pub(crate) struct Gate {
     /// What was refused last, so that it is told once.
     told: Mutex<Option<Told>>,
     /// One at a time: the stream and the store bring the same ones.
-    installing: Mutex<()>,
+    installing: tokio::sync::Mutex<()>,
 }
 
 /// A head with the reason why it is refused.
@@ -62,6 +68,8 @@ pub(super) enum Refusal {
     RolledBack { offered: Version, running: Version },
     #[error("it is of another version than its head says")]
     Version,
+    #[error("reading it has failed")]
+    Panicked(#[from] tokio::task::JoinError),
     #[error(transparent)]
     Content(#[from] SnapshotError),
 }
@@ -78,7 +86,9 @@ impl Refusal {
             Self::Altered => "altered",
             Self::RolledBack { .. } => "rolled_back",
             Self::Version => "other_version",
+            Self::Panicked(_) => "panicked",
             Self::Content(SnapshotError::Decode(_)) => "undecodable",
+            Self::Content(SnapshotError::TooNew { .. }) => "too_new",
             Self::Content(_) => "malformed",
         }
     }
@@ -100,7 +110,7 @@ impl Gate {
             .with_description("Snapshots that were offered and not run.")
             .build();
         observe(&control, clock, metrics);
-        let (told, installing) = (Mutex::default(), Mutex::default());
+        let (told, installing) = (Mutex::default(), tokio::sync::Mutex::default());
         Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
     }
 
@@ -120,9 +130,9 @@ impl Gate {
     }
 
     /// Runs a snapshot from now on, if everything about it is right. One that runs already is right, too.
-    pub(super) fn install(&self, head: &Head, bytes: &[u8]) -> Result<(), Refusal> {
-        let _one = self.installing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Head { version, statement, .. } = head;
+    pub(super) async fn install(self: &Arc<Self>, head: &Head, bytes: Bytes) -> Result<(), Refusal> {
+        let _one = self.installing.lock().await;
+        let Head { version, .. } = head;
         if let Some(running) = self.version() {
             match version.cmp(&running) {
                 Ordering::Less => return Err(Refusal::RolledBack { offered: *version, running }),
@@ -130,13 +140,12 @@ impl Gate {
                 Ordering::Greater => {}
             }
         }
-        if Statement::of(version.epoch, version.revision, bytes) != *statement {
-            return Err(Refusal::Altered);
-        }
-        let previous = self.control.current();
-        let snapshot = Snapshot::decode(bytes, &self.cluster_key, previous.as_deref(), &self.clients)?;
-        if snapshot.version != *version {
-            return Err(Refusal::Version);
+        // Up to 256 MiB are hashed and read: not on a thread that serves.
+        let (gate, of) = (Arc::clone(self), head.clone());
+        let snapshot = tokio::task::spawn_blocking(move || gate.read(&of, &bytes)).await??;
+        for left_out in &snapshot.left_out {
+            let LeftOut { item, reason } = left_out;
+            warn!(snapshot.item = %item, "left `{item}` out of snapshot {version}: {reason}");
         }
         info!(snapshot.epoch = version.epoch, snapshot.revision = version.revision, "runs snapshot {version}");
         self.control.run(snapshot);
@@ -144,9 +153,32 @@ impl Gate {
         Ok(())
     }
 
+    /// Reads the snapshot that the head names. Takes time.
+    fn read(&self, head: &Head, bytes: &[u8]) -> Result<Snapshot, Refusal> {
+        let Head { version, statement, .. } = head;
+        if Statement::of(version.epoch, version.revision, bytes) != *statement {
+            return Err(Refusal::Altered);
+        }
+        let previous = self.control.current();
+        let snapshot = Snapshot::decode(bytes, &self.cluster_key, previous.as_deref(), &self.clients)?;
+        if snapshot.version == *version { Ok(snapshot) } else { Err(Refusal::Version) }
+    }
+
+    /// What was left out of the snapshot that runs, as nodes tell the control plane.
+    pub(super) fn left_out(&self) -> Vec<pb::LeftOut> {
+        let Some(running) = self.control.current() else { return Vec::new() };
+        let told = running.left_out.iter().take(TOLD_ITEMS);
+        told.map(|left_out| pb::LeftOut { item: left_out.item.to_string(), reason: left_out.reason.to_string() })
+            .collect()
+    }
+
     /// Tells of a snapshot that is not run: in the log once, in the metrics as often as it is offered.
     pub(super) fn refuse(&self, head: &[u8], refusal: &Refusal) -> pb::RefusedSnapshot {
         let reason = refusal.reason();
+        if self.version().is_some() {
+            self.readiness
+                .ready_but(format!("a newer snapshot is refused, the last good one stays: {}", chain(refusal)));
+        }
         self.refused.add(1, &[KeyValue::new("reason", reason)]);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let text = chain(refusal).to_string();
@@ -174,6 +206,19 @@ fn observe(control: &Control, clock: Clock, metrics: &Metrics) {
         .i64_observable_gauge("entrepot.snapshot.revision")
         .with_description("The revision of the snapshot that runs.")
         .with_callback(move |gauge| running.version().iter().for_each(|version| gauge.observe(version.revision, &[])))
+        .build();
+    let running = control.clone();
+    meter
+        .u64_observable_gauge("entrepot.snapshot.left_out")
+        .with_description("Items of the snapshot that runs which this release does not understand.")
+        .with_callback(move |gauge| {
+            let mut counts =
+                BTreeMap::from(["principals", "rules", "templates", "upstreams"].map(|kind| (kind, 0_u64)));
+            for left_out in running.current().iter().flat_map(|running| &running.left_out) {
+                counts.iter_mut().filter(|(kind, _)| **kind == left_out.kind()).for_each(|(_, count)| *count += 1);
+            }
+            counts.iter().for_each(|(kind, count)| gauge.observe(*count, &[KeyValue::new("kind", *kind)]));
+        })
         .build();
     let running = control.clone();
     meter

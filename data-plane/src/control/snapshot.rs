@@ -1,34 +1,62 @@
 //! All that a node needs to know, as one value: rules, upstreams with their clients, principals with their keys.
 
+mod read;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::name::NamespacePrefix;
-use entrepot_domain::{PrefixMap, Priority, RepositoryName, Rule, RuleSet, Secret, Template, Upstream};
-use entrepot_proto::convert::{Violations, snapshot as convert};
+use entrepot_domain::template::RepositorySettings;
+use entrepot_domain::{PrefixMap, Priority, RepositoryName, Rule, Template, Upstream};
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::Metrics;
-use entrepot_trust::ClusterKey;
 use entrepot_trust::access_key::AccessKeyHash;
 use entrepot_upstream::{Limits, RequestMetrics};
-use prost::Message as _;
 use uuid::Uuid;
 
-use crate::budget::{AccountHandle, BudgetAccount, Budgets};
+use crate::budget::{BudgetAccount, Budgets};
+use crate::error::PullError;
+
+pub(crate) use read::SnapshotError;
 
 /// What a node needs to know to serve. Immutable; the next one takes its place as a whole.
 pub(crate) struct Snapshot {
     pub(crate) version: Version,
     pub(crate) registry_id: Uuid,
     pub(crate) build_time: Option<DateTime<Utc>>,
-    rules: RuleSet,
-    templates: PrefixMap<Template>,
+    rules: PrefixMap<Item<Rule>>,
+    templates: PrefixMap<Item<Template>>,
     upstreams: HashMap<Uuid, Source>,
     /// Ids by uid.
     principals: HashMap<Uuid, Box<str>>,
     access_keys: HashMap<String, AccessKey>,
+    /// What is in it and not understood here.
+    pub(crate) left_out: Vec<LeftOut>,
+}
+
+/// Something of a snapshot: understood here, or not.
+#[derive(Clone)]
+pub(crate) enum Item<T> {
+    Understood(Arc<T>),
+    LeftOut(LeftOut),
+}
+
+/// Something that this release does not understand, or that is malformed. It grants nothing and creates nothing, and
+/// nothing else takes its place: a name that it covers is not covered by a shorter prefix instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    /// Such as `rules/hub`.
+    pub(crate) item: Arc<str>,
+    /// What is not understood.
+    pub(crate) reason: Arc<str>,
+}
+
+impl LeftOut {
+    /// What kind of thing it is, such as `rules`.
+    pub(crate) fn kind(&self) -> &str {
+        self.item.split('/').next().unwrap_or_default()
+    }
 }
 
 /// Which snapshot; a later epoch beats any revision.
@@ -84,8 +112,10 @@ pub(crate) struct AccessKey {
 pub(crate) struct Place {
     /// The repository's name, in the one spelling under which it is kept.
     pub(crate) repository: RepositoryName,
-    /// What fills it; `None` if no rule covers the name.
+    /// What fills it; `None` if no rule covers the name, or one that is not understood here.
     pub(crate) fill: Option<FillFrom>,
+    /// The rule, or its upstream, that is not understood here. What is cached is served all the same.
+    pub(crate) left_out: Option<LeftOut>,
 }
 
 /// What fills a repository.
@@ -97,7 +127,7 @@ pub(crate) struct FillFrom {
     /// The repository's name at the upstream.
     pub(crate) repository: RepositoryName,
     /// What the repository is created by, if it does not exist.
-    pub(crate) template: Option<Arc<Template>>,
+    template: Option<Item<Template>>,
     /// For whom the upstream is asked.
     pub(crate) priority: Priority,
 }
@@ -108,91 +138,37 @@ impl FillFrom {
     pub(crate) fn client(&self) -> entrepot_upstream::Client {
         self.source.client.at(self.priority)
     }
+
+    /// What the repository is created with, if it does not exist.
+    ///
+    /// # Errors
+    /// If its template is not understood here. Then it is not to be created here.
+    pub(crate) fn settings(&self) -> Result<RepositorySettings, LeftOut> {
+        match &self.template {
+            Some(Item::Understood(template)) => Ok(template.settings()),
+            Some(Item::LeftOut(left_out)) => Err(left_out.clone()),
+            None => Ok(RepositorySettings::default()),
+        }
+    }
 }
 
 impl Place {
+    /// Why there is nothing that fills it: `otherwise`, unless what covers it is not understood here. Then a node of a later
+    /// release may have what this one has not.
+    pub(crate) fn unfilled(&self, otherwise: PullError) -> PullError {
+        match &self.left_out {
+            Some(left_out) => PullError::LeftOut { item: left_out.item.clone() },
+            None => otherwise,
+        }
+    }
+
     /// The same place, whose upstream is asked for somebody who can wait so long.
     pub(crate) fn with(self, priority: Priority) -> Self {
         Self { fill: self.fill.map(|fill| FillFrom { priority, ..fill }), ..self }
     }
 }
 
-/// Why a snapshot cannot be run.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SnapshotError {
-    /// Not the bytes of a snapshot.
-    #[error("the snapshot cannot be decoded")]
-    Decode(#[from] prost::DecodeError),
-    /// Something in it breaks a rule that the control plane should have kept.
-    #[error("the snapshot is malformed")]
-    Malformed(#[from] Violations),
-    /// A uid in it is none.
-    #[error("the snapshot's {field} `{value}` is no uid")]
-    Uid {
-        /// Which field.
-        field: &'static str,
-        /// What it holds.
-        value: String,
-    },
-    /// A secret in it does not open with this node's cluster key.
-    #[error("a secret of the snapshot does not open with this node's cluster key: {what}")]
-    Sealed {
-        /// Which secret.
-        what: String,
-    },
-    /// A client cannot be made for one of its upstreams.
-    #[error("no client can be made for upstream `{upstream}`")]
-    Client {
-        /// Which upstream.
-        upstream: String,
-        /// Why.
-        source: entrepot_upstream::BuildError,
-    },
-}
-
 impl Snapshot {
-    /// Reads a snapshot whose signature was checked. Clients of upstreams that have not changed are taken over from
-    /// `previous`, with their connections and tokens.
-    pub(crate) fn decode(
-        bytes: &[u8],
-        key: &ClusterKey,
-        previous: Option<&Self>,
-        clients: &Clients,
-    ) -> Result<Self, SnapshotError> {
-        let wire = pb::Snapshot::decode(bytes)?;
-        let version = wire.version.unwrap_or_default();
-        let version = Version { epoch: version.epoch, revision: version.revision };
-        let mut upstreams = HashMap::new();
-        for upstream in wire.upstreams {
-            let source = source(&upstream, key, previous, clients)?;
-            upstreams.insert(source.upstream.uid, source);
-        }
-        let (mut principals, mut access_keys) = (HashMap::new(), HashMap::new());
-        for principal in wire.principals {
-            let principal_uid = uid("principal.uid", &principal.uid)?;
-            principals.insert(principal_uid, principal.principal_id.into());
-            for access_key in principal.access_keys {
-                let purpose = convert::access_key_purpose(&access_key.key_id);
-                let hash = key.unseal(&purpose, &access_key.sealed_hash).ok();
-                let hash = hash.and_then(|bytes| AccessKeyHash::decode(bytes.expose()).ok());
-                let hash = hash.ok_or_else(|| SnapshotError::Sealed { what: purpose })?;
-                access_keys.insert(access_key.key_id, AccessKey { principal_uid, hash });
-            }
-        }
-        Ok(Self {
-            version,
-            registry_id: uid("registry_id", &wire.registry_id)?,
-            build_time: wire
-                .build_time
-                .and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?)),
-            templates: wire.templates.iter().map(template).collect::<Result<_, _>>()?,
-            rules: wire.rules.iter().map(convert::rule).collect::<Result<_, _>>()?,
-            upstreams,
-            principals,
-            access_keys,
-        })
-    }
-
     /// All upstreams, in no order.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
         self.upstreams.values()
@@ -200,20 +176,24 @@ impl Snapshot {
 
     /// Where a repository of a client's spelling is, and what fills it.
     pub(crate) fn place(&self, name: &RepositoryName) -> Place {
-        let unfilled = || Place { repository: name.clone(), fill: None };
-        let Some(rule) = self.rules.covering(name) else { return unfilled() };
-        let Some(source) = self.upstreams.get(&rule.upstream_uid) else { return unfilled() };
+        let unfilled = |left_out| Place { repository: name.clone(), fill: None, left_out };
+        let rule = match self.rules.covering(name).map(|item| &**item) {
+            Some(Item::Understood(rule)) => rule,
+            Some(Item::LeftOut(left_out)) => return unfilled(Some(left_out.clone())),
+            None => return unfilled(None),
+        };
+        let Some(source) = self.upstreams.get(&rule.upstream_uid) else { return unfilled(None) };
         // A name that the upstream cannot have, being too long, is one that nothing fills.
-        let Ok(mapped) = rule.map(name, source.upstream.kind) else { return unfilled() };
+        let Ok(mapped) = rule.map(name, source.upstream.kind) else { return unfilled(None) };
         let fill = FillFrom {
             rule: rule.clone(),
             origin: rule.origin(),
             source: source.clone(),
-            template: self.templates.covering(&mapped.repository).cloned(),
+            template: self.templates.covering(&mapped.repository).map(|item| Item::clone(item)),
             repository: mapped.upstream_repository,
             priority: Priority::Pull,
         };
-        Place { repository: mapped.repository, fill: Some(fill) }
+        Place { repository: mapped.repository, fill: Some(fill), left_out: None }
     }
 
     /// What a principal is called, if it exists.
@@ -225,45 +205,4 @@ impl Snapshot {
     pub(crate) fn access_key(&self, key_id: &str) -> Option<&AccessKey> {
         self.access_keys.get(key_id)
     }
-}
-
-fn template(wire: &pb::SnapshotTemplate) -> Result<(NamespacePrefix, Template), Violations> {
-    let template = entrepot_proto::convert::template::from_snapshot(wire)?;
-    Ok((template.prefix.clone(), template))
-}
-
-/// The upstream with its client: the one of `previous`, if nothing has changed.
-fn source(
-    wire: &pb::SnapshotUpstream,
-    key: &ClusterKey,
-    previous: Option<&Snapshot>,
-    clients: &Clients,
-) -> Result<Source, SnapshotError> {
-    let uid = uid("upstream.uid", &wire.uid)?;
-    let same = previous.and_then(|snapshot| snapshot.upstreams.get(&uid));
-    if let Some(same) = same.filter(|source| source.upstream.revision == wire.revision) {
-        return Ok(same.clone());
-    }
-    let password = if wire.username.is_empty() { None } else { Some(password(uid, wire, key)?) };
-    let upstream = convert::upstream(wire, password)?;
-    let account = clients.budgets.account(&upstream);
-    let client = entrepot_upstream::Client::measured(
-        &upstream,
-        clients.limits,
-        &clients.metrics,
-        Arc::new(AccountHandle(account.clone())),
-    )
-    .map_err(|source| SnapshotError::Client { upstream: upstream.id.to_string(), source })?;
-    Ok(Source { upstream: Arc::new(upstream), client, account })
-}
-
-fn password(uid: Uuid, wire: &pb::SnapshotUpstream, key: &ClusterKey) -> Result<Secret<String>, SnapshotError> {
-    let what = convert::password_purpose(uid);
-    let password = key.unseal(&what, &wire.sealed_password).ok();
-    let password = password.and_then(|bytes| String::from_utf8(bytes.expose().clone()).ok());
-    password.map(Secret::new).ok_or(SnapshotError::Sealed { what })
-}
-
-fn uid(field: &'static str, value: &str) -> Result<Uuid, SnapshotError> {
-    value.parse().map_err(|_| SnapshotError::Uid { field, value: value.to_owned() })
 }

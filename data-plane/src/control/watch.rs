@@ -30,6 +30,8 @@ pub(crate) struct Watch {
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Store,
     pub(crate) line: Line,
+    /// Whether a control plane streams snapshots now.
+    streamed: tokio::sync::watch::Sender<bool>,
 }
 
 /// Why the published snapshot could not be had.
@@ -44,6 +46,11 @@ enum LoadError {
 }
 
 impl Watch {
+    pub(crate) fn new(node_id: Arc<str>, gate: Gate, store: Store, line: Line) -> Self {
+        let streamed = tokio::sync::watch::Sender::new(false);
+        Self { node_id, gate: Arc::new(gate), store, line, streamed }
+    }
+
     /// Spawns both ways; they end when the tasks stop.
     pub(crate) fn spawn(self, tasks: &Tasks) {
         let (polling, stopping) = (self.clone(), tasks.stopping());
@@ -58,7 +65,7 @@ impl Watch {
 
     /// Looks at the published snapshot again and again.
     async fn poll(&self) {
-        let mut trouble = None;
+        let (mut trouble, mut streamed) = (None, self.streamed.subscribe());
         loop {
             match self.look().await {
                 Ok(()) => {
@@ -76,8 +83,22 @@ impl Watch {
                     trouble = Some(text);
                 }
             }
-            let pause = if self.gate.version().is_some() { limits::SNAPSHOT_POLL } else { limits::FIRST_SNAPSHOT_POLL };
-            tokio::time::sleep(about(pause)).await;
+            self.pause(&mut streamed).await;
+        }
+    }
+
+    /// Waits until it is time to look again: later while news come by the stream, and at once when that ends.
+    async fn pause(&self, streamed: &mut tokio::sync::watch::Receiver<bool>) {
+        let is_streamed = *streamed.borrow_and_update();
+        let pause = match self.gate.version() {
+            None => limits::FIRST_SNAPSHOT_POLL,
+            Some(_) if is_streamed => limits::STREAMED_SNAPSHOT_POLL,
+            Some(_) => limits::SNAPSHOT_POLL,
+        };
+        tokio::select! {
+            () = tokio::time::sleep(about(pause)) => {}
+            // The sender lives as long as `self`.
+            _ = streamed.wait_for(|now| is_streamed && !now) => {}
         }
     }
 
@@ -112,7 +133,7 @@ impl Watch {
             Some(_) | None => {}
         }
         Ok(match self.read(&head).await? {
-            Ok(bytes) => match self.gate.install(&head, &bytes) {
+            Ok(bytes) => match self.gate.install(&head, bytes.freeze()).await {
                 // The stream has brought a newer one meanwhile.
                 Err(Refusal::RolledBack { .. }) => Ok(()),
                 installed => installed,
@@ -161,7 +182,9 @@ impl Watch {
         loop {
             let Some((replica, client)) = self.line.client() else { return };
             let before = self.gate.version();
-            match self.follow(client).await {
+            let followed = self.follow(client).await;
+            self.streamed.send_replace(false);
+            match followed {
                 Ok(()) => debug!("the control plane closed the stream of snapshots"),
                 Err(status) => debug!("the control plane is away: {status}"),
             }
@@ -185,22 +208,23 @@ impl Watch {
         let opened = timeout(limits::REPORT, client.watch_snapshot(ReceiverStream::new(said))).await;
         let silent = || Status::deadline_exceeded("the control plane took too long");
         let mut stream = opened.map_err(|_| silent())??.into_inner();
-        let (mut head, mut bytes, mut too_large) = (Vec::new(), Vec::new(), false);
+        let (mut head, mut bytes, mut too_large) = (Vec::new(), BytesMut::new(), false);
         while let Some(part) = stream.message().await? {
             if !part.head.is_empty() {
-                (head, bytes, too_large) = (part.head, Vec::new(), false);
+                (head, bytes, too_large) = (part.head, BytesMut::new(), false);
             }
             too_large |= bytes.len() + part.chunk.len() > limits::SNAPSHOT_BYTES;
             if !too_large {
                 bytes.extend_from_slice(&part.chunk);
             }
             if part.last {
-                let result = if too_large {
-                    Err(Refusal::TooLarge)
-                } else {
-                    self.gate.head(&head).and_then(|head| self.gate.install(&head, &bytes))
+                let whole = std::mem::take(&mut bytes).freeze();
+                let result = match self.gate.head(&head) {
+                    Ok(_) if too_large => Err(Refusal::TooLarge),
+                    Ok(head) => self.gate.install(&head, whole).await,
+                    Err(refusal) => Err(refusal),
                 };
-                bytes = Vec::new();
+                self.streamed.send_replace(true);
                 let refused = result.err().map(|refusal| self.gate.refuse(&head, &refusal));
                 match timeout(limits::REPORT, say.send(self.message(refused))).await {
                     Ok(Ok(())) => {}
@@ -214,7 +238,8 @@ impl Watch {
 
     fn message(&self, refused: Option<pb::RefusedSnapshot>) -> pb::WatchSnapshotRequest {
         let running = self.gate.version().map(Into::into);
-        pb::WatchSnapshotRequest { node_id: self.node_id.to_string(), running, refused }
+        let left_out = self.gate.left_out();
+        pb::WatchSnapshotRequest { node_id: self.node_id.to_string(), running, refused, left_out }
     }
 }
 

@@ -33,6 +33,7 @@ impl PullError {
             | Self::UpstreamAway { .. }
             | Self::StoreAway
             | Self::NoSnapshot
+            | Self::LeftOut { .. }
             | Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
         }
     }
@@ -44,7 +45,7 @@ impl PullError {
             Self::UpstreamThrottled { retry_after, .. } => *retry_after,
             Self::OverBudget { retry_after, .. } => Some(*retry_after),
             Self::TooStale { cause, .. } => return cause.retry_after(),
-            Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::Busy => None,
+            Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::LeftOut { .. } | Self::Busy => None,
             Self::Route(_)
             | Self::Unauthenticated(_)
             | Self::InsufficientScope

@@ -12,13 +12,15 @@ use tracing::{debug, info, warn};
 use super::{Peers, RELEASE};
 use crate::config::limits;
 
-/// Whether this life has written a record before.
+/// Whether this life has written a record before, and whether it looks at what is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Write {
     /// What is there is of an earlier life.
     First,
     /// What is there was written by this life, or by another node with the same id.
     Again,
+    /// The same, and it is not looked at.
+    Unseen,
 }
 
 impl Peers {

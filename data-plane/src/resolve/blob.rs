@@ -65,7 +65,8 @@ impl Resolver {
         if let Some(stored) = self.linked(place, digest).await? {
             return Ok(stored);
         }
-        let fill = place.fill.as_ref().ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
+        let fill = place.fill.as_ref();
+        let fill = fill.ok_or_else(|| place.unfilled(PullError::NotFound { asked: Asked::Blob, rule: None }))?;
         let question = Question::Blob(digest);
         self.refusals.remembered(&place.repository, fill, question).await?;
         let answer = match want {

@@ -110,9 +110,9 @@ impl Resolver {
                 Ok(stale.resolved)
             }
             (Held::Gone | Held::Nothing(Some(_)), None) => {
-                Err(PullError::NotFound { asked: Asked::Manifest, rule: None })
+                Err(place.unfilled(PullError::NotFound { asked: Asked::Manifest, rule: None }))
             }
-            (Held::Nothing(None), None) => Err(PullError::NoRule),
+            (Held::Nothing(None), None) => Err(place.unfilled(PullError::NoRule)),
             (Held::Gone, Some(fill)) => Err(gone(fill)),
             (Held::Stale(stale), Some(fill)) if stale.decision == Decision::ServeThenAsk => {
                 self.serve_then_ask(place, fill, *stale, asker).await
@@ -311,7 +311,7 @@ impl Resolver {
         let verified = Verified { digest, bytes: fetched.bytes, manifest };
 
         let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag.map(|tag| (tag, asked)));
-        let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok();
+        let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok().flatten();
         if tag.is_none() && incarnation.is_some() {
             self.note_told(place, fill, &verified.digest).await;
         }

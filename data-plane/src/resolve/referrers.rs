@@ -34,7 +34,8 @@ impl Resolver {
     ) -> Result<ReferrerList, PullError> {
         let Some(fill) = &place.fill else {
             trail::because(|| "no rule covers this name: the referrers that are cached are listed".to_owned());
-            let referrers = self.cached_referrers(place, subject).await?.ok_or(PullError::NoRule)?;
+            let referrers =
+                self.cached_referrers(place, subject).await?.ok_or_else(|| place.unfilled(PullError::NoRule))?;
             return Ok(ReferrerList { referrers, outcome: Outcome::Hit, listed: None });
         };
         match self.list(place, fill, What::Referrers(subject.clone()), asker).await {

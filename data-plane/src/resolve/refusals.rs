@@ -213,6 +213,7 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::TooStale { .. }
         | PullError::StoreAway
         | PullError::NoSnapshot
+        | PullError::LeftOut { .. }
         | PullError::Busy => None,
     }
 }

@@ -112,7 +112,7 @@ impl Resolver {
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
         let began = self.now();
-        let fill = place.fill.as_ref().ok_or(PullError::NoRule)?;
+        let fill = place.fill.as_ref().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let live = within_limit(self.repositories.live(&place.repository)).await?;
         if live.is_none() {
             return Err(PullError::NotFound { asked: Asked::Repository, rule: None });
@@ -138,7 +138,7 @@ impl Resolver {
         platforms: &[String],
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
-        let fill = place.fill.as_ref().ok_or(PullError::NoRule)?;
+        let fill = place.fill.as_ref().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let from = match reference {
             Reference::Tag(tag) => self.meant(place, tag).await?,
             Reference::Digest(digest) => {
@@ -411,7 +411,7 @@ impl Resolver {
         platforms: &Platforms,
         ahead: &Ahead,
     ) -> Result<(), PullError> {
-        let fill = place.fill.as_ref().ok_or(PullError::NoRule)?;
+        let fill = place.fill.as_ref().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let resolved = self.manifest(place, &Reference::Digest(digest.clone()), None).await?;
         self.whole(place, fill, &resolved, platforms, ahead).await
     }

@@ -245,6 +245,7 @@ pub(super) fn why(error: &PullError) -> Unconfirmed {
         | PullError::TooStale { .. }
         | PullError::StoreAway
         | PullError::NoSnapshot
+        | PullError::LeftOut { .. }
         | PullError::Busy => Unconfirmed::Away,
     }
 }

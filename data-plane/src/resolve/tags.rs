@@ -31,7 +31,7 @@ impl Resolver {
     pub(crate) async fn tags(&self, place: &Place, page: &TagPage, asker: Option<Uuid>) -> Result<TagList, PullError> {
         let Some(fill) = &place.fill else {
             trail::because(|| "no rule covers this name: the tags that are cached are listed".to_owned());
-            return self.cached_tags(place, page, Outcome::Hit).await?.ok_or(PullError::NoRule);
+            return self.cached_tags(place, page, Outcome::Hit).await?.ok_or_else(|| place.unfilled(PullError::NoRule));
         };
         match self.list(place, fill, What::Tags, asker).await {
             Ok(listed) => Ok(TagList::page_of(&listed, page)),

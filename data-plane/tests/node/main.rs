@@ -7,6 +7,7 @@
 
 mod drain;
 mod edge;
+mod events;
 mod ground;
 mod outages;
 mod peers;
@@ -14,5 +15,6 @@ mod program;
 #[path = "../several/published.rs"]
 mod published;
 mod records;
+mod replica;
 mod snapshots;
 mod switch;

@@ -194,150 +194,16 @@ async fn news_come_from_the_store_while_the_control_plane_takes_calls_and_says_n
 }
 
 mod replicas {
-    //! Control planes that only stream and take reports.
+    //! Several control planes, of which one goes away.
 
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use entrepot_domain::Digest;
-    use entrepot_proto::node::v1 as pb;
-    use entrepot_proto::node::v1::nodes_server::{Nodes, NodesServer};
     use entrepot_test_support::images;
     use entrepot_test_support::tls::Authority;
-    use tokio::sync::mpsc;
-    use tokio::task::JoinHandle;
-    use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-    use tokio_util::sync::CancellationToken;
-    use tonic::transport::{Identity, Server, ServerTlsConfig};
-    use tonic::{Request, Response, Status, Streaming};
 
     use super::*;
-
-    /// A replica that sends one snapshot to whoever watches.
-    struct Replica {
-        url: String,
-        state: Arc<State>,
-        server: JoinHandle<()>,
-    }
-
-    #[derive(Default)]
-    struct State {
-        published: Mutex<Option<Published>>,
-        watchers: AtomicUsize,
-        reports: AtomicUsize,
-        said: Mutex<Vec<pb::WatchSnapshotRequest>>,
-        stopped: CancellationToken,
-    }
-
-    impl State {
-        fn there(&self) -> Result<(), Status> {
-            if self.stopped.is_cancelled() { Err(Status::unavailable("stopped")) } else { Ok(()) }
-        }
-    }
-
-    struct Service(Arc<State>);
-
-    #[tonic::async_trait]
-    impl Nodes for Service {
-        type WatchSnapshotStream = ReceiverStream<Result<pb::WatchSnapshotResponse, Status>>;
-
-        async fn watch_snapshot(
-            &self,
-            request: Request<Streaming<pb::WatchSnapshotRequest>>,
-        ) -> Result<Response<Self::WatchSnapshotStream>, Status> {
-            self.0.there()?;
-            assert!(request.metadata().contains_key("authorization"));
-            self.0.watchers.fetch_add(1, Ordering::SeqCst);
-            let (say, said) = mpsc::channel(64);
-            if let Some(published) = self.0.published.lock().unwrap().clone() {
-                for (at, chunk) in published.bytes.chunks(100).enumerate() {
-                    let head = if at == 0 { serde_json::to_vec(&published.head).unwrap() } else { Vec::new() };
-                    let last = (at + 1) * 100 >= published.bytes.len();
-                    let part = pb::WatchSnapshotResponse { head, chunk: chunk.to_vec(), last };
-                    say.try_send(Ok(part)).expect("a small snapshot");
-                }
-            }
-            let (state, mut incoming) = (self.0.clone(), request.into_inner());
-            tokio::spawn(async move {
-                let hear = async {
-                    while let Ok(Some(message)) = incoming.message().await {
-                        state.said.lock().unwrap().push(message);
-                    }
-                };
-                state.stopped.run_until_cancelled(hear).await;
-                drop(say);
-            });
-            Ok(Response::new(ReceiverStream::new(said)))
-        }
-
-        type TakeQuestionsStream = ReceiverStream<Result<pb::TakeQuestionsResponse, Status>>;
-
-        /// As a release that has no questions.
-        async fn take_questions(
-            &self,
-            _: Request<Streaming<pb::TakeQuestionsRequest>>,
-        ) -> Result<Response<Self::TakeQuestionsStream>, Status> {
-            Err(Status::unimplemented("no questions here"))
-        }
-
-        /// As a release that has no jobs.
-        async fn lease_jobs(
-            &self,
-            _: Request<pb::LeaseJobsRequest>,
-        ) -> Result<Response<pb::LeaseJobsResponse>, Status> {
-            Err(Status::unimplemented("no jobs here"))
-        }
-
-        async fn report_job(
-            &self,
-            _: Request<pb::ReportJobRequest>,
-        ) -> Result<Response<pb::ReportJobResponse>, Status> {
-            Err(Status::unimplemented("no jobs here"))
-        }
-
-        async fn report_events(
-            &self,
-            _: Request<pb::ReportEventsRequest>,
-        ) -> Result<Response<pb::ReportEventsResponse>, Status> {
-            self.0.there()?;
-            self.0.reports.fetch_add(1, Ordering::SeqCst);
-            Ok(Response::new(pb::ReportEventsResponse {}))
-        }
-    }
-
-    impl Replica {
-        async fn start(tls: Option<&Authority>) -> Self {
-            let (listener, addr) = crate::ground::loopback().await;
-            let state = Arc::new(State::default());
-            let mut server = Server::builder();
-            if let Some(authority) = tls {
-                let (certificate, key) = authority.certificate_for(&["127.0.0.1"]);
-                let identity = Identity::from_pem(certificate, key);
-                server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
-            }
-            let serving = server
-                .add_service(NodesServer::new(Service(state.clone())))
-                .serve_with_incoming(TcpListenerStream::new(listener));
-            let server = tokio::spawn(async move { serving.await.unwrap() });
-            let scheme = if tls.is_some() { "https" } else { "http" };
-            Self { url: format!("{scheme}://{addr}"), state, server }
-        }
-
-        fn watchers(&self) -> usize {
-            self.state.watchers.load(Ordering::SeqCst)
-        }
-
-        fn reports(&self) -> usize {
-            self.state.reports.load(Ordering::SeqCst)
-        }
-    }
-
-    impl Drop for Replica {
-        fn drop(&mut self) {
-            self.state.stopped.cancel();
-            self.server.abort();
-        }
-    }
+    use crate::replica::Replica;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_node_moves_on_to_another_control_plane_with_its_stream_and_its_reports() {

@@ -1,5 +1,6 @@
 //! A store that can be switched off, that can be slow, and that remembers whose uploads were given up.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
@@ -17,6 +18,8 @@ pub(crate) struct Switch {
     aborted: Mutex<Vec<String>>,
     /// The object whose next reader waits.
     held: Mutex<Option<(Key, Held)>>,
+    /// How often it was asked, by what for and in which folder.
+    asked: Mutex<BTreeMap<(&'static str, String), usize>>,
 }
 
 /// Tells that a reader waits, and when it may go on.
@@ -25,7 +28,13 @@ type Held = (oneshot::Sender<()>, oneshot::Receiver<()>);
 impl Switch {
     pub(crate) fn open(folder: &Path) -> Self {
         let local = LocalStore::open(folder).unwrap();
-        Self { local, away: AtomicBool::new(false), aborted: Mutex::default(), held: Mutex::default() }
+        Self {
+            local,
+            away: AtomicBool::new(false),
+            aborted: Mutex::default(),
+            held: Mutex::default(),
+            asked: Mutex::default(),
+        }
     }
 
     /// Goes away, or comes back.
@@ -45,6 +54,18 @@ impl Switch {
         self.aborted.lock().unwrap().clone()
     }
 
+    /// How often it was asked since the last time, by what for and in which folder.
+    pub(crate) fn take_asked(&self) -> BTreeMap<(&'static str, String), usize> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+
+    /// Counts a request below `path`.
+    fn count(&self, what: &'static str, path: &str) -> Result<&LocalStore, Error> {
+        let folder = path.split('/').next().unwrap_or_default().to_owned();
+        *self.asked.lock().unwrap().entry((what, folder)).or_default() += 1;
+        self.there()
+    }
+
     fn there(&self) -> Result<&LocalStore, Error> {
         if self.away.load(Ordering::SeqCst) { Err(Error::Away("switched off".into())) } else { Ok(&self.local) }
     }
@@ -53,15 +74,15 @@ impl Switch {
 #[async_trait::async_trait]
 impl BlobStore for Switch {
     async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
-        self.there()?.put_once(key, bytes).await
+        self.count("put_once", key.as_str())?.put_once(key, bytes).await
     }
 
     async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
-        self.there()?.put(key, bytes).await
+        self.count("put", key.as_str())?.put(key, bytes).await
     }
 
     async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
-        self.there()?.replace_if(key, expected, bytes).await
+        self.count("replace_if", key.as_str())?.replace_if(key, expected, bytes).await
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
@@ -70,39 +91,39 @@ impl BlobStore for Switch {
             let _ = waits.send(());
             let _ = released.await;
         }
-        self.there()?.get(key).await
+        self.count("get", key.as_str())?.get(key).await
     }
 
     async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
-        self.there()?.get_content(key, digest).await
+        self.count("get", key.as_str())?.get_content(key, digest).await
     }
 
     async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
-        self.there()?.put_content(key, digest, bytes).await
+        self.count("put", key.as_str())?.put_content(key, digest, bytes).await
     }
 
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
-        self.there()?.head(key).await
+        self.count("head", key.as_str())?.head(key).await
     }
 
     async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
-        self.there()?.read(key, range, digest).await
+        self.count("read", key.as_str())?.read(key, range, digest).await
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
-        self.there()?.list(prefix, start_after, limit).await
+        self.count("list", prefix.as_str())?.list(prefix, start_after, limit).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
-        self.there()?.delete(key).await
+        self.count("delete", key.as_str())?.delete(key).await
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
-        self.there()?.begin_upload(key).await
+        self.count("begin_upload", key.as_str())?.begin_upload(key).await
     }
 
     async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error> {
         self.aborted.lock().unwrap().push(owner.to_string());
-        self.there()?.abort_uploads(owner).await
+        self.count("list", "uploads")?.abort_uploads(owner).await
     }
 }

@@ -39,6 +39,7 @@ pub(crate) fn snapshot(
         upstream_uid: Uuid::from_u128(1).to_string(),
         upstream_prefix: String::new(),
         freshness: Some(freshness.clone()),
+        minimum_reader: 0,
     };
     pb::Snapshot {
         version: Some(pb::SnapshotVersion { epoch: 1, revision }),
@@ -59,8 +60,10 @@ pub(crate) fn snapshot(
             uid: Uuid::from_u128(2).to_string(),
             principal_id: "puller".to_owned(),
             permission_set: "PULLER".to_owned(),
-            access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash }],
+            access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash, minimum_reader: 0 }],
+            minimum_reader: 0,
         }],
+        minimum_reader: 0,
     }
 }
 

@@ -1,11 +1,18 @@
 //! Events: what nodes learn while they serve.
+//!
+//! Nodes and control planes are of different releases during an upgrade. So an event goes through a node as bytes, and
+//! one that says something that is not known here is [`Unread::Unknown`]: neither wrong nor to be dropped, but for a
+//! later release.
 
 use chrono::{DateTime, Utc};
+use entrepot_domain::digest::DigestError;
 use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{Digest, MediaType, RepositoryName, Tag};
+use prost::Message as _;
+use prost::bytes::Bytes;
 use uuid::Uuid;
 
-use super::{Violations, template, time, timestamp};
+use super::{READER, Violations, template, time, timestamp};
 use crate::node::v1 as wire;
 
 /// The longest platform; `os/architecture/variant` of 32 bytes each fits.
@@ -86,13 +93,37 @@ pub struct Image {
     pub cache_time: DateTime<Utc>,
 }
 
+/// Why there is no event to be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unread {
+    /// It is of a later release, which knows what this field says.
+    #[error("`{field}` is of a later release than this one")]
+    Unknown {
+        /// Which field, from the request on.
+        field: String,
+    },
+    /// No release can read it; every field that is wrong.
+    #[error(transparent)]
+    Wrong(#[from] Violations),
+}
+
+/// A report of events, as nodes put it into the store and send it.
+pub fn report<'e>(node_id: &str, events: impl IntoIterator<Item = &'e wire::Event>) -> wire::ReportEventsRequest {
+    let events = events.into_iter().map(|event| Bytes::from(event.encode_to_vec())).collect();
+    wire::ReportEventsRequest { node_id: node_id.to_owned(), events }
+}
+
 impl Event {
     /// Reads the event at `field` of a request.
     ///
     /// # Errors
-    /// With every field that is wrong.
-    pub fn read(field: &str, event: &wire::Event) -> Result<Self, Violations> {
-        let mut read = Reader { field, violations: Violations::default() };
+    /// If it is of a later release, or with every field that is wrong.
+    pub fn read(field: &str, event: &[u8]) -> Result<Self, Unread> {
+        let event = wire::Event::decode(event).map_err(|error| Violations::one(field, error))?;
+        let mut read = Reader { field, violations: Violations::default(), unknown: None };
+        if event.minimum_reader > READER {
+            read.unknown::<()>("minimum_reader");
+        }
         let id = read.parse("event_id", &event.event_id);
         let repository = read.parse("repository", &event.repository);
         let incarnation = read.parse("incarnation", &event.incarnation);
@@ -102,10 +133,14 @@ impl Event {
             Some(wire::event::Kind::TagMoved(moved)) => moved_kind(&mut read, moved),
             Some(wire::event::Kind::Pulled(pulled)) => pulled_kind(&mut read, pulled),
             Some(wire::event::Kind::ConfigCached(cached)) => config_kind(&mut read, cached),
-            None => read.wrong("kind", "must be set; this control plane may be older than the node"),
+            None => read.unknown("kind"),
         };
+        // What looks wrong may be right in a later release.
+        if let Some(field) = read.unknown {
+            return Err(Unread::Unknown { field });
+        }
         let event = (|| Some(Self { id: id?, repository: repository?, incarnation: incarnation?, kind: kind? }))();
-        read.violations.finish(event)
+        Ok(read.violations.finish(event)?)
     }
 
     /// Writes the event, which happened at `time`.
@@ -116,6 +151,7 @@ impl Event {
             repository: self.repository.to_string(),
             incarnation: self.incarnation.to_string(),
             kind: Some(self.kind.to_wire()),
+            minimum_reader: 0,
         }
     }
 }
@@ -168,6 +204,8 @@ impl Image {
 struct Reader<'a> {
     field: &'a str,
     violations: Violations,
+    /// The first field that says something of a later release.
+    unknown: Option<String>,
 }
 
 impl Reader<'_> {
@@ -179,8 +217,31 @@ impl Reader<'_> {
         if text.is_empty() { Some(None) } else { self.parse(name, text).map(Some) }
     }
 
+    fn digest(&mut self, name: &str, text: &str) -> Option<Digest> {
+        match text.parse() {
+            Err(DigestError::UnknownAlgorithm) => self.unknown(name),
+            read => self.violations.take(&format!("{}.{name}", self.field), read),
+        }
+    }
+
+    fn optional_digest(&mut self, name: &str, text: &str) -> Option<Option<Digest>> {
+        if text.is_empty() { Some(None) } else { self.digest(name, text).map(Some) }
+    }
+
+    fn media_type(&mut self, name: &str, text: &str) -> Option<MediaType> {
+        match text.parse() {
+            Err(_) if text.contains('/') => self.unknown(name),
+            read => self.violations.take(&format!("{}.{name}", self.field), read),
+        }
+    }
+
     fn time(&mut self, name: &str, wire: Option<&prost_types::Timestamp>) -> Option<DateTime<Utc>> {
         wire.and_then(time).or_else(|| self.wrong(name, "must be a timestamp"))
+    }
+
+    fn unknown<T>(&mut self, name: &str) -> Option<T> {
+        self.unknown.get_or_insert_with(|| format!("{}.{name}", self.field));
+        None
     }
 
     fn wrong<T>(&mut self, name: &str, why: &str) -> Option<T> {
@@ -207,14 +268,14 @@ fn created_kind(read: &mut Reader<'_>, created: &wire::RepositoryCreated) -> Opt
 }
 
 fn image(read: &mut Reader<'_>, cached: &wire::ImageCached) -> Option<Image> {
-    let digest = read.parse("image_cached.digest", &cached.digest);
-    let media_type = read.parse("image_cached.media_type", &cached.media_type);
+    let digest = read.digest("image_cached.digest", &cached.digest);
+    let media_type = read.media_type("image_cached.media_type", &cached.media_type);
     let manifest_size_bytes = read.size("image_cached.manifest_size_bytes", cached.manifest_size_bytes);
     let content_size_bytes = read.size("image_cached.content_size_bytes", cached.content_size_bytes);
     let platforms: Option<_> =
         cached.platforms.iter().map(|platform| read.platform("image_cached.platforms", platform)).collect();
-    let children: Option<_> = cached.children.iter().map(|child| read.parse("image_cached.children", child)).collect();
-    let config = read.optional("image_cached.config_digest", &cached.config_digest);
+    let children: Option<_> = cached.children.iter().map(|child| read.digest("image_cached.children", child)).collect();
+    let config = read.optional_digest("image_cached.config_digest", &cached.config_digest);
     let cache_time = read.time("image_cached.cache_time", cached.cache_time.as_ref());
     Some(Image {
         digest: digest?,
@@ -230,7 +291,7 @@ fn image(read: &mut Reader<'_>, cached: &wire::ImageCached) -> Option<Image> {
 
 fn moved_kind(read: &mut Reader<'_>, moved: &wire::TagMoved) -> Option<Kind> {
     let tag = read.parse("tag_moved.tag", &moved.tag);
-    let digest = read.optional("tag_moved.digest", &moved.digest);
+    let digest = read.optional_digest("tag_moved.digest", &moved.digest);
     let validate_time = match &moved.validate_time {
         Some(wire) => read.time("tag_moved.validate_time", Some(wire)).map(Some),
         None => Some(None),
@@ -239,13 +300,13 @@ fn moved_kind(read: &mut Reader<'_>, moved: &wire::TagMoved) -> Option<Kind> {
 }
 
 fn pulled_kind(read: &mut Reader<'_>, pulled: &wire::Pulled) -> Option<Kind> {
-    let digest = read.parse("pulled.digest", &pulled.digest);
+    let digest = read.digest("pulled.digest", &pulled.digest);
     let pull_time = read.time("pulled.pull_time", pulled.pull_time.as_ref());
     Some(Kind::Pulled { digest: digest?, pull_time: pull_time? })
 }
 
 fn config_kind(read: &mut Reader<'_>, cached: &wire::ConfigCached) -> Option<Kind> {
-    let digest = read.parse("config_cached.digest", &cached.digest);
+    let digest = read.digest("config_cached.digest", &cached.digest);
     let platform = read.platform("config_cached.platform", &cached.platform);
     Some(Kind::ConfigCached { digest: digest?, platform: platform? })
 }
@@ -292,7 +353,7 @@ mod tests {
         ] {
             let repository = "hub/nginx".parse().unwrap();
             let event = Event { id: Uuid::nil(), repository, incarnation: Uuid::nil(), kind };
-            assert_eq!(Event::read("events[0]", &event.to_wire(at)), Ok(event));
+            assert_eq!(Event::read("events[0]", &event.to_wire(at).encode_to_vec()), Ok(event));
         }
     }
 
@@ -301,11 +362,31 @@ mod tests {
         let mut wrong =
             event(Some(wire::event::Kind::TagMoved(wire::TagMoved { digest: "latest".into(), ..Default::default() })));
         wrong.repository = "Hub".into();
-        let violations = Event::read("events[7]", &wrong).unwrap_err();
+        let Err(Unread::Wrong(violations)) = Event::read("events[7]", &wrong.encode_to_vec()) else { panic!() };
         let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, ["events[7].repository", "events[7].tag_moved.tag", "events[7].tag_moved.digest"]);
-        assert!(
-            Event::read("events[0]", &event(None)).unwrap_err().to_string().contains("`events[0].kind` must be set")
-        );
+        assert!(matches!(Event::read("events[0]", b"no event"), Err(Unread::Wrong(_))));
+    }
+
+    #[test]
+    fn what_a_later_release_says_is_unknown_and_never_wrong() {
+        let unknown = |event: &wire::Event| match Event::read("events[0]", &event.encode_to_vec()) {
+            Err(Unread::Unknown { field }) => field,
+            other => panic!("{other:?}"),
+        };
+        // Neither its kind is known, nor whether it has a repository at all.
+        assert_eq!(unknown(&wire::Event::default()), "events[0].kind");
+        let pulled = |digest: &str| {
+            let pulled = wire::Pulled { digest: digest.to_owned(), pull_time: Some(timestamp(DateTime::UNIX_EPOCH)) };
+            event(Some(wire::event::Kind::Pulled(pulled)))
+        };
+        let known = pulled(&Digest::sha256(b"").to_string());
+        assert!(Event::read("events[0]", &known.encode_to_vec()).is_ok());
+        assert_eq!(unknown(&wire::Event { minimum_reader: READER + 1, ..known }), "events[0].minimum_reader");
+        assert_eq!(unknown(&pulled(&format!("blake3:{}", "a".repeat(64)))), "events[0].pulled.digest");
+        let image =
+            wire::ImageCached { media_type: "application/vnd.example.later+json".to_owned(), ..Default::default() };
+        let image = event(Some(wire::event::Kind::ImageCached(image)));
+        assert_eq!(unknown(&image), "events[0].image_cached.media_type");
     }
 }

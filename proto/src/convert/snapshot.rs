@@ -41,6 +41,7 @@ pub fn rule_to_wire(rule: &Rule) -> wire::SnapshotRule {
         upstream_uid: rule.upstream_uid.to_string(),
         upstream_prefix: rule.upstream_prefix.path().to_owned(),
         freshness: Some(freshness::to_snapshot(&rule.freshness)),
+        minimum_reader: 0,
     }
 }
 

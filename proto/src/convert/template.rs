@@ -165,10 +165,11 @@ pub fn from_snapshot(template: &node::SnapshotTemplate) -> Result<Template, Viol
     let uid = violations.take("uid", template.uid.parse());
     let id = violations.take("template_id", template.template_id.parse());
     let prefix = violations.take("prefix", template.prefix.parse());
+    let tag_mutability =
+        violations.take("settings.tag_mutability", mutability_from_snapshot(template.settings.as_ref()));
     let template = (|| {
-        let settings = settings_from_node(template.settings.as_ref());
-        let (tag_mutability, resource_tags) = (settings.tag_mutability, settings.resource_tags);
-        Some(Template { uid: uid?, id: id?, prefix: prefix?, tag_mutability, resource_tags })
+        let resource_tags = settings_from_node(template.settings.as_ref()).resource_tags;
+        Some(Template { uid: uid?, id: id?, prefix: prefix?, tag_mutability: tag_mutability?, resource_tags })
     })();
     violations.finish(template)
 }
@@ -180,7 +181,18 @@ pub fn to_snapshot(template: &Template) -> node::SnapshotTemplate {
         template_id: template.id.to_string(),
         prefix: template.prefix.to_string(),
         settings: Some(settings_to_node(&template.settings())),
+        minimum_reader: 0,
     }
+}
+
+/// Reads whether tags may move. What is not known here must not be overlooked: it may forbid that.
+fn mutability_from_snapshot(settings: Option<&node::RepositorySettings>) -> Result<TagMutability, String> {
+    let Some(settings) = settings.filter(|settings| !settings.tag_mutability.is_empty()) else {
+        return Ok(TagMutability::default());
+    };
+    let exclusions: Result<Vec<_>, _> = settings.tag_mutability_exclusions.iter().map(|text| text.parse()).collect();
+    let exclusions = exclusions.map_err(|error| format!("{error}"))?;
+    TagMutability::new(&settings.tag_mutability, exclusions).map_err(|error| error.to_string())
 }
 
 /// Reads what a repository is created with; what is not known here is left out.

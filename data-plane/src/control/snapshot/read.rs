@@ -1,0 +1,246 @@
+//! Reads a snapshot as far as this release understands it.
+//!
+//! A fleet has nodes of two releases while it is upgraded. What an older one does not understand is left out, item by
+//! item, so that everything else, and above all what was revoked, goes on arriving.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrono::DateTime;
+use entrepot_domain::{NamespacePrefix, PrefixMap, Rule, Secret};
+use entrepot_proto::convert::access::PermissionSet;
+use entrepot_proto::convert::{READER, Violations, snapshot as convert, template};
+use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::chain;
+use entrepot_trust::ClusterKey;
+use entrepot_trust::access_key::{AccessKeyHash, HashError};
+use entrepot_trust::cluster_key::UnsealError;
+use prost::Message as _;
+use uuid::Uuid;
+
+use super::{AccessKey, Clients, Item, LeftOut, Snapshot, Source, Version};
+use crate::budget::AccountHandle;
+
+/// Why a snapshot cannot be run, or something in it not be understood.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    /// Not the bytes of a snapshot.
+    #[error("the snapshot cannot be decoded")]
+    Decode(#[from] prost::DecodeError),
+    /// The control plane says that this release must not run it, or not use an item of it.
+    #[error("it is for readers from {minimum} on, and this release is reader {READER}: upgrade this node")]
+    TooNew {
+        /// The least reader that may.
+        minimum: i32,
+    },
+    /// Something in it breaks a rule that the control plane should have kept, or follows a rule of a later release.
+    #[error(transparent)]
+    Malformed(#[from] Violations),
+    /// A uid in it is none.
+    #[error("{field} `{value}` is no uid")]
+    Uid {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        value: String,
+    },
+    /// A permission set that this release does not know.
+    #[error("the permission set `{0}` is not known here")]
+    PermissionSet(String),
+    /// A rule without its upstream.
+    #[error("the upstream {0} is not there or not understood here")]
+    Upstream(Uuid),
+    /// A secret in it does not open with this node's cluster key.
+    #[error("a secret of the snapshot does not open with this node's cluster key: {what}")]
+    Sealed {
+        /// Which secret.
+        what: String,
+    },
+    /// A secret in it was sealed in the manner of a later release.
+    #[error("{what} was sealed in a manner that is not known here")]
+    Seal {
+        /// Which secret.
+        what: String,
+    },
+    /// The hash of a secret is of a kind that this release does not know.
+    #[error(transparent)]
+    Hash(#[from] HashError),
+    /// A password is no text.
+    #[error("the password is no text")]
+    Password,
+    /// A client cannot be made for one of its upstreams.
+    #[error("no client can be made for it")]
+    Client(#[from] entrepot_upstream::BuildError),
+}
+
+/// Reads the items of one snapshot.
+struct Reader<'r> {
+    key: &'r ClusterKey,
+    previous: Option<&'r Snapshot>,
+    clients: &'r Clients,
+    left_out: Vec<LeftOut>,
+}
+
+impl Snapshot {
+    /// Reads a snapshot whose signature was checked. Clients of upstreams that have not changed are taken over from
+    /// `previous`, with their connections and tokens. Takes time: it does not belong on a thread that serves.
+    pub(crate) fn decode(
+        bytes: &[u8],
+        key: &ClusterKey,
+        previous: Option<&Self>,
+        clients: &Clients,
+    ) -> Result<Self, SnapshotError> {
+        let wire = pb::Snapshot::decode(bytes)?;
+        readable(wire.minimum_reader)?;
+        let version = wire.version.unwrap_or_default();
+        let version = Version { epoch: version.epoch, revision: version.revision };
+        let registry_id = uid("registry_id", &wire.registry_id)?;
+        let mut read = Reader { key, previous, clients, left_out: Vec::new() };
+        let upstreams = read.upstreams(&wire.upstreams)?;
+        let rules = read.rules(&wire.rules, &upstreams)?;
+        let templates = read.templates(&wire.templates)?;
+        let (principals, access_keys) = read.principals(wire.principals)?;
+        let build_time =
+            wire.build_time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?));
+        let left_out = read.left_out;
+        Ok(Self { version, registry_id, build_time, rules, templates, upstreams, principals, access_keys, left_out })
+    }
+}
+
+impl Reader<'_> {
+    /// The item, or the note that it is left out.
+    ///
+    /// # Errors
+    /// If this node has another cluster key: then it is nothing that a release does not understand.
+    fn item<T>(&mut self, item: String, read: Result<T, SnapshotError>) -> Result<Item<T>, SnapshotError> {
+        match read {
+            Ok(value) => Ok(Item::Understood(Arc::new(value))),
+            Err(error @ SnapshotError::Sealed { .. }) => Err(error),
+            Err(error) => {
+                let left_out = LeftOut { item: item.into(), reason: chain(&error).to_string().into() };
+                self.left_out.push(left_out.clone());
+                Ok(Item::LeftOut(left_out))
+            }
+        }
+    }
+
+    fn upstreams(&mut self, wire: &[pb::SnapshotUpstream]) -> Result<HashMap<Uuid, Source>, SnapshotError> {
+        let mut upstreams = HashMap::new();
+        for upstream in wire {
+            let read = self.source(upstream);
+            if let Item::Understood(source) = self.item(format!("upstreams/{}", upstream.upstream_id), read)? {
+                upstreams.insert(source.upstream.uid, Source::clone(&source));
+            }
+        }
+        Ok(upstreams)
+    }
+
+    /// The upstream with its client: the one of the previous snapshot, if nothing has changed.
+    fn source(&self, wire: &pb::SnapshotUpstream) -> Result<Source, SnapshotError> {
+        readable(wire.minimum_reader)?;
+        let uid = uid("the uid", &wire.uid)?;
+        let same = self.previous.and_then(|snapshot| snapshot.upstreams.get(&uid));
+        if let Some(same) = same.filter(|source| source.upstream.revision == wire.revision) {
+            return Ok(same.clone());
+        }
+        let password = if wire.username.is_empty() { None } else { Some(self.password(uid, wire)?) };
+        let upstream = convert::upstream(wire, password)?;
+        let account = self.clients.budgets.account(&upstream);
+        let client = entrepot_upstream::Client::measured(
+            &upstream,
+            self.clients.limits,
+            &self.clients.metrics,
+            Arc::new(AccountHandle(account.clone())),
+        )?;
+        Ok(Source { upstream: Arc::new(upstream), client, account })
+    }
+
+    fn password(&self, uid: Uuid, wire: &pb::SnapshotUpstream) -> Result<Secret<String>, SnapshotError> {
+        let password = self.unsealed(convert::password_purpose(uid), &wire.sealed_password)?;
+        let password = String::from_utf8(password.expose().clone()).map_err(|_| SnapshotError::Password)?;
+        Ok(Secret::new(password))
+    }
+
+    fn rules(
+        &mut self,
+        wire: &[pb::SnapshotRule],
+        upstreams: &HashMap<Uuid, Source>,
+    ) -> Result<PrefixMap<Item<Rule>>, SnapshotError> {
+        let mut rules: Vec<(NamespacePrefix, Item<Rule>)> = Vec::with_capacity(wire.len());
+        for rule in wire {
+            let read = readable(rule.minimum_reader).and_then(|()| Ok(convert::rule(rule)?));
+            let read = read.and_then(|rule| match upstreams.contains_key(&rule.upstream_uid) {
+                true => Ok(rule),
+                false => Err(SnapshotError::Upstream(rule.upstream_uid)),
+            });
+            let item = self.item(format!("rules/{}", rule.rule_id), read)?;
+            rules.extend(rule.prefix.parse().ok().map(|prefix| (prefix, item)));
+        }
+        Ok(rules.into_iter().collect())
+    }
+
+    fn templates(
+        &mut self,
+        wire: &[pb::SnapshotTemplate],
+    ) -> Result<PrefixMap<Item<entrepot_domain::Template>>, SnapshotError> {
+        let mut templates: Vec<(NamespacePrefix, Item<entrepot_domain::Template>)> = Vec::with_capacity(wire.len());
+        for template in wire {
+            let read = readable(template.minimum_reader).and_then(|()| Ok(template::from_snapshot(template)?));
+            let item = self.item(format!("templates/{}", template.template_id), read)?;
+            templates.extend(template.prefix.parse().ok().map(|prefix| (prefix, item)));
+        }
+        Ok(templates.into_iter().collect())
+    }
+
+    /// Who may call, and with which keys.
+    #[expect(clippy::type_complexity, reason = "two maps of one list")]
+    fn principals(
+        &mut self,
+        wire: Vec<pb::SnapshotPrincipal>,
+    ) -> Result<(HashMap<Uuid, Box<str>>, HashMap<String, AccessKey>), SnapshotError> {
+        let (mut principals, mut access_keys) = (HashMap::new(), HashMap::new());
+        for principal in wire {
+            let item = format!("principals/{}", principal.principal_id);
+            let read = principal_uid(&principal);
+            let Item::Understood(uid) = self.item(item.clone(), read)? else { continue };
+            principals.insert(*uid, principal.principal_id.into());
+            for key in principal.access_keys {
+                let read = self.hash(&key);
+                if let Item::Understood(hash) = self.item(format!("{item}/accessKeys/{}", key.key_id), read)? {
+                    let key_of = AccessKey { principal_uid: *uid, hash: AccessKeyHash::clone(&hash) };
+                    access_keys.insert(key.key_id, key_of);
+                }
+            }
+        }
+        Ok((principals, access_keys))
+    }
+
+    fn hash(&self, key: &pb::SnapshotAccessKey) -> Result<AccessKeyHash, SnapshotError> {
+        readable(key.minimum_reader)?;
+        let hash = self.unsealed(convert::access_key_purpose(&key.key_id), &key.sealed_hash)?;
+        Ok(AccessKeyHash::decode(hash.expose())?)
+    }
+
+    fn unsealed(&self, what: String, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SnapshotError> {
+        self.key.unseal(&what, sealed).map_err(|error| match error {
+            UnsealError::Refused => SnapshotError::Sealed { what },
+            UnsealError::Malformed => SnapshotError::Seal { what },
+        })
+    }
+}
+
+fn principal_uid(principal: &pb::SnapshotPrincipal) -> Result<Uuid, SnapshotError> {
+    readable(principal.minimum_reader)?;
+    let set = &principal.permission_set;
+    PermissionSet::from_name(set).ok_or_else(|| SnapshotError::PermissionSet(set.clone()))?;
+    uid("the uid", &principal.uid)
+}
+
+/// Whether this release may use what is for readers from `minimum` on.
+fn readable(minimum: i32) -> Result<(), SnapshotError> {
+    if minimum > READER { Err(SnapshotError::TooNew { minimum }) } else { Ok(()) }
+}
+
+fn uid(field: &'static str, value: &str) -> Result<Uuid, SnapshotError> {
+    value.parse().map_err(|_| SnapshotError::Uid { field, value: value.to_owned() })
+}

@@ -1,0 +1,111 @@
+//! Events on their way to control planes of this release and of others, and what an idle node asks its store.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use entrepot_proto::node::v1 as pb;
+use entrepot_records::layout;
+use entrepot_store::BlobStore as _;
+use entrepot_test_support::{FakeUpstream, images, wait_until};
+use prost::Message as _;
+use uuid::Uuid;
+
+use crate::ground::{Ground, LIMIT, Node};
+use crate::replica::Replica;
+
+/// How long the bucket is watched.
+const IDLE: Duration = Duration::from_secs(60);
+/// What an idle node may ask of its bucket in that time.
+const REQUESTS: usize = 18;
+
+/// A known event with a field, and one of a kind, that only a later release knows.
+fn of_later_release() -> (Bytes, Bytes) {
+    let event = |kind| pb::Event {
+        event_id: Uuid::now_v7().to_string(),
+        repository: "demo/app".to_owned(),
+        incarnation: Uuid::now_v7().to_string(),
+        kind,
+        ..Default::default()
+    };
+    let moved = pb::TagMoved { tag: "v1".to_owned(), ..Default::default() };
+    let known = event(Some(pb::event::Kind::TagMoved(moved))).encode_to_vec();
+    let unknown = event(None).encode_to_vec();
+    // The fields 1006 and 1007, which hold text.
+    let with = |bytes: Vec<u8>, field: u8| Bytes::from([&bytes[..], &[field, 0x3e, 2, b'h', b'i']].concat());
+    (with(known, 0xf2), with(unknown, 0xfa))
+}
+
+async fn waiting(ground: &Ground) -> usize {
+    let prefix = layout::events_prefix(&"node-1".parse().unwrap());
+    ground.store.list(&prefix, None, 100).await.unwrap().len()
+}
+
+async fn node(ground: &Ground, replica: &Replica) -> Node {
+    let mut start = ground.start("node-1");
+    start.config.control_apis = vec![replica.url.parse().unwrap()];
+    let node = ground.run(start).await;
+    node.ready().await;
+    node
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_a_later_release_wait_for_it_pass_unchanged_and_hold_nobody_up() {
+    let (upstream, ground, replica) = (FakeUpstream::start().await, Ground::new(), Replica::start(None).await);
+    upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    ground.publish(1, &upstream).await;
+    let (known, unknown) = of_later_release();
+    // What this node has left in the store when it was of a later release: both in one report.
+    let report = pb::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![unknown.clone(), known.clone()] };
+    let key = layout::event(&"node-1".parse().unwrap(), Uuid::now_v7());
+    ground.store.put_once(&key, report.encode_to_vec().into()).await.unwrap();
+
+    let node = node(&ground, &replica).await;
+    let kept = || node.metric("entrepot_outbox_kept", &[]);
+    wait_until(LIMIT, "it is kept", async || kept() == 1.0).await;
+    assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
+    let taken = || replica.state.taken.lock().unwrap().clone();
+    wait_until(LIMIT, "others are taken and deleted", async || taken().len() > 1 && waiting(&ground).await == 1).await;
+    assert!(taken().contains(&known) && !taken().contains(&unknown), "a known event keeps its unknown field");
+    assert_eq!(ground.store.get(&key).await.unwrap().unwrap().bytes, report.encode_to_vec());
+
+    replica.state.is_later.store(true, Ordering::SeqCst);
+    wait_until(LIMIT, "it is taken at last", async || taken().contains(&unknown) && waiting(&ground).await == 0).await;
+    wait_until(LIMIT, "nothing is kept", async || kept() == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_delivered_from_memory_and_an_idle_node_asks_its_bucket_seldom() {
+    let (upstream, ground, replica) = (FakeUpstream::start().await, Ground::new(), Replica::start(None).await);
+    upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let published = ground.publish(1, &upstream).await;
+    *replica.state.published.lock().unwrap() = Some(published);
+    let node = node(&ground, &replica).await;
+    wait_until(LIMIT, "the outbox was listed", async || {
+        ground.store.take_asked().contains_key(&("list", "events".to_owned()))
+    })
+    .await;
+    ground.store.take_asked();
+    assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
+    wait_until(LIMIT, "the event is delivered", async || !replica.state.taken.lock().unwrap().is_empty()).await;
+    let mut asked = BTreeMap::new();
+    wait_until(LIMIT, "it is deleted", async || {
+        for (what, count) in ground.store.take_asked() {
+            *asked.entry(what).or_insert(0) += count;
+        }
+        asked.contains_key(&("delete", "events".to_owned()))
+    })
+    .await;
+    let of_events: Vec<_> =
+        asked.iter().filter(|((_, folder), _)| folder == "events").map(|(what, _)| what.0).collect();
+    assert_eq!(of_events, ["delete", "put_once"], "neither listed nor read again: {asked:?}");
+
+    tokio::time::sleep(IDLE).await;
+    let asked = ground.store.take_asked();
+    let all: usize = asked.values().sum();
+    println!("an idle node asked its store {all} times in {IDLE:?}:");
+    asked.iter().for_each(|((what, folder), count)| println!("{count:4} {what} {folder}"));
+    assert!(!asked.keys().any(|(_, folder)| folder == "events"), "{asked:?}");
+    assert!(all <= REQUESTS, "{asked:?}");
+}

@@ -1,0 +1,153 @@
+//! Control planes that only stream and take reports.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use entrepot_proto::convert::event::{Event, Unread};
+use entrepot_proto::node::v1 as pb;
+use entrepot_proto::node::v1::nodes_server::{Nodes, NodesServer};
+use entrepot_test_support::tls::Authority;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::ground::Published;
+
+/// A replica that sends one snapshot to whoever watches.
+pub(crate) struct Replica {
+    pub(crate) url: String,
+    pub(crate) state: Arc<State>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) published: Mutex<Option<Published>>,
+    watchers: AtomicUsize,
+    reports: AtomicUsize,
+    pub(crate) said: Mutex<Vec<pb::WatchSnapshotRequest>>,
+    stopped: CancellationToken,
+    /// Whether it takes events that this release does not know.
+    pub(crate) is_later: AtomicBool,
+    /// The events that it has taken, as they came.
+    pub(crate) taken: Mutex<BTreeSet<Bytes>>,
+}
+
+impl State {
+    fn there(&self) -> Result<(), Status> {
+        if self.stopped.is_cancelled() { Err(Status::unavailable("stopped")) } else { Ok(()) }
+    }
+}
+
+struct Service(Arc<State>);
+
+#[tonic::async_trait]
+impl Nodes for Service {
+    type WatchSnapshotStream = ReceiverStream<Result<pb::WatchSnapshotResponse, Status>>;
+
+    async fn watch_snapshot(
+        &self,
+        request: Request<Streaming<pb::WatchSnapshotRequest>>,
+    ) -> Result<Response<Self::WatchSnapshotStream>, Status> {
+        self.0.there()?;
+        assert!(request.metadata().contains_key("authorization"));
+        self.0.watchers.fetch_add(1, Ordering::SeqCst);
+        let (say, said) = mpsc::channel(64);
+        if let Some(published) = self.0.published.lock().unwrap().clone() {
+            for (at, chunk) in published.bytes.chunks(100).enumerate() {
+                let head = if at == 0 { serde_json::to_vec(&published.head).unwrap() } else { Vec::new() };
+                let last = (at + 1) * 100 >= published.bytes.len();
+                let part = pb::WatchSnapshotResponse { head, chunk: chunk.to_vec(), last };
+                say.try_send(Ok(part)).expect("a small snapshot");
+            }
+        }
+        let (state, mut incoming) = (self.0.clone(), request.into_inner());
+        tokio::spawn(async move {
+            let hear = async {
+                while let Ok(Some(message)) = incoming.message().await {
+                    state.said.lock().unwrap().push(message);
+                }
+            };
+            state.stopped.run_until_cancelled(hear).await;
+            drop(say);
+        });
+        Ok(Response::new(ReceiverStream::new(said)))
+    }
+
+    type TakeQuestionsStream = ReceiverStream<Result<pb::TakeQuestionsResponse, Status>>;
+
+    /// As a release that has no questions.
+    async fn take_questions(
+        &self,
+        _: Request<Streaming<pb::TakeQuestionsRequest>>,
+    ) -> Result<Response<Self::TakeQuestionsStream>, Status> {
+        Err(Status::unimplemented("no questions here"))
+    }
+
+    /// As a release that has no jobs.
+    async fn lease_jobs(&self, _: Request<pb::LeaseJobsRequest>) -> Result<Response<pb::LeaseJobsResponse>, Status> {
+        Err(Status::unimplemented("no jobs here"))
+    }
+
+    async fn report_job(&self, _: Request<pb::ReportJobRequest>) -> Result<Response<pb::ReportJobResponse>, Status> {
+        Err(Status::unimplemented("no jobs here"))
+    }
+
+    async fn report_events(
+        &self,
+        request: Request<pb::ReportEventsRequest>,
+    ) -> Result<Response<pb::ReportEventsResponse>, Status> {
+        self.0.there()?;
+        self.0.reports.fetch_add(1, Ordering::SeqCst);
+        let mut unknown = 0;
+        for event in request.into_inner().events {
+            match Event::read("event", &event) {
+                Err(Unread::Unknown { .. }) if !self.0.is_later.load(Ordering::SeqCst) => unknown += 1,
+                _ => drop(self.0.taken.lock().unwrap().insert(event)),
+            }
+        }
+        if unknown > 0 {
+            return Err(Status::unimplemented(format!("{unknown} events are of a later release")));
+        }
+        Ok(Response::new(pb::ReportEventsResponse {}))
+    }
+}
+
+impl Replica {
+    pub(crate) async fn start(tls: Option<&Authority>) -> Self {
+        let (listener, addr) = crate::ground::loopback().await;
+        let state = Arc::new(State::default());
+        let mut server = Server::builder();
+        if let Some(authority) = tls {
+            let (certificate, key) = authority.certificate_for(&["127.0.0.1"]);
+            let identity = Identity::from_pem(certificate, key);
+            server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+        }
+        let serving = server
+            .add_service(NodesServer::new(Service(state.clone())))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { serving.await.unwrap() });
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        Self { url: format!("{scheme}://{addr}"), state, server }
+    }
+
+    pub(crate) fn watchers(&self) -> usize {
+        self.state.watchers.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn reports(&self) -> usize {
+        self.state.reports.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.state.stopped.cancel();
+        self.server.abort();
+    }
+}
