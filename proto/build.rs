@@ -1,9 +1,10 @@
 //! Compiles the .proto files without protoc, keeping their comments for reflection.
 
+use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 13] = [
-    "entrepot/node/v1/nodes.proto",
+/// What operators, SDKs and the command use; and the types that errors carry as their details, which no file names.
+const PUBLIC: [&str; 14] = [
     "entrepot/v1/access_keys.proto",
     "entrepot/v1/answers.proto",
     "entrepot/v1/fills.proto",
@@ -16,15 +17,20 @@ const FILES: [&str; 13] = [
     "entrepot/v1/rules.proto",
     "entrepot/v1/templates.proto",
     "entrepot/v1/upstreams.proto",
+    "google/rpc/error_details.proto",
+    "google/rpc/status.proto",
 ];
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// What nodes and the control plane say to each other.
+const INTERNAL: [&str; 1] = ["entrepot/node/v1/nodes.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
     let mut compiler = protox::Compiler::new(["."])?;
     compiler.include_imports(true).include_source_info(true);
-    compiler.open_files(FILES)?;
-    let path = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?).join("descriptors.bin");
-    // This form keeps the fields' annotations, which the other one has no place for.
-    std::fs::write(path, compiler.encode_file_descriptor_set())?;
+    compiler.open_files(PUBLIC)?;
+    write("public_descriptors.bin", &compiler)?;
+    compiler.open_files(INTERNAL)?;
+    write("descriptors.bin", &compiler)?;
     tonic_prost_build::configure()
         .bytes(".entrepot.node.v1.ReportEventsRequest")
         .compile_fds(compiler.file_descriptor_set())?;
@@ -33,4 +39,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={folder}");
     }
     Ok(())
+}
+
+/// Writes all files that are open so far, in the form that keeps the annotations of messages and fields.
+fn write(name: &str, compiler: &protox::Compiler) -> Result<(), Box<dyn Error>> {
+    let folder = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    Ok(std::fs::write(folder.join(name), compiler.encode_file_descriptor_set())?)
 }

@@ -31,7 +31,7 @@ mod upstreams;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_proto::DESCRIPTORS;
+use entrepot_proto::PUBLIC_DESCRIPTORS;
 use entrepot_proto::node::v1::nodes_server::NodesServer;
 use entrepot_proto::v1::access_keys_server::AccessKeysServer;
 use entrepot_proto::v1::answers_server::AnswersServer;
@@ -131,7 +131,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
     if plane.reflection == Reflection::Open {
         let describe = || {
             tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         routes = routes.add_service(describe().build_v1()?).add_service(describe().build_v1alpha()?);

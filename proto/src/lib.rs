@@ -19,5 +19,8 @@ pub mod node {
     }
 }
 
-/// All .proto files, compiled, with their comments: what reflection serves.
+/// All .proto files, compiled, with their comments.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Those of them that are for operators, and the types of error details: what reflection serves.
+pub const PUBLIC_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/public_descriptors.bin"));

@@ -66,6 +66,12 @@ def reflection_lists_every_service(client):
     names = ("AccessKeys", "Answers", "Images", "LoginTokens", "Nodes", "Principals", "Repositories", "Rules", "Upstreams")
     expected = {f"entrepot.v1.{name}" for name in names}
     assert expected <= services, services
+    assert not [name for name in services if name.startswith("entrepot.node.")], services
+
+
+def reflection_knows_the_details_of_errors(client):
+    for name in ("ErrorInfo", "BadRequest", "RetryInfo", "Status"):
+        client.pool.FindMessageTypeByName(f"google.rpc.{name}")
 
 
 def a_rule_is_created_read_changed_and_deleted(client):
@@ -129,6 +135,7 @@ def a_call_with_a_wrong_token_is_refused(client):
 
 CHECKS = [
     reflection_lists_every_service,
+    reflection_knows_the_details_of_errors,
     a_rule_is_created_read_changed_and_deleted,
     a_repeated_request_gets_the_first_answer,
     repositories_and_images_are_listed,

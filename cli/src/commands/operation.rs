@@ -271,7 +271,7 @@ impl Shown for Operation {
             ("ENDED", format!("{} of {}", self.ended_count, self.item_count)),
             ("FAILED", self.failed_count.to_string()),
             ("SIZE", size(self.done_bytes)),
-            ("ACCESS KEY", self.access_key.clone()),
+            ("ACCESS KEY", self.access_key_id.clone()),
             ("BEGUN", time(self.create_time.as_ref())),
             ("END", time(self.end_time.as_ref())),
         ]

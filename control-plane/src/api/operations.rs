@@ -349,7 +349,7 @@ fn to_wire(operation: &Operation) -> pb::Operation {
         repository: operation.repository.as_ref().map(names::repository).unwrap_or_default(),
         state: state.into(),
         done: operation.end_time.is_some(),
-        access_key: operation.access_key_id.clone(),
+        access_key_id: operation.access_key_id.clone(),
         create_time: Some(timestamp(operation.create_time)),
         end_time: operation.end_time.map(timestamp),
         item_count: operation.item_count,

@@ -9,6 +9,10 @@ use entrepot_trust::access_key;
 use tonic::Code;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use uuid::Uuid;
 
 use crate::fixture::{ADMIN, Fixture, LIMIT, World, create_rule, fields, kind};
@@ -252,18 +256,35 @@ async fn health_and_reflection_are_open() {
     }
 }
 
+#[tokio::test]
+async fn reflection_knows_error_details_and_hides_what_nodes_say() {
+    let fixture = Fixture::start().await;
+    for details in ["google.rpc.ErrorInfo", "google.rpc.BadRequest", "google.rpc.RetryInfo", "google.rpc.Status"] {
+        assert!(is_reflected(&fixture, details).await, "{details}");
+    }
+    for internal in ["entrepot.node.v1.Nodes", "entrepot.node.v1.Snapshot"] {
+        assert!(!is_reflected(&fixture, internal).await, "{internal}");
+    }
+    let names = reflected_services(&fixture).await;
+    assert!(names.iter().all(|name| !name.starts_with("entrepot.node.")), "{names:?}");
+}
+
 async fn reflected_services(fixture: &Fixture) -> Vec<String> {
-    use tonic_reflection::pb::v1::ServerReflectionRequest;
-    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
-    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
-    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    let request = ServerReflectionRequest {
-        host: String::new(),
-        message_request: Some(MessageRequest::ListServices(String::new())),
-    };
-    let mut client = ServerReflectionClient::new(fixture.channel.clone());
-    let answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap();
-    let answer = answers.into_inner().message().await.unwrap().unwrap();
-    let Some(MessageResponse::ListServicesResponse(services)) = answer.message_response else { panic!("{answer:?}") };
+    let answer = reflect(fixture, MessageRequest::ListServices(String::new())).await.unwrap();
+    let MessageResponse::ListServicesResponse(services) = answer else { panic!("{answer:?}") };
     services.service.into_iter().map(|service| service.name).collect()
+}
+
+/// Whether reflection has the file of a service or message.
+async fn is_reflected(fixture: &Fixture, symbol: &str) -> bool {
+    let answer = reflect(fixture, MessageRequest::FileContainingSymbol(symbol.to_owned())).await;
+    matches!(answer, Ok(MessageResponse::FileDescriptorResponse(_)))
+}
+
+async fn reflect(fixture: &Fixture, request: MessageRequest) -> Result<MessageResponse, tonic::Status> {
+    let request = ServerReflectionRequest { host: String::new(), message_request: Some(request) };
+    let mut client = ServerReflectionClient::new(fixture.channel.clone());
+    let mut answers = client.server_reflection_info(tokio_stream::iter([request])).await?.into_inner();
+    let answer = answers.message().await?.and_then(|answer| answer.message_response);
+    answer.ok_or_else(|| tonic::Status::not_found("there is no answer"))
 }
