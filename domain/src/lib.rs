@@ -5,6 +5,7 @@
 
 pub mod breaker;
 pub mod budget;
+pub mod claim;
 pub mod digest;
 pub mod fill;
 pub mod freshness;

@@ -1,0 +1,290 @@
+//! What a claim on a digest does next: it makes sure that a pointer names content that stays while somebody needs it.
+//!
+//! A claimer looks at the pointer, brings it into order, makes its event durable, writes its link, and **looks again**:
+//! between the first look and the link a collector may have condemned or erased the content, and only a collector that
+//! condemns after the link is written is bound to find it. Nothing is answered before the second look is content.
+//!
+//! A promise (a 201, a mount, a 200 to a pusher's HEAD) counts from the second look, not from the answer: a process may
+//! sleep in between.
+//!
+//! All functions are pure and total. The planes do what they say, and a model checker runs them with every order of
+//! steps (`collection/model.rs`). What holds of claims and [collection](crate::collection) together stands there.
+
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+/// How long what was answered 201, mounted, or 200 to a pusher's HEAD stays at least, unless a setting says otherwise.
+pub const PUSH_TIME: Duration = Duration::from_hours(1);
+
+/// Content gets no pointer any more when it was begun longer ago. The [sweep](crate::collection::SWEEP_AGE) takes only
+/// content that is much older, so that no clock of a node decides.
+pub const POINTABLE_TIME: Duration = Duration::from_hours(24);
+
+/// When a claim writes the time of the last claim anew: when that is longer ago.
+pub fn renewal_time(push_time: Duration) -> Duration {
+    push_time / 4
+}
+
+/// What the pointer of a digest says; `O` names an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Pointer<O> {
+    /// There is no pointer.
+    Absent,
+    /// The content is there.
+    Live {
+        /// Where.
+        object: O,
+        /// How long ago it was claimed: the record's time or the store's own time of the record, the later one.
+        claimed_ago: Duration,
+    },
+    /// The content is there, and goes unless somebody claims it.
+    Condemned {
+        /// Where it is.
+        object: O,
+    },
+    /// There is no content.
+    Erased {
+        /// The object that is still to go, or has gone.
+        object: Option<O>,
+    },
+    /// The record is damaged.
+    Unreadable,
+}
+
+impl<O: Copy + PartialEq> Pointer<O> {
+    /// The object that readers get.
+    pub fn served_object(&self) -> Option<O> {
+        match *self {
+            Self::Live { object, .. } | Self::Condemned { object } => Some(object),
+            Self::Absent | Self::Erased { .. } | Self::Unreadable => None,
+        }
+    }
+
+    /// The object that the record names, be it only to say that it is to go.
+    pub fn named_object(&self) -> Option<O> {
+        match *self {
+            Self::Live { object, .. } | Self::Condemned { object } => Some(object),
+            Self::Erased { object } => object,
+            Self::Absent | Self::Unreadable => None,
+        }
+    }
+}
+
+/// Who claims a digest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Claimer {
+    /// A fill: it has the bytes once it has fetched them.
+    Fill,
+    /// A push of a blob: it has the bytes.
+    Push,
+    /// A mount from another repository: it has no bytes.
+    Mount,
+    /// A HEAD by a caller who may push: it has no bytes, and no link.
+    Head,
+    /// A manifest's commit, for its own digest: it has the bytes.
+    Manifest,
+    /// A manifest's commit, for a digest that it names: it has no bytes.
+    Named,
+}
+
+impl Claimer {
+    /// Whether the store is asked whether the object of a live pointer is there, with the right size.
+    pub fn checks_object(self) -> bool {
+        matches!(self, Self::Push | Self::Mount | Self::Head)
+    }
+
+    /// Whether it writes anew when the digest was claimed. What a manifest names needs no such time: the manifest's
+    /// event names it.
+    fn renews(self) -> bool {
+        self != Self::Named
+    }
+
+    /// Whether it can bring the bytes at this moment; a fill has to fetch them first.
+    fn has_bytes(self) -> bool {
+        matches!(self, Self::Push | Self::Manifest)
+    }
+}
+
+/// Content that a claimer has stored itself. Once a write of a pointer that names it was done, it is the pointer's, and
+/// the claimer has none any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Own<O> {
+    /// Where it is.
+    pub object: O,
+    /// How long ago it was begun; in a push, how long ago its session was last taken.
+    pub begun_ago: Duration,
+    /// Whether a pointer has named it.
+    pub named: Named,
+}
+
+/// Whether a pointer has named content. What was named once is never named by another write: a collector may have
+/// erased the pointer and deleted the content in between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Named {
+    /// No, and no write that names it is under way: each one that was sent was definitely lost.
+    No,
+    /// A write that names it ended with an [unknown](Written::Unknown) outcome, and the record that is there now is still
+    /// the one that this write expects: it was not done so far.
+    NotYet,
+    /// The same, but the record has changed since.
+    Perhaps,
+}
+
+/// A pointer's new value. It replaces the record that was read, and only that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Change<O> {
+    /// Live with this object, claimed now.
+    Live(O),
+    /// Condemned now.
+    Condemned(O),
+    /// Erased; this object, if any, is to go.
+    Erased(Option<O>),
+    /// The same as it says, under a new write id.
+    Rewritten,
+}
+
+/// How a conditional write ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Written {
+    /// It was done.
+    Done,
+    /// It was not done and never will be: the record had changed.
+    Lost,
+    /// Nobody knows, and it may still happen.
+    Unknown,
+}
+
+/// What follows from the first look at a pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Look<O> {
+    /// Go on with this object: check it where [`Claimer::checks_object`] says so, then write event and link.
+    Use(O),
+    /// Write this in place of what was read. If it was [done](Written::Done), go on with the object that it names;
+    /// otherwise look again.
+    Write(Change<O>),
+    /// Store the bytes as new content, then look again. A push whose bytes were only in content that is lost fails, and
+    /// its client begins anew.
+    Store,
+    /// Nobody here has the bytes: a mount begins a session, a HEAD is answered 404, a manifest
+    /// MANIFEST_BLOB_UNKNOWN (see [`give_up`]), a fill fetches.
+    Missing,
+    /// The record is damaged, and this claimer cannot mend it: 503.
+    Refuse,
+}
+
+/// What a claimer does about a pointer that it has just read from the store.
+pub fn look<O: Copy + PartialEq>(
+    pointer: &Pointer<O>,
+    claimer: Claimer,
+    own: Option<Own<O>>,
+    push_time: Duration,
+) -> Look<O> {
+    match *pointer {
+        Pointer::Live { object, claimed_ago } if is_due(claimer, claimed_ago, push_time) => {
+            Look::Write(Change::Live(object))
+        }
+        Pointer::Live { object, .. } => Look::Use(object),
+        Pointer::Condemned { object } => Look::Write(Change::Live(object)),
+        Pointer::Absent | Pointer::Erased { .. } | Pointer::Unreadable => match own {
+            Some(own) if own.begun_ago < POINTABLE_TIME && own.named != Named::Perhaps => {
+                Look::Write(Change::Live(own.object))
+            }
+            // The sweep takes what came too late, or may have been named before.
+            Some(_) => Look::Store,
+            None if claimer.has_bytes() => Look::Store,
+            None if *pointer == Pointer::Unreadable && claimer != Claimer::Fill => Look::Refuse,
+            None => Look::Missing,
+        },
+    }
+}
+
+/// What is written where the object of a pointer is missing or wrong in the store; then the claimer looks again.
+/// Never condemned: that would let the next claim bring it back.
+pub fn mend<O: Copy + PartialEq>(pointer: &Pointer<O>, bad: O) -> Option<Change<O>> {
+    (pointer.served_object() == Some(bad)).then_some(Change::Erased(Some(bad)))
+}
+
+/// What follows from the second look at a pointer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Second<O> {
+    /// The claim holds.
+    Done,
+    /// Write this in place of what was read. If it was [done](Written::Done), the claim holds; otherwise look a second
+    /// time once more.
+    Write(Change<O>),
+    /// Begin again with the first look.
+    Again,
+}
+
+/// What a claimer that goes by `object` does about the pointer that it has read after its link was written.
+pub fn look_again<O: Copy + PartialEq>(
+    pointer: &Pointer<O>,
+    object: O,
+    claimer: Claimer,
+    push_time: Duration,
+) -> Second<O> {
+    match *pointer {
+        Pointer::Live { object: seen, claimed_ago } if seen == object => {
+            if is_due(claimer, claimed_ago, push_time) {
+                Second::Write(Change::Live(object))
+            } else {
+                Second::Done
+            }
+        }
+        Pointer::Condemned { object: seen } if seen == object => Second::Write(Change::Live(object)),
+        Pointer::Live { .. }
+        | Pointer::Condemned { .. }
+        | Pointer::Absent
+        | Pointer::Erased { .. }
+        | Pointer::Unreadable => Second::Again,
+    }
+}
+
+fn is_due(claimer: Claimer, claimed_ago: Duration, push_time: Duration) -> bool {
+    claimer.renews() && claimed_ago > renewal_time(push_time)
+}
+
+/// Whether a claimer may delete content that it has stored itself: after definite answers to all its writes of the
+/// pointer, and a later read that shows another object. After an unknown outcome it is left to the sweep.
+pub fn may_drop<O: Copy + PartialEq>(own: &Own<O>, pointer: &Pointer<O>) -> bool {
+    own.named == Named::No && pointer.served_object().is_some_and(|object| object != own.object)
+}
+
+/// What a commit has just read in place of its own link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OwnLink {
+    /// Live, as this commit wrote it: with its write id.
+    Ours,
+    /// Something else: another's link of the same manifest, a tombstone, or nothing.
+    NotOurs,
+}
+
+/// Whether a commit's second look is content with its own link. Another's link is not enough, though it names the
+/// same: that one may still give up, and put its tombstone over it.
+pub fn link_holds(link: OwnLink) -> bool {
+    link == OwnLink::Ours
+}
+
+/// What a commit does about its link before it answers MANIFEST_BLOB_UNKNOWN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GiveUp {
+    /// Nothing: answer.
+    Answer,
+    /// Make an event durable, and put a tombstone in place of what was read; read again unless that was done.
+    Tombstone,
+    /// Write what was read anew (a tombstone, if there was nothing), so that a late write of ours finds another
+    /// record; read again unless that was done.
+    Fence,
+}
+
+/// What a commit that cannot go on does about its link; `any_unknown` says whether the outcome of any of its own
+/// writes of the link is not known.
+pub fn give_up(link: OwnLink, any_unknown: bool) -> GiveUp {
+    match link {
+        OwnLink::Ours => GiveUp::Tombstone,
+        OwnLink::NotOurs if any_unknown => GiveUp::Fence,
+        OwnLink::NotOurs => GiveUp::Answer,
+    }
+}
