@@ -41,9 +41,11 @@ impl Verdict {
     /// What `record` says about `incarnation`.
     pub(crate) fn of(record: Option<&RepositoryRecord>, incarnation: Uuid) -> Self {
         match record {
-            Some(record) if record.incarnation == incarnation => match record.state {
-                State::Live => Self::Live,
-                State::Deleted => Self::Dead,
+            Some(record) if record.incarnation == incarnation => match record.state.known() {
+                Some(State::Live) => Self::Live,
+                Some(State::Deleted) => Self::Dead,
+                // Another release knows.
+                None => Self::Undecided,
             },
             // The name is another's: this one came before it, or has lost against it.
             Some(record) if record.state == State::Live => Self::Dead,
@@ -92,18 +94,18 @@ pub(crate) async fn ensure(tx: &Tx<'_>, name: &RepositoryName, record: &Reposito
     Ok(is_new)
 }
 
-/// What the index keeps of a manifest link.
-pub(crate) fn image(digest: &Digest, link: &ManifestLink) -> Image {
-    Image {
+/// What the index keeps of a manifest link; `None` if it is of a kind that only another release knows.
+pub(crate) fn image(digest: &Digest, link: &ManifestLink) -> Option<Image> {
+    Some(Image {
         digest: digest.clone(),
-        media_type: link.media_type,
+        media_type: link.media_type.known()?,
         manifest_size_bytes: i64::try_from(link.size_bytes).unwrap_or(i64::MAX),
         content_size_bytes: i64::try_from(link.content_size_bytes).unwrap_or(i64::MAX),
         platforms: link.platforms.clone(),
-        children: link.children.clone(),
-        config: link.config.clone(),
+        children: link.children.iter().map(|child| child.digest.clone()).collect(),
+        config: link.config.as_ref().map(|config| config.digest.clone()),
         cache_time: link.cache_time,
-    }
+    })
 }
 
 /// Those incarnations of a batch that are alive, locked; ones that the index did not know are in it then.

@@ -19,7 +19,6 @@ mod reconcile;
 mod restore;
 mod settings;
 mod snapshot;
-mod tombstone;
 
 pub use app::{ControlPlane, Deps, FirstKey, Ready, Reflection, ServeError, StartError};
 pub use config::{Config, ConfigError, Login};

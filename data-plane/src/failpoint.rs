@@ -99,7 +99,7 @@ mod tests {
             include_str!("fill/upload.rs"),
             include_str!("resolve/manifest.rs"),
             include_str!("resolve/sync.rs"),
-            include_str!("repository.rs"),
+            include_str!("repository/writer.rs"),
         ];
         let code = code.concat();
         for name in NAMES.iter().chain(&SYNC_NAMES) {

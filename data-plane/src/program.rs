@@ -7,10 +7,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use entrepot_records::layout;
 use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain, memory};
 use entrepot_store::bucket::BucketStore;
 use entrepot_store::cache::OpenError;
-use entrepot_store::{CacheConfig, NodeCache, Store, layout};
+use entrepot_store::{CacheConfig, NodeCache, Store};
 use tracing::{error, info, warn};
 
 use crate::config::limits;

@@ -1,33 +1,36 @@
 //! Repositories as the store's records have them: what may be shown, and what a node writes when content is verified.
-//!
-//! Every write goes in one order: the content, the events that tell of it, the repository, the link, the tag. So
-//! whatever is visible is whole and will be listed, wherever a node stops.
+//! In which order that is written is said in [`entrepot_records::commit`].
 
 mod lists;
+mod writer;
 
 use std::future::Future;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use entrepot_domain::claim::Claimer;
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
-use entrepot_proto::convert::event::{Image, Kind};
-use entrepot_records::layout;
+use entrepot_records::commit::{self, FilledBlob, FilledManifest};
 use entrepot_records::layout::Parsed;
-use entrepot_records::{self as records, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
+use entrepot_records::tags::FilledTag;
+use entrepot_records::{
+    self as records, BlobLink, Claim, Claimed, Content, Kind, ManifestLink, Mendable, Origin, RepositoryRecord,
+    SettingsRecord, TagRecord, claim, layout,
+};
 use entrepot_runtime::{Clock, chain};
-use entrepot_store::{Error, Key, Store, Version};
+use entrepot_store::{Error, Key, Store};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tracing::warn;
+use serde::de::DeserializeOwned;
+use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::config::limits;
 use crate::control::{FillFrom, LeftOut, Outbox};
 use crate::error::PullError;
-use crate::failpoint;
 use crate::trail;
 
-/// How often a write is tried anew when somebody else was faster. Each try means that another one got through.
-const TRIES: usize = 16;
+/// How often content that others change meanwhile is claimed and linked anew.
+const TRIES: usize = 3;
 
 /// Reads and writes the records of repositories.
 #[derive(Clone)]
@@ -55,48 +58,72 @@ pub(crate) struct Verified {
 impl Repositories {
     /// The repository of this name, if it exists.
     pub(crate) async fn live(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
-        let found = self.record(name).await?;
-        let record = found.map(|(record, _)| record).filter(|record| record.state == State::Live);
-        Ok(record.map(|record| Live { name: name.clone(), record }))
+        let key = layout::repository(name);
+        let Some((record, _)) = records::read::<RepositoryRecord>(&*self.store, &key).await? else { return Ok(None) };
+        if let Some(why) = record.not_understood() {
+            return Err(records::not_understood(&key, why));
+        }
+        Ok(record.is_live().then(|| Live { name: name.clone(), record }))
     }
 
-    /// What lets the repository show a manifest, as far as `origin` may use it.
+    /// What lets the repository show a manifest, as far as what fills it now may use it.
     pub(crate) async fn manifest_link(
         &self,
         live: &Live,
         digest: &Digest,
-        origin: Option<Uuid>,
+        fill: Option<&FillFrom>,
     ) -> Result<Option<ManifestLink>, Error> {
         let key = layout::manifest_link(&live.name, live.record.incarnation, digest);
-        let link = records::read::<ManifestLink>(&*self.store, &key).await?.map(|(link, _)| link);
-        Ok(link.filter(|link| !link.deleted && carries_over(link.origin, origin)))
+        let Some(link) = self.read::<ManifestLink>(live, &key).await? else { return Ok(None) };
+        if link.state.known().is_none() {
+            return Err(records::not_understood(&key, format!("its state `{}` is of another release", link.state)));
+        }
+        let is_usable = link.is_live() && link.media_type.known().is_some();
+        Ok(Some(link).filter(|link| is_usable && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
     }
 
-    /// What lets the repository show a blob, as far as `origin` may use it.
+    /// What lets the repository show a blob, as far as what fills it now may use it.
     pub(crate) async fn blob_link(
         &self,
         live: &Live,
         digest: &Digest,
-        origin: Option<Uuid>,
+        fill: Option<&FillFrom>,
     ) -> Result<Option<BlobLink>, Error> {
         let key = layout::blob_link(&live.name, live.record.incarnation, digest);
-        let link = records::read::<BlobLink>(&*self.store, &key).await?.map(|(link, _)| link);
-        Ok(link.filter(|link| !link.deleted && carries_over(link.origin, origin)))
+        let Some(link) = self.read::<BlobLink>(live, &key).await? else { return Ok(None) };
+        if link.state.known().is_none() {
+            return Err(records::not_understood(&key, format!("its state `{}` is of another release", link.state)));
+        }
+        let is_live = link.is_live();
+        Ok(Some(link).filter(|link| is_live && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
     }
 
-    /// What a tag means, or that it is gone, as far as `origin` may use it.
-    pub(crate) async fn tag(&self, live: &Live, tag: &Tag, origin: Option<Uuid>) -> Result<Option<TagRecord>, Error> {
+    /// What a tag means, or that it is gone, as far as what fills the repository now may use it.
+    pub(crate) async fn tag(
+        &self,
+        live: &Live,
+        tag: &Tag,
+        fill: Option<&FillFrom>,
+    ) -> Result<Option<TagRecord>, Error> {
         let key = layout::tag(&live.name, live.record.incarnation, tag);
-        let record = records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record);
-        Ok(record.filter(|record| carries_over(record.origin, origin)))
+        let record = self.read::<TagRecord>(live, &key).await?;
+        Ok(record.filter(|record| carries_over(record.rule_uid, record.origin.as_ref(), fill)))
     }
 
-    /// At most `limit` tags that mean something, as far as `origin` may use them, in byte order, those behind `last`
-    /// only.
+    /// A tag or a link. What is damaged is as good as absent where an upstream has it, too.
+    async fn read<T: DeserializeOwned>(&self, live: &Live, key: &Key) -> Result<Option<T>, Error> {
+        if live.record.kind == Kind::Cached {
+            return Ok(records::read_mendable::<T>(&*self.store, key).await?.record());
+        }
+        Ok(records::read::<T>(&*self.store, key).await?.map(|(record, _)| record))
+    }
+
+    /// At most `limit` tags that mean something, as far as what fills the repository now may use them, in byte order,
+    /// those behind `last` only.
     pub(crate) async fn tags(
         &self,
         live: &Live,
-        origin: Option<Uuid>,
+        fill: Option<&FillFrom>,
         last: &str,
         limit: usize,
     ) -> Result<Vec<Tag>, Error> {
@@ -115,7 +142,7 @@ impl Repositories {
             let behind: Vec<Tag> = parsed.collect();
             let mut meant = stream::iter(behind)
                 .map(|tag| async move {
-                    let record = self.tag(live, &tag, origin).await?;
+                    let record = self.tag(live, &tag, fill).await?;
                     Ok::<_, Error>(record.and_then(|record| record.digest).map(|_| tag))
                 })
                 .buffered(limits::TAG_READS);
@@ -132,9 +159,56 @@ impl Repositories {
         Ok(tags)
     }
 
-    /// An object with this content, whoever it landed for.
-    pub(crate) async fn stored(&self, digest: &Digest) -> Result<Option<Key>, Error> {
-        Ok(self.store.list(&layout::blob_prefix(digest), None, 1).await?.pop())
+    /// The content of a digest, if the store has it and the upstream of `fill` has delivered it before.
+    pub(crate) async fn delivered(&self, digest: &Digest, fill: &FillFrom) -> Result<Option<Content>, Error> {
+        let host = fill.provenance().origin.host;
+        claim::find(&*self.store, digest, Some(&host), self.clock.now()).await
+    }
+
+    /// The bytes of a manifest that is linked. Where the link's object is missing or has another size, the pointer's is
+    /// taken, and linked.
+    pub(crate) async fn manifest_bytes(
+        &self,
+        live: &Live,
+        digest: &Digest,
+        link: &ManifestLink,
+    ) -> Result<Option<Bytes>, Error> {
+        let fits = |bytes: &Bytes| bytes.len() as u64 == link.size_bytes;
+        if let Some(bytes) = self.store.get_content(&link.object, digest).await?.filter(fits) {
+            return Ok(Some(bytes));
+        }
+        let Some(content) = self.elsewhere(digest, &link.object, link.size_bytes).await? else { return Ok(None) };
+        let bytes = self.store.get_content(&content.object, digest).await?.filter(fits);
+        if bytes.is_some() {
+            let key = layout::manifest_link(&live.name, live.record.incarnation, digest);
+            commit::move_manifest_link(&*self.store, &key, &link.object, &content.object).await?;
+        }
+        Ok(bytes)
+    }
+
+    /// Where a blob is that is linked. Where the link's object is missing or has another size, the pointer's is taken, and
+    /// linked.
+    pub(crate) async fn blob_content(
+        &self,
+        live: &Live,
+        digest: &Digest,
+        link: &BlobLink,
+    ) -> Result<Option<Content>, Error> {
+        if self.store.head(&link.object).await? == Some(link.size_bytes) {
+            return Ok(Some(Content { object: link.object.clone(), size_bytes: link.size_bytes }));
+        }
+        let content = self.elsewhere(digest, &link.object, link.size_bytes).await?;
+        if let Some(content) = &content {
+            let key = layout::blob_link(&live.name, live.record.incarnation, digest);
+            commit::move_blob_link(&*self.store, &key, &link.object, &content.object).await?;
+        }
+        Ok(content)
+    }
+
+    /// The content of the pointer, if that is another object, of this size.
+    async fn elsewhere(&self, digest: &Digest, object: &Key, size_bytes: u64) -> Result<Option<Content>, Error> {
+        let found = claim::find(&*self.store, digest, None, self.clock.now()).await?;
+        Ok(found.filter(|content| content.object != *object && content.size_bytes == size_bytes))
     }
 
     /// Stores a verified manifest and makes it visible, under a tag where there is one, unless the tag has been validated
@@ -147,66 +221,21 @@ impl Repositories {
         verified: &Verified,
         tag: Option<(&Tag, DateTime<Utc>)>,
     ) -> Result<Option<Uuid>, Error> {
-        let object = match self.stored(&verified.digest).await? {
-            Some(object) => object,
-            None => {
-                let object = layout::blob(&verified.digest, Uuid::now_v7());
-                self.store.put_content(&object, &verified.digest, verified.bytes.clone()).await?;
-                object
-            }
+        let settings = fill.settings();
+        let filled = FilledManifest {
+            name,
+            from: &fill.provenance(),
+            settings: settings.as_ref().ok().map(SettingsRecord::from),
+            digest: &verified.digest,
+            bytes: &verified.bytes,
+            manifest: &verified.manifest,
+            tag,
         };
-        failpoint::hit("manifest.after_object");
-        let now = self.clock.now();
-        for _ in 0..TRIES {
-            match self.try_commit_manifest(name, fill, verified, &object, tag, now).await {
-                Err(error) if error.is_conflict() => {}
-                done => return done,
-            }
+        let committed = commit::commit_manifest(&*self.store, self, &filled).await?;
+        if let (None, Err(LeftOut { item, reason })) = (committed, settings) {
+            warn!(repository.name = %name, "`{name}` is not created here, since `{item}` is left out: {reason}");
         }
-        Err(Error::Conflict)
-    }
-
-    async fn try_commit_manifest(
-        &self,
-        name: &RepositoryName,
-        fill: &FillFrom,
-        verified: &Verified,
-        object: &Key,
-        tag: Option<(&Tag, DateTime<Utc>)>,
-        now: DateTime<Utc>,
-    ) -> Result<Option<Uuid>, Error> {
-        let Some(draft) = self.draft_repository(name, fill, now).await? else { return Ok(None) };
-        let incarnation = draft.record.incarnation;
-        let link_key = layout::manifest_link(name, incarnation, &verified.digest);
-        let (old_link, link_version) = records::read::<ManifestLink>(&*self.store, &link_key).await?.unzip();
-        let mut link = link_of(verified, object, fill, now);
-        if let Some(old) = old_link.filter(|old| !old.deleted && old.origin == link.origin) {
-            link.cache_time = old.cache_time;
-        }
-        let tag_draft = match tag {
-            Some((tag, asked)) => {
-                let draft = self.draft_tag(name, incarnation, tag, Some(&verified.digest), fill, now).await?;
-                Some(draft).filter(|draft| !draft.is_overtaken(asked))
-            }
-            None => None,
-        };
-
-        let mut events: Vec<Kind> = draft.event(fill).into_iter().collect();
-        events.push(image_cached(&verified.digest, &link));
-        events.extend(tag_draft.as_ref().map(TagDraft::event));
-        self.outbox.record(name, incarnation, events).await?;
-        failpoint::hit("manifest.after_events");
-
-        draft.write(&self.store, name).await?;
-        failpoint::hit("manifest.after_repository");
-        records::replace(&*self.store, &link_key, link_version.as_ref(), &link).await?;
-        failpoint::hit("manifest.after_link");
-        self.note_referrer((name, incarnation), verified).await?;
-        if let Some(draft) = tag_draft {
-            draft.write(&self.store).await?;
-            failpoint::hit("manifest.after_tag");
-        }
-        Ok(Some(incarnation))
+        Ok(committed)
     }
 
     /// Notes that the upstream has just confirmed what a tag means. Somebody else's change in between wins.
@@ -217,9 +246,8 @@ impl Repositories {
         tag: &Tag,
         digest: &Digest,
     ) -> Result<(), Error> {
-        let incarnation = live.record.incarnation;
-        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, self.clock.now()).await?;
-        self.settle_tag(live, draft, digest).await
+        let from = fill.provenance();
+        filled_tag(live, &from, tag).confirm(&*self.store, self, digest).await
     }
 
     /// Notes what the upstream said at `validated` that a tag means, unless it has said something since. The manifest is
@@ -232,24 +260,16 @@ impl Repositories {
         digest: &Digest,
         validated: DateTime<Utc>,
     ) -> Result<(), Error> {
-        let known = self.tag(live, tag, Some(fill.origin)).await?;
-        if known.is_some_and(|known| known.validate_time >= Some(validated)) {
-            return Ok(());
-        }
-        let incarnation = live.record.incarnation;
-        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, validated).await?;
-        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
-        match draft.write(&self.store).await {
-            Err(error) if error.is_conflict() => Ok(()),
-            done => done,
-        }
+        let from = fill.provenance();
+        filled_tag(live, &from, tag).note(&*self.store, self, digest, validated).await
     }
 
     /// The revision of a tag's record, whatever that says; `None` if there is none, or no such repository.
     pub(crate) async fn tag_revision(&self, name: &RepositoryName, tag: &Tag) -> Result<Option<i64>, Error> {
         let Some(live) = self.live(name).await? else { return Ok(None) };
         let key = layout::tag(name, live.record.incarnation, tag);
-        Ok(records::read::<TagRecord>(&*self.store, &key).await?.map(|(record, _)| record.revision))
+        let record: Mendable<TagRecord> = records::read_mendable(&*self.store, &key).await?;
+        Ok(record.record().map(|record| record.revision))
     }
 
     /// Lets a tag mean `digest`, as the upstream said at `said`, if its record is still at revision `base`. Says whether
@@ -260,236 +280,94 @@ impl Repositories {
         fill: &FillFrom,
         tag: &Tag,
         base: Option<i64>,
-        (digest, said): (&Digest, DateTime<Utc>),
+        said: (&Digest, DateTime<Utc>),
     ) -> Result<bool, Error> {
-        let incarnation = live.record.incarnation;
-        let draft = self.draft_tag(&live.name, incarnation, tag, Some(digest), fill, said).await?;
-        if draft.record.revision != base.map_or(1, |base| base + 1) {
-            return Ok(false);
-        }
-        self.outbox.record(&live.name, incarnation, vec![draft.event()]).await?;
-        failpoint::hit("sync.before_tag");
-        match draft.write(&self.store).await {
-            Err(error) if error.is_conflict() => Ok(false),
-            done => done.map(|()| true),
-        }
+        let from = fill.provenance();
+        filled_tag(live, &from, tag).set_if(&*self.store, self, base, said).await
     }
 
     /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
     pub(crate) async fn drop_tag(&self, live: &Live, fill: &FillFrom, tag: &Tag, digest: &Digest) -> Result<(), Error> {
-        let incarnation = live.record.incarnation;
-        let draft = self.draft_tag(&live.name, incarnation, tag, None, fill, self.clock.now()).await?;
-        self.settle_tag(live, draft, digest).await
+        let from = fill.provenance();
+        filled_tag(live, &from, tag).forget(&*self.store, self, digest).await
     }
 
-    /// Writes what is new of a tag that meant `digest`, if it still does.
-    async fn settle_tag(&self, live: &Live, draft: TagDraft, digest: &Digest) -> Result<(), Error> {
-        if draft.old.as_ref().and_then(|old| old.digest.as_ref()) != Some(digest) {
-            return Ok(());
-        }
-        self.outbox.record(&live.name, live.record.incarnation, vec![draft.event()]).await?;
-        match draft.write(&self.store).await {
-            Err(error) if error.is_conflict() => Ok(()),
-            done => done,
-        }
-    }
-
-    /// Lets the repository show a blob that its upstream has, if the repository exists: only manifests create one.
-    pub(crate) async fn link_blob(
+    /// Lets the repository show a blob that the store has, as its upstream has just said that it may. Returns where the
+    /// blob is; `None` if its content has gone meanwhile.
+    pub(crate) async fn link_known(
         &self,
         name: &RepositoryName,
         fill: &FillFrom,
         digest: &Digest,
-        object: &Key,
-        size_bytes: u64,
         platform: Option<String>,
-    ) -> Result<(), Error> {
-        let Some(live) = self.live(name).await? else { return Ok(()) };
-        let key = layout::blob_link(name, live.record.incarnation, digest);
-        let version = records::read::<BlobLink>(&*self.store, &key).await?.map(|(_, version)| version);
-        let link = BlobLink {
-            object: object.clone(),
-            size_bytes,
-            origin: Some(fill.origin),
-            cache_time: self.clock.now(),
-            platform,
-            deleted: false,
-        };
-        if let Some(platform) = link.platform.clone() {
-            let event = Kind::ConfigCached { digest: digest.clone(), platform };
-            self.outbox.record(name, live.record.incarnation, vec![event]).await?;
-            failpoint::hit("fill.after_events");
-        }
-        match records::replace(&*self.store, &key, version.as_ref(), &link).await {
-            // Another reader wrote the same.
-            Err(error) if error.is_conflict() => {}
-            done => drop(done?),
-        }
-        failpoint::hit("fill.after_link");
-        Ok(())
+    ) -> Result<Option<Content>, Error> {
+        let claim = Claim::new(&*self.store, self, digest, Claimer::Fill);
+        self.claim_and_link(claim, digest, platform, || vec![(name.clone(), fill.clone())]).await
     }
 
-    async fn record(&self, name: &RepositoryName) -> Result<Option<(RepositoryRecord, Version)>, Error> {
-        records::read(&*self.store, &layout::repository(name)).await
-    }
-
-    /// The repository as it will be once content of `fill` is in it; `None` if it is not to be created here.
-    async fn draft_repository(
+    /// Claims a blob, and lets repositories show it. `more` says which are to be linked by now besides those before.
+    /// Returns where the blob is; `None` if there is no content to claim.
+    pub(crate) async fn claim_and_link(
         &self,
-        name: &RepositoryName,
-        fill: &FillFrom,
-        now: DateTime<Utc>,
-    ) -> Result<Option<RepositoryDraft>, Error> {
-        let rule_uid = Some(fill.rule.uid);
-        let (found, version) = self.record(name).await?.unzip();
-        let (record, change) = match found {
-            Some(record) if record.state == State::Live && record.rule_uid == rule_uid => (record, Change::None),
-            Some(record) if record.state == State::Live => {
-                (RepositoryRecord { rule_uid, update_time: now, ..record }, Change::Written)
+        mut claim: Claim<'_>,
+        digest: &Digest,
+        platform: Option<String>,
+        mut more: impl FnMut() -> Vec<(RepositoryName, FillFrom)> + Send,
+    ) -> Result<Option<Content>, Error> {
+        let mut linked: Vec<(RepositoryName, FillFrom)> = Vec::new();
+        for _ in 0..TRIES {
+            let Claimed::Content(content) = claim.take().await? else { return Ok(None) };
+            for (name, fill) in more() {
+                if !linked.iter().any(|(known, _)| *known == name) {
+                    linked.push((name, fill));
+                }
             }
-            Some(_) | None => {
-                let incarnation = Uuid::now_v7();
-                let settings = match fill.settings() {
-                    Ok(settings) => SettingsRecord::from(&settings),
-                    Err(LeftOut { item, reason }) => {
-                        warn!(repository.name = %name, "`{name}` is not created here, since `{item}` is left out: {reason}");
-                        return Ok(None);
-                    }
-                };
-                let (state, create_time, update_time) = (State::Live, now, now);
-                let automatic_sync = None;
-                let record = RepositoryRecord {
-                    incarnation,
-                    state,
-                    rule_uid,
-                    create_time,
-                    update_time,
-                    settings,
-                    automatic_sync,
-                };
-                (record, Change::Written)
+            let mut incarnations = Vec::new();
+            for (name, fill) in &linked {
+                let from = fill.provenance();
+                let filled = FilledBlob { from: &from, digest, content: &content, platform: platform.clone() };
+                match commit::link_blob(&*self.store, self, name, &filled).await {
+                    Ok(incarnation) => incarnations.extend(incarnation.map(|incarnation| (name, incarnation))),
+                    Err(error) => warn!(error = %chain(&error), "blob `{digest}` is not linked in `{name}`"),
+                }
             }
-        };
-        Ok(Some(RepositoryDraft { record, version, change }))
-    }
-
-    async fn draft_tag(
-        &self,
-        name: &RepositoryName,
-        incarnation: Uuid,
-        tag: &Tag,
-        digest: Option<&Digest>,
-        fill: &FillFrom,
-        now: DateTime<Utc>,
-    ) -> Result<TagDraft, Error> {
-        let key = layout::tag(name, incarnation, tag);
-        let (old, version) = records::read::<TagRecord>(&*self.store, &key).await?.unzip();
-        let record = TagRecord {
-            digest: digest.cloned(),
-            revision: old.as_ref().map_or(1, |old| old.revision + 1),
-            validate_time: Some(now),
-            origin: Some(fill.origin),
-        };
-        Ok(TagDraft { key, tag: tag.clone(), old, version, record })
-    }
-}
-
-struct RepositoryDraft {
-    record: RepositoryRecord,
-    version: Option<Version>,
-    change: Change,
-}
-
-#[derive(PartialEq, Eq)]
-enum Change {
-    None,
-    Written,
-}
-
-impl RepositoryDraft {
-    fn event(&self, fill: &FillFrom) -> Option<Kind> {
-        let (rule_uid, create_time) = (Some(fill.rule.uid), self.record.create_time);
-        let settings = self.record.settings.settings();
-        (self.change == Change::Written).then_some(Kind::RepositoryCreated { rule_uid, create_time, settings })
-    }
-
-    async fn write(&self, store: &Store, name: &RepositoryName) -> Result<(), Error> {
-        if self.change == Change::Written {
-            records::replace(&**store, &layout::repository(name), self.version.as_ref(), &self.record).await?;
+            if claim.holds(&content.object).await? && self.are_live(&incarnations).await? {
+                claim.drop_own().await;
+                return Ok(Some(content));
+            }
         }
-        Ok(())
-    }
-}
-
-struct TagDraft {
-    key: Key,
-    tag: Tag,
-    old: Option<TagRecord>,
-    version: Option<Version>,
-    record: TagRecord,
-}
-
-impl TagDraft {
-    /// Whether the upstream has said something to somebody else since it was asked for this. Without leases it may.
-    fn is_overtaken(&self, asked: DateTime<Utc>) -> bool {
-        let of_same_origin = self.old.as_ref().filter(|old| old.origin == self.record.origin);
-        of_same_origin.is_some_and(|old| old.validate_time > Some(asked))
+        Err(Error::Conflict)
     }
 
-    fn event(&self) -> Kind {
-        Kind::TagMoved {
-            tag: self.tag.clone(),
-            digest: self.record.digest.clone(),
-            revision: self.record.revision,
-            validate_time: self.record.validate_time,
+    async fn are_live(&self, incarnations: &[(&RepositoryName, Uuid)]) -> Result<bool, Error> {
+        for (name, incarnation) in incarnations {
+            if !commit::is_still_live(&*self.store, name, *incarnation).await? {
+                return Ok(false);
+            }
         }
-    }
-
-    async fn write(&self, store: &Store) -> Result<(), Error> {
-        records::replace(&**store, &self.key, self.version.as_ref(), &self.record).await.map(drop)
+        Ok(true)
     }
 }
 
-fn link_of(verified: &Verified, object: &Key, fill: &FillFrom, now: DateTime<Utc>) -> ManifestLink {
-    let manifest = &verified.manifest;
-    ManifestLink {
-        object: object.clone(),
-        media_type: manifest.media_type,
-        size_bytes: verified.bytes.len() as u64,
-        config: manifest.config.as_ref().and_then(|config| config.digest.clone()),
-        children: manifest.children.iter().filter_map(|child| child.digest.clone()).collect(),
-        platforms: manifest.platforms(),
-        content_size_bytes: manifest.content_size_bytes(),
-        cache_time: now,
-        origin: Some(fill.origin),
-        deleted: false,
-    }
+fn filled_tag<'a>(live: &'a Live, from: &'a records::Provenance, tag: &'a Tag) -> FilledTag<'a> {
+    FilledTag { name: &live.name, incarnation: live.record.incarnation, from, tag }
 }
 
-fn image_cached(digest: &Digest, link: &ManifestLink) -> Kind {
-    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
-    Kind::ImageCached(Image {
-        digest: digest.clone(),
-        media_type: link.media_type,
-        manifest_size_bytes: signed(link.size_bytes),
-        content_size_bytes: signed(link.content_size_bytes),
-        platforms: link.platforms.clone(),
-        children: link.children.clone(),
-        config: link.config.clone(),
-        cache_time: link.cache_time,
-    })
-}
-
-/// Whether a record of one origin means anything to a repository that is filled from another. Without a rule there is
-/// nothing to compare with: what was cached goes on being served.
-fn carries_over(record: Option<Uuid>, current: Option<Uuid>) -> bool {
-    current.is_none() || record == current
+/// Whether a record that came from there means anything to a repository that is filled so. Without a rule there is nothing
+/// to compare with: what was cached goes on being served.
+fn carries_over(rule_uid: Option<Uuid>, origin: Option<&Origin>, fill: Option<&FillFrom>) -> bool {
+    fill.is_none_or(|fill| fill.provenance().covers(rule_uid, origin))
 }
 
 /// Waits for the store, for as long as it may take, and turns its failures into the reader's.
 pub(crate) async fn within_limit<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, PullError> {
     match tokio::time::timeout(limits::STORE, work).await {
         Ok(Ok(value)) => Ok(value),
+        Ok(Err(problem @ Error::BadRecord { .. })) => {
+            error!(error = %chain(&problem), "a record cannot be used");
+            trail::because(|| format!("a record could not be used: {}", chain(&problem)));
+            Err(PullError::StoreAway)
+        }
         Ok(Err(error)) => {
             warn!(error = %chain(&error), "the store did not answer");
             trail::because(|| "the registry's storage was away".to_owned());

@@ -8,9 +8,7 @@ pub mod bucket;
 pub mod cache;
 pub mod conformance;
 pub mod key;
-pub mod layout;
 pub mod local;
-pub mod records;
 
 use std::ops::Range;
 use std::sync::Arc;

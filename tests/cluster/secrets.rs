@@ -195,7 +195,7 @@ async fn haystacks(cluster: &Cluster) -> Result<Vec<Haystack>> {
 async fn bucket(cluster: &Cluster) -> Result<Vec<u8>> {
     let store = cluster.store().await?;
     let mut everything = Vec::new();
-    for folder in ["blobs", "repositories", "uploads", "snapshot", "nodes", "events"] {
+    for folder in ["content", "blobs", "repositories", "uploads", "snapshot", "nodes", "events"] {
         let prefix = Prefix::below(folder).context("a folder")?;
         for key in store.list(&prefix, None, 10_000).await? {
             everything.extend_from_slice(key.as_str().as_bytes());

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use entrepot_data_plane::UpstreamLimits;
 use entrepot_records::layout::{self, Parsed};
+use entrepot_records::{self as records, PointerRecord};
 use entrepot_test_support::{Auth, FakeUpstream, Fault, images, wait_until};
 use futures_util::{StreamExt as _, future};
 use peak_alloc::PeakAlloc;
@@ -434,11 +435,13 @@ async fn pull(registry: &Registry, client: &reqwest::Client, path: &str, expecte
 
 /// Reads all content of the store back.
 async fn every_object_is_what_it_is_called(registry: &Registry) -> Result<usize> {
-    let keys = registry.store.list(&layout::blobs_prefix(), None, usize::MAX).await?;
+    let keys = registry.store.list(&layout::pointers_prefix(), None, usize::MAX).await?;
     for key in &keys {
-        let object = registry.store.get(key).await?.with_context(|| format!("`{key}` is listed"))?;
-        let Some(Parsed::Blob { digest, .. }) = layout::parse(key) else { anyhow::bail!("`{key}` is no content") };
-        ensure!(images::sha256(&object.bytes) == digest.to_string(), "`{key}` holds something else");
+        let Some(Parsed::Pointer { digest }) = layout::parse(key) else { anyhow::bail!("`{key}` is no pointer") };
+        let pointer = records::read::<PointerRecord>(&*registry.store, key).await?.context("the pointer")?.0;
+        let object = pointer.object.with_context(|| format!("`{key}` names an object"))?;
+        let object = registry.store.get(&object).await?.with_context(|| format!("the object of `{key}` is there"))?;
+        ensure!(images::sha256(&object.bytes) == digest.to_string(), "the object of `{key}` holds something else");
     }
     Ok(keys.len())
 }

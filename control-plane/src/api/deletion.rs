@@ -5,7 +5,8 @@ use entrepot_proto::convert::names::ImageSelector;
 use entrepot_proto::convert::{names, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_records::layout::{self, Parsed};
-use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_records::tombstone::{self, Buried};
+use entrepot_records::{self as records, ManifestLink, RepositoryRecord, TagRecord};
 
 use super::error::ApiError;
 use super::images::{self as images_api, absent};
@@ -13,7 +14,7 @@ use super::repositories as repositories_api;
 use crate::app::Plane;
 use crate::db::tags::{self, Moved};
 use crate::db::{Tx, images};
-use crate::{at_once, index, tombstone};
+use crate::{at_once, index};
 
 /// How many keys the store lists at a time.
 const LISTED: usize = 1000;
@@ -23,15 +24,15 @@ const LISTED: usize = 1000;
 struct Deleted {
     /// Tags with their tombstones' revisions.
     tags: Vec<(Tag, i64)>,
-    /// Manifests with the links that they had.
-    manifests: Vec<(Digest, ManifestLink)>,
+    /// Manifests with what is left of their links.
+    manifests: Vec<(Digest, Buried)>,
 }
 
 /// Deletes an image with all its tags, or only a tag, and returns the image as it was.
 pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<pb::Image, ApiError> {
     let (name, selector) = images_api::parse_name(&request.name)?;
     let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(&name)).await?;
-    let record = record.map(|(record, _)| record).filter(|record| record.state == State::Live);
+    let record = record.map(|(record, _)| record).filter(RepositoryRecord::is_live);
     let record = record.ok_or_else(|| repositories_api::absent(&name))?;
 
     let mut connection = plane.db.connect().await?;
@@ -67,7 +68,8 @@ async fn delete_tag(
     deleted: &mut Deleted,
 ) -> Result<Option<pb::Image>, ApiError> {
     let store = &*plane.store;
-    let Some((before, revision)) = tombstone::bury_tag(store, name, record.incarnation, tag, |_| true).await? else {
+    let (of, now) = ((name, record.incarnation), plane.clock.now());
+    let Some((before, revision)) = tombstone::bury_tag(store, of, tag, now, |_| true).await? else {
         // It may have been deleted by a call that did not get to the index.
         let stale = records::read::<TagRecord>(store, &layout::tag(name, record.incarnation, tag)).await?;
         deleted.tags.extend(stale.map(|(stale, _)| (tag.clone(), stale.revision)));
@@ -77,7 +79,7 @@ async fn delete_tag(
     let Some(digest) = before.digest else { return Ok(None) };
     let link = records::read::<ManifestLink>(store, &layout::manifest_link(name, record.incarnation, &digest)).await?;
     let tag = pb::Tag { tag: tag.to_string(), validate_time: before.validate_time.map(timestamp) };
-    Ok(link.map(|(link, _)| to_wire(name, &digest, &link, vec![tag])))
+    Ok(link.and_then(|(link, _)| to_wire(name, &digest, &link, vec![tag])))
 }
 
 /// Deletes a manifest, its tags and the children that are only its own; returns it as far as the store says.
@@ -91,16 +93,17 @@ async fn delete_manifest(
 ) -> Result<Option<pb::Image>, ApiError> {
     let store = &*plane.store;
     deleted.tags = delete_tags_of(plane, name, record, digest).await?;
+    let now = plane.clock.now();
     let bury = |digest: Digest| async move {
-        let link = tombstone::bury_manifest(store, name, record.incarnation, &digest).await?;
-        Ok::<_, ApiError>((digest, link))
+        let buried = tombstone::bury_manifest(store, (name, record.incarnation), &digest, now).await?;
+        Ok::<_, ApiError>((digest, buried))
     };
     let all = [digest.clone()].into_iter().chain(children);
     let buried: Vec<_> = at_once::all(all.map(bury)).await?;
-    deleted.manifests = buried.into_iter().filter_map(|(digest, link)| Some((digest, link?))).collect();
-    let own = deleted.manifests.iter().find(|(buried, link)| buried == digest && !link.deleted);
+    deleted.manifests = buried.into_iter().filter_map(|(digest, buried)| Some((digest, buried?))).collect();
+    let own = deleted.manifests.iter().find(|(own, buried)| own == digest && buried.was_live);
     let tag = |(tag, _): &(Tag, i64)| pb::Tag { tag: tag.to_string(), validate_time: None };
-    Ok(own.map(|(_, link)| to_wire(name, digest, link, deleted.tags.iter().map(tag).collect())))
+    Ok(own.and_then(|(_, own)| to_wire(name, digest, &own.link, deleted.tags.iter().map(tag).collect())))
 }
 
 /// Deletes all tags that mean `digest`, also those that the index does not have yet.
@@ -113,7 +116,8 @@ async fn delete_tags_of(
     let store = &*plane.store;
     let prefix = layout::tags_prefix(name, record.incarnation);
     let bury = |tag: Tag| async move {
-        let buried = tombstone::bury_tag(store, name, record.incarnation, &tag, |meant| meant == digest).await?;
+        let of = (name, record.incarnation);
+        let buried = tombstone::bury_tag(store, of, &tag, plane.clock.now(), |meant| meant == digest).await?;
         Ok::<_, ApiError>(buried.map(|(_, revision)| (tag, revision)))
     };
     let (mut after, mut deleted) = (None, Vec::new());
@@ -138,17 +142,19 @@ async fn note(tx: &Tx<'_>, record: &RepositoryRecord, deleted: &Deleted) -> Resu
         let moved = Moved { tag, digest: None, revision: *revision, validate_time: None };
         tags::put(tx, record.incarnation, moved).await?;
     }
-    for (digest, link) in &deleted.manifests {
+    for (digest, buried) in &deleted.manifests {
         // The row stays as a tombstone, so there must be one.
-        images::put(tx, record.incarnation, &index::image(digest, link)).await?;
-        images::delete(tx, record.incarnation, digest, link.cache_time).await?;
+        if let Some(image) = index::image(digest, &buried.link) {
+            images::put(tx, record.incarnation, &image).await?;
+        }
+        images::delete(tx, record.incarnation, digest, buried.link.cache_time).await?;
     }
     Ok(())
 }
 
-fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Vec<pb::Tag>) -> pb::Image {
-    let image = index::image(digest, link);
-    pb::Image {
+fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Vec<pb::Tag>) -> Option<pb::Image> {
+    let image = index::image(digest, link)?;
+    Some(pb::Image {
         name: names::image(name, digest),
         digest: digest.to_string(),
         tags,
@@ -158,5 +164,5 @@ fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Ve
         content_size_bytes: image.content_size_bytes,
         cache_time: Some(timestamp(image.cache_time)),
         ..Default::default()
-    }
+    })
 }

@@ -7,7 +7,7 @@ use entrepot_proto::convert::{Violations, freshness, names, template, timestamp}
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::repositories_server::Repositories;
 use entrepot_records::layout;
-use entrepot_records::{self as records, RepositoryRecord, State};
+use entrepot_records::{self as records, RepositoryRecord, tombstone};
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -25,7 +25,6 @@ use crate::db::operations::Kind;
 use crate::db::repositories::{self, Filter, Repository};
 use crate::db::{Tx, tags};
 use crate::index::Verdict;
-use crate::tombstone;
 
 const KIND: &str = "entrepot.v1.Repository";
 /// How many tags one operation takes.
@@ -131,14 +130,9 @@ async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<
     mask::apply("repository", FIELDS, request.update_mask.as_ref(), sent, &mut wire)?;
     let automatic_sync = freshness::automatic_sync("repository.automatic_sync", wire.automatic_sync)?;
 
-    let key = layout::repository(&name);
-    let found = records::read::<RepositoryRecord>(&*plane.store, &key).await?;
-    let is_it = |record: &RepositoryRecord| record.state == State::Live && record.incarnation == stored.incarnation;
-    let (record, version) = found.filter(|(record, _)| is_it(record)).ok_or_else(|| absent(&name))?;
-    if record.automatic_sync != automatic_sync {
-        let record = RepositoryRecord { automatic_sync, update_time: plane.clock.now(), ..record };
-        records::replace(&*plane.store, &key, Some(&version), &record).await?;
-    }
+    let (of, now) = ((&name, stored.incarnation), plane.clock.now());
+    let record = tombstone::set_automatic_sync(&*plane.store, of, automatic_sync, now).await?;
+    record.ok_or_else(|| absent(&name))?;
     repositories::set_automatic_sync(&tx, stored.incarnation, automatic_sync).await?;
     tx.commit().await?;
     Ok(to_wire(&Repository { automatic_sync, ..stored }))

@@ -2,7 +2,7 @@
 
 use entrepot_domain::RepositoryName;
 use entrepot_records::layout;
-use entrepot_records::{ManifestLink, RepositoryRecord, TagRecord};
+use entrepot_records::{ManifestLink, RepositoryRecord, State, TagRecord};
 use tracing::info;
 use uuid::Uuid;
 
@@ -97,7 +97,7 @@ impl Books<'_> {
             let tx = connection.begin("reconcile_images").await?;
             for (digest, link) in links {
                 counts.images.removed += match link {
-                    Read::Record(link) if link.deleted => {
+                    Read::Record(link) if link.state == State::Deleted => {
                         images::delete(&tx, incarnation, &digest, link.cache_time).await?
                     }
                     Read::Record(_) | Read::Unreadable => 0,

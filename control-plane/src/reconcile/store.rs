@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_records::layout::{self, Parsed};
-use entrepot_records::{BlobLink, ManifestLink, RepositoryRecord, State, TagRecord};
+use entrepot_records::{BlobLink, ManifestLink, RepositoryRecord, TagRecord};
 use entrepot_store::Key;
 use tracing::info;
 use uuid::Uuid;
@@ -45,7 +45,11 @@ impl Shown {
                     shown.names.insert(name.clone());
                     shown.tags.push((name, incarnation, tag));
                 }
-                Parsed::Blob { .. }
+                Parsed::Version
+                | Parsed::Content { .. }
+                | Parsed::Pointer { .. }
+                | Parsed::PushSession { .. }
+                | Parsed::PushTail { .. }
                 | Parsed::BlobLink { .. }
                 | Parsed::TagList { .. }
                 | Parsed::ReferrerList { .. }
@@ -69,7 +73,7 @@ impl Books<'_> {
         let mut shown = Shown::of(&keys);
         let records = std::mem::take(&mut shown.names).into_iter().map(|name| async move {
             let record = self.read::<RepositoryRecord>(&layout::repository(&name)).await?.record();
-            Ok::<_, ApiError>(record.filter(|record| record.state == State::Live).map(|record| (name, record)))
+            Ok::<_, ApiError>(record.filter(RepositoryRecord::is_live).map(|record| (name, record)))
         });
         let records: Vec<_> = at_once::all(records).await?;
         let live: HashMap<RepositoryName, RepositoryRecord> = records.into_iter().flatten().collect();
@@ -102,8 +106,8 @@ impl Books<'_> {
         counts.images.found += u64::try_from(shown.len() - missing.len()).unwrap_or(u64::MAX);
         let read = missing.into_iter().filter_map(|i| shown.get(i)).map(|(name, incarnation, digest)| async move {
             let link = self.read::<ManifestLink>(&layout::manifest_link(name, *incarnation, digest)).await?.record();
-            let link = link.filter(|link| !link.deleted);
-            let config = match link.as_ref().and_then(|link| link.config.as_ref()) {
+            let link = link.filter(ManifestLink::is_live);
+            let config = match link.as_ref().and_then(|link| link.config.as_ref()).map(|config| &config.digest) {
                 Some(config) => self.read::<BlobLink>(&layout::blob_link(name, *incarnation, config)).await?.record(),
                 None => None,
             };
@@ -117,9 +121,10 @@ impl Books<'_> {
             if !there.contains(&incarnation) {
                 continue;
             }
-            counts.images.added += images::put(&tx, incarnation, &index::image(digest, &link)).await?;
+            let Some(image) = index::image(digest, &link) else { continue };
+            counts.images.added += images::put(&tx, incarnation, &image).await?;
             if let (Some(config), Some(platform)) = (&link.config, &platform) {
-                images::put_config(&tx, incarnation, config, platform).await?;
+                images::put_config(&tx, incarnation, &config.digest, platform).await?;
             }
         }
         Ok(tx.commit().await?)

@@ -8,7 +8,7 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::event::Kind;
 use entrepot_proto::v1 as pb;
 use entrepot_records::layout;
-use entrepot_records::{self as records, BlobLink, ManifestLink, RepositoryRecord, SettingsRecord, State, TagRecord};
+use entrepot_records::{self as records, BlobLink, ManifestLink, Named, RepositoryRecord, State, TagRecord};
 use prost::Message as _;
 use tonic::Code;
 use uuid::Uuid;
@@ -30,30 +30,17 @@ impl Repository {
     }
 
     pub(crate) async fn write(&self, world: &World, state: State) {
-        let record = RepositoryRecord {
-            incarnation: self.incarnation,
-            state,
-            rule_uid: None,
-            create_time: now(),
-            update_time: now(),
-            settings: SettingsRecord::default(),
-            automatic_sync: None,
-        };
+        let record = RepositoryRecord { state: state.into(), ..RepositoryRecord::new(self.incarnation, now()) };
         world.store.put(&layout::repository(&self.name), records::encode(&record)).await.unwrap();
     }
 
-    pub(crate) fn link(&self, digest: &Digest) -> ManifestLink {
+    pub(crate) fn link(&self) -> ManifestLink {
+        let object = layout::content(Uuid::now_v7());
         ManifestLink {
-            object: layout::blob(digest, Uuid::now_v7()),
-            media_type: MediaType::OciManifest,
-            size_bytes: 500,
-            config: Some(Digest::sha256(b"config")),
-            children: vec![],
-            platforms: vec![],
+            config: Some(Named::new(Digest::sha256(b"config"), 6)),
             content_size_bytes: 4000,
-            cache_time: now(),
-            origin: None,
-            deleted: false,
+            revision: 1,
+            ..ManifestLink::new(object, MediaType::OciManifest, 500, now())
         }
     }
 
@@ -63,20 +50,14 @@ impl Repository {
     }
 
     pub(crate) async fn write_config(&self, world: &World, platform: &str) {
-        let link = BlobLink {
-            object: layout::blob(&Digest::sha256(b"config"), Uuid::now_v7()),
-            size_bytes: 6,
-            origin: None,
-            cache_time: now(),
-            platform: Some(platform.into()),
-            deleted: false,
-        };
+        let link = BlobLink::new(layout::content(Uuid::now_v7()), 6, now());
+        let link = BlobLink { platform: Some(platform.into()), ..link };
         let key = layout::blob_link(&self.name, self.incarnation, &Digest::sha256(b"config"));
         world.store.put(&key, records::encode(&link)).await.unwrap();
     }
 
     pub(crate) async fn write_tag(&self, world: &World, tag: &str, digest: Option<&Digest>, revision: i64) {
-        let record = TagRecord { digest: digest.cloned(), revision, validate_time: Some(now()), origin: None };
+        let record = TagRecord { validate_time: Some(now()), ..TagRecord::new(digest.cloned(), revision) };
         let key = layout::tag(&self.name, self.incarnation, &tag.parse().unwrap());
         world.store.put(&key, records::encode(&record)).await.unwrap();
     }
@@ -387,7 +368,7 @@ async fn a_deleted_tag_is_gone_until_it_is_pulled_again() {
     let fixture = Fixture::start().await;
     let app = Repository::create(&fixture.world, "demo/app").await;
     let content = Digest::sha256(b"a");
-    app.write_link(&fixture.world, &content, &app.link(&content)).await;
+    app.write_link(&fixture.world, &content, &app.link()).await;
     app.write_tag(&fixture.world, "v1", Some(&content), 1).await;
     report(&fixture, vec![app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
 
@@ -413,13 +394,13 @@ async fn a_deleted_image_goes_with_its_tags_and_its_own_children() {
     let app = Repository::create(&fixture.world, "demo/app").await;
     let (index, child) = (Digest::sha256(b"index"), Digest::sha256(b"child"));
     let link = ManifestLink {
-        children: vec![child.clone()],
-        media_type: MediaType::OciIndex,
+        children: vec![Named::new(child.clone(), 500)],
+        media_type: MediaType::OciIndex.into(),
         config: None,
-        ..app.link(&index)
+        ..app.link()
     };
     app.write_link(&fixture.world, &index, &link).await;
-    app.write_link(&fixture.world, &child, &app.link(&child)).await;
+    app.write_link(&fixture.world, &child, &app.link()).await;
     app.write_tag(&fixture.world, "v1", Some(&index), 4).await;
     // The index does not know of this tag yet.
     app.write_tag(&fixture.world, "v2", Some(&index), 1).await;
@@ -437,7 +418,10 @@ async fn a_deleted_image_goes_with_its_tags_and_its_own_children() {
     }
     for digest in [&index, &child] {
         let key = layout::manifest_link(&app.name, app.incarnation, digest);
-        assert!(records::read::<ManifestLink>(&*fixture.world.store, &key).await.unwrap().unwrap().0.deleted);
+        assert!(
+            records::read::<ManifestLink>(&*fixture.world.store, &key).await.unwrap().unwrap().0.state
+                == State::Deleted
+        );
     }
 
     // Late news of what was deleted changes nothing; a new pull does.
@@ -464,7 +448,7 @@ async fn what_is_about_to_be_written_outlives_a_delete_that_came_before_it() {
         let delete = pb::DeleteImageRequest { name: format!("repositories/demo/app/{name}") };
         assert_eq!(fixture.images().delete_image(delete).await.unwrap_err().code(), Code::NotFound);
     }
-    app.write_link(&fixture.world, &content, &app.link(&content)).await;
+    app.write_link(&fixture.world, &content, &app.link()).await;
     app.write_tag(&fixture.world, "v1", Some(&content), 1).await;
     let images = list_images(&fixture, "demo/app", "").await;
     assert_eq!((images.len(), tags(&images[0])), (1, vec!["v1"]));

@@ -17,11 +17,11 @@ async fn what_the_store_has_is_listed_after_a_start() {
     let world = World::new().await;
     let (app, gone) = (Repository::create(&world, "demo/app").await, Repository::create(&world, "demo/gone").await);
     let content = Digest::sha256(b"a");
-    app.write_link(&world, &content, &app.link(&content)).await;
+    app.write_link(&world, &content, &app.link()).await;
     app.write_config(&world, "linux/riscv64").await;
     app.write_tag(&world, "v1", Some(&content), 1).await;
     let deleted = Digest::sha256(b"deleted");
-    app.write_link(&world, &deleted, &ManifestLink { deleted: true, ..app.link(&deleted) }).await;
+    app.write_link(&world, &deleted, &ManifestLink { state: State::Deleted.into(), ..app.link() }).await;
     app.write_tag(&world, "old", None, 5).await;
     gone.write(&world, State::Deleted).await;
 
@@ -41,7 +41,7 @@ async fn what_the_store_does_not_have_is_removed() {
     let world = &fixture.world;
     let app = Repository::create(world, "demo/app").await;
     let (kept, lost) = (Digest::sha256(b"kept"), Digest::sha256(b"lost"));
-    app.write_link(world, &kept, &app.link(&kept)).await;
+    app.write_link(world, &kept, &app.link()).await;
     app.write_tag(world, "moved", Some(&kept), 2).await;
     let phantom = Repository { name: "demo/phantom".parse().unwrap(), incarnation: Uuid::now_v7() };
     let events = vec![

@@ -218,7 +218,7 @@ async fn runs_over_the_index_do_not_get_in_each_others_way() {
         let repository = Repository::create(&world, name).await;
         for content in [b"one", b"two"] {
             let digest = Digest::sha256(content);
-            repository.write_link(&world, &digest, &repository.link(&digest)).await;
+            repository.write_link(&world, &digest, &repository.link()).await;
         }
         repository.write_tag(&world, "v1", Some(&Digest::sha256(b"one")), 1).await;
     }

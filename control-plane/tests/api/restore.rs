@@ -32,7 +32,7 @@ async fn restored_to_before(
 async fn fill(world: &World, repository: &Repository, contents: &[&[u8]], tag: &str, revision: i64) {
     for content in contents {
         let digest = Digest::sha256(content);
-        repository.write_link(world, &digest, &repository.link(&digest)).await;
+        repository.write_link(world, &digest, &repository.link()).await;
     }
     let newest = contents.last().map(|content| Digest::sha256(content));
     repository.write_tag(world, tag, newest.as_ref(), revision).await;

@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{PrefixMap, Priority, RepositoryName, Rule, Template, Upstream};
 use entrepot_proto::node::v1 as pb;
+use entrepot_records::{Origin, Provenance};
 use entrepot_runtime::Metrics;
 use entrepot_trust::access_key::AccessKeyHash;
 use entrepot_upstream::{Limits, RequestMetrics};
@@ -133,6 +134,14 @@ pub(crate) struct FillFrom {
 }
 
 impl FillFrom {
+    /// What is noted of where content comes from that this brings.
+    pub(crate) fn provenance(&self) -> Provenance {
+        let url = self.source.upstream.endpoint.url();
+        let host = url.host_str().unwrap_or_default();
+        let host = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Provenance { rule_uid: self.rule.uid, origin: Origin::new(host, self.repository.to_string()) }
+    }
+
     /// The upstream's client for questions of this priority. Blobs come by [`Source::client`], as for a pull: whoever fetches
     /// one, pulls may join.
     pub(crate) fn client(&self) -> entrepot_upstream::Client {

@@ -14,16 +14,14 @@ use entrepot_domain::fill::{
     Effect, Event, Fill, Outcome, Phase, is_worth_fetching_ahead, is_worth_finishing, longest,
 };
 use entrepot_domain::{Digest, ResourceId, Verifier};
-use entrepot_records::layout;
+use entrepot_records::Content;
 use entrepot_runtime::chain;
-use entrepot_store::Key;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{Instrument as _, Span, field, info, info_span, instrument, warn};
-use uuid::Uuid;
 
 use super::landing::{End, Head, Landing, Progress};
 use super::passage::Passage;
@@ -37,6 +35,7 @@ use crate::failpoint;
 use crate::lease::{Claim, Holder, Lease, LeaseKey};
 use crate::peers::Following;
 use crate::repository::within_limit;
+use store::OwnObject;
 
 /// Runs one fill to its end. Everything is reported through `progress`.
 #[instrument(name = "fill", skip_all, fields(
@@ -56,7 +55,7 @@ pub(super) async fn drive(
         digest,
         progress,
         landing,
-        object: layout::blob(digest, Uuid::now_v7()),
+        own: OwnObject::new(fills),
         found: None,
         lease: None,
         holder: None,
@@ -111,9 +110,10 @@ struct Driver<'a> {
     digest: &'a Digest,
     progress: watch::Sender<Progress>,
     landing: &'a Landing,
-    object: Key,
-    /// The object that another fill has brought.
-    found: Option<Key>,
+    /// The object that this fill writes.
+    own: OwnObject,
+    /// The content that another fill has brought.
+    found: Option<Content>,
     /// Ours, unless another has it or nobody can say.
     lease: Option<Lease>,
     /// Who has it, or had it when it was last asked for.
@@ -225,9 +225,7 @@ impl Driver<'_> {
                 None => Some(Event::CommitFailed),
             },
             Effect::Link => {
-                if let Some(object) = self.found.clone() {
-                    self.link(&object, state).await;
-                }
+                self.commit_found().await;
                 Some(Event::Committed)
             }
             Effect::Discard => {
@@ -252,9 +250,9 @@ impl Driver<'_> {
     }
 
     async fn look(&mut self) -> Event {
-        match within_limit(self.fills.inner.repositories.stored(self.digest)).await {
-            Ok(Some(object)) => {
-                self.found = Some(object);
+        match within_limit(self.fills.inner.repositories.delivered(self.digest, self.fill)).await {
+            Ok(Some(content)) => {
+                self.found = Some(content);
                 Event::Found
             }
             Ok(None) => Event::Absent,

@@ -3,6 +3,7 @@
 
 use entrepot_domain::Digest;
 use entrepot_domain::manifest::platform_of_config;
+use entrepot_records::Content;
 use entrepot_store::Key;
 use tracing::warn;
 use uuid::Uuid;
@@ -132,21 +133,21 @@ impl Resolver {
 
     /// The blob, if the repository links it and the bytes are there.
     async fn linked(&self, place: &Place, digest: &Digest) -> Result<Option<Blob>, PullError> {
-        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let fill = place.fill.as_ref();
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else {
                 trail::because(|| format!("there was no repository `{}`", place.repository));
                 return Ok(None);
             };
-            let Some(link) = self.repositories.blob_link(&live, digest, origin).await? else {
+            let Some(link) = self.repositories.blob_link(&live, digest, fill).await? else {
                 trail::because(|| "no link to this digest in this repository under its rule".to_owned());
                 return Ok(None);
             };
-            // A link whose object is missing is a miss, and heals.
-            let size = self.repositories.store.head(&link.object).await?;
-            let found = if size.is_some() { "and was in the store" } else { "but was not in the store" };
+            // A link whose content is missing is a miss, and heals.
+            let content = self.repositories.blob_content(&live, digest, &link).await?;
+            let found = if content.is_some() { "and was in the store" } else { "but was not in the store" };
             trail::because(|| format!("the blob is linked in this repository, {found}"));
-            Ok(size.map(|size_bytes| Blob::Stored { object: link.object, size_bytes, outcome: Outcome::Hit }))
+            Ok(content.map(|content| stored(content, Outcome::Hit)))
         })
         .await
     }
@@ -176,15 +177,16 @@ impl Resolver {
         if landing.confirm_for(place, fill) {
             return Ok(None);
         }
-        match within_limit(self.repositories.stored(digest)).await? {
-            Some(object) => self.link(place, fill, digest, object).await,
+        match within_limit(self.repositories.delivered(digest, fill)).await? {
+            Some(content) => self.link(place, fill, digest, &content).await,
             None => Ok(None),
         }
     }
 
-    /// The blob, if its bytes are in the store already and the upstream says that this repository has it.
+    /// The blob, if its bytes are in the store already, this upstream has delivered them once, and it says that this
+    /// repository has it, too.
     async fn permitted(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Result<Option<Blob>, PullError> {
-        let Some(object) = within_limit(self.repositories.stored(digest)).await? else { return Ok(None) };
+        let Some(content) = within_limit(self.repositories.delivered(digest, fill)).await? else { return Ok(None) };
         match upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await {
             Ok(_) => {}
             Err(error @ entrepot_upstream::Error::NotFound) => {
@@ -194,31 +196,37 @@ impl Resolver {
             Err(_) => return Ok(None),
         }
         trail::because(|| "the bytes were in the store, and the upstream confirmed this repository".to_owned());
-        self.link(place, fill, digest, object).await
+        self.link(place, fill, digest, &content).await
     }
 
-    /// The blob that `object` holds, linked: the upstream has just said that this repository has it.
+    /// The blob that is in the store, linked: the upstream has just said that this repository has it.
     async fn link(
         &self,
         place: &Place,
         fill: &FillFrom,
         digest: &Digest,
-        object: Key,
+        content: &Content,
     ) -> Result<Option<Blob>, PullError> {
-        let Some(size_bytes) = within_limit(self.repositories.store.head(&object)).await? else { return Ok(None) };
-        let platform = self.platform(&object, digest, size_bytes).await;
-        let link = self.repositories.link_blob(&place.repository, fill, digest, &object, size_bytes, platform);
-        if let Err(error) = within_limit(link).await {
-            warn!("blob `{digest}` is not linked in `{}`: {error}", place.repository);
+        let platform = self.platform(content, digest).await;
+        let link = self.repositories.link_known(&place.repository, fill, digest, platform);
+        match within_limit(link).await {
+            Ok(content) => Ok(content.map(|content| stored(content, Outcome::Revalidated))),
+            Err(error) => {
+                warn!("blob `{digest}` is not linked in `{}`: {error}", place.repository);
+                Ok(Some(stored(content.clone(), Outcome::Revalidated)))
+            }
         }
-        Ok(Some(Blob::Stored { object, size_bytes, outcome: Outcome::Revalidated }))
     }
 
-    async fn platform(&self, object: &Key, digest: &Digest, size_bytes: u64) -> Option<String> {
-        if size_bytes > CONFIG_BYTES {
+    async fn platform(&self, content: &Content, digest: &Digest) -> Option<String> {
+        if content.size_bytes > CONFIG_BYTES {
             return None;
         }
-        let config = within_limit(self.repositories.store.get_content(object, digest)).await.ok()??;
+        let config = within_limit(self.repositories.store.get_content(&content.object, digest)).await.ok()??;
         platform_of_config(&config)
     }
+}
+
+fn stored(Content { object, size_bytes }: Content, outcome: Outcome) -> Blob {
+    Blob::Stored { object, size_bytes, outcome }
 }

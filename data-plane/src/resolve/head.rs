@@ -158,7 +158,7 @@ impl Resolver {
         (digest, at): (&Digest, DateTime<Utc>),
     ) -> bool {
         let note = async {
-            if self.repositories.manifest_link(live, digest, Some(fill.origin)).await?.is_none() {
+            if self.repositories.manifest_link(live, digest, Some(fill)).await?.is_none() {
                 return Ok(false);
             }
             self.repositories.note_tag(live, fill, tag, digest, at).await?;

@@ -126,17 +126,17 @@ impl Resolver {
         if here.as_ref().is_some_and(|known| self.is_current(known, &key.2, fill)) {
             return here;
         }
-        let recorded = self.recorded(key).await;
+        let recorded = self.recorded(key, fill).await;
         let recorded_at = recorded.as_ref().map(|known| known.listed);
         if recorded_at > here.as_ref().map(|known| known.listed) { recorded } else { here }
     }
 
     /// What the record has. A store that is away is no reason not to ask the upstream.
-    async fn recorded(&self, key: &Key) -> Option<Known> {
-        let (origin, repository, what) = key;
+    async fn recorded(&self, key: &Key, fill: &FillFrom) -> Option<Known> {
+        let (_, repository, what) = key;
         let read = async {
             let Some(live) = self.repositories.live(repository).await? else { return Ok(None) };
-            self.repositories.listed(&what.record(&live), *origin).await
+            self.repositories.listed(&what.record(&live), fill).await
         };
         let record = within_limit(read).await.ok().flatten()?;
         let known = Known { entries: record.entries.into(), listed: record.list_time };
@@ -176,7 +176,7 @@ impl Resolver {
         let limit = Instant::now() + limits::OTHERS_WORK;
         let lease = loop {
             let turn = self.turn(&lease_key, &mut lost, limit).await;
-            let meanwhile = self.recorded(key).await;
+            let meanwhile = self.recorded(key, fill).await;
             if let Some(known) = meanwhile.filter(|known| known.listed >= began || self.is_current(known, what, fill)) {
                 return Ok(known.served(Outcome::Follow));
             }
@@ -191,7 +191,7 @@ impl Resolver {
                 let known = Known { entries: entries.into(), listed: self.now() };
                 self.lists.in_vain.invalidate(key).await;
                 self.lists.known.insert(key.clone(), known.clone()).await;
-                self.record(key, &known).await;
+                self.record(key, fill, &known).await;
                 Ok(known.served(Outcome::Miss))
             }
             Err(error) => {
@@ -206,11 +206,11 @@ impl Resolver {
     }
 
     /// Shares a list with the other nodes, if there is a repository to keep it in.
-    async fn record(&self, (origin, repository, what): &Key, known: &Known) {
+    async fn record(&self, (_, repository, what): &Key, fill: &FillFrom, known: &Known) {
         let write = async {
             let Some(live) = self.repositories.live(repository).await? else { return Ok(()) };
             let entries = known.entries.to_vec();
-            let record = ListRecord { origin: *origin, list_time: known.listed, entries };
+            let record = ListRecord::new(fill.provenance(), known.listed, entries);
             self.repositories.write_list(&what.record(&live), &record).await
         };
         if let Err(error) = within_limit(write).await {

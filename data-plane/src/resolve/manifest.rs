@@ -173,7 +173,7 @@ impl Resolver {
 
     /// What the records have.
     pub(super) async fn held(&self, place: &Place, reference: &Reference, trust: Trust) -> Result<Held, PullError> {
-        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let fill = place.fill.as_ref();
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else {
                 trail::because(|| format!("there was no repository `{}`", place.repository));
@@ -181,7 +181,7 @@ impl Resolver {
             };
             let (digest, tag, validated, revision) = match reference {
                 Reference::Digest(digest) => (digest.clone(), None, None, 0),
-                Reference::Tag(tag) => match self.repositories.tag(&live, tag, origin).await? {
+                Reference::Tag(tag) => match self.repositories.tag(&live, tag, fill).await? {
                     Some(TagRecord { digest: Some(digest), validate_time, revision, .. }) => {
                         (digest, Some(tag), validate_time, revision)
                     }
@@ -196,19 +196,20 @@ impl Resolver {
                 },
             };
             let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, &live, tag, validated, trust));
-            let Some(link) = self.repositories.manifest_link(&live, &digest, origin).await? else {
+            let Some(link) = self.repositories.manifest_link(&live, &digest, fill).await? else {
                 trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
                 return Ok(Held::Nothing(Some(live)));
             };
-            // A link whose object is missing is a miss, and heals.
-            let Some(bytes) = self.repositories.store.get_content(&link.object, &digest).await? else {
+            let Some(media_type) = link.media_type.known() else { return Ok(Held::Nothing(Some(live))) };
+            // A link whose content is missing is a miss, and heals.
+            let Some(bytes) = self.repositories.manifest_bytes(&live, &digest, &link).await? else {
                 trail::because(|| format!("manifest `{digest}` is linked, but was not in the store"));
                 return Ok(Held::Nothing(Some(live)));
             };
             trail::because(|| format!("manifest `{digest}` is linked in this repository, and was in the store"));
             let resolved = Resolved {
                 digest,
-                media_type: link.media_type,
+                media_type,
                 bytes,
                 outcome: Outcome::Hit,
                 incarnation: Some(live.record.incarnation),

@@ -63,10 +63,10 @@ impl Resolver {
 
     /// The cached manifests that refer to it; `None` if there is no such repository.
     async fn cached_referrers(&self, place: &Place, subject: &Digest) -> Result<Option<Vec<Referrer>>, PullError> {
-        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let fill = place.fill.as_ref();
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            self.repositories.cached_referrers(&live, subject, origin).await.map(Some)
+            self.repositories.cached_referrers(&live, subject, fill).await.map(Some)
         })
         .await
     }

@@ -371,10 +371,10 @@ impl Resolver {
 
     /// What a tag means here, if it is known.
     async fn meant(&self, place: &Place, tag: &Tag) -> Result<Option<Digest>, PullError> {
-        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let fill = place.fill.as_ref();
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            Ok(self.repositories.tag(&live, tag, origin).await?.and_then(|record| record.digest))
+            Ok(self.repositories.tag(&live, tag, fill).await?.and_then(|record| record.digest))
         })
         .await
     }
@@ -389,14 +389,14 @@ impl Resolver {
         if !manifest.media_type.is_index() {
             return Ok(Platforms::All);
         }
-        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let fill = place.fill.as_ref();
         let Some(live) = within_limit(self.repositories.live(&place.repository)).await? else {
             return Ok(Platforms::All);
         };
         let mut cached = Vec::new();
         for child in &manifest.children {
             let (Some(digest), Some(platform)) = (&child.digest, &child.platform) else { continue };
-            if within_limit(self.repositories.manifest_link(&live, digest, origin)).await?.is_some() {
+            if within_limit(self.repositories.manifest_link(&live, digest, fill)).await?.is_some() {
                 cached.push(platform.clone());
             }
         }

@@ -45,10 +45,10 @@ impl Resolver {
 
     /// One page of the tags that are cached; `None` if there is no such repository.
     async fn cached_tags(&self, place: &Place, page: &TagPage, outcome: Outcome) -> Result<Option<TagList>, PullError> {
-        let origin = place.fill.as_ref().map(|fill| fill.origin);
+        let fill = place.fill.as_ref();
         within_limit(async {
             let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            let mut tags = self.repositories.tags(&live, origin, &page.last, page.count + 1).await?;
+            let mut tags = self.repositories.tags(&live, fill, &page.last, page.count + 1).await?;
             let has_more = tags.len() > page.count;
             tags.truncate(page.count);
             Ok(Some(TagList { tags, has_more, outcome, listed: None }))

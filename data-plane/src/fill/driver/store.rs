@@ -2,13 +2,18 @@
 
 use std::time::Instant;
 
+use chrono::{DateTime, Utc};
 use entrepot_domain::Verifier;
+use entrepot_domain::claim::Claimer;
 use entrepot_domain::fill::{Event, Fill};
 use entrepot_domain::manifest::platform_of_config;
+use entrepot_records::{Claim, Content, layout};
 use entrepot_store::Key;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tracing::{Instrument as _, info_span, warn};
+use uuid::Uuid;
 
+use super::super::Fills;
 use super::super::upload::Uploading;
 use super::Driver;
 use crate::error::PullError;
@@ -25,7 +30,8 @@ impl Driver<'_> {
         }
         if let (Some(spool), Some(turn)) = (&self.spool, &self.turn) {
             let (tasks, store) = (&self.fills.inner.tasks, self.fills.inner.repositories.store.clone());
-            let content = (self.object.clone(), self.digest.clone());
+            self.own = OwnObject::new(self.fills);
+            let content = (self.own.object.clone(), self.digest.clone());
             let upload = Uploading::begin(tasks, store, content, spool.clone(), turn.clone());
             upload.may_send(state.landed_bytes());
             self.upload = Some(upload);
@@ -35,11 +41,9 @@ impl Driver<'_> {
     /// Lets the rest come from the store.
     pub(super) async fn read_store(&mut self, from: u64) -> Event {
         let store = &self.fills.inner.repositories.store;
-        let Some(object) = self.found.clone() else { return Event::Broken };
-        let Ok(Some(size)) = within_limit(store.head(&object)).await else { return Event::Broken };
-        let Ok(Some(body)) = within_limit(store.read(&object, from..size, Some(self.digest))).await else {
-            return Event::Broken;
-        };
+        let Some(Content { object, size_bytes: size }) = self.found.clone() else { return Event::Broken };
+        let read = store.read(&object, from..size, Some(self.digest));
+        let Ok(Some(body)) = within_limit(read).await else { return Event::Broken };
         self.body = Some(body.map_err(|_| PullError::StoreAway).boxed());
         self.passed_over_bytes = 0;
         Event::Sized(size)
@@ -58,28 +62,63 @@ impl Driver<'_> {
         Event::Right
     }
 
-    /// The content has its key, or the store does not take it.
+    /// The store has the content whole, or does not take it: gives it its pointer, and shows it.
     pub(super) async fn completed(&mut self, is_stored: bool, state: &Fill) -> Event {
         self.completing = None;
         if !is_stored {
             return Event::CommitFailed;
         }
         failpoint::hit("fill.after_upload");
-        let object = self.object.clone();
-        self.link(&object, state).instrument(info_span!("fill.commit")).await;
-        Event::Committed
+        let own = Content { object: self.own.object.clone(), size_bytes: state.landed_bytes() };
+        match self.commit(Some(own)).instrument(info_span!("fill.commit")).await {
+            Committed::Yes => Event::Committed,
+            Committed::No => Event::CommitFailed,
+        }
     }
 
-    /// Lets the repositories that may show the content show `object`.
-    pub(super) async fn link(&mut self, object: &Key, state: &Fill) {
+    /// Shows content that another fill has brought.
+    pub(super) async fn commit_found(&mut self) {
+        self.commit(None).await;
+    }
+
+    /// Claims the content, and lets the repositories that may show it show it.
+    async fn commit(&mut self, own: Option<Content>) -> Committed {
         let platform = self.config.as_deref().and_then(platform_of_config);
-        while let Some((repository, fill)) = self.landing.next_to_link() {
-            let repositories = &self.fills.inner.repositories;
-            let size = state.landed_bytes();
-            let link = repositories.link_blob(&repository, &fill, self.digest, object, size, platform.clone());
-            if let Err(error) = within_limit(link).await {
-                warn!("blob `{}` is not linked in `{repository}`: {error}", self.digest);
+        let repositories = &self.fills.inner.repositories;
+        let host = self.fill.provenance().origin.host;
+        let mut claim = Claim::new(&*repositories.store, repositories, self.digest, Claimer::Fill);
+        if let Some(own) = own {
+            claim = claim.with_own(own, self.own.begin_time).delivered_by(&host);
+        }
+        let landing = self.landing;
+        let more = || std::iter::from_fn(|| landing.next_to_link()).collect();
+        let committed = within_limit(repositories.claim_and_link(claim, self.digest, platform, more)).await;
+        match committed {
+            Ok(Some(_)) => Committed::Yes,
+            Ok(None) => Committed::No,
+            Err(error) => {
+                warn!("blob `{}` is not committed: {error}", self.digest);
+                Committed::No
             }
         }
+    }
+}
+
+/// Whether content has its pointer now.
+enum Committed {
+    Yes,
+    No,
+}
+
+/// The object that one attempt of a fill writes.
+pub(super) struct OwnObject {
+    object: Key,
+    /// When it was begun.
+    begin_time: DateTime<Utc>,
+}
+
+impl OwnObject {
+    pub(super) fn new(fills: &Fills) -> Self {
+        Self { object: layout::content(Uuid::now_v7()), begin_time: fills.inner.repositories.clock.now() }
     }
 }

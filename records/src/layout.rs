@@ -1,16 +1,20 @@
 //! All keys, in one drawing:
 //!
 //! ```text
-//! blobs/<alg>/<hex>/<uuidv7>                        content, never reused; a link names the object that it means
-//! repositories/<name>/_repository                   live incarnation (or a tombstone), rule, create time
+//! layout                                            the layout's version
+//! content/<last 2 hex of the uuid>/<uuidv7>         bytes, put once, the name never used again
+//! blobs/plain/<alg>/<hex>                           pointer: which object has the content of a digest
+//! repositories/<name>/_repository                   live incarnation (or a tombstone), kind, rule, origin, create time
 //! repositories/<name>/_<incarnation>/
-//!     manifests/<alg>-<hex>                         link: object, media type, size, what it points to
-//!     blobs/<alg>-<hex>                             link: object, size
-//!     tags/<tag>                                    digest (or a tombstone), revision, validated time
+//!     manifests/<alg>-<hex>                         link: object, media type, size, all that it names, revision
+//!     blobs/<alg>-<hex>                             link: object, size, revision
+//!     tags/<tag>                                    digest (or a tombstone), stamp, revision, validated time
 //!     lists/tags                                    all tags as the upstream has listed them, and when
 //!     lists/<alg>-<hex>                             the same for what refers to a manifest
 //!     referrers/<alg>-<hex>/<alg>-<hex>             a cached manifest (the latter) that refers to the former
 //! uploads/<node>/<uuidv7>                           key and upload id, put before the first part
+//! pushes/<uuidv7>/session                           a push that is under way
+//! pushes/<uuidv7>/tail-<n>                          bytes of it that make no whole part yet
 //! snapshot/head                                     names and signs the published snapshot; moves forward only
 //! snapshot/<epoch>/<revision>/<uuid>                snapshots, numbers with 19 digits so that they sort
 //! nodes/<id>                                        live nodes
@@ -18,28 +22,41 @@
 //! probe/<uuidv7>/…                                  what whoever opens a bucket tries out, removed at once
 //! ```
 //!
-//! `_` cannot begin a part of a repository name, so records never collide with names, and no key is both a file and a
-//! folder. [`parse`] reads any of these keys back.
+//! Content has a name without its digest, so that it can be begun before the digest is known. `plain` is the domain of
+//! content that is not encrypted; other domains share nothing with it. `_` cannot begin a part of a repository name, so
+//! records never collide with names, and no key is both a file and a folder. [`parse`] reads any of these keys back.
 
 use entrepot_domain::digest::Digest;
 use entrepot_domain::{RepositoryName, ResourceId, Tag};
+use entrepot_store::{Key, Prefix};
 use uuid::Uuid;
 
-use crate::key::{Key, Prefix};
-
-/// An object that holds content.
-pub fn blob(digest: &Digest, object: Uuid) -> Key {
-    Key::assembled(format!("blobs/{}/{}/{object}", digest.algorithm(), digest.hex()))
+/// The version of the layout.
+pub fn version() -> Key {
+    Key::assembled("layout".to_owned())
 }
 
-/// All objects that hold, or should hold, this content.
-pub fn blob_prefix(digest: &Digest) -> Prefix {
-    Prefix::assembled(format!("blobs/{}/{}", digest.algorithm(), digest.hex()))
+/// An object that holds content.
+pub fn content(object: Uuid) -> Key {
+    let name = object.to_string();
+    // The first digits of names that are made at one time are the same; the last ones spread them.
+    let folder = &name[name.len() - 2..];
+    Key::assembled(format!("content/{folder}/{name}"))
 }
 
 /// All content.
-pub fn blobs_prefix() -> Prefix {
-    Prefix::assembled("blobs".to_owned())
+pub fn contents_prefix() -> Prefix {
+    Prefix::assembled("content".to_owned())
+}
+
+/// The pointer of a digest.
+pub fn pointer(digest: &Digest) -> Key {
+    Key::assembled(format!("blobs/plain/{}/{}", digest.algorithm(), digest.hex()))
+}
+
+/// All pointers.
+pub fn pointers_prefix() -> Prefix {
+    Prefix::assembled("blobs/plain".to_owned())
 }
 
 /// A repository's own record.
@@ -104,7 +121,7 @@ pub fn referrers_prefix(name: &RepositoryName, incarnation: Uuid, subject: &Dige
     Prefix::assembled(format!("repositories/{name}/_{incarnation}/referrers/{subject}"))
 }
 
-/// The record that a store keeps of an upload that a node has begun.
+/// The record of an upload that a node has begun.
 pub fn upload(node: &ResourceId, upload: Uuid) -> Key {
     Key::assembled(format!("uploads/{node}/{upload}"))
 }
@@ -117,6 +134,21 @@ pub fn uploads_prefix(node: &ResourceId) -> Prefix {
 /// All uploads that any node has begun.
 pub fn all_uploads_prefix() -> Prefix {
     Prefix::assembled("uploads".to_owned())
+}
+
+/// The session of a push.
+pub fn push_session(push: Uuid) -> Key {
+    Key::assembled(format!("pushes/{push}/session"))
+}
+
+/// Bytes of a push that make no whole part yet.
+pub fn push_tail(push: Uuid, number: u32) -> Key {
+    Key::assembled(format!("pushes/{push}/tail-{number}"))
+}
+
+/// All pushes that are under way.
+pub fn pushes_prefix() -> Prefix {
+    Prefix::assembled("pushes".to_owned())
 }
 
 /// The head, which says which snapshot is published.
@@ -154,7 +186,7 @@ pub fn events_prefix(node: &ResourceId) -> Prefix {
     Prefix::assembled(format!("events/{node}"))
 }
 
-/// Something that a store has written to try out a bucket. `name` is written like a key.
+/// Something that is written to try out a bucket. `name` is written like a key.
 pub fn probe(probe: Uuid, name: &str) -> Key {
     Key::assembled(format!("probe/{probe}/{name}"))
 }
@@ -168,8 +200,12 @@ pub fn probes_prefix() -> Prefix {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are the arguments of the functions of the same names")]
 pub enum Parsed {
-    /// See [`blob`].
-    Blob { digest: Digest, object: Uuid },
+    /// See [`version`].
+    Version,
+    /// See [`content`].
+    Content { object: Uuid },
+    /// See [`pointer`].
+    Pointer { digest: Digest },
     /// See [`repository`].
     Repository { name: RepositoryName },
     /// See [`manifest_link`].
@@ -186,6 +222,10 @@ pub enum Parsed {
     Referrer { name: RepositoryName, incarnation: Uuid, subject: Digest, digest: Digest },
     /// See [`upload`].
     Upload { node: ResourceId, upload: Uuid },
+    /// See [`push_session`].
+    PushSession { push: Uuid },
+    /// See [`push_tail`].
+    PushTail { push: Uuid, number: u32 },
     /// See [`snapshot_head`].
     SnapshotHead,
     /// See [`snapshot`].
@@ -200,17 +240,25 @@ pub enum Parsed {
 
 /// Reads a key back; `None` if it is not in the drawing.
 pub fn parse(key: &Key) -> Option<Parsed> {
+    if *key == version() {
+        return Some(Parsed::Version);
+    }
     let (top, rest) = key.as_str().split_once('/')?;
     let parsed = match top {
+        "content" => {
+            let [_, object] = parts(rest)?;
+            Parsed::Content { object: object.parse().ok()? }
+        }
         "blobs" => {
-            let [algorithm, hex, object] = parts(rest)?;
-            Parsed::Blob { digest: format!("{algorithm}:{hex}").parse().ok()?, object: object.parse().ok()? }
+            let ["plain", algorithm, hex] = parts(rest)? else { return None };
+            Parsed::Pointer { digest: format!("{algorithm}:{hex}").parse().ok()? }
         }
         "repositories" => parse_record(rest)?,
         "uploads" => {
             let [node, upload] = parts(rest)?;
             Parsed::Upload { node: node.parse().ok()?, upload: upload.parse().ok()? }
         }
+        "pushes" => parse_push(rest)?,
         "snapshot" if rest == "head" => Parsed::SnapshotHead,
         "snapshot" => {
             let [epoch, revision, object] = parts(rest)?;
@@ -239,7 +287,9 @@ impl Parsed {
     /// The key that this was read from.
     pub fn key(&self) -> Key {
         match self {
-            Self::Blob { digest, object } => blob(digest, *object),
+            Self::Version => version(),
+            Self::Content { object } => content(*object),
+            Self::Pointer { digest } => pointer(digest),
             Self::Repository { name } => repository(name),
             Self::ManifestLink { name, incarnation, digest } => manifest_link(name, *incarnation, digest),
             Self::BlobLink { name, incarnation, digest } => blob_link(name, *incarnation, digest),
@@ -248,12 +298,24 @@ impl Parsed {
             Self::ReferrerList { name, incarnation, subject } => referrer_list(name, *incarnation, subject),
             Self::Referrer { name, incarnation, subject, digest } => referrer(name, *incarnation, subject, digest),
             Self::Upload { node, upload: id } => upload(node, *id),
+            Self::PushSession { push } => push_session(*push),
+            Self::PushTail { push, number } => push_tail(*push, *number),
             Self::SnapshotHead => snapshot_head(),
             Self::Snapshot { epoch, revision, object } => snapshot(*epoch, *revision, *object),
             Self::Node { id } => node(id),
             Self::Event { node, event: id } => event(node, *id),
             Self::Probe { probe: id, name } => probe(*id, name.as_str()),
         }
+    }
+}
+
+/// What is below `pushes/`.
+fn parse_push(path: &str) -> Option<Parsed> {
+    let [push, last] = parts(path)?;
+    let push = push.parse().ok()?;
+    match last.strip_prefix("tail-") {
+        Some(number) => Some(Parsed::PushTail { push, number: number.parse().ok()? }),
+        None => (last == "session").then_some(Parsed::PushSession { push }),
     }
 }
 
@@ -319,7 +381,11 @@ mod tests {
         let tags = "[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}".prop_map(|text| text.parse().unwrap());
         let links = (names(), uuids(), digests());
         prop_oneof![
-            (digests(), uuids()).prop_map(|(digest, object)| Parsed::Blob { digest, object }),
+            Just(Parsed::Version),
+            uuids().prop_map(|object| Parsed::Content { object }),
+            digests().prop_map(|digest| Parsed::Pointer { digest }),
+            uuids().prop_map(|push| Parsed::PushSession { push }),
+            (uuids(), any::<u32>()).prop_map(|(push, number)| Parsed::PushTail { push, number }),
             names().prop_map(|name| Parsed::Repository { name }),
             links.prop_map(|(name, incarnation, digest)| Parsed::ManifestLink { name, incarnation, digest }),
             (names(), uuids(), digests()).prop_map(|(name, incarnation, digest)| Parsed::BlobLink {
@@ -365,7 +431,7 @@ mod tests {
         }
 
         #[test]
-        fn any_key_is_in_the_drawing_or_not(text in "(blobs|repositories|snapshot|nodes|events|uploads|probe)(/[a-z0-9_-]{1,12}){0,4}") {
+        fn any_key_is_in_the_drawing_or_not(text in "(layout|content|blobs|pushes|repositories|snapshot|nodes|events|uploads|probe)(/[a-z0-9_-]{1,12}){0,4}") {
             if let Ok(key) = Key::parse(&text) && let Some(parsed) = parse(&key) {
                 prop_assert_eq!(parsed.key(), key);
             }
@@ -380,7 +446,11 @@ mod tests {
         let node_id: ResourceId = "node-1".parse().unwrap();
         let within = format!("repositories/hub/library/nginx/_{id}");
         for (key, text) in [
-            (blob(&digest, id), format!("blobs/sha256/{hex}/{id}")),
+            (version(), "layout".to_owned()),
+            (content(Uuid::from_u128(0xab)), "content/ab/00000000-0000-0000-0000-0000000000ab".to_owned()),
+            (pointer(&digest), format!("blobs/plain/sha256/{hex}")),
+            (push_session(id), format!("pushes/{id}/session")),
+            (push_tail(id, 3), format!("pushes/{id}/tail-3")),
             (repository(&name), "repositories/hub/library/nginx/_repository".to_owned()),
             (manifest_link(&name, id, &digest), format!("{within}/manifests/sha256-{hex}")),
             (blob_link(&name, id, &digest), format!("{within}/blobs/sha256-{hex}")),
@@ -405,8 +475,10 @@ mod tests {
         let name: RepositoryName = "hub/nginx".parse().unwrap();
         let node_id: ResourceId = "node-1".parse().unwrap();
         for (prefix, key) in [
-            (blob_prefix(&digest), blob(&digest, id)),
-            (blobs_prefix(), blob(&digest, id)),
+            (contents_prefix(), content(id)),
+            (pointers_prefix(), pointer(&digest)),
+            (pushes_prefix(), push_session(id)),
+            (pushes_prefix(), push_tail(id, 1)),
             (repositories_prefix(), repository(&name)),
             (incarnation_prefix(&name, id), blob_link(&name, id, &digest)),
             (manifest_links_prefix(&name, id), manifest_link(&name, id, &digest)),
@@ -418,7 +490,6 @@ mod tests {
             (nodes_prefix(), node(&node_id)),
             (events_prefix(&node_id), event(&node_id, id)),
             (probes_prefix(), probe(id, "a/1")),
-            (probes_prefix(), probe(id, "a/1")),
         ] {
             assert!(key.as_str().starts_with(prefix.as_str()), "{key} in {prefix}");
         }
@@ -429,6 +500,10 @@ mod tests {
         let id = Uuid::nil();
         for text in [
             format!("snapshot/1/2/{id}"),
+            format!("content/ab/{id}"),
+            format!("content/{id}"),
+            format!("pushes/{id}/tail-03"),
+            format!("pushes/{id}/other"),
             format!("nodes/node-1/{id}"),
             format!("repositories/_{id}/tags/v1"),
             format!("repositories/a/_{id}/tags"),

@@ -1,0 +1,192 @@
+//! Links: what a repository may show, and all that it names.
+
+use chrono::{DateTime, Utc};
+use entrepot_domain::{Digest, Manifest, MediaType};
+use entrepot_store::Key;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::repository::{Origin, State};
+use crate::word::{Rest, Word};
+
+/// How many of the manifests that an index lists are noted in its link.
+pub const LISTED_CHILDREN: usize = 1000;
+
+/// Lets a repository show a manifest, at [`crate::layout::manifest_link`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestLink {
+    /// The object that holds the manifest. It saves a read of the pointer, which decides.
+    pub object: Key,
+    /// What kind of manifest.
+    pub media_type: Word<MediaType>,
+    /// The manifest's size.
+    pub size_bytes: u64,
+    /// The configuration that it names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Named>,
+    /// The layers that it names, but for those that live elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<Named>,
+    /// The manifests that it names, the first [`LISTED_CHILDREN`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<Named>,
+    /// What it says something about, which it does not contain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Digest>,
+    /// What it is, if it is no image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// The platforms that it offers, as far as the manifest says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
+    /// The size of the config and layers that it names.
+    pub content_size_bytes: u64,
+    /// When it was cached.
+    pub cache_time: DateTime<Utc>,
+    /// The rule that it landed under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule_uid: Option<Uuid>,
+    /// Where that rule fetched it from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Whether it is a link, or a tombstone.
+    pub state: Word<State>,
+    /// Grows with every change, deletions too.
+    pub revision: i64,
+    /// Changes with every write.
+    #[serde(default)]
+    pub write: Uuid,
+    /// What other releases know of it.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// What a manifest names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size, as the manifest says.
+    pub size_bytes: u64,
+    /// What other releases know of it.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl Named {
+    /// Content of that size.
+    pub fn new(digest: Digest, size_bytes: u64) -> Self {
+        Self { digest, size_bytes, rest: Rest::new() }
+    }
+}
+
+impl ManifestLink {
+    /// A link to a manifest that names nothing.
+    pub fn new(object: Key, media_type: MediaType, size_bytes: u64, cache_time: DateTime<Utc>) -> Self {
+        Self {
+            object,
+            media_type: media_type.into(),
+            size_bytes,
+            config: None,
+            layers: Vec::new(),
+            children: Vec::new(),
+            subject: None,
+            artifact_type: None,
+            platforms: Vec::new(),
+            content_size_bytes: 0,
+            cache_time,
+            rule_uid: None,
+            origin: None,
+            state: State::Live.into(),
+            revision: 0,
+            write: Uuid::nil(),
+            rest: Rest::new(),
+        }
+    }
+
+    /// A link to `manifest`, whose bytes are these.
+    pub fn of(manifest: &Manifest, bytes: &[u8], object: Key, cache_time: DateTime<Utc>) -> Self {
+        let named = |content: &entrepot_domain::manifest::Descriptor| {
+            content.digest.clone().map(|digest| Named::new(digest, content.size_bytes))
+        };
+        Self {
+            config: manifest.config.as_ref().and_then(named),
+            layers: manifest.layers.iter().filter(|layer| !layer.is_foreign).filter_map(named).collect(),
+            children: manifest.children.iter().filter_map(named).take(LISTED_CHILDREN).collect(),
+            subject: manifest.subject.as_ref().and_then(|subject| subject.digest.clone()),
+            artifact_type: artifact_type(bytes),
+            platforms: manifest.platforms(),
+            content_size_bytes: manifest.content_size_bytes(),
+            ..Self::new(object, manifest.media_type, bytes.len() as u64, cache_time)
+        }
+    }
+
+    /// Whether the manifest may be shown.
+    pub fn is_live(&self) -> bool {
+        self.state == State::Live
+    }
+}
+
+/// Lets a repository show a blob, at [`crate::layout::blob_link`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobLink {
+    /// The object that holds the blob. It saves a read of the pointer, which decides.
+    pub object: Key,
+    /// The blob's size.
+    pub size_bytes: u64,
+    /// When it was cached.
+    pub cache_time: DateTime<Utc>,
+    /// For which platform the image is, if the blob is an image's configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// The rule that it landed under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule_uid: Option<Uuid>,
+    /// Where that rule fetched it from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Whether it is a link, or a tombstone.
+    pub state: Word<State>,
+    /// Grows with every change, deletions too.
+    pub revision: i64,
+    /// Changes with every write.
+    #[serde(default)]
+    pub write: Uuid,
+    /// What other releases know of it.
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+impl BlobLink {
+    /// A link to a blob.
+    pub fn new(object: Key, size_bytes: u64, cache_time: DateTime<Utc>) -> Self {
+        Self {
+            object,
+            size_bytes,
+            cache_time,
+            platform: None,
+            rule_uid: None,
+            origin: None,
+            state: State::Live.into(),
+            revision: 0,
+            write: Uuid::nil(),
+            rest: Rest::new(),
+        }
+    }
+
+    /// Whether the blob may be shown.
+    pub fn is_live(&self) -> bool {
+        self.state == State::Live
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WireManifest {
+    artifact_type: Option<String>,
+}
+
+fn artifact_type(manifest: &[u8]) -> Option<String> {
+    let wire: WireManifest = serde_json::from_slice(manifest).ok()?;
+    wire.artifact_type.filter(|text| !text.is_empty())
+}

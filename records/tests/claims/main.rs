@@ -1,0 +1,372 @@
+//! Claims, and the order in which content becomes visible, on a folder that counts, and that fails where a test says so.
+
+mod ground;
+
+use chrono::Duration;
+use entrepot_domain::claim::Claimer;
+use entrepot_domain::{Digest, Manifest, MediaType};
+use entrepot_records::commit::{self, FilledBlob, FilledManifest};
+use entrepot_records::{
+    BlobLink, Claim, Claimed, Content, ManifestLink, PointerRecord, PointerState, Provenance, RepositoryRecord,
+    SettingsRecord, TagRecord, claim, layout,
+};
+use entrepot_records::{Origin, read, replace, tombstone};
+use entrepot_store::{BlobStore as _, Error};
+use uuid::Uuid;
+
+use ground::{Ground, NOW};
+
+const BYTES: &[u8] = b"some bytes";
+
+fn digest() -> Digest {
+    Digest::sha256(BYTES)
+}
+
+fn from() -> Provenance {
+    Provenance { rule_uid: Uuid::from_u128(1), origin: Origin::new("a.example", "app") }
+}
+
+fn object_of(claimed: Claimed) -> entrepot_store::Key {
+    match claimed {
+        Claimed::Content(content) => content.object,
+        Claimed::Missing => panic!("there is content"),
+    }
+}
+
+#[tokio::test]
+async fn of_two_that_bring_the_same_content_one_is_pointed_to_and_the_others_goes() {
+    let ground = Ground::new();
+    let digest = digest();
+    let (one, two) = (ground.content(BYTES).await, ground.content(BYTES).await);
+    let claim = |own: &Content| {
+        Claim::new(&ground, &ground, &digest, Claimer::Fill).delivered_by("a.example").with_own(own.clone(), *NOW)
+    };
+    let (mut first, mut second) = (claim(&one), claim(&two));
+    let (a, b) = tokio::join!(first.take(), second.take());
+    let (a, b) = (object_of(a.unwrap()), object_of(b.unwrap()));
+    assert_eq!(a, b, "who loses takes the winner's");
+    assert!(first.holds(&a).await.unwrap() && second.holds(&b).await.unwrap());
+    first.drop_own().await;
+    second.drop_own().await;
+    assert_eq!(ground.contents().await, [a.clone()]);
+    let pointer = ground.pointer(&digest).await;
+    assert_eq!((pointer.object, pointer.delivered_by), (Some(a), vec!["a.example".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_condemned_pointer_is_live_again_and_an_erased_one_gets_new_content() {
+    let ground = Ground::new();
+    let (digest, old) = (digest(), ground.content(BYTES).await);
+    ground.point(&digest, PointerRecord { state: PointerState::Condemned.into(), ..ground.live(&old) }).await;
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill);
+    assert_eq!(object_of(claim.take().await.unwrap()), old.object);
+    assert_eq!(ground.pointer(&digest).await.state, PointerState::Live);
+
+    let erased = PointerRecord { state: PointerState::Erased.into(), ..ground.live(&old) };
+    ground.point(&digest, erased).await;
+    assert_eq!(claim.take().await.unwrap(), Claimed::Missing, "nobody here has the bytes");
+    let new = ground.content(BYTES).await;
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill).with_own(new.clone(), *NOW);
+    assert_eq!(object_of(claim.take().await.unwrap()), new.object);
+}
+
+#[tokio::test]
+async fn a_pointer_to_an_object_that_is_missing_or_wrong_is_erased_and_replaced() {
+    let ground = Ground::new();
+    let digest = digest();
+    let missing = Content { object: layout::content(Uuid::now_v7()), size_bytes: 10 };
+    let wrong = Content { size_bytes: 11, ..ground.content(BYTES).await };
+    for bad in [missing, wrong] {
+        ground.point(&digest, ground.live(&bad)).await;
+        assert_eq!(claim::find(&ground, &digest, None, *NOW).await.unwrap(), None);
+        let pointer = ground.pointer(&digest).await;
+        assert_eq!((pointer.state, pointer.object), (PointerState::Erased.into(), Some(bad.object.clone())));
+
+        ground.point(&digest, ground.live(&bad)).await;
+        let own = ground.content(BYTES).await;
+        let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill).with_own(own.clone(), *NOW);
+        assert_eq!(object_of(claim.take().await.unwrap()), own.object);
+    }
+}
+
+#[tokio::test]
+async fn content_that_was_begun_a_day_ago_gets_no_pointer() {
+    let ground = Ground::new();
+    let (digest, own) = (digest(), ground.content(BYTES).await);
+    let begun = *NOW - Duration::hours(24);
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill).with_own(own, begun);
+    assert_eq!(claim.take().await.unwrap(), Claimed::Missing);
+    assert!(ground.get(&layout::pointer(&digest)).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_claim_is_noted_again_when_the_last_one_is_older_than_a_quarter_of_an_hour() {
+    let ground = Ground::new();
+    let (digest, content) = (digest(), ground.content(BYTES).await);
+    for (minutes, is_noted) in [(14, false), (16, true)] {
+        let claimed = *NOW - Duration::minutes(minutes);
+        ground.point(&digest, PointerRecord { claim_time: claimed, ..ground.live(&content) }).await;
+        let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill);
+        claim.take().await.unwrap();
+        assert!(claim.holds(&content.object).await.unwrap());
+        assert_eq!(ground.pointer(&digest).await.claim_time, if is_noted { *NOW } else { claimed }, "{minutes}");
+    }
+}
+
+#[tokio::test]
+async fn what_went_between_the_two_looks_is_no_claim() {
+    let ground = Ground::new();
+    let (digest, content) = (digest(), ground.content(BYTES).await);
+    ground.point(&digest, ground.live(&content)).await;
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill);
+    let object = object_of(claim.take().await.unwrap());
+    ground.point(&digest, PointerRecord { state: PointerState::Condemned.into(), ..ground.live(&content) }).await;
+    assert!(claim.holds(&object).await.unwrap(), "a condemned one is live again");
+    assert_eq!(ground.pointer(&digest).await.state, PointerState::Live);
+    ground.point(&digest, PointerRecord { state: PointerState::Erased.into(), ..ground.live(&content) }).await;
+    assert!(!claim.holds(&object).await.unwrap());
+}
+
+#[tokio::test]
+async fn own_content_is_kept_after_an_unknown_outcome() {
+    let ground = Ground::new();
+    let (digest, own) = (digest(), ground.content(BYTES).await);
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill).with_own(own.clone(), *NOW);
+    ground.lose_answer_to_next_replace();
+    assert!(matches!(claim.take().await, Err(Error::Away(_))));
+    let other = ground.content(BYTES).await;
+    ground.point(&digest, ground.live(&other)).await;
+    claim.drop_own().await;
+    assert!(ground.head(&own.object).await.unwrap().is_some(), "a late write may still name it");
+}
+
+#[tokio::test]
+async fn a_damaged_pointer_is_replaced_by_who_has_the_bytes_alone() {
+    let ground = Ground::new();
+    let (digest, own) = (digest(), ground.content(BYTES).await);
+    ground.put(&layout::pointer(&digest), "{".into()).await.unwrap();
+    assert_eq!(claim::find(&ground, &digest, None, *NOW).await.unwrap(), None);
+    let refused = Claim::new(&ground, &ground, &digest, Claimer::Mount).take().await;
+    assert!(matches!(refused, Err(Error::BadRecord { .. })), "{refused:?}");
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill).with_own(own.clone(), *NOW);
+    assert_eq!(object_of(claim.take().await.unwrap()), own.object);
+}
+
+#[tokio::test]
+async fn a_pointer_whose_state_only_a_later_release_knows_is_left_alone_by_all() {
+    let ground = Ground::new();
+    let (digest, own) = (digest(), ground.content(BYTES).await);
+    let mut value = serde_json::to_value(ground.live(&own)).unwrap();
+    value["state"] = "quarantined".into();
+    let key = layout::pointer(&digest);
+    ground.put(&key, value.to_string().into()).await.unwrap();
+    assert!(claim::find(&ground, &digest, None, *NOW).await.is_err());
+    assert!(Claim::new(&ground, &ground, &digest, Claimer::Fill).with_own(own, *NOW).take().await.is_err());
+    assert_eq!(ground.get(&key).await.unwrap().unwrap().bytes, value.to_string());
+}
+
+#[tokio::test]
+async fn what_another_upstream_has_delivered_is_not_found_for_this_one() {
+    let ground = Ground::new();
+    let (digest, content) = (digest(), ground.content(BYTES).await);
+    ground.point(&digest, PointerRecord { delivered_by: vec!["a.example".into()], ..ground.live(&content) }).await;
+    assert_eq!(claim::find(&ground, &digest, Some("a.example"), *NOW).await.unwrap(), Some(content.clone()));
+    assert_eq!(claim::find(&ground, &digest, Some("b.example"), *NOW).await.unwrap(), None);
+    let own = ground.content(BYTES).await;
+    let mut claim = Claim::new(&ground, &ground, &digest, Claimer::Fill).delivered_by("b.example").with_own(own, *NOW);
+    assert_eq!(object_of(claim.take().await.unwrap()), content.object);
+    claim.drop_own().await;
+    assert_eq!(ground.contents().await, [content.object.clone()]);
+    assert_eq!(claim::find(&ground, &digest, Some("b.example"), *NOW).await.unwrap(), Some(content));
+}
+
+/// A manifest to commit.
+struct Image {
+    digest: Digest,
+    bytes: bytes::Bytes,
+    manifest: Manifest,
+}
+
+fn image() -> Image {
+    let of =
+        |content: &[u8]| serde_json::json!({ "digest": Digest::sha256(content).to_string(), "size": content.len() });
+    let text = serde_json::json!({
+        "schemaVersion": 2, "mediaType": MediaType::OciManifest.as_str(), "artifactType": "application/vnd.example",
+        "config": of(b"config"), "layers": [of(b"layer")], "subject": of(b"subject"),
+    });
+    let bytes = bytes::Bytes::from(text.to_string());
+    let manifest = Manifest::parse(None, &bytes).unwrap();
+    Image { digest: Digest::sha256(&bytes), bytes, manifest }
+}
+
+async fn commit(ground: &Ground, image: &Image, from: &Provenance) -> Result<Uuid, Error> {
+    let filled = FilledManifest {
+        name: &"demo/app".parse().unwrap(),
+        from,
+        settings: Some(SettingsRecord::default()),
+        digest: &image.digest,
+        bytes: &image.bytes,
+        manifest: &image.manifest,
+        tag: Some((&"v1".parse().unwrap(), *NOW)),
+    };
+    commit::commit_manifest(ground, ground, &filled).await.map(|incarnation| incarnation.expect("it is to be created"))
+}
+
+#[tokio::test]
+async fn a_manifest_is_visible_after_its_content_and_its_events_and_names_all() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let incarnation = commit(&ground, &image, &from()).await.unwrap();
+    assert_eq!(
+        ground.writes(),
+        ["content", "pointer", "event", "repository", "manifest link", "referrer", "tag"],
+        "no list, and this order"
+    );
+    let link_key = layout::manifest_link(&name, incarnation, &image.digest);
+    let (link, _) = read::<ManifestLink>(&ground, &link_key).await.unwrap().unwrap();
+    let named = |list: &[entrepot_records::Named]| list.iter().map(|one| one.digest.clone()).collect::<Vec<_>>();
+    assert_eq!(named(&link.layers), [Digest::sha256(b"layer")]);
+    assert_eq!(link.config.unwrap().digest, Digest::sha256(b"config"));
+    assert_eq!(
+        (link.subject, link.artifact_type.as_deref()),
+        (Some(Digest::sha256(b"subject")), Some("application/vnd.example"))
+    );
+    assert_eq!(link.revision, NOW.timestamp_micros());
+    let tag_key = layout::tag(&name, incarnation, &"v1".parse().unwrap());
+    let (tag, _) = read::<TagRecord>(&ground, &tag_key).await.unwrap().unwrap();
+    assert_eq!((tag.digest, tag.link_revision), (Some(image.digest.clone()), Some(link.revision)));
+    assert_eq!(tag.stamp.unwrap().time_ms, NOW.timestamp_millis());
+
+    // The same again writes no content, no repository and no link.
+    ground.forget_writes();
+    assert_eq!(commit(&ground, &image, &from()).await.unwrap(), incarnation);
+    assert_eq!(ground.writes(), ["event", "tag"]);
+}
+
+#[tokio::test]
+async fn nodes_that_commit_the_same_manifest_end_with_one_of_everything() {
+    let (ground, image) = (Ground::new(), image());
+    let from = from();
+    let commits = futures_util::future::join_all((0..4).map(|_| commit(&ground, &image, &from))).await;
+    let incarnations: Vec<Uuid> = commits.into_iter().map(Result::unwrap).collect();
+    assert!(incarnations.windows(2).all(|pair| pair[0] == pair[1]), "{incarnations:?}");
+    assert_eq!(ground.contents().await.len(), 1);
+}
+
+#[tokio::test]
+async fn no_two_writes_of_a_record_have_equal_bytes() {
+    let (ground, name) = (Ground::new(), "demo/app".parse().unwrap());
+    let (key, record) = (layout::repository(&name), RepositoryRecord::new(Uuid::from_u128(1), *NOW));
+    let first = replace(&ground, &key, None, &record).await.unwrap();
+    let second = replace(&ground, &key, Some(&first), &record).await.unwrap();
+    let third = replace(&ground, &key, Some(&second), &record).await.unwrap();
+    assert!(first != second && second != third && first != third);
+    assert!(matches!(replace(&ground, &key, Some(&first), &record).await, Err(Error::Conflict)));
+}
+
+#[tokio::test]
+async fn damaged_links_and_tags_of_cached_repositories_heal() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let incarnation = commit(&ground, &image, &from()).await.unwrap();
+    let link_key = layout::manifest_link(&name, incarnation, &image.digest);
+    let tag_key = layout::tag(&name, incarnation, &"v1".parse().unwrap());
+    for key in [&link_key, &tag_key] {
+        ground.put(key, "garbage".into()).await.unwrap();
+    }
+    assert_eq!(commit(&ground, &image, &from()).await.unwrap(), incarnation);
+    assert!(read::<ManifestLink>(&ground, &link_key).await.unwrap().unwrap().0.is_live());
+    assert_eq!(read::<TagRecord>(&ground, &tag_key).await.unwrap().unwrap().0.digest, Some(image.digest.clone()));
+
+    let content = ground.content(BYTES).await;
+    let (digest, from) = (digest(), from());
+    let blob_key = layout::blob_link(&name, incarnation, &digest);
+    ground.put(&blob_key, "garbage".into()).await.unwrap();
+    let filled = FilledBlob { from: &from, digest: &digest, content: &content, platform: None };
+    assert_eq!(commit::link_blob(&ground, &ground, &name, &filled).await.unwrap(), Some(incarnation));
+    assert_eq!(read::<BlobLink>(&ground, &blob_key).await.unwrap().unwrap().0.object, content.object);
+}
+
+#[tokio::test]
+async fn a_repository_that_cannot_be_read_or_is_not_filled_is_never_replaced() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let key = layout::repository(&name);
+    let with = |field: &str, word: &str| {
+        let mut value = serde_json::to_value(RepositoryRecord::new(Uuid::from_u128(1), *NOW)).unwrap();
+        value[field] = word.into();
+        value.to_string()
+    };
+    for text in ["garbage".to_owned(), with("state", "frozen"), with("kind", "virtual"), with("kind", "hosted")] {
+        ground.put(&key, text.clone().into()).await.unwrap();
+        let refused = commit(&ground, &image, &from()).await;
+        assert!(matches!(refused, Err(Error::BadRecord { .. })), "{text}: {refused:?}");
+        assert_eq!(ground.get(&key).await.unwrap().unwrap().bytes, text, "nothing is created");
+    }
+}
+
+#[tokio::test]
+async fn a_link_that_a_later_release_has_archived_is_not_opened() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let incarnation = commit(&ground, &image, &from()).await.unwrap();
+    let key = layout::manifest_link(&name, incarnation, &image.digest);
+    let mut value = serde_json::to_value(read::<ManifestLink>(&ground, &key).await.unwrap().unwrap().0).unwrap();
+    value["state"] = "archived".into();
+    ground.put(&key, value.to_string().into()).await.unwrap();
+    assert!(matches!(commit(&ground, &image, &from()).await, Err(Error::BadRecord { .. })));
+    assert!(tombstone::bury_manifest(&ground, (&name, incarnation), &image.digest, *NOW).await.is_err());
+    assert_eq!(ground.get(&key).await.unwrap().unwrap().bytes, value.to_string());
+}
+
+#[tokio::test]
+async fn tombstones_are_of_a_higher_revision_and_so_is_what_comes_after_them() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let incarnation = commit(&ground, &image, &from()).await.unwrap();
+    let first = NOW.timestamp_micros();
+    let of = (&name, incarnation);
+    let buried = tombstone::bury_manifest(&ground, of, &image.digest, *NOW).await.unwrap().unwrap();
+    assert_eq!((buried.was_live, buried.link.revision), (true, first + 1));
+    let again = tombstone::bury_manifest(&ground, of, &image.digest, *NOW).await.unwrap().unwrap();
+    assert_eq!((again.was_live, again.link.revision), (false, first + 1));
+    let (_, revision) =
+        tombstone::bury_tag(&ground, of, &"v1".parse().unwrap(), *NOW, |_| true).await.unwrap().unwrap();
+    assert_eq!(revision, first + 1);
+
+    assert_eq!(commit(&ground, &image, &from()).await.unwrap(), incarnation);
+    let key = layout::manifest_link(&name, incarnation, &image.digest);
+    let (link, _) = read::<ManifestLink>(&ground, &key).await.unwrap().unwrap();
+    assert_eq!((link.is_live(), link.revision), (true, first + 2));
+}
+
+#[tokio::test]
+async fn a_repository_that_is_not_to_be_created_is_not() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let from = from();
+    let filled = |settings| FilledManifest {
+        name: &name,
+        from: &from,
+        settings,
+        digest: &image.digest,
+        bytes: &image.bytes,
+        manifest: &image.manifest,
+        tag: None,
+    };
+    assert_eq!(commit::commit_manifest(&ground, &ground, &filled(None)).await.unwrap(), None);
+    assert!(ground.get(&layout::repository(&name)).await.unwrap().is_none());
+    let created = commit::commit_manifest(&ground, &ground, &filled(Some(SettingsRecord::default()))).await.unwrap();
+    assert!(created.is_some());
+    assert_eq!(commit::commit_manifest(&ground, &ground, &filled(None)).await.unwrap(), created, "it is there by now");
+}
+
+#[tokio::test]
+async fn another_rule_writes_links_of_its_own() {
+    let (ground, image, name) = (Ground::new(), image(), "demo/app".parse().unwrap());
+    let incarnation = commit(&ground, &image, &from()).await.unwrap();
+    let other = Provenance { rule_uid: Uuid::from_u128(2), ..from() };
+    assert_eq!(commit(&ground, &image, &other).await.unwrap(), incarnation);
+    let key = layout::manifest_link(&name, incarnation, &image.digest);
+    let (link, _) = read::<ManifestLink>(&ground, &key).await.unwrap().unwrap();
+    assert_eq!((link.rule_uid, link.revision), (Some(Uuid::from_u128(2)), NOW.timestamp_micros() + 1));
+    let (repository, _) = read::<RepositoryRecord>(&ground, &layout::repository(&name)).await.unwrap().unwrap();
+    assert_eq!(
+        (repository.rule_uid, repository.origin),
+        (Some(Uuid::from_u128(2)), Some(Origin::new("a.example", "app")))
+    );
+}
