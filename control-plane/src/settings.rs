@@ -6,8 +6,8 @@ use entrepot_runtime::chain;
 use entrepot_runtime::config::{Problems, Reader, Reported, Section};
 use entrepot_runtime::tls::Alpn;
 use entrepot_settings::{
-    ControlKeys, DrainSettings, ListenerSettings, OperationsSettings, StoreSettings, TelemetrySettings, ca_file,
-    required_secret, secret,
+    AccountSettings, ControlKeys, DrainSettings, ListenerSettings, OperationsSettings, StoreSettings,
+    TelemetrySettings, ca_file, required_secret, secret,
 };
 
 use crate::app::Reflection;
@@ -33,6 +33,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// How it ends.
     pub drain: DrainSettings,
+    /// Whose registry this is.
+    pub account: AccountSettings,
 }
 
 /// `[api]`
@@ -59,6 +61,7 @@ impl Settings {
         let keys = ControlKeys::read(reader);
         let telemetry = TelemetrySettings::read(reader);
         let drain = DrainSettings::read(reader);
+        let account = AccountSettings::read(reader);
         reader.finish(FOREIGN)?;
         Ok(Self {
             api: api?,
@@ -68,6 +71,7 @@ impl Settings {
             keys: keys?,
             telemetry: telemetry?,
             drain: drain?,
+            account: account?,
         })
     }
 }

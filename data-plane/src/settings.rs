@@ -8,7 +8,8 @@ use entrepot_domain::ResourceId;
 use entrepot_runtime::config::{ByteSize, Parsed, Problems, Reader, Reported, Section};
 use entrepot_runtime::tls::Alpn;
 use entrepot_settings::{
-    DrainSettings, ListenerSettings, NodeKeys, OperationsSettings, StoreSettings, TelemetrySettings, ca_file, secret,
+    AccountSettings, DrainSettings, ListenerSettings, NodeKeys, OperationsSettings, StoreSettings, TelemetrySettings,
+    ca_file, secret,
 };
 use ipnet::IpNet;
 use tonic::transport::Uri;
@@ -42,6 +43,8 @@ pub struct Settings {
     pub telemetry: TelemetrySettings,
     /// How it ends.
     pub drain: DrainSettings,
+    /// Whose registry this is.
+    pub account: AccountSettings,
 }
 
 /// `[registry]`
@@ -106,6 +109,7 @@ impl Settings {
         let keys = NodeKeys::read(reader);
         let telemetry = TelemetrySettings::read(reader);
         let drain = DrainSettings::read(reader);
+        let account = AccountSettings::read(reader);
         reader.finish(FOREIGN)?;
         Ok(Self {
             registry: registry?,
@@ -118,6 +122,7 @@ impl Settings {
             keys: keys?,
             telemetry: telemetry?,
             drain: drain?,
+            account: account?,
         })
     }
 }

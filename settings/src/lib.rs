@@ -3,6 +3,7 @@
 //! Neither plane knows the other, and the store knows nothing of configuration. Without this crate each plane would
 //! read the same sections in its own way, and one file could not serve both.
 
+pub mod account;
 pub mod ca_file;
 pub mod keys;
 pub mod listener;
@@ -10,6 +11,7 @@ pub mod process;
 pub mod secret;
 pub mod store;
 
+pub use account::{AccountId, AccountSettings, Region};
 pub use ca_file::ca_file;
 pub use keys::{ControlKeys, NodeKeys};
 pub use listener::ListenerSettings;

@@ -15,6 +15,7 @@ mod program;
 #[path = "../several/published.rs"]
 mod published;
 mod records;
+mod releases;
 mod replica;
 mod snapshots;
 mod switch;
