@@ -115,10 +115,11 @@ async fn an_item_for_later_readers_is_left_out_and_a_whole_snapshot_is_refused_a
     let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
     upstream.publish_image("app", "v1", &[vec![1; 100]]);
     let mut snapshot = ground.snapshot(1, &upstream);
+    let known = snapshot.principals[0].access_keys[0].clone();
     snapshot.principals[0].access_keys.push(pb::SnapshotAccessKey {
         key_id: "later".to_owned(),
         minimum_reader: READER + 1,
-        ..snapshot.principals[0].access_keys[0].clone()
+        ..known
     });
     ground.publish_bytes(1, snapshot.encode_to_vec()).await;
     let node = ground.node("node-1").await;
