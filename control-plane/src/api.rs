@@ -1,7 +1,5 @@
 //! gRPC: a file per service, and what they share – who calls, paging, masks, filters, request ids, errors.
 
-pub(crate) mod error;
-
 mod access_keys;
 mod answers;
 mod caller;
@@ -11,7 +9,6 @@ mod filter;
 mod health;
 mod images;
 mod incoming;
-mod inquiries;
 mod live_nodes;
 mod login_tokens;
 mod mask;
@@ -25,6 +22,7 @@ mod probe;
 mod repositories;
 mod request_id;
 mod rules;
+mod status;
 mod templates;
 mod upstreams;
 
@@ -54,11 +52,9 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tracing::warn;
 
-use crate::app::{Plane, Reflection, ServeError, Stage};
+use crate::plane::{Plane, Reflection, Stage};
 use crate::snapshot::Version;
 
-pub(crate) use inquiries::Inquiries;
-pub(crate) use nodes::report;
 use observe::Observe;
 
 /// How long a call may take until its answer begins; validating a rule takes the longest.
@@ -71,6 +67,17 @@ const STREAMS: u32 = 256;
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Names nodes that do not run a changed configuration yet, separated by commas.
 const LAGGING: &str = "entrepot-lagging-nodes";
+
+/// Why serving ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The descriptors that reflection serves are broken.
+    #[error("reflection cannot be served")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The listener failed.
+    #[error("gRPC cannot be served")]
+    Transport(#[from] tonic::transport::Error),
+}
 
 /// All services; clones share what they work with.
 #[derive(Clone)]

@@ -1,27 +1,27 @@
 //! What the control plane is made of, and how it starts: at once, with everything that needs Postgres or the store
 //! coming about in the background, again and again until it has.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_domain::Secret;
 use entrepot_runtime::{Clock, Condition, Health, Listener, Metrics, Tasks, chain};
 use entrepot_store::BlobStore;
-use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotSigner, SnapshotTrust, Tokens};
+use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotSigner, SnapshotTrust};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use crate::api::Inquiries;
-use crate::api::error::ApiError;
+use crate::api::{self, ServeError};
 use crate::bootstrap;
 use crate::config::Config;
-use crate::db::registry::{self, Registry};
-use crate::db::{Connection, Db, Tx};
+use crate::db::{self, Db, registry};
+use crate::error::ApiError;
+use crate::inquiries::Inquiries;
 use crate::metrics::{self, Instruments};
-use crate::snapshot::{PublishError, Snapshots, Version};
-use crate::{api, db, jobs};
+use crate::plane::{FirstKey, Plane, Ready, Reflection, Stage};
+use crate::recurring;
+use crate::snapshot::{PublishError, Snapshots};
 
 /// How long a start waits before it tries again, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -58,38 +58,9 @@ pub struct Deps {
     pub reflection: Reflection,
 }
 
-/// What becomes of the first administrator's key where it has to be made up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FirstKey {
-    /// [`Ready`] has it: whoever starts the control plane shows it, once.
-    Shown,
-    /// It is written to this file, for its owner only.
-    File(PathBuf),
-    /// None is made: the start is refused.
-    None,
-}
-
-/// Whether callers may ask for the API's description.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reflection {
-    /// Everybody may.
-    Open,
-    /// Nobody may.
-    Closed,
-}
-
 /// The control plane. Clones are the same one.
 #[derive(Clone)]
 pub struct ControlPlane(Arc<Plane>);
-
-/// What is known once a control plane has started.
-#[derive(Clone, Debug)]
-pub struct Ready {
-    /// Identifies the registry; the audience of its tokens.
-    pub registry_id: Uuid,
-    /// `<key id>:<secret>` of the first administrator, if this start made it. It is nowhere else.
-    pub first_key: Option<Secret<String>>,
-}
 
 /// Why a control plane does not start.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -106,68 +77,6 @@ pub enum StartError {
         /// What is wrong, and what to do about it.
         why: String,
     },
-}
-
-/// Why serving ended before it was told to.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The descriptors that reflection serves are broken.
-    #[error("reflection cannot be served")]
-    Reflection(#[from] tonic_reflection::server::Error),
-    /// The listener failed.
-    #[error("gRPC cannot be served")]
-    Transport(#[from] tonic::transport::Error),
-}
-
-/// Everything that the services and jobs share.
-pub(crate) struct Plane {
-    pub(crate) db: Db,
-    pub(crate) store: Arc<dyn BlobStore>,
-    pub(crate) cluster_key: ClusterKey,
-    pub(crate) tokens: Tokens,
-    pub(crate) secrets: SecretVerifier,
-    pub(crate) snapshots: Snapshots,
-    pub(crate) inquiries: Inquiries,
-    pub(crate) clock: Clock,
-    pub(crate) tasks: Tasks,
-    pub(crate) reflection: Reflection,
-    pub(crate) metrics: Metrics,
-    pub(crate) instruments: Instruments,
-    stage: watch::Sender<Stage>,
-    condition: Condition,
-    bootstrap_key: Option<Secret<String>>,
-    first_key: FirstKey,
-}
-
-/// A change of configuration that is about to begin.
-pub(crate) struct Change {
-    /// What was published before.
-    published: Option<Version>,
-}
-
-impl Change {
-    /// Begins it in a transaction that is open already; no other change goes on until that has ended.
-    ///
-    /// # Errors
-    /// [`ApiError::Behind`] if the published snapshot is ahead of this database.
-    pub(crate) async fn begin(&self, tx: &Tx<'_>) -> Result<Registry, ApiError> {
-        let registry = registry::bump(tx).await?;
-        match self.published {
-            Some(published) if published >= registry.version => Err(ApiError::Behind { published }),
-            Some(_) | None => Ok(registry),
-        }
-    }
-}
-
-/// How far the start has come.
-#[derive(Clone, Debug)]
-pub(crate) enum Stage {
-    /// It goes on.
-    Starting { why: String },
-    /// Done.
-    Ready(Ready),
-    /// Given up.
-    Refused { why: String },
 }
 
 impl ControlPlane {
@@ -196,11 +105,14 @@ impl ControlPlane {
             instruments: Instruments::new(&deps.metrics.meter("entrepot.control_plane")),
             metrics: deps.metrics,
             stage: watch::Sender::new(Stage::Starting { why: "it has just begun".to_owned() }),
+        });
+        let start = Start {
+            plane: Arc::clone(&plane),
             condition: deps.health.condition(CONDITION),
             bootstrap_key: deps.bootstrap_key,
             first_key: deps.first_key,
-        });
-        plane.tasks.spawn("control plane", Arc::clone(&plane).run());
+        };
+        plane.tasks.spawn("control plane", start.run());
         Self(plane)
     }
 
@@ -230,42 +142,22 @@ impl ControlPlane {
     }
 }
 
-impl Plane {
-    pub(crate) fn stage(&self) -> Stage {
-        self.stage.borrow().clone()
-    }
+/// A control plane that starts, and goes on until the tasks are stopping.
+struct Start {
+    plane: Arc<Plane>,
+    condition: Condition,
+    bootstrap_key: Option<Secret<String>>,
+    first_key: FirstKey,
+}
 
-    /// Tells when the start is done.
-    pub(crate) fn watch_stage(&self) -> watch::Receiver<Stage> {
-        self.stage.subscribe()
-    }
-
-    /// Looks at what a change of configuration must not fall behind. Before any lock: the store can be slow.
-    pub(crate) async fn prepare_change(&self) -> Result<Change, ApiError> {
-        Ok(Change { published: self.snapshots.head().await? })
-    }
-
-    /// Begins a change of configuration, which no other one overtakes.
-    ///
-    /// # Errors
-    /// [`ApiError::Behind`] if the published snapshot is ahead of this database.
-    pub(crate) async fn begin_change<'c>(
-        &self,
-        connection: &'c mut Connection,
-        name: &'static str,
-    ) -> Result<(Tx<'c>, Registry), ApiError> {
-        let change = self.prepare_change().await?;
-        let tx = connection.begin(name).await?;
-        let registry = change.begin(&tx).await?;
-        Ok((tx, registry))
-    }
-
-    async fn run(self: Arc<Self>) {
-        let stopping = self.tasks.stopping();
+impl Start {
+    async fn run(self) {
+        let stopping = self.plane.tasks.stopping();
         let Some(Some(())) = stopping.run_until_cancelled(self.start()).await else { return };
-        jobs::spawn(&self);
-        let publish_and_listen =
-            async { tokio::join!(self.snapshots.keep_published(), self.db.listen(|| self.snapshots.wake())) };
+        recurring::spawn(&self.plane);
+        let publish_and_listen = async {
+            tokio::join!(self.plane.snapshots.keep_published(), self.plane.db.listen(|| self.plane.snapshots.wake()))
+        };
         stopping.run_until_cancelled(Box::pin(publish_and_listen)).await;
     }
 
@@ -277,7 +169,7 @@ impl Plane {
             let failure = match self.attempt(&mut first_key).await {
                 Ok(registry_id) => {
                     info!(registry.id = %registry_id, "the control plane is ready");
-                    self.stage.send_replace(Stage::Ready(Ready { registry_id, first_key }));
+                    self.plane.stage.send_replace(Stage::Ready(Ready { registry_id, first_key }));
                     self.condition.ready();
                     return Some(());
                 }
@@ -287,11 +179,11 @@ impl Plane {
             self.condition.not_ready(&why);
             if !failure.may_retry() {
                 error!(error = why, "the control plane cannot start");
-                self.stage.send_replace(Stage::Refused { why });
+                self.plane.stage.send_replace(Stage::Refused { why });
                 return None;
             }
             warn!(error = why, "the control plane has not started yet, trying again");
-            self.stage.send_replace(Stage::Starting { why });
+            self.plane.stage.send_replace(Stage::Starting { why });
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY.1);
         }
@@ -299,15 +191,15 @@ impl Plane {
 
     /// One attempt to start. A key that it makes is kept in `first_key`, also if it fails after that.
     async fn attempt(&self, first_key: &mut Option<Secret<String>>) -> Result<Uuid, AttemptError> {
-        self.db.migrate().await?;
-        let mut connection = self.db.connect().await?;
+        self.plane.db.migrate().await?;
+        let mut connection = self.plane.db.connect().await?;
         let tx = connection.begin("start").await?;
         let registry = registry::get(&tx).await?;
         drop(tx);
         drop(connection);
         // Before anything is changed: a stranger's snapshot shows that this is not the place, or not the key.
-        self.snapshots.pass_on().await?;
-        let published = self.snapshots.head().await?;
+        self.plane.snapshots.pass_on().await?;
+        let published = self.plane.snapshots.head().await?;
         match published.filter(|published| *published > registry.version) {
             Some(published) => error!(
                 "the published snapshot ({published}) is ahead of this database ({}): pulls and events go on, but the \
@@ -315,22 +207,22 @@ impl Plane {
                 registry.version
             ),
             None => {
-                let made = bootstrap::run(self, self.bootstrap_key.as_ref(), &self.first_key).await?;
+                let made = bootstrap::run(&self.plane, self.bootstrap_key.as_ref(), &self.first_key).await?;
                 *first_key = made.or(first_key.take());
                 self.renew().await?;
             }
         }
-        self.snapshots.publish().await?;
+        self.plane.snapshots.publish().await?;
         Ok(registry.registry_id)
     }
 
     /// Begins a revision where what is published has to be published anew.
     async fn renew(&self) -> Result<(), AttemptError> {
-        if !self.snapshots.is_worn().await? {
+        if !self.plane.snapshots.is_worn().await? {
             return Ok(());
         }
-        let mut connection = self.db.connect().await?;
-        let (tx, registry) = self.begin_change(&mut connection, "renew_snapshot").await?;
+        let mut connection = self.plane.db.connect().await?;
+        let (tx, registry) = self.plane.begin_change(&mut connection, "renew_snapshot").await?;
         tx.commit().await?;
         info!("publishing the snapshot anew, as {}: it was signed with another seed, or is lost", registry.version);
         Ok(())

@@ -14,11 +14,11 @@ use entrepot_trust::access_key::{
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::api::error::ApiError;
-use crate::app::{FirstKey, Plane};
 use crate::db::access_keys::{AccessKey, State};
 use crate::db::principals::Principal;
 use crate::db::{self, Tx, access_keys, principals};
+use crate::error::ApiError;
+use crate::plane::{FirstKey, Plane};
 
 /// What the first administrator is called where nobody said.
 const FIRST: &str = "admin";

@@ -10,19 +10,25 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName};
-use entrepot_proto::convert::event::{Event, Image, Kind};
+use entrepot_proto::convert::Violations;
+use entrepot_proto::convert::event::{Event, Image, Kind, Unread};
+use entrepot_proto::node::v1::ReportEventsRequest;
 use entrepot_records::layout;
 use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::api::error::ApiError;
-use crate::app::Plane;
 use crate::db::repositories::{self, Created};
 use crate::db::tags::{self, Moved};
 use crate::db::{self, Tx, events, images};
+use crate::error::ApiError;
 use crate::metrics::EventOutcome;
+use crate::plane::Plane;
 
+/// How many events a batch may have.
+const MAX_EVENTS: usize = 1000;
+/// How often a batch is tried again when others are in its way.
+const ATTEMPTS: usize = 3;
 /// How long the store may take while a name is locked.
 const STORE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -54,8 +60,46 @@ impl Verdict {
     }
 }
 
+/// Applies a batch as a node sends it, also when other batches are in its way.
+///
+/// # Errors
+/// [`ApiError::UnknownEvents`] if some are of a later release. All others were applied then.
+pub(crate) async fn report(plane: &Plane, request: &ReportEventsRequest) -> Result<(), ApiError> {
+    if request.events.len() > MAX_EVENTS {
+        return Err(ApiError::field("events", format!("must be at most {MAX_EVENTS}")));
+    }
+    let (mut events, mut unknown) = (Vec::with_capacity(request.events.len()), Vec::new());
+    let mut violations = Violations::default();
+    for (i, event) in request.events.iter().enumerate() {
+        match Event::read(&format!("events[{i}]"), event) {
+            Ok(event) => events.push(event),
+            Err(Unread::Unknown { field }) => unknown.push(field),
+            Err(Unread::Wrong(wrong)) => drop(violations.merge::<()>(Err(wrong))),
+        }
+    }
+    let events = violations.finish(Some(events))?;
+    apply_patiently(plane, &events).await?;
+    match unknown.first() {
+        Some(first) => {
+            plane.instruments.unknown_events(unknown.len());
+            Err(ApiError::UnknownEvents { count: unknown.len(), first: first.clone() })
+        }
+        None => Ok(()),
+    }
+}
+
+async fn apply_patiently(plane: &Plane, events: &[Event]) -> Result<(), ApiError> {
+    for _ in 1..ATTEMPTS {
+        match apply(plane, events).await {
+            Err(ApiError::Contended(_)) => {}
+            settled => return settled,
+        }
+    }
+    apply(plane, events).await
+}
+
 /// Applies events, all or none of them.
-pub(crate) async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError> {
+async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError> {
     let now = plane.clock.now();
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("apply_events").await?;

@@ -2,7 +2,7 @@
 //!
 //! Read `app` to see what it is made of and how it starts. `api` has a file per gRPC service, `db` the only SQL.
 //! `snapshot` builds what nodes need to know, signs and publishes it; `index` takes in what nodes have learnt;
-//! `jobs` keep that index true to the records in object storage.
+//! `recurring` work keeps that index true to the records in object storage.
 
 mod api;
 mod app;
@@ -10,19 +10,25 @@ mod at_once;
 mod bootstrap;
 mod config;
 mod db;
+mod error;
 mod index;
-mod jobs;
+mod inquiries;
 mod live_nodes;
 mod metrics;
+mod plane;
 pub mod program;
 mod reconcile;
+mod recurring;
 mod restore;
 mod settings;
 mod snapshot;
+mod version;
 
-pub use app::{ControlPlane, Deps, FirstKey, Ready, Reflection, ServeError, StartError};
+pub use api::ServeError;
+pub use app::{ControlPlane, Deps, StartError};
 pub use config::{Config, ConfigError, Login};
+pub use plane::{FirstKey, Ready, Reflection};
 pub use reconcile::{Reindexed, Repaired};
 pub use restore::{Foreign, RestoreError, Restored, reindex, restore};
 pub use settings::{ApiSettings, FOREIGN, Settings};
-pub use snapshot::Version;
+pub use version::Version;

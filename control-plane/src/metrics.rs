@@ -9,7 +9,6 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Counter, Histogram, Meter};
 
 use crate::db::Db;
-use crate::jobs::Progress;
 
 /// The instruments that are used all over the place.
 #[derive(Clone, Debug)]
@@ -27,6 +26,17 @@ pub(crate) enum EventOutcome {
     Repeated,
     /// It is about a repository that is no more, or not yet.
     Ignored,
+}
+
+/// How a pass of recurring work has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PassOutcome {
+    /// Nothing is left to do.
+    Done,
+    /// More is waiting.
+    More,
+    /// It failed.
+    Failed,
 }
 
 impl Instruments {
@@ -58,12 +68,12 @@ impl Instruments {
         self.events.add(count as u64, &attributes);
     }
 
-    /// A pass, with how it ended; `None` is a failure.
-    pub(crate) fn pass(&self, job: &'static str, took: Duration, ended: Option<Progress>) {
-        let outcome = match ended {
-            Some(Progress::Done) => "done",
-            Some(Progress::More) => "more",
-            None => "error",
+    /// Counts a pass of recurring work.
+    pub(crate) fn pass(&self, job: &'static str, took: Duration, outcome: PassOutcome) {
+        let outcome = match outcome {
+            PassOutcome::Done => "done",
+            PassOutcome::More => "more",
+            PassOutcome::Failed => "error",
         };
         self.passes.record(took.as_secs_f64(), &[KeyValue::new("job.name", job), KeyValue::new("outcome", outcome)]);
     }

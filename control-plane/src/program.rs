@@ -15,7 +15,8 @@ use entrepot_trust::access_key::{self, check_chosen};
 use tracing::{error, warn};
 use uuid::Uuid;
 
-use crate::app::{ControlPlane, Deps, FirstKey, StartError};
+use crate::app::{ControlPlane, Deps, StartError};
+use crate::plane::FirstKey;
 use crate::settings::Settings;
 
 /// What a control plane is called in telemetry.

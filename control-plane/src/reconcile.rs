@@ -16,9 +16,9 @@ use entrepot_store::{BlobStore, Error, Key};
 use serde::de::DeserializeOwned;
 use tracing::warn;
 
-use crate::api::error::ApiError;
 use crate::db::Db;
 use crate::db::tags::Moved;
+use crate::error::ApiError;
 
 /// What a run over the whole index has come to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

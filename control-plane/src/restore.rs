@@ -10,9 +10,9 @@ use prost::Message as _;
 use tracing::debug;
 use uuid::Uuid;
 
-use crate::api::error::ApiError;
 use crate::config::Config;
 use crate::db::{self, Db, registry};
+use crate::error::ApiError;
 use crate::reconcile::{Books, Reindexed};
 use crate::snapshot::Version;
 

@@ -10,8 +10,8 @@ use entrepot_settings::{
     TelemetrySettings, ca_file, required_secret, secret,
 };
 
-use crate::app::Reflection;
 use crate::config::{Config, ConfigError, Login};
+use crate::plane::Reflection;
 
 /// The sections that only nodes read.
 pub const FOREIGN: &[&str] = &["registry", "peer", "node", "control", "fill", "redis"];

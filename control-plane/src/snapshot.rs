@@ -15,7 +15,6 @@ mod settle;
 mod watchers;
 
 use std::cmp::Ordering;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +33,7 @@ use uuid::Uuid;
 
 use crate::db::{self, Db};
 
+pub(crate) use crate::version::Version;
 pub(crate) use settle::runs;
 pub(crate) use watchers::{Watcher, Watchers};
 
@@ -47,21 +47,6 @@ const KEPT: usize = 3;
 const STORE_LIMIT: Duration = Duration::from_secs(10);
 /// How often another control plane may be faster before this one leaves it to the next round.
 const ATTEMPTS: usize = 8;
-
-/// Which configuration: a later epoch beats any revision.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Version {
-    /// Raised by a restore of the database.
-    pub epoch: i64,
-    /// Raised by each change.
-    pub revision: i64,
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "epoch {}, revision {}", self.epoch, self.revision)
-    }
-}
 
 /// A published snapshot, as it is in the store.
 #[derive(Debug)]

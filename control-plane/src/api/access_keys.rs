@@ -10,13 +10,13 @@ use tonic::{Request, Response, Status};
 
 use super::Api;
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::page::Page;
 use super::principals::{last_administrator, require};
 use super::request_id::{Earlier, RequestId};
-use crate::app::Plane;
 use crate::db::access_keys::{self, AccessKey, State};
 use crate::db::principals;
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::snapshot::Version;
 
 const KIND: &str = "entrepot.v1.AccessKey";

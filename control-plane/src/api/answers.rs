@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::Api;
 use super::caller::Permission;
-use super::error::ApiError;
-use crate::app::Plane;
+use crate::error::ApiError;
 use crate::live_nodes;
+use crate::plane::Plane;
 
 #[tonic::async_trait]
 impl Answers for Api {

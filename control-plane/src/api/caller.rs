@@ -9,9 +9,9 @@ use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use super::Api;
-use super::error::{ApiError, LoginFault};
-use crate::app::{Plane, Ready, Stage};
 use crate::db::access_keys;
+use crate::error::{ApiError, LoginFault};
+use crate::plane::{Plane, Ready, Stage};
 
 /// Whom a node's token must be made for.
 const NODE_AUDIENCE: &str = "entrepot.node.v1";

@@ -8,12 +8,12 @@ use entrepot_records::layout::{self, Parsed};
 use entrepot_records::tombstone::{self, Buried};
 use entrepot_records::{self as records, ManifestLink, RepositoryRecord, TagRecord};
 
-use super::error::ApiError;
 use super::images::{self as images_api, absent};
 use super::repositories as repositories_api;
-use crate::app::Plane;
 use crate::db::tags::{self, Moved};
 use crate::db::{Tx, images};
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::{at_once, index};
 
 /// How many keys the store lists at a time.

@@ -21,10 +21,10 @@ use tracing::warn;
 
 use super::Api;
 use super::caller::Permission;
-use super::error::ApiError;
 use super::filter::{self, Value};
 use super::page::Page;
-use crate::app::Plane;
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::{at_once, live_nodes};
 
 /// Names live nodes that could not be asked, separated by commas.

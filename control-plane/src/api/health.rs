@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::app::Plane;
 use crate::db::upstreams::Upstream;
+use crate::plane::Plane;
 use crate::{at_once, live_nodes};
 
 /// How many nodes are asked.

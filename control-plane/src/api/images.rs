@@ -13,17 +13,17 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::filter::{self, Value};
 use super::operations::{self, Plan};
 use super::page::Page;
 use super::request_id::RequestId;
 use super::{Api, deletion, repositories as repositories_api};
-use crate::app::Plane;
 use crate::db::Tx;
 use crate::db::images::{self, Filter, Image};
 use crate::db::operations::Kind;
 use crate::db::tags::{self, Tagged};
+use crate::error::ApiError;
+use crate::plane::Plane;
 
 const KIND: &str = "entrepot.v1.Image";
 /// How many images one operation takes.

@@ -11,10 +11,10 @@ use tonic::{Request, Response, Status};
 
 use super::Api;
 use super::caller::Permission;
-use super::error::ApiError;
 use super::page::Page;
-use crate::app::Plane;
+use crate::error::ApiError;
 use crate::live_nodes;
+use crate::plane::Plane;
 use crate::snapshot::{Version, runs};
 
 #[tonic::async_trait]

@@ -11,9 +11,9 @@ use entrepot_proto::node::v1::report_job_request::Report as Said;
 use entrepot_proto::v1::ItemOutcome;
 use uuid::Uuid;
 
-use super::error::ApiError;
-use crate::app::Plane;
 use crate::db::jobs::{self, Kind, Leased, Outcome, Report, Settled};
+use crate::error::ApiError;
+use crate::plane::Plane;
 
 /// For how long a job is a node's. Nodes report every second or two.
 const LEASE: Duration = Duration::from_secs(10);

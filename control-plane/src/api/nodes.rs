@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
-use entrepot_proto::convert::Violations;
-use entrepot_proto::convert::event::{Event, Unread};
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::nodes_server::Nodes;
 use tokio::sync::{mpsc, watch};
@@ -18,11 +16,11 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
 use super::Api;
-use super::error::ApiError;
-use super::{inquiries, node_jobs};
-use crate::app::Plane;
-use crate::index;
+use super::node_jobs;
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::snapshot::{Published, Version, Watcher};
+use crate::{index, inquiries};
 
 /// How much of a snapshot goes into one message.
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -32,10 +30,6 @@ const QUEUE: usize = 4;
 const QUESTIONS: usize = 32;
 /// How long a node may take to say who it is, and to take a message.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many events a batch may have.
-const MAX_EVENTS: usize = 1000;
-/// How often a batch is tried again when others are in its way.
-const ATTEMPTS: usize = 3;
 
 type Outgoing = mpsc::Sender<Result<pb::WatchSnapshotResponse, Status>>;
 
@@ -88,7 +82,7 @@ impl Nodes for Api {
         let node = self.node(&request)?;
         let request = request.into_inner();
         require_own_name(&node, &request.node_id)?;
-        report(&self.0, &request).await?;
+        index::report(&self.0, &request).await?;
         Ok(Response::new(pb::ReportEventsResponse {}))
     }
 
@@ -122,44 +116,6 @@ async fn questions(
     let Some(first) = timeout(PATIENCE, incoming.message()).await.map_err(|_| silent())?? else { return Ok(()) };
     require_own_name(node, &first.node_id)?;
     plane.inquiries.serve(node, incoming, outgoing).await
-}
-
-/// Applies a batch, also when other batches are in its way.
-///
-/// # Errors
-/// [`ApiError::UnknownEvents`] if some are of a later release. All others were applied then.
-pub(crate) async fn report(plane: &Plane, request: &pb::ReportEventsRequest) -> Result<(), ApiError> {
-    if request.events.len() > MAX_EVENTS {
-        return Err(ApiError::field("events", format!("must be at most {MAX_EVENTS}")));
-    }
-    let (mut events, mut unknown) = (Vec::with_capacity(request.events.len()), Vec::new());
-    let mut violations = Violations::default();
-    for (i, event) in request.events.iter().enumerate() {
-        match Event::read(&format!("events[{i}]"), event) {
-            Ok(event) => events.push(event),
-            Err(Unread::Unknown { field }) => unknown.push(field),
-            Err(Unread::Wrong(wrong)) => drop(violations.merge::<()>(Err(wrong))),
-        }
-    }
-    let events = violations.finish(Some(events))?;
-    apply(plane, &events).await?;
-    match unknown.first() {
-        Some(first) => {
-            plane.instruments.unknown_events(unknown.len());
-            Err(ApiError::UnknownEvents { count: unknown.len(), first: first.clone() })
-        }
-        None => Ok(()),
-    }
-}
-
-async fn apply(plane: &Plane, events: &[Event]) -> Result<(), ApiError> {
-    for _ in 1..ATTEMPTS {
-        match index::apply(plane, events).await {
-            Err(ApiError::Contended(_)) => {}
-            settled => return settled,
-        }
-    }
-    index::apply(plane, events).await
 }
 
 /// Sends a node every snapshot, and listens to what it runs, until it leaves.

@@ -18,14 +18,14 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::filter::{self, Value};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
-use crate::app::Plane;
 use crate::db::Tx;
 use crate::db::jobs::{self, Item, Outcome};
 use crate::db::operations::{self, Filter, Kind, Operation};
+use crate::error::ApiError;
+use crate::plane::Plane;
 
 const KIND: &str = "entrepot.v1.Operation";
 

@@ -10,12 +10,12 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
-use crate::app::Plane;
 use crate::db::principals::{self, Principal};
 use crate::db::{Tx, access_keys, registry};
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::snapshot::Version;
 
 const KIND: &str = "entrepot.v1.Principal";

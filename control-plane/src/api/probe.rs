@@ -13,12 +13,12 @@ use entrepot_proto::v1::validation_step::{Kind, State};
 use entrepot_upstream::{ProbeKind, ProbeState, ProbeStep};
 use tokio::time::timeout;
 
-use super::error::ApiError;
 use super::{rules as rules_api, upstreams as upstreams_api};
-use crate::app::Plane;
 use crate::db::rules::Rule;
 use crate::db::upstreams::Upstream;
 use crate::db::{Tx, repositories, rules, templates, upstreams};
+use crate::error::ApiError;
+use crate::plane::Plane;
 
 /// How long an upstream may take to show what works.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);

@@ -13,18 +13,18 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::filter::{self, Value};
 use super::mask::{self, Field};
 use super::operations::{self, Plan};
 use super::page::Page;
 use super::request_id::RequestId;
 use super::upstreams::check_etag;
-use crate::app::Plane;
 use crate::db::operations::Kind;
 use crate::db::repositories::{self, Filter, Repository};
 use crate::db::{Tx, tags};
+use crate::error::ApiError;
 use crate::index::Verdict;
+use crate::plane::Plane;
 
 const KIND: &str = "entrepot.v1.Repository";
 /// How many tags one operation takes.

@@ -6,10 +6,10 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::caller::Caller;
-use super::error::ApiError;
-use crate::app::Plane;
 use crate::db::requests::{self, Claim};
 use crate::db::{self, Tx};
+use crate::error::ApiError;
+use crate::plane::Plane;
 
 /// The id of a request, if it has one, and what tells it from other requests.
 pub(super) struct RequestId {

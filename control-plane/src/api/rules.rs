@@ -9,16 +9,16 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::mask::{self, Field};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
 use super::upstreams::{self as upstreams_api, check_etag, etag};
 use super::{Api, probe};
-use crate::app::Plane;
 use crate::db::rules::{self, Rule};
 use crate::db::upstreams::Upstream;
 use crate::db::{Tx, registry, upstreams};
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::snapshot::Version;
 
 const KIND: &str = "entrepot.v1.Rule";

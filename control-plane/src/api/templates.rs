@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::mask::{self, Field};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
 use super::upstreams::{check_etag, etag};
-use crate::app::Plane;
 use crate::db::templates::{self, Template};
 use crate::db::{Tx, registry};
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::snapshot::Version;
 
 const KIND: &str = "entrepot.v1.Template";

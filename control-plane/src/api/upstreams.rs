@@ -13,14 +13,14 @@ use uuid::Uuid;
 
 use super::Api;
 use super::caller::{Caller, Permission};
-use super::error::ApiError;
 use super::health::{self, Survey};
 use super::mask::{self, Field};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
-use crate::app::Plane;
 use crate::db::upstreams::{self, Upstream};
 use crate::db::{registry, rules};
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::snapshot::Version;
 
 pub(super) const KIND: &str = "entrepot.v1.Upstream";

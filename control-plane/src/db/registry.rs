@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::row::column;
 use super::{Error, Tx};
-use crate::snapshot::Version;
+use crate::version::Version;
 
 /// The row.
 #[derive(Clone, Copy, Debug)]

@@ -7,9 +7,9 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::{Books, Position, Read, Reindexed, moved};
-use crate::api::error::ApiError;
 use crate::at_once;
 use crate::db::{Connection, images, repositories, tags};
+use crate::error::ApiError;
 use crate::index::Verdict;
 
 /// How many repositories are looked at in one step.

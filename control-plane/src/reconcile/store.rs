@@ -10,8 +10,8 @@ use tracing::info;
 use uuid::Uuid;
 
 use super::{Books, Position, Reindexed, moved};
-use crate::api::error::ApiError;
 use crate::db::{Connection, images, repositories, tags};
+use crate::error::ApiError;
 use crate::{at_once, index};
 
 /// How many keys of the store are looked at in one step.

@@ -26,14 +26,14 @@ const RELAYS: usize = 2;
 const WATCHERS: usize = 32;
 
 /// What goes out to a node.
-pub(super) type Outgoing = mpsc::Sender<Result<pb::TakeQuestionsResponse, Status>>;
+pub(crate) type Outgoing = mpsc::Sender<Result<pb::TakeQuestionsResponse, Status>>;
 
 /// The lines to nodes. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Inquiries {
     state: Arc<Mutex<State>>,
     /// Bounds those who watch.
-    pub(super) watchers: Arc<Semaphore>,
+    pub(crate) watchers: Arc<Semaphore>,
 }
 
 #[derive(Default)]
@@ -58,7 +58,7 @@ struct Question {
 /// A node could not be asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Silence(pub(super) String);
+pub(crate) struct Silence(pub(crate) String);
 
 impl Default for Inquiries {
     fn default() -> Self {
@@ -68,7 +68,7 @@ impl Default for Inquiries {
 
 impl Inquiries {
     /// Asks a node.
-    pub(super) async fn ask(&self, node: &ResourceId, kind: Kind) -> Result<Reply, Silence> {
+    pub(crate) async fn ask(&self, node: &ResourceId, kind: Kind) -> Result<Reply, Silence> {
         let mut silence = Silence("no node has a line to this control plane, so that none could ask it".to_owned());
         for line in self.lines_to(node) {
             let (reply, replied) = oneshot::channel();
@@ -88,12 +88,12 @@ impl Inquiries {
     }
 
     /// Whether the node has a line here.
-    pub(super) fn reaches(&self, node: &ResourceId) -> bool {
+    pub(crate) fn reaches(&self, node: &ResourceId) -> bool {
         self.lock().lines.values().any(|line| line.node == *node)
     }
 
     /// The nodes that have lines here.
-    pub(super) fn nodes(&self) -> Vec<ResourceId> {
+    pub(crate) fn nodes(&self) -> Vec<ResourceId> {
         self.lock().lines.values().map(|line| line.node.clone()).collect()
     }
 
@@ -111,7 +111,7 @@ impl Inquiries {
     }
 
     /// Brings questions to a node and its replies back, until it leaves.
-    pub(super) async fn serve(
+    pub(crate) async fn serve(
         &self,
         node: &ResourceId,
         mut incoming: Streaming<pb::TakeQuestionsRequest>,

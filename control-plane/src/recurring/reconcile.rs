@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{Job, Progress};
-use crate::api::error::ApiError;
-use crate::app::Plane;
+use crate::error::ApiError;
+use crate::plane::Plane;
 use crate::reconcile::{Books, Position, Reindexed};
 
 #[derive(Default)]

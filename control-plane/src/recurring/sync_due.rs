@@ -14,11 +14,11 @@ use tracing::debug;
 use uuid::Uuid;
 
 use super::{Job, Progress};
-use crate::api::error::ApiError;
-use crate::app::Plane;
 use crate::db::Tx;
 use crate::db::jobs::{self, Candidate};
 use crate::db::rules::{self, Rule};
+use crate::error::ApiError;
+use crate::plane::Plane;
 
 /// How far ahead turns are given.
 const HORIZON: Duration = Duration::from_secs(10);

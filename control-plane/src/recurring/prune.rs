@@ -6,10 +6,10 @@ use entrepot_records::layout::{self, Parsed};
 use tracing::info;
 
 use super::{Job, Progress};
-use crate::api::error::ApiError;
-use crate::app::Plane;
 use crate::db::{events, operations, requests};
+use crate::error::ApiError;
 use crate::live_nodes;
+use crate::plane::Plane;
 
 /// How many rows a batch deletes of each.
 const BATCH: i64 = 5000;

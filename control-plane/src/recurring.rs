@@ -13,8 +13,9 @@ use entrepot_runtime::chain;
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, info_span, warn};
 
-use crate::api::error::ApiError;
-use crate::app::Plane;
+use crate::error::ApiError;
+use crate::metrics::PassOutcome;
+use crate::plane::Plane;
 
 /// How long there is between two batches of a pass that has more to do.
 const BREATH: Duration = Duration::from_millis(50);
@@ -53,7 +54,7 @@ fn spawn_one<J: Job>(plane: &Arc<Plane>, mut job: J) {
                 let span = info_span!("pass", otel.name = J::NAME, job.name = J::NAME);
                 let begun = Instant::now();
                 let ended = job.pass(&plane).instrument(span).await;
-                plane.instruments.pass(J::NAME, begun.elapsed(), ended.as_ref().ok().copied());
+                plane.instruments.pass(J::NAME, begun.elapsed(), outcome(&ended));
                 let pause = match ended {
                     Ok(Progress::More) => BREATH,
                     Ok(Progress::Done) => jittered(J::EVERY),
@@ -68,6 +69,14 @@ fn spawn_one<J: Job>(plane: &Arc<Plane>, mut job: J) {
         };
         stopping.run_until_cancelled(run).await;
     });
+}
+
+fn outcome(ended: &Result<Progress, ApiError>) -> PassOutcome {
+    match ended {
+        Ok(Progress::Done) => PassOutcome::Done,
+        Ok(Progress::More) => PassOutcome::More,
+        Err(_) => PassOutcome::Failed,
+    }
 }
 
 /// Between 0.9 and 1.1 times `period`, so that control planes which start together do not work together.

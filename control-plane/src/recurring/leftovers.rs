@@ -13,9 +13,9 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use super::{Job, Progress};
-use crate::api::error::ApiError;
-use crate::api::report;
-use crate::app::Plane;
+use crate::error::ApiError;
+use crate::index;
+use crate::plane::Plane;
 
 /// How many objects a pass takes in.
 const BATCH: usize = 200;
@@ -68,7 +68,7 @@ async fn take_in(plane: &Plane, key: &Key) -> Result<(), ApiError> {
     let Some(object) = plane.store.get(key).await? else { return Ok(()) };
     let batch = ReportEventsRequest::decode(object.bytes).map_err(|error| ApiError::field("events", error));
     let applied = match batch {
-        Ok(batch) => report(plane, &batch).await,
+        Ok(batch) => index::report(plane, &batch).await,
         Err(error) => Err(error),
     };
     match applied {
