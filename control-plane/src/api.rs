@@ -61,6 +61,8 @@ use observe::Observe;
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// How often a silent connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// How many connections are served at once; further ones wait. Each node has one to each control plane that it knows.
+const CONNECTIONS: usize = 4096;
 /// How many calls one connection may have open.
 const STREAMS: u32 = 256;
 /// How long calls may go on once the process is stopping; streams that end with their caller do not end before.
@@ -110,7 +112,7 @@ pub(crate) async fn serve(plane: Arc<Plane>, listener: Listener) -> Result<(), S
         .max_concurrent_streams(STREAMS)
         .layer(Observe::new(&plane.metrics.meter("entrepot.control_plane")))
         .add_routes(routes);
-    let incoming = incoming::connections(listener, &plane.tasks);
+    let incoming = incoming::connections(listener, CONNECTIONS, &plane.tasks);
     let serving = server.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     tokio::select! {
         ended = serving => Ok(ended?),

@@ -22,11 +22,10 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::sync::Semaphore;
 use tokio::time::MissedTickBehavior;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use answers::{Answers, Counted};
 use head_limit::HeadLimit;
@@ -34,8 +33,6 @@ use head_limit::HeadLimit;
 use crate::body::Body;
 use crate::config::limits;
 
-/// How long to wait after an accept that failed, as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often an HTTP/2 connection is looked at.
 const LOOK: Duration = Duration::from_secs(15);
 
@@ -68,32 +65,12 @@ impl Remote {
 
 /// Takes connections until the tasks stop, at most `limit` at once. Open answers finish as tasks.
 pub(crate) async fn serve<E: Edge>(edge: Arc<E>, listener: Listener, limit: usize, tasks: Tasks) {
-    let stopping = tasks.stopping();
-    let slots = Arc::new(Semaphore::new(limit));
-    loop {
-        let accepted = stopping.run_until_cancelled(async {
-            let slot = slots.clone().acquire_owned().await;
-            (slot, listener.accept().await)
-        });
-        match accepted.await {
-            None | Some((Err(_), _)) => return,
-            Some((Ok(slot), Ok((accepted, peer)))) => {
-                let (edge, inner) = (edge.clone(), tasks.clone());
-                tasks.spawn(E::NAME, async move {
-                    converse(edge, accepted, peer, &inner).await;
-                    drop(slot);
-                });
-            }
-            Some((Ok(_), Err(error))) => {
-                // Out of file descriptors, say: a moment later there may be some.
-                warn!("a connection could not be taken: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    let inner = tasks.clone();
+    let converse = move |accepted, peer| converse(Arc::clone(&edge), accepted, peer, inner.clone());
+    listener.serve(E::NAME, limit, &tasks, converse).await;
 }
 
-async fn converse<E: Edge>(edge: Arc<E>, accepted: Accepted, peer: SocketAddr, tasks: &Tasks) {
+async fn converse<E: Edge>(edge: Arc<E>, accepted: Accepted, peer: SocketAddr, tasks: Tasks) {
     let stream = match accepted.handshake().await {
         Ok(stream) => stream,
         Err(error) => return debug!(client.address = %peer.ip(), "a connection did not begin: {}", chain(&error)),
@@ -102,7 +79,7 @@ async fn converse<E: Edge>(edge: Arc<E>, accepted: Accepted, peer: SocketAddr, t
     let (remote, is_http2) = (Remote::new(peer, stream.is_tls()), stream.is_http2());
     let answers = Answers::new();
     let end = if is_http2 {
-        http2(edge, stream, remote, &answers, tasks).await
+        http2(edge, stream, remote, &answers, &tasks).await
     } else {
         http1(edge, stream, remote, &answers, tasks.stopping()).await
     };

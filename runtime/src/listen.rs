@@ -9,12 +9,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tracing::warn;
 
 use crate::tls::Tls;
+use crate::{Tasks, chain};
 
 const BACKLOG: u32 = 1024;
+/// How long to wait after an accept that failed, as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a client may take for TLS's handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -53,13 +58,36 @@ impl Listener {
         self.tls.is_some()
     }
 
-    /// The next connection. TLS has not begun on it, so that a slow client holds up no other.
+    /// Accepts connections until the tasks are stopping, and gives each to `handler`, as a task called `name`.
     ///
-    /// # Errors
-    /// If the system has none to give; a moment later it may.
-    pub async fn accept(&self) -> io::Result<(Accepted, SocketAddr)> {
+    /// At most `limit` connections are open at once; further ones wait to be accepted. A connection counts until it is
+    /// dropped, whoever has it by then, so a handler may pass it on. Handlers that run when the tasks are stopping go
+    /// on, and end by themselves.
+    pub async fn serve<H, F>(self, name: &'static str, limit: usize, tasks: &Tasks, handler: H)
+    where
+        H: Fn(Accepted, SocketAddr) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let stopping = tasks.stopping();
+        let slots = Arc::new(Semaphore::new(limit));
+        let accept_all = async {
+            while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+                match self.accept(slot).await {
+                    Ok((accepted, peer)) => tasks.spawn(name, handler(accepted, peer)),
+                    Err(error) => {
+                        warn!(error = %chain(&error), "`{name}` cannot accept a connection, trying again");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        };
+        stopping.run_until_cancelled(accept_all).await;
+    }
+
+    /// The next connection. TLS has not begun on it, so that a slow client holds up no other.
+    pub(crate) async fn accept(&self, slot: OwnedSemaphorePermit) -> io::Result<(Accepted, SocketAddr)> {
         let (stream, peer) = self.socket.accept().await?;
-        Ok((Accepted { stream, tls: self.tls.clone() }, peer))
+        Ok((Accepted { stream, tls: self.tls.clone(), slot }, peer))
     }
 }
 
@@ -74,6 +102,7 @@ impl From<TcpListener> for Listener {
 pub struct Accepted {
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
+    slot: OwnedSemaphorePermit,
 }
 
 impl Accepted {
@@ -82,18 +111,24 @@ impl Accepted {
     /// # Errors
     /// If the client does not manage it.
     pub async fn handshake(self) -> io::Result<Stream> {
-        let Some(tls) = self.tls else { return Ok(Stream(Transport::Plain(self.stream))) };
+        let Some(tls) = self.tls else {
+            return Ok(Stream { transport: Transport::Plain(self.stream), _slot: self.slot });
+        };
         let accepting = TlsAcceptor::from(tls.current()).accept(self.stream);
         let stream = tokio::time::timeout(HANDSHAKE_LIMIT, accepting)
             .await
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client did not finish TLS's handshake"))??;
-        Ok(Stream(Transport::Tls(Box::new(stream))))
+        Ok(Stream { transport: Transport::Tls(Box::new(stream)), _slot: self.slot })
     }
 }
 
 /// A connection, clear text or TLS.
 #[derive(Debug)]
-pub struct Stream(Transport);
+pub struct Stream {
+    transport: Transport,
+    /// Free for another connection when this one is dropped.
+    _slot: OwnedSemaphorePermit,
+}
 
 #[derive(Debug)]
 enum Transport {
@@ -104,7 +139,7 @@ enum Transport {
 impl Stream {
     /// Whether client and server have agreed on HTTP/2 in TLS's handshake. Clear text never has.
     pub fn is_http2(&self) -> bool {
-        match &self.0 {
+        match &self.transport {
             Transport::Plain(_) => false,
             Transport::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
@@ -112,7 +147,7 @@ impl Stream {
 
     /// Whether it is encrypted.
     pub fn is_tls(&self) -> bool {
-        matches!(self.0, Transport::Tls(_))
+        matches!(self.transport, Transport::Tls(_))
     }
 
     /// Whether small writes go out at once.
@@ -132,7 +167,7 @@ impl Stream {
     }
 
     fn tcp(&self) -> &TcpStream {
-        match &self.0 {
+        match &self.transport {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_ref().0,
         }
@@ -141,7 +176,7 @@ impl Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         }
@@ -150,7 +185,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
@@ -161,28 +196,28 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        match &self.0 {
+        match &self.transport {
             Transport::Plain(stream) => stream.is_write_vectored(),
             Transport::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.0 {
+        match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
@@ -231,6 +266,34 @@ mod tests {
         for part in [addr.to_string(), format!("ss -ltnp 'sport = :{}'", addr.port()), "--registry-listen".to_owned()] {
             assert!(text.contains(&part), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn no_more_connections_are_open_than_the_limit_and_one_that_ends_makes_room() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "--registry-listen", None).unwrap();
+        let (addr, tasks) = (listener.local_addr().unwrap(), Tasks::new());
+        let (accepted, mut streams) = tokio::sync::mpsc::unbounded_channel();
+        let inner = tasks.clone();
+        tasks.spawn("test", async move {
+            listener
+                .serve("connection", 2, &inner, move |connection, _| {
+                    let accepted = accepted.clone();
+                    // The handler ends at once, and passes its connection on.
+                    async move { drop(accepted.send(connection.handshake().await.unwrap())) }
+                })
+                .await;
+        });
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(addr).await.unwrap());
+        }
+        let first = streams.recv().await.unwrap();
+        let _second = streams.recv().await.unwrap();
+        let third = tokio::time::timeout(Duration::from_millis(200), streams.recv()).await;
+        assert!(third.is_err(), "a third connection was accepted");
+        drop(first);
+        assert!(streams.recv().await.is_some());
+        assert!(tasks.drain(Duration::from_secs(10)).await);
     }
 
     #[tokio::test]

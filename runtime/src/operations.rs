@@ -1,7 +1,6 @@
 //! What operators and their probes look at: `/livez`, `/readyz` and `/metrics` on a listener of its own.
 
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,8 +11,7 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::Semaphore;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::listen::Accepted;
 use crate::{Health, Listener, Metrics, Tasks, chain};
@@ -22,8 +20,6 @@ use crate::{Health, Listener, Metrics, Tasks, chain};
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// How many connections are served at once; further ones wait.
 const CONNECTION_LIMIT: usize = 64;
-/// How long to wait after an accept that failed, as for want of file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Starts to serve on `listener` as tasks of `tasks`, until they are told to stop.
 pub async fn serve(listener: impl Into<Listener>, health: Health, metrics: Metrics, tasks: &Tasks) {
@@ -32,7 +28,11 @@ pub async fn serve(listener: impl Into<Listener>, health: Health, metrics: Metri
     let inner = tasks.clone();
     tasks.spawn("operations", async move {
         let stopping = inner.stopping();
-        stopping.run_until_cancelled(accept(listener, router, &inner)).await;
+        let converse = |accepted, _| {
+            let (router, stopping) = (router.clone(), stopping.clone());
+            async move { drop(stopping.run_until_cancelled(converse(accepted, router)).await) }
+        };
+        listener.serve("operations.connection", CONNECTION_LIMIT, &inner, converse).await;
     });
 }
 
@@ -62,26 +62,6 @@ async fn readyz(State(health): State<Health>) -> impl IntoResponse {
 
 async fn render(State(metrics): State<Metrics>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
-}
-
-async fn accept(listener: Listener, router: Router, tasks: &Tasks) {
-    let slots = Arc::new(Semaphore::new(CONNECTION_LIMIT));
-    loop {
-        let slot = Arc::clone(&slots).acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((accepted, _)) => {
-                let (router, stopping) = (router.clone(), tasks.stopping());
-                tasks.spawn("operations.connection", async move {
-                    stopping.run_until_cancelled(converse(accepted, router)).await;
-                    drop(slot);
-                });
-            }
-            Err(error) => {
-                warn!("could not accept a connection for operations: {}", chain(&error));
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
 }
 
 async fn converse(accepted: Accepted, router: Router) {

@@ -2,59 +2,36 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use entrepot_runtime::listen::{Accepted, Listener, Stream};
 use entrepot_runtime::{Tasks, chain};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::sleep;
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::debug;
 
-/// How many connections may be in TLS's handshake at once.
-const HANDSHAKES: usize = 256;
 /// How many connections wait to be served.
 const QUEUE: usize = 64;
-/// How long to wait when the system has no connection to give, as when it is out of file descriptors.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection as tonic wants it.
 #[derive(Debug)]
 pub(super) struct Connection(Stream);
 
-/// The connections of `listener`, until the process is stopping.
-pub(super) fn connections(listener: Listener, tasks: &Tasks) -> ReceiverStream<io::Result<Connection>> {
+/// The connections of `listener`, at most `limit` at once, until the process is stopping.
+pub(super) fn connections(listener: Listener, limit: usize, tasks: &Tasks) -> ReceiverStream<io::Result<Connection>> {
     let (ready, connections) = mpsc::channel(QUEUE);
-    let (stopping, handshakes) = (tasks.stopping(), tasks.clone());
+    let inner = tasks.clone();
     tasks.spawn("accept gRPC", async move {
-        let accept = accept(listener, handshakes, ready);
-        stopping.run_until_cancelled(accept).await;
+        let stopping = inner.stopping();
+        let begin = |accepted, _| {
+            let (ready, stopping) = (ready.clone(), stopping.clone());
+            async move { drop(stopping.run_until_cancelled(shake_hands(accepted, ready)).await) }
+        };
+        listener.serve("gRPC handshake", limit, &inner, begin).await;
     });
     ReceiverStream::new(connections)
-}
-
-async fn accept(listener: Listener, tasks: Tasks, ready: mpsc::Sender<io::Result<Connection>>) {
-    let free = Arc::new(Semaphore::new(HANDSHAKES));
-    loop {
-        let Ok(permit) = Arc::clone(&free).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((accepted, _)) => {
-                let (ready, stopping) = (ready.clone(), tasks.stopping());
-                tasks.spawn("gRPC handshake", async move {
-                    stopping.run_until_cancelled(shake_hands(accepted, ready)).await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                warn!(error = %chain(&error), "cannot accept gRPC connections, trying again");
-                sleep(PAUSE).await;
-            }
-        }
-    }
 }
 
 async fn shake_hands(accepted: Accepted, ready: mpsc::Sender<io::Result<Connection>>) {
@@ -105,5 +82,29 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpStream;
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_is_served_counts_until_its_end() {
+        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "api.listen", None).unwrap();
+        let (addr, tasks) = (listener.local_addr().unwrap(), Tasks::new());
+        let mut connections = connections(listener, 1, &tasks);
+        let _clients = (TcpStream::connect(addr).await.unwrap(), TcpStream::connect(addr).await.unwrap());
+        let served = connections.next().await.unwrap().unwrap();
+        let other = tokio::time::timeout(Duration::from_millis(200), connections.next()).await;
+        assert!(other.is_err(), "there is no limit of connections");
+        drop(served);
+        assert!(connections.next().await.unwrap().is_ok());
+        assert!(tasks.drain(Duration::from_secs(10)).await);
     }
 }

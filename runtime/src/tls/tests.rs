@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::Listener;
+use crate::listen::Accepted;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -67,20 +68,20 @@ impl Fixture {
 
 /// Answers each connection with what it sends, until the tasks stop.
 fn echo(listener: Listener, tasks: &Tasks) {
-    let (inner, stopping) = (tasks.clone(), tasks.stopping());
+    let inner = tasks.clone();
     tasks.spawn("echo", async move {
-        let accepting = async {
-            loop {
-                let (accepted, _) = listener.accept().await.unwrap();
-                inner.spawn("echo.connection", async move {
-                    let Ok(stream) = accepted.handshake().await else { return };
-                    let (mut reader, mut writer) = tokio::io::split(stream);
-                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
-                });
-            }
+        let echo = |accepted: Accepted, _| async move {
+            let Ok(stream) = accepted.handshake().await else { return };
+            let (mut reader, mut writer) = tokio::io::split(stream);
+            let _ = tokio::io::copy(&mut reader, &mut writer).await;
         };
-        stopping.run_until_cancelled(accepting).await;
+        listener.serve("echo.connection", 16, &inner, echo).await;
     });
+}
+
+/// Room for one connection.
+async fn slot() -> tokio::sync::OwnedSemaphorePermit {
+    Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap()
 }
 
 #[tokio::test]
@@ -99,7 +100,7 @@ async fn client_and_server_agree_on_the_version_of_http() {
             stream.shutdown().await.unwrap();
         };
         let server = async {
-            let mut stream = listener.accept().await.unwrap().0.handshake().await.unwrap();
+            let mut stream = listener.accept(slot().await).await.unwrap().0.handshake().await.unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).await.unwrap();
             (text, stream.is_http2(), stream.is_tls())
@@ -157,11 +158,11 @@ async fn a_client_that_does_not_speak_tls_is_sent_away() {
         Listener::bind("127.0.0.1:0".parse().unwrap(), "x", Some(fixture.load(Alpn::Http1).unwrap())).unwrap();
     let mut plain = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    assert!(listener.accept().await.unwrap().0.handshake().await.is_err());
+    assert!(listener.accept(slot().await).await.unwrap().0.handshake().await.is_err());
 
     // One that says nothing at all is waited for, but not for ever.
     let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (accepted, _) = listener.accept().await.unwrap();
+    let (accepted, _) = listener.accept(slot().await).await.unwrap();
     tokio::time::pause();
     assert_eq!(accepted.handshake().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }
