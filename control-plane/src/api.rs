@@ -26,6 +26,7 @@ mod status;
 mod templates;
 mod upstreams;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,11 +46,14 @@ use entrepot_proto::v1::templates_server::TemplatesServer;
 use entrepot_proto::v1::upstreams_server::UpstreamsServer;
 use entrepot_runtime::Listener;
 use tonic::Response;
+use tonic::body::Body;
+use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
+use tower::Service;
 use tracing::warn;
 
 use crate::plane::{Plane, Reflection, Stage};
@@ -123,53 +127,61 @@ pub(crate) async fn serve(plane: Arc<Plane>, listener: Listener) -> Result<(), S
 fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
     let api = Api(Arc::clone(plane));
     let reporter = HealthReporter::new();
-    let mut routes = Routes::new(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
-        .add_service(UpstreamsServer::new(api.clone()))
-        .add_service(RulesServer::new(api.clone()))
-        .add_service(TemplatesServer::new(api.clone()))
-        .add_service(RepositoriesServer::new(api.clone()))
-        .add_service(ImagesServer::new(api.clone()))
-        .add_service(PrincipalsServer::new(api.clone()))
-        .add_service(AccessKeysServer::new(api.clone()))
-        .add_service(LoginTokensServer::new(api.clone()))
-        .add_service(LiveNodesServer::new(api.clone()))
-        .add_service(FillsServer::new(api.clone()))
-        .add_service(AnswersServer::new(api.clone()))
-        .add_service(OperationsServer::new(api.clone()))
-        .add_service(NodesServer::new(api));
+    let mut services = Services::new(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
+        .with(UpstreamsServer::new(api.clone()))
+        .with(RulesServer::new(api.clone()))
+        .with(TemplatesServer::new(api.clone()))
+        .with(RepositoriesServer::new(api.clone()))
+        .with(ImagesServer::new(api.clone()))
+        .with(PrincipalsServer::new(api.clone()))
+        .with(AccessKeysServer::new(api.clone()))
+        .with(LoginTokensServer::new(api.clone()))
+        .with(LiveNodesServer::new(api.clone()))
+        .with(FillsServer::new(api.clone()))
+        .with(AnswersServer::new(api.clone()))
+        .with(OperationsServer::new(api.clone()))
+        .with(NodesServer::new(api));
     if plane.reflection == Reflection::Open {
         let describe = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
-        routes = routes.add_service(describe().build_v1()?).add_service(describe().build_v1alpha()?);
+        services.routes = services.routes.add_service(describe().build_v1()?).add_service(describe().build_v1alpha()?);
     }
-    plane.tasks.spawn("grpc health", report_health(Arc::clone(plane), reporter));
-    Ok(routes)
+    plane.tasks.spawn("grpc health", report_health(Arc::clone(plane), reporter, services.names));
+    Ok(services.routes)
+}
+
+/// The services, and the names that the health service knows them by.
+struct Services {
+    routes: Routes,
+    names: Vec<&'static str>,
+}
+
+impl Services {
+    /// The health service, which knows all of them together by the empty name.
+    fn new(health: HealthServer<HealthService>) -> Self {
+        Self { routes: Routes::new(health), names: vec![""] }
+    }
+
+    fn with<S>(self, service: S) -> Self
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+        S: NamedService + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+    {
+        let mut names = self.names;
+        names.push(S::NAME);
+        Self { routes: self.routes.add_service(service), names }
+    }
 }
 
 /// Keeps the health service's answer: serving once the start is done, until the process is stopping.
-async fn report_health(plane: Arc<Plane>, reporter: HealthReporter) {
-    const SERVICES: [&str; 14] = [
-        "",
-        "entrepot.v1.Upstreams",
-        "entrepot.v1.Rules",
-        "entrepot.v1.Templates",
-        "entrepot.v1.Repositories",
-        "entrepot.v1.Images",
-        "entrepot.v1.Principals",
-        "entrepot.v1.AccessKeys",
-        "entrepot.v1.LoginTokens",
-        "entrepot.v1.Nodes",
-        "entrepot.v1.Fills",
-        "entrepot.v1.Answers",
-        "entrepot.v1.Operations",
-        "entrepot.node.v1.Nodes",
-    ];
+async fn report_health(plane: Arc<Plane>, reporter: HealthReporter, services: Vec<&'static str>) {
     let set = async |status: ServingStatus| {
-        for service in SERVICES {
-            reporter.set_service_status(service, status).await;
+        for service in &services {
+            reporter.set_service_status(*service, status).await;
         }
     };
     set(ServingStatus::NotServing).await;
