@@ -4,27 +4,33 @@
 //! A rule's [`Policy`] says for how long that is enough, and what is done when it is not.
 
 mod pattern;
+mod stored;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 
 use crate::reference::Tag;
 
 pub use pattern::{TagPattern, TagPatternError};
+pub use stored::Rest;
 
 /// What a rule says about the freshness of its tags.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Policy {
     /// How long a tag is trusted after the upstream has confirmed it; zero asks the upstream every time.
+    #[serde(rename = "window_seconds", with = "stored::seconds")]
     pub window: Duration,
     /// What happens to a pull of a tag that is not trusted any more.
     pub mode: Mode,
     /// Tags that never move: what is known of one is never asked for again.
     pub immutable_tags: Vec<TagPattern>,
     /// How long after its last validation a tag may be served that the upstream does not confirm; `None` is for ever.
+    #[serde(rename = "max_stale_seconds", with = "stored::optional_seconds")]
     pub max_stale: Option<Duration>,
     /// What is done with a tag that the upstream has no more.
     pub when_deleted: WhenDeleted,
@@ -33,15 +39,18 @@ pub struct Policy {
     /// What differs for some tags. The first one whose pattern matches counts.
     pub tag_windows: Vec<TagWindow>,
     /// How long a repository's list of tags is served before the upstream is asked for it again.
+    #[serde(rename = "tag_list_window_seconds", with = "stored::seconds")]
     pub tag_list_window: Duration,
     /// The same for the list of what refers to a manifest, such as signatures.
+    #[serde(rename = "referrers_window_seconds", with = "stored::seconds")]
     pub referrers_window: Duration,
     /// Whether tags that are in use are revalidated before their window ends, without a pull asking for it.
     pub automatic_sync: bool,
 }
 
 /// What happens to a pull of a tag that is not trusted any more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum Mode {
     /// It waits until the upstream has been asked, as with ECR.
     #[default]
@@ -53,7 +62,8 @@ pub enum Mode {
 }
 
 /// What is done with a tag that the upstream has no more.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum WhenDeleted {
     /// What is cached goes on being served.
     #[default]
@@ -63,7 +73,8 @@ pub enum WhenDeleted {
 }
 
 /// What is done when the upstream denies access.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
 pub enum WhenDenied {
     /// What is cached goes on being served.
     #[default]
@@ -73,11 +84,12 @@ pub enum WhenDenied {
 }
 
 /// What differs for some tags of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagWindow {
     /// For which tags.
     pub pattern: TagPattern,
     /// Their window; `None` leaves the rule's.
+    #[serde(default, rename = "window_seconds", with = "stored::optional_seconds")]
     pub window: Option<Duration>,
     /// Their mode; `None` leaves the rule's.
     pub mode: Option<Mode>,

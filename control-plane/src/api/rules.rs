@@ -1,5 +1,6 @@
 //! Rules: which names are filled from where.
 
+use entrepot_domain::freshness::Rest;
 use entrepot_domain::{ResourceId, Rule as DomainRule};
 use entrepot_proto::convert::rule::Settings;
 use entrepot_proto::convert::{Violations, names, timestamp};
@@ -193,6 +194,7 @@ async fn update(plane: &Plane, request: &pb::UpdateRuleRequest) -> Result<(pb::R
     let settings = Settings::read(&id, &wire)?;
     let rule = place(&tx, stored.rule.uid, id, settings).await?;
     let rule = Rule {
+        policy_rest: stored.policy_rest,
         create_time: stored.create_time,
         update_time: plane.clock.now(),
         revision: registry.version.revision,
@@ -234,7 +236,7 @@ async fn place(tx: &Tx<'_>, uid: Uuid, id: ResourceId, settings: Settings) -> Re
         freshness: settings.freshness,
     };
     let (create_time, update_time) = (upstream.create_time, upstream.update_time);
-    Ok(Rule { rule, upstream_id: upstream.id, revision: 0, create_time, update_time })
+    Ok(Rule { rule, policy_rest: Rest::default(), upstream_id: upstream.id, revision: 0, create_time, update_time })
 }
 
 async fn upstream_of(tx: &Tx<'_>, id: &ResourceId) -> Result<Upstream, ApiError> {

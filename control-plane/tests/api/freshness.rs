@@ -134,3 +134,20 @@ async fn an_image_name_is_explained_with_the_window_that_applies() {
         assert!(answer.explanation.contains(words), "{}", answer.explanation);
     }
 }
+
+#[tokio::test]
+async fn what_a_newer_release_has_stored_with_a_rule_survives_an_update_and_opens_nothing() {
+    let fixture = Fixture::start().await;
+    fixture.create_upstream("quay").await;
+    let rule = fixture.create_rule("demo", "quay").await;
+    let newer = r#"{"colour": "red", "when_denied": "FAIL_SLOWLY"}"#;
+    fixture.world.sql(&format!("UPDATE rules SET policy = policy || '{newer}'")).await;
+
+    let changed = pb::Rule { name: rule.name, window: seconds(7), ..Default::default() };
+    let request = pb::UpdateRuleRequest { rule: Some(changed), update_mask: None };
+    let updated = fixture.rules().update_rule(request).await.unwrap().into_inner();
+    assert_eq!((updated.window, updated.when_denied()), (seconds(7), WhenDenied::Fail));
+    let kept = format!("SELECT FROM rules WHERE policy @> '{newer}' AND policy @> '{{\"window_seconds\": 7}}'");
+    let rows = fixture.world.sql(&kept).await;
+    assert!(rows.iter().any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))), "{rows:?}");
+}

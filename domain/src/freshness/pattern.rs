@@ -3,10 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::reference::Tag;
 
 /// Which tags: `*` stands for any number of characters, everything else for itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TagPattern(Box<str>);
 
 /// Why a text is not a pattern.
@@ -48,6 +51,20 @@ impl TagPattern {
             }
         }
         pattern[at..].iter().all(|byte| *byte == b'*')
+    }
+}
+
+impl TryFrom<String> for TagPattern {
+    type Error = TagPatternError;
+
+    fn try_from(text: String) -> Result<Self, TagPatternError> {
+        text.parse()
+    }
+}
+
+impl From<TagPattern> for String {
+    fn from(pattern: TagPattern) -> Self {
+        pattern.0.into()
     }
 }
 
