@@ -35,21 +35,14 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
     let record = record.map(|(record, _)| record).filter(RepositoryRecord::is_live);
     let record = record.ok_or_else(|| repositories_api::absent(&name))?;
 
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("find_image").await?;
-    let before = images_api::find(&tx, &name, record.incarnation, &selector).await?;
-    drop(tx);
+    let (before, children) = find(plane, &name, &record, &selector).await?;
     let mut deleted = Deleted::default();
     let unlisted = match &selector {
         ImageSelector::Tag(tag) => delete_tag(plane, &name, &record, tag, &mut deleted).await?,
-        ImageSelector::Digest(digest) => {
-            let tx = connection.begin("find_children").await?;
-            let children = images::own_children(&tx, record.incarnation, digest).await?;
-            drop(tx);
-            delete_manifest(plane, &name, &record, digest, children, &mut deleted).await?
-        }
+        ImageSelector::Digest(digest) => delete_manifest(plane, &name, &record, digest, children, &mut deleted).await?,
     };
 
+    let mut connection = plane.db.connect().await?;
     let tx = connection.begin("delete_image").await?;
     index::ensure(&tx, &name, &record).await?;
     note(&tx, &record, &deleted).await?;
@@ -57,6 +50,23 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
     // What only the index has may be an image whose record is about to be written: nothing of it could be deleted.
     let before = before.filter(|_| !deleted.tags.is_empty() || !deleted.manifests.is_empty());
     before.or(unlisted).ok_or_else(|| absent(&request.name))
+}
+
+/// The image as the index has it, and the children that are only its own, if it is deleted by its digest.
+async fn find(
+    plane: &Plane,
+    name: &RepositoryName,
+    record: &RepositoryRecord,
+    selector: &ImageSelector,
+) -> Result<(Option<pb::Image>, Vec<Digest>), ApiError> {
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("find_image").await?;
+    let image = images_api::find(&tx, name, record.incarnation, selector).await?;
+    let children = match selector {
+        ImageSelector::Tag(_) => Vec::new(),
+        ImageSelector::Digest(digest) => images::own_children(&tx, record.incarnation, digest).await?,
+    };
+    Ok((image, children))
 }
 
 /// Deletes a tag, and returns the image that it meant, as far as the store says.

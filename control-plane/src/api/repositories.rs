@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use chrono::{DateTime, Utc};
 use entrepot_domain::{RepositoryName, Tag};
 use entrepot_proto::convert::{Violations, freshness, names, template, timestamp};
 use entrepot_proto::v1 as pb;
@@ -118,13 +119,12 @@ async fn list(plane: &Plane, request: &pb::ListRepositoriesRequest) -> Result<pb
     Ok(pb::ListRepositoriesResponse { repositories: rows.iter().map(to_wire).collect(), next_page_token })
 }
 
-/// The store decides: its record is changed first, then the index.
+/// The store decides: its record is changed first, then the index, in a transaction that waits for no store. Of two calls
+/// at once, the index may keep the earlier one's value until the reconciling pass.
 async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<pb::Repository, ApiError> {
     let sent = request.repository.as_ref().ok_or_else(|| ApiError::field("repository", "must be set"))?;
     let name = parse_name("repository.name", &sent.name)?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("update_repository").await?;
-    let stored = require(&tx, &name).await?;
+    let stored = find(plane, &name).await?.ok_or_else(|| absent(&name))?;
     let mut wire = to_wire(&stored);
     check_etag(&wire.name, &sent.etag, &wire.etag)?;
     mask::apply("repository", FIELDS, request.update_mask.as_ref(), sent, &mut wire)?;
@@ -133,6 +133,8 @@ async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<
     let (of, now) = ((&name, stored.incarnation), plane.clock.now());
     let record = tombstone::set_automatic_sync(&*plane.store, of, automatic_sync, now).await?;
     record.ok_or_else(|| absent(&name))?;
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("update_repository").await?;
     repositories::set_automatic_sync(&tx, stored.incarnation, automatic_sync).await?;
     tx.commit().await?;
     Ok(to_wire(&Repository { automatic_sync, ..stored }))
@@ -181,27 +183,30 @@ async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryReques
 async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<pb::Repository, ApiError> {
     let name = parse_name("name", &request.name)?;
     let now = plane.clock.now();
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("find_repository").await?;
-    let indexed = repositories::get(&tx, &name).await?;
-    drop(tx);
+    let indexed = find(plane, &name).await?;
     if !request.etag.is_empty() {
         let current = indexed.as_ref().map(etag).ok_or_else(|| absent(&name))?;
         check_etag(&request.name, &request.etag, &current)?;
     }
 
-    let record = tombstone::bury_repository(&*plane.store, &name, now).await?;
+    let buried = tombstone::bury_repository(&*plane.store, &name, now).await?;
+    let current = match &buried {
+        Some(_) => None,
+        None => records::read::<RepositoryRecord>(&*plane.store, &layout::repository(&name)).await?,
+    };
+    let current = current.map(|(record, _)| record);
+    let mut connection = plane.db.connect().await?;
     let tx = connection.begin("delete_repository").await?;
     repositories::lock_name(&tx, &name).await?;
-    if let Some(record) = &record {
+    if let Some(record) = &buried {
         repositories::bury(&tx, &[record.incarnation], now).await?;
     }
     let indexed = match indexed {
-        Some(row) if forget(plane, &tx, &name, record.as_ref(), row.incarnation).await? => Some(row),
+        Some(row) if forget(&tx, now, buried.as_ref(), current.as_ref(), row.incarnation).await? => Some(row),
         Some(_) | None => None,
     };
     tx.commit().await?;
-    match (indexed, record) {
+    match (indexed, buried) {
         (Some(row), _) => Ok(to_wire(&row)),
         // Its creation has not come here yet.
         (None, Some(record)) => {
@@ -220,23 +225,25 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     }
 }
 
-/// Removes what the index has under a name whose live record was `buried`. Says whether that was deleted, now or before:
-/// a repository whose record is not written yet is none that could be.
+/// What the index has under a name.
+async fn find(plane: &Plane, name: &RepositoryName) -> Result<Option<Repository>, ApiError> {
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("find_repository").await?;
+    Ok(repositories::get(&tx, name).await?)
+}
+
+/// Removes what the index has under a name whose live record was `buried`, or whose record is `current`. Says whether that
+/// was deleted, now or before: a repository whose record is not written yet is none that could be.
 async fn forget(
-    plane: &Plane,
     tx: &Tx<'_>,
-    name: &RepositoryName,
+    now: DateTime<Utc>,
     buried: Option<&RepositoryRecord>,
+    current: Option<&RepositoryRecord>,
     incarnation: Uuid,
 ) -> Result<bool, ApiError> {
-    let current = match buried {
-        Some(_) => None,
-        None => records::read::<RepositoryRecord>(&*plane.store, &layout::repository(name)).await?,
-    };
-    let record = buried.or(current.as_ref().map(|(record, _)| record));
-    match Verdict::of(record, incarnation) {
+    match Verdict::of(buried.or(current), incarnation) {
         Verdict::Dead => {
-            repositories::bury(tx, &[incarnation], plane.clock.now()).await?;
+            repositories::bury(tx, &[incarnation], now).await?;
             Ok(true)
         }
         // Of the record that was buried, the row is gone by now; of a new one, it is not what was to be deleted.

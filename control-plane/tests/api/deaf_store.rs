@@ -1,5 +1,5 @@
 //! A store whose answers to conditional writes get lost, as over a network: the write happens, and its repetition finds
-//! it in its way.
+//! it in its way. It can also be stalled.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,11 +7,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
 use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
+use tokio::sync::RwLock;
 
 pub(crate) struct DeafStore {
     pub(crate) store: Store,
     /// How many answers get lost from now on.
     pub(crate) lost: AtomicUsize,
+    /// Records of `demo/app` are not read while somebody holds this for writing.
+    pub(crate) gate: RwLock<()>,
+    /// How many reads wait for that.
+    pub(crate) waiting: AtomicUsize,
+}
+
+impl DeafStore {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, lost: AtomicUsize::new(0), gate: RwLock::default(), waiting: AtomicUsize::new(0) }
+    }
 }
 
 #[tonic::async_trait]
@@ -31,6 +42,11 @@ impl BlobStore for DeafStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
+        if key.as_str().contains("demo/app") {
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+            drop(self.gate.read().await);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
         self.store.get(key).await
     }
 

@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<TempDir>,
+    /// How many connections to the database a control plane may have.
+    pub(crate) pool_size: usize,
 }
 
 /// A running control plane.
@@ -80,7 +82,8 @@ impl World {
     pub(crate) async fn on(postgres: &Postgres) -> Self {
         let folder = TempDir::new().unwrap();
         let store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
-        Self { database: postgres.database().await, store, clock: Clock::manual(now()), folder: Arc::new(folder) }
+        let (database, clock) = (postgres.database().await, Clock::manual(now()));
+        Self { database, store, clock, folder: Arc::new(folder), pool_size: 8 }
     }
 
     pub(crate) fn cluster_key(&self) -> ClusterKey {
@@ -96,7 +99,7 @@ impl World {
     }
 
     pub(crate) fn config(&self) -> Config {
-        Config::new(&Secret::new(self.database.clone()), 8).unwrap()
+        Config::new(&Secret::new(self.database.clone()), self.pool_size).unwrap()
     }
 
     /// Runs a control plane without waiting for it to be ready.

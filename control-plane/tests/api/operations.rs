@@ -2,6 +2,8 @@
 //! that say nothing.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::job::Kind;
@@ -9,10 +11,13 @@ use entrepot_proto::node::v1::report_job_request::Report;
 use entrepot_proto::v1 as pb;
 use entrepot_records::layout;
 use entrepot_records::{self as records, RepositoryRecord};
+use entrepot_store::Store;
 use entrepot_test_support::wait_until;
+use tokio::sync::RwLockWriteGuard;
 use tonic::Code;
 
 use crate::content::Repository;
+use crate::deaf_store::DeafStore;
 use crate::fixture::{Fixture, LIMIT, World, details, fields, kind, now};
 
 fn image(tag: &str) -> String {
@@ -287,6 +292,36 @@ async fn a_repository_says_for_itself_whether_its_tags_are_synced_and_its_record
     let delete = pb::DeleteRepositoryRequest { name, etag: updated.etag };
     let stale = fixture.repositories().delete_repository(delete).await.unwrap_err();
     assert_eq!(kind(&stale).0, Code::Aborted, "what has changed since is not deleted");
+}
+
+#[tokio::test]
+async fn calls_that_wait_for_the_store_hold_no_connection_to_the_database() {
+    let mut world = World { pool_size: 1, ..World::new().await };
+    let slow = Arc::new(DeafStore::new(Arc::clone(&world.store)));
+    world.store = Arc::clone(&slow) as Store;
+    let fixture = world.start().await;
+    let repository = Repository::create(&fixture.world, "demo/app").await;
+    let report = node::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![repository.created()] };
+    fixture.nodes("node-1").report_events(report).await.unwrap();
+    let name = "repositories/demo/app".to_owned();
+    let others_are_answered = async |stall: RwLockWriteGuard<'_, ()>| {
+        wait_until(LIMIT, "the call waits for the store", async || slow.waiting.load(Ordering::Relaxed) > 0).await;
+        fixture.rules().list_rules(pb::ListRulesRequest::default()).await.unwrap();
+        drop(stall);
+    };
+
+    let off =
+        pb::Repository { name: name.clone(), automatic_sync: pb::AutomaticSync::Off.into(), ..Default::default() };
+    let stall = slow.gate.write().await;
+    let mut client = fixture.repositories();
+    let update = pb::UpdateRepositoryRequest { repository: Some(off), update_mask: None };
+    let (updated, ()) = tokio::join!(client.update_repository(update), others_are_answered(stall));
+    updated.unwrap();
+
+    let stall = slow.gate.write().await;
+    let delete = pb::DeleteRepositoryRequest { name, ..Default::default() };
+    let (deleted, ()) = tokio::join!(client.delete_repository(delete), others_are_answered(stall));
+    deleted.unwrap();
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The snapshot: published, signed, forward only, streamed, waited for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use entrepot_control_plane::{Foreign, RestoreError, restore};
@@ -170,7 +170,8 @@ async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
 #[tokio::test]
 async fn a_head_whose_answer_was_lost_keeps_its_snapshot() {
     let mut world = World::new().await;
-    let deaf = Arc::new(DeafStore { store: Arc::clone(&world.store), lost: AtomicUsize::new(1) });
+    let deaf = Arc::new(DeafStore::new(Arc::clone(&world.store)));
+    deaf.lost.store(1, Ordering::Relaxed);
     world.store = Arc::clone(&deaf) as Store;
     let fixture = world.start().await;
     published(&fixture.world).await;
