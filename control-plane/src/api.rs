@@ -92,6 +92,7 @@ pub(crate) struct Api(Arc<Plane>);
 impl Api {
     /// Answers a change of configuration once nodes follow it, or names those that do not yet.
     async fn settled<T>(&self, message: T, version: Version) -> Response<T> {
+        self.0.sessions.forget();
         let lagging = self.0.snapshots.settle(version).await;
         let mut response = Response::new(message);
         if !lagging.is_empty() {

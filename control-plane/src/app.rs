@@ -21,6 +21,7 @@ use crate::inquiries::Inquiries;
 use crate::metrics::{self, Instruments};
 use crate::plane::{FirstKey, Plane, Ready, Reflection, Stage};
 use crate::recurring;
+use crate::session::Sessions;
 use crate::snapshot::{PublishError, Snapshots};
 
 /// How long a start waits before it tries again, at first and at most.
@@ -91,12 +92,14 @@ impl ControlPlane {
             deps.clock.clone(),
             &deps.metrics.meter("entrepot.control_plane"),
         );
+        let secrets = SecretVerifier::new();
         let plane = Arc::new(Plane {
+            sessions: Sessions::new(db.clone(), deps.cluster_key.clone(), secrets.clone()),
             db,
             store: deps.store,
             tokens: deps.cluster_key.tokens(),
             cluster_key: deps.cluster_key,
-            secrets: SecretVerifier::new(),
+            secrets,
             snapshots,
             inquiries: Inquiries::default(),
             clock: deps.clock,

@@ -20,6 +20,7 @@ pub mod program;
 mod reconcile;
 mod recurring;
 mod restore;
+mod session;
 mod settings;
 mod snapshot;
 mod version;

@@ -15,6 +15,7 @@ use crate::db::{Connection, Db, Tx};
 use crate::error::ApiError;
 use crate::inquiries::Inquiries;
 use crate::metrics::Instruments;
+use crate::session::Sessions;
 use crate::snapshot::{Snapshots, Version};
 
 /// Everything that the services and the recurring work share.
@@ -24,6 +25,7 @@ pub(crate) struct Plane {
     pub(crate) cluster_key: ClusterKey,
     pub(crate) tokens: Tokens,
     pub(crate) secrets: SecretVerifier,
+    pub(crate) sessions: Sessions,
     pub(crate) snapshots: Snapshots,
     pub(crate) inquiries: Inquiries,
     pub(crate) clock: Clock,

@@ -1,72 +1,40 @@
 //! Who calls, and may they?
 
-use entrepot_domain::{AccessKeyId, ResourceId};
-use entrepot_proto::convert::access::PermissionSet;
-use entrepot_proto::convert::snapshot::access_key_purpose;
-use entrepot_trust::AccessKeyHash;
+use entrepot_domain::ResourceId;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
-use uuid::Uuid;
 
 use super::Api;
-use crate::db::access_keys;
 use crate::error::{ApiError, LoginFault};
 use crate::plane::{Plane, Ready, Stage};
+pub(super) use crate::session::{Caller, Permission, Session};
 
 /// Whom a node's token must be made for.
 const NODE_AUDIENCE: &str = "entrepot.node.v1";
 
-/// A principal that has shown who it is.
-#[derive(Clone, Debug)]
-pub(super) struct Caller {
-    pub(super) principal_uid: Uuid,
-    pub(super) key_id: String,
-}
-
-/// What a call takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Permission {
-    /// To change, and to see what only administrators see.
-    Administer,
-    /// To see what can be pulled, and what is one's own.
-    Read,
-}
-
-impl Permission {
-    fn is_in(self, set: PermissionSet) -> bool {
-        match (self, set) {
-            (Self::Administer | Self::Read, PermissionSet::Administrator) | (Self::Read, PermissionSet::Puller) => true,
-            (Self::Administer, PermissionSet::Puller) => false,
-        }
-    }
-}
-
 impl Api {
     /// Who sends this request, if they may do what takes `permission`.
     pub(super) async fn caller<T>(&self, request: &Request<T>, permission: Permission) -> Result<Caller, ApiError> {
+        Ok(self.session(request, permission).await?.caller)
+    }
+
+    /// The same, for a stream, which has to [`Api::confirm`] it from time to time.
+    pub(super) async fn session<T>(&self, request: &Request<T>, permission: Permission) -> Result<Session, ApiError> {
         require_ready(&self.0)?;
         let (key_id, secret) = credentials(request.metadata())?;
-        let wrong = ApiError::Unauthenticated(LoginFault::Wrong);
-        let Ok(key_id) = key_id.parse::<AccessKeyId>() else { return Err(wrong) };
-        let mut connection = self.0.db.connect().await?;
-        let tx = connection.begin("find_caller").await?;
-        let found = access_keys::usable(&tx, key_id.as_str()).await?;
-        drop(tx);
-        drop(connection);
-        let Some((key, principal)) = found else { return Err(wrong) };
+        let key_id = key_id.parse().map_err(|_| ApiError::Unauthenticated(LoginFault::Wrong))?;
+        let published = self.0.snapshots.published_version();
+        let session = self.0.sessions.identify(published, &key_id, secret).await?;
+        session.require(permission)?;
+        Ok(session)
+    }
 
-        let hash = self.0.cluster_key.unseal(&access_key_purpose(key_id.as_str()), &key.sealed_hash);
-        let hash = hash.map_err(|error| ApiError::Internal(error.into()))?;
-        let hash = AccessKeyHash::decode(hash.expose()).map_err(|error| ApiError::Internal(error.into()))?;
-        match self.0.secrets.verify(key_id.as_str(), secret, &hash).await {
-            Ok(true) => {}
-            Ok(false) => return Err(wrong),
-            Err(error) => return Err(ApiError::TooManyAttempts { retry_after: error.retry_after }),
+    /// Looks whether a stream's caller may go on. While the database is away, nobody's right is withdrawn.
+    pub(super) async fn confirm(&self, session: &mut Session, permission: Permission) -> Result<(), ApiError> {
+        match self.0.sessions.confirm(self.0.snapshots.published_version(), session).await {
+            Err(error @ ApiError::Unauthenticated(_)) => Err(error),
+            Ok(()) | Err(_) => session.require(permission),
         }
-        if !permission.is_in(principal.permission_set) {
-            return Err(ApiError::Denied { principal: format!("principals/{}", principal.id) });
-        }
-        Ok(Caller { principal_uid: principal.uid, key_id: key.key_id })
     }
 
     /// Which node sends this request.

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use tracing::warn;
 
 use super::Api;
-use super::caller::Permission;
+use super::caller::{Permission, Session};
 use super::filter::{self, Value};
 use super::page::Page;
 use crate::error::ApiError;
@@ -33,8 +33,6 @@ const SILENT: &str = "entrepot-silent-nodes";
 const EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked which nodes live; those that were silent are asked again then.
 const LOOK: Duration = Duration::from_secs(5);
-/// How often it is looked whether a watcher may still watch.
-const CHECK: Duration = Duration::from_secs(30);
 /// How long a watcher may take nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How many nodes are asked.
@@ -79,17 +77,15 @@ impl Fills for Api {
         &self,
         request: Request<pb::WatchFillsRequest>,
     ) -> Result<Response<Self::WatchFillsStream>, Status> {
-        self.caller(&request, Permission::Administer).await?;
+        let mut session = self.session(&request, Permission::Administer).await?;
         let filter = read_filter(&request.get_ref().filter).map_err(ApiError::from)?;
         let place = Arc::clone(&self.0.inquiries.watchers).try_acquire_owned();
         let place = place.map_err(|_| ApiError::TooManyWatchers)?;
         let (outgoing, messages) = mpsc::channel(1);
-        let (api, metadata) = (self.clone(), request.metadata().clone());
+        let api = self.clone();
         self.0.tasks.spawn("watch fills", async move {
             let stopping = api.0.tasks.stopping();
-            let mut caller = Request::new(());
-            *caller.metadata_mut() = metadata;
-            stopping.run_until_cancelled(watch(&api, &caller, &filter, &outgoing)).await;
+            stopping.run_until_cancelled(watch(&api, &mut session, &filter, &outgoing)).await;
             drop(place);
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
@@ -118,7 +114,7 @@ async fn list(
 /// Tells a watcher what nodes say, again and again, until it leaves or may not watch any longer.
 async fn watch(
     api: &Api,
-    caller: &Request<()>,
+    session: &mut Session,
     filter: &Filter,
     outgoing: &mpsc::Sender<Result<pb::WatchFillsResponse, Status>>,
 ) {
@@ -126,20 +122,15 @@ async fn watch(
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut live, mut silent) = (Vec::new(), BTreeSet::new());
-    let (mut looked, mut checked) = (None::<Instant>, Instant::now());
+    let mut looked = None::<Instant>;
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
             () = outgoing.closed() => return,
         }
-        if checked.elapsed() >= CHECK {
-            checked = Instant::now();
-            // While the database is away, nobody's right is withdrawn.
-            let checked = api.caller(caller, Permission::Administer).await;
-            if let Err(error @ (ApiError::Unauthenticated(_) | ApiError::Denied { .. })) = checked {
-                drop(timeout(PATIENCE, outgoing.send(Err(error.into()))).await);
-                return;
-            }
+        if let Err(error) = api.confirm(session, Permission::Administer).await {
+            drop(timeout(PATIENCE, outgoing.send(Err(error.into()))).await);
+            return;
         }
         if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             looked = Some(Instant::now());

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::Api;
-use super::caller::{Caller, Permission};
+use super::caller::{Caller, Permission, Session};
 use super::filter::{self, Value};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
@@ -87,20 +87,20 @@ impl Operations for Api {
         &self,
         request: Request<pb::WatchOperationRequest>,
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
-        self.caller(&request, Permission::Administer).await?;
+        let mut session = self.session(&request, Permission::Administer).await?;
         let uid = parse_name("name", &request.get_ref().name)?;
         let place = std::sync::Arc::clone(&self.0.inquiries.watchers).try_acquire_owned();
         let place = place.map_err(|_| ApiError::TooManyWatchers)?;
         // Before anything is streamed, whether there is such an operation.
         get(&self.0, uid).await?;
         let (outgoing, messages) = mpsc::channel(1);
-        let plane = std::sync::Arc::clone(&self.0);
+        let api = self.clone();
         self.0.tasks.spawn("watch operation", async move {
-            let stopping = plane.tasks.stopping();
-            match stopping.run_until_cancelled(watch(&plane, uid, &outgoing)).await {
+            let stopping = api.0.tasks.stopping();
+            match stopping.run_until_cancelled(watch(&api, &mut session, uid, &outgoing)).await {
                 Some(Ok(())) => {}
                 // A watcher that is gone needs no reason.
-                Some(Err(error)) => drop(outgoing.try_send(Err(error.into()))),
+                Some(Err(error)) => drop(timeout(PATIENCE, outgoing.send(Err(error.into()))).await),
                 None => drop(outgoing.try_send(Err(Status::unavailable("the control plane is stopping")))),
             }
             drop(place);
@@ -235,7 +235,7 @@ struct Heard {
 }
 
 /// Tells a watcher how an operation stands, until it has ended or the watcher leaves.
-async fn watch(plane: &Plane, uid: Uuid, outgoing: &Outgoing) -> Result<(), ApiError> {
+async fn watch(api: &Api, session: &mut Session, uid: Uuid, outgoing: &Outgoing) -> Result<(), ApiError> {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Heard::default();
@@ -244,7 +244,8 @@ async fn watch(plane: &Plane, uid: Uuid, outgoing: &Outgoing) -> Result<(), ApiE
             _ = ticks.tick() => {}
             () = outgoing.closed() => return Ok(()),
         }
-        let Some((message, is_last)) = look(plane, uid, &mut heard).await? else { return Ok(()) };
+        api.confirm(session, Permission::Administer).await?;
+        let Some((message, is_last)) = look(&api.0, uid, &mut heard).await? else { return Ok(()) };
         if heard.last.as_ref() != Some(&message) {
             heard.last = Some(message.clone());
             if !matches!(timeout(PATIENCE, outgoing.send(Ok(message))).await, Ok(Ok(()))) {

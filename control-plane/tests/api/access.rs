@@ -1,12 +1,17 @@
 //! Who may call: keys, permission sets, the first administrator.
 
+use std::time::Duration;
+
 use entrepot_control_plane::StartError;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::fills_client::FillsClient;
+use entrepot_proto::v1::operations_client::OperationsClient;
 use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_records::{SnapshotHead, layout};
 use entrepot_trust::access_key;
-use tonic::Code;
+use tokio::time::timeout;
+use tonic::{Code, Status, Streaming};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -105,6 +110,40 @@ async fn a_revoked_key_and_a_deleted_principal_are_refused_at_once() {
     let list = pb::ListAccessKeysRequest { parent: "principals/ops".into(), ..Default::default() };
     let keys = fixture.access_keys().list_access_keys(list).await.unwrap().into_inner().access_keys;
     assert_eq!(keys.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(), [name]);
+}
+
+#[tokio::test]
+async fn streams_end_once_their_key_is_revoked() {
+    let fixture = Fixture::start().await;
+    let (name, key) = principal_with_key(&fixture, "ops", pb::PermissionSet::Administrator).await;
+    let images = vec!["repositories/demo/app/tags/v1".to_owned()];
+    let request = pb::WarmImagesRequest { images, ..Default::default() };
+    let operation = fixture.images().warm_images(request).await.unwrap().into_inner();
+    let mut fills = FillsClient::with_interceptor(fixture.channel.clone(), fixture.login(&key));
+    let mut fills = fills.watch_fills(pb::WatchFillsRequest::default()).await.unwrap().into_inner();
+    let mut operations = OperationsClient::with_interceptor(fixture.channel.clone(), fixture.login(&key));
+    let request = pb::WatchOperationRequest { name: operation.name };
+    let mut operation = operations.watch_operation(request).await.unwrap().into_inner();
+    assert!(fills.message().await.unwrap().is_some() && operation.message().await.unwrap().is_some());
+
+    fixture.access().revoke_access_key(pb::RevokeAccessKeyRequest { name }).await.unwrap();
+    for end in [until_end(&mut fills).await, until_end(&mut operation).await] {
+        assert_eq!(kind(&end), (Code::Unauthenticated, "CREDENTIALS_WRONG".into()));
+    }
+}
+
+/// The error that a stream ends with, before long.
+async fn until_end<T>(stream: &mut Streaming<T>) -> Status {
+    let end = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended without a reason"),
+                Err(status) => return status,
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), end).await.expect("the stream goes on")
 }
 
 #[tokio::test]
