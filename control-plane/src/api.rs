@@ -21,6 +21,7 @@ mod principals;
 mod probe;
 mod repositories;
 mod request_id;
+mod resource;
 mod rules;
 mod status;
 mod templates;

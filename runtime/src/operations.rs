@@ -30,7 +30,9 @@ pub async fn serve(listener: impl Into<Listener>, health: Health, metrics: Metri
         let stopping = inner.stopping();
         let converse = |accepted, _| {
             let (router, stopping) = (router.clone(), stopping.clone());
-            async move { drop(stopping.run_until_cancelled(converse(accepted, router)).await) }
+            async move {
+                stopping.run_until_cancelled(converse(accepted, router)).await;
+            }
         };
         listener.serve("operations.connection", CONNECTION_LIMIT, &inner, converse).await;
     });

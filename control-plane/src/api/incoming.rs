@@ -27,7 +27,9 @@ pub(super) fn connections(listener: Listener, limit: usize, tasks: &Tasks) -> Re
         let stopping = inner.stopping();
         let begin = |accepted, _| {
             let (ready, stopping) = (ready.clone(), stopping.clone());
-            async move { drop(stopping.run_until_cancelled(shake_hands(accepted, ready)).await) }
+            async move {
+                stopping.run_until_cancelled(shake_hands(accepted, ready)).await;
+            }
         };
         listener.serve("gRPC handshake", limit, &inner, begin).await;
     });

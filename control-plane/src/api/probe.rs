@@ -13,7 +13,8 @@ use entrepot_proto::v1::validation_step::{Kind, State};
 use entrepot_upstream::{ProbeKind, ProbeState, ProbeStep};
 use tokio::time::timeout;
 
-use super::{rules as rules_api, upstreams as upstreams_api};
+use super::resource::{self, Resource as _};
+use super::upstreams as upstreams_api;
 use crate::db::rules::Rule;
 use crate::db::upstreams::Upstream;
 use crate::db::{Tx, repositories, rules, templates, upstreams};
@@ -28,10 +29,10 @@ pub(super) async fn validate(
     plane: &Plane,
     request: &pb::ValidateRuleRequest,
 ) -> Result<pb::ValidateRuleResponse, ApiError> {
-    let id = rules_api::parse_name("name", &request.name)?;
+    let id = resource::parse_name::<Rule>("name", &request.name)?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("validate_rule").await?;
-    let rule = rules::get(&tx, &id).await?.ok_or_else(|| rules_api::absent(&id))?;
+    let rule = resource::require::<Rule>(&tx, &id).await?;
     let upstream = upstream_of(&tx, &rule).await?;
     drop(tx);
     drop(connection);
@@ -162,7 +163,7 @@ fn covered(
     let template = template.flatten();
     pb::ExplainRuleResponse {
         covered: true,
-        rule: Some(rules_api::to_wire(rule)),
+        rule: Some(rule.to_wire()),
         repository: names::repository(&mapped.repository),
         repository_exists,
         upstream: names::upstream(&upstream.id),
@@ -237,7 +238,7 @@ fn map(rule: &Rule, upstream: &Upstream, name: &RepositoryName) -> Result<Mapped
 
 async fn upstream_of(tx: &Tx<'_>, rule: &Rule) -> Result<Upstream, ApiError> {
     let upstream = upstreams::get(tx, &rule.upstream_id).await?;
-    upstream.ok_or_else(|| ApiError::not_found(upstreams_api::KIND, names::upstream(&rule.upstream_id)))
+    upstream.ok_or_else(|| ApiError::not_found(Upstream::KIND, names::upstream(&rule.upstream_id)))
 }
 
 fn parse_image(text: &str) -> Result<ImageName, ApiError> {

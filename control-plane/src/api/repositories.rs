@@ -19,7 +19,7 @@ use super::mask::{self, Field};
 use super::operations::{self, Plan};
 use super::page::Page;
 use super::request_id::RequestId;
-use super::upstreams::check_etag;
+use super::resource::check_etag;
 use crate::db::operations::Kind;
 use crate::db::repositories::{self, Filter, Repository};
 use crate::db::{Tx, tags};

@@ -12,18 +12,15 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::Api;
-use super::caller::{Caller, Permission};
+use super::caller::Permission;
 use super::health::{self, Survey};
-use super::mask::{self, Field};
-use super::page::Page;
-use super::request_id::{Earlier, RequestId};
+use super::mask::Field;
+use super::resource::{self, Draft, New, Resource, etag};
 use crate::db::upstreams::{self, Upstream};
-use crate::db::{registry, rules};
+use crate::db::{self, Tx, rules};
 use crate::error::ApiError;
 use crate::plane::Plane;
-use crate::snapshot::Version;
 
-pub(super) const KIND: &str = "entrepot.v1.Upstream";
 /// How many rules an error names.
 const NAMED_RULES: i64 = 10;
 
@@ -77,14 +74,16 @@ impl Upstreams for Api {
         &self,
         request: Request<pb::CreateUpstreamRequest>,
     ) -> Result<Response<pb::Upstream>, Status> {
-        let caller = self.caller(&request, Permission::Administer).await?;
-        let (upstream, version) = create(&self.0, &caller, request.into_inner()).await?;
-        Ok(self.settled(upstream, version).await)
+        let sent = request.get_ref();
+        let new = New { request_id: &sent.request_id, id: &sent.upstream_id, resource: sent.upstream.as_ref() };
+        self.create::<Upstream, _>(&request, new).await
     }
 
     async fn get_upstream(&self, request: Request<pb::GetUpstreamRequest>) -> Result<Response<pb::Upstream>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(get(&self.0, request.get_ref()).await?))
+        let upstream = resource::get::<Upstream>(&self.0, &request.get_ref().name).await?;
+        let health = health::survey(&self.0).await.of(&upstream);
+        Ok(Response::new(pb::Upstream { health, ..upstream.to_wire() }))
     }
 
     async fn list_upstreams(
@@ -92,137 +91,107 @@ impl Upstreams for Api {
         request: Request<pb::ListUpstreamsRequest>,
     ) -> Result<Response<pb::ListUpstreamsResponse>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(list(&self.0, request.get_ref()).await?))
+        let pb::ListUpstreamsRequest { page_size, page_token, .. } = request.get_ref();
+        let (rows, next_page_token) = resource::list::<Upstream>(&self.0, *page_size, page_token).await?;
+        let survey = if rows.is_empty() { Survey::default() } else { health::survey(&self.0).await };
+        let with_health = |row: &Upstream| pb::Upstream { health: survey.of(row), ..row.to_wire() };
+        let upstreams = rows.iter().map(with_health).collect();
+        Ok(Response::new(pb::ListUpstreamsResponse { upstreams, next_page_token }))
     }
 
     async fn update_upstream(
         &self,
         request: Request<pb::UpdateUpstreamRequest>,
     ) -> Result<Response<pb::Upstream>, Status> {
-        self.caller(&request, Permission::Administer).await?;
-        let (upstream, version) = update(&self.0, request.get_ref()).await?;
-        Ok(self.settled(upstream, version).await)
+        let sent = request.get_ref();
+        self.update::<Upstream, _>(&request, sent.upstream.as_ref(), sent.update_mask.as_ref()).await
     }
 
     async fn delete_upstream(
         &self,
         request: Request<pb::DeleteUpstreamRequest>,
     ) -> Result<Response<pb::Upstream>, Status> {
-        self.caller(&request, Permission::Administer).await?;
-        let (upstream, version) = delete(&self.0, request.get_ref()).await?;
-        Ok(self.settled(upstream, version).await)
+        let sent = request.get_ref();
+        self.delete::<Upstream, _>(&request, &sent.name, &sent.etag).await
     }
 }
 
-async fn create(
-    plane: &Plane,
-    caller: &Caller,
-    request: pb::CreateUpstreamRequest,
-) -> Result<(pb::Upstream, Version), ApiError> {
-    let mut violations = Violations::default();
-    let request_id = violations.merge(RequestId::read("CreateUpstream", &request.request_id, &request));
-    let id = violations.take("upstream_id", request.upstream_id.parse::<ResourceId>());
-    let sent = violations.take("upstream", request.upstream.ok_or("must be set"));
-    let settings = sent.and_then(|mut sent| {
-        sent.has_password = false;
-        violations.merge(Settings::read(&sent))
-    });
-    let complete = (|| Some((request_id?, id?, settings?)))();
-    let (request_id, id, settings) = violations.finish(complete)?;
+impl Resource for Upstream {
+    type Wire = pb::Upstream;
+    type Settings = Settings;
 
-    let now = plane.clock.now();
-    let uid = Uuid::now_v7();
-    let sealed_password = seal(plane, uid, &settings.password, None);
-    let mut upstream = Upstream { uid, id, settings, sealed_password, revision: 0, create_time: now, update_time: now };
-    client(plane, &upstream)?;
+    const KIND: &'static str = "entrepot.v1.Upstream";
+    const FIELD: &'static str = "upstream";
+    const FIELDS: &'static [Field<pb::Upstream>] = FIELDS;
 
-    let change = plane.prepare_change().await?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("create_upstream").await?;
-    match request_id.claim(plane, &tx, caller).await? {
-        Earlier::None => {}
-        Earlier::Answered(answer) => return Ok((answer, registry::get(&tx).await?.version)),
-        Earlier::NotKept => return Err(ApiError::SecretNotKept),
+    fn parse_name(name: &str) -> Result<ResourceId, names::Error> {
+        names::parse_upstream(name)
     }
-    let registry = change.begin(&tx).await?;
-    if upstreams::get(&tx, &upstream.id).await?.is_some() {
-        let remedy = "; update it, or choose another `upstream_id`".to_owned();
-        return Err(ApiError::Exists { kind: KIND, name: names::upstream(&upstream.id), remedy });
+
+    fn name_and_etag(wire: &pb::Upstream) -> (&str, &str) {
+        (&wire.name, &wire.etag)
     }
-    upstream.revision = registry.version.revision;
-    upstreams::put(&tx, &upstream).await?;
-    let answer = to_wire(&upstream);
-    request_id.answer(&tx, caller, &answer).await?;
-    tx.commit().await?;
-    Ok((answer, registry.version))
-}
 
-async fn get(plane: &Plane, request: &pb::GetUpstreamRequest) -> Result<pb::Upstream, ApiError> {
-    let id = parse_name("name", &request.name)?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("get_upstream").await?;
-    let upstream = upstreams::get(&tx, &id).await?;
-    let upstream = upstream.ok_or_else(|| absent(&id))?;
-    drop(tx);
-    drop(connection);
-    let health = health::survey(plane).await.of(&upstream);
-    Ok(pb::Upstream { health, ..to_wire(&upstream) })
-}
-
-async fn list(plane: &Plane, request: &pb::ListUpstreamsRequest) -> Result<pb::ListUpstreamsResponse, ApiError> {
-    let page: Page<String> =
-        Page::read(&plane.cluster_key, "ListUpstreams", &[], request.page_size, &request.page_token)?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("list_upstreams").await?;
-    let mut rows = upstreams::list(&tx, page.after.as_deref().unwrap_or_default(), page.fetch()).await?;
-    let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| last.id.to_string());
-    drop(tx);
-    drop(connection);
-    let survey = if rows.is_empty() { Survey::default() } else { health::survey(plane).await };
-    let with_health = |row: &Upstream| pb::Upstream { health: survey.of(row), ..to_wire(row) };
-    Ok(pb::ListUpstreamsResponse { upstreams: rows.iter().map(with_health).collect(), next_page_token })
-}
-
-async fn update(plane: &Plane, request: &pb::UpdateUpstreamRequest) -> Result<(pb::Upstream, Version), ApiError> {
-    let sent = request.upstream.as_ref().ok_or_else(|| ApiError::field("upstream", "must be set"))?;
-    let id = parse_name("upstream.name", &sent.name)?;
-
-    let mut connection = plane.db.connect().await?;
-    let (tx, registry) = plane.begin_change(&mut connection, "update_upstream").await?;
-    let mut upstream = upstreams::get(&tx, &id).await?.ok_or_else(|| absent(&id))?;
-    let mut wire = to_wire(&upstream);
-    check_etag(&wire.name, &sent.etag, &wire.etag)?;
-    mask::apply("upstream", FIELDS, request.update_mask.as_ref(), sent, &mut wire)?;
-    upstream.settings = Settings::read(&wire)?;
-    upstream.sealed_password = seal(plane, upstream.uid, &upstream.settings.password, upstream.sealed_password.take());
-    upstream.revision = registry.version.revision;
-    upstream.update_time = plane.clock.now();
-    client(plane, &upstream)?;
-    upstreams::put(&tx, &upstream).await?;
-    tx.commit().await?;
-    Ok((to_wire(&upstream), registry.version))
-}
-
-async fn delete(plane: &Plane, request: &pb::DeleteUpstreamRequest) -> Result<(pb::Upstream, Version), ApiError> {
-    let id = parse_name("name", &request.name)?;
-    let mut connection = plane.db.connect().await?;
-    let (tx, registry) = plane.begin_change(&mut connection, "delete_upstream").await?;
-    let upstream = upstreams::get(&tx, &id).await?.ok_or_else(|| absent(&id))?;
-    let wire = to_wire(&upstream);
-    check_etag(&wire.name, &request.etag, &wire.etag)?;
-    let naming = rules::naming(&tx, upstream.uid, NAMED_RULES).await?;
-    if !naming.is_empty() {
-        let rules: Vec<String> = naming.iter().map(names::rule).collect();
-        let description = format!(
-            "`{}` is named by {}: delete these rules or point them elsewhere first",
-            wire.name,
-            rules.join(", ")
-        );
-        return Err(ApiError::Precondition { kind: "UPSTREAM_IN_USE", subject: wire.name, description });
+    fn name(id: &ResourceId) -> String {
+        names::upstream(id)
     }
-    upstreams::delete(&tx, upstream.uid).await?;
-    tx.commit().await?;
-    Ok((wire, registry.version))
+
+    fn id(&self) -> &ResourceId {
+        &self.id
+    }
+
+    fn read(_: &ResourceId, wire: &pb::Upstream, is_new: bool) -> Result<Settings, Violations> {
+        // A new one has no password that could be kept.
+        Settings::read(&pb::Upstream { has_password: wire.has_password && !is_new, ..wire.clone() })
+    }
+
+    fn to_wire(&self) -> pb::Upstream {
+        let mut wire = pb::Upstream {
+            name: names::upstream(&self.id),
+            create_time: Some(timestamp(self.create_time)),
+            update_time: Some(timestamp(self.update_time)),
+            etag: etag(self.revision),
+            ..Default::default()
+        };
+        self.settings.write(&mut wire);
+        wire
+    }
+
+    async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Self>, db::Error> {
+        upstreams::get(tx, id).await
+    }
+
+    async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Self>, db::Error> {
+        upstreams::list(tx, after, limit).await
+    }
+
+    /// The upstream that the settings make, if nodes could use it.
+    async fn make(plane: &Plane, _: &Tx<'_>, draft: Draft<Self>) -> Result<Self, ApiError> {
+        let Draft { id, settings, before, revision, now } = draft;
+        let (uid, create_time, sealed) = match before {
+            Some(before) => (before.uid, before.create_time, before.sealed_password),
+            None => (Uuid::now_v7(), now, None),
+        };
+        let sealed_password = seal(plane, uid, &settings.password, sealed);
+        let upstream = Self { uid, id, settings, sealed_password, revision, create_time, update_time: now };
+        client(plane, &upstream)?;
+        Ok(upstream)
+    }
+
+    async fn put(&self, tx: &Tx<'_>) -> Result<(), db::Error> {
+        upstreams::put(tx, self).await
+    }
+
+    async fn delete(&self, tx: &Tx<'_>) -> Result<(), ApiError> {
+        let naming = rules::naming(tx, self.uid, NAMED_RULES).await?;
+        if !naming.is_empty() {
+            let (name, rules) = (names::upstream(&self.id), naming.iter().map(names::rule).collect::<Vec<_>>());
+            let description =
+                format!("`{name}` is named by {}: delete these rules or point them elsewhere first", rules.join(", "));
+            return Err(ApiError::Precondition { kind: "UPSTREAM_IN_USE", subject: name, description });
+        }
+        Ok(upstreams::delete(tx, self.uid).await?)
+    }
 }
 
 /// The client that nodes would use for this upstream.
@@ -260,40 +229,10 @@ pub(super) fn client(plane: &Plane, upstream: &Upstream) -> Result<Client, ApiEr
     })
 }
 
-/// Refuses a change of what was changed since the caller read it. An empty etag is always right.
-pub(super) fn check_etag(name: &str, sent: &str, current: &str) -> Result<(), ApiError> {
-    if sent.is_empty() || sent == current { Ok(()) } else { Err(ApiError::StaleEtag { name: name.to_owned() }) }
-}
-
-/// The etag of what was last changed by a revision of the configuration.
-pub(super) fn etag(revision: i64) -> String {
-    format!("\"{revision}\"")
-}
-
 fn seal(plane: &Plane, uid: Uuid, password: &Password, stored: Option<Vec<u8>>) -> Option<Vec<u8>> {
     match password {
         Password::None => None,
         Password::Keep => stored,
         Password::New(password) => Some(plane.cluster_key.seal(&password_purpose(uid), password.expose().as_bytes())),
     }
-}
-
-fn to_wire(upstream: &Upstream) -> pb::Upstream {
-    let mut wire = pb::Upstream {
-        name: names::upstream(&upstream.id),
-        create_time: Some(timestamp(upstream.create_time)),
-        update_time: Some(timestamp(upstream.update_time)),
-        etag: etag(upstream.revision),
-        ..Default::default()
-    };
-    upstream.settings.write(&mut wire);
-    wire
-}
-
-fn parse_name(field: &str, name: &str) -> Result<ResourceId, ApiError> {
-    names::parse_upstream(name).map_err(|error| ApiError::field(field, error))
-}
-
-fn absent(id: &ResourceId) -> ApiError {
-    ApiError::not_found(KIND, names::upstream(id))
 }

@@ -126,7 +126,7 @@ async fn streams_end_once_their_key_is_revoked() {
     let mut operation = operations.watch_operation(request).await.unwrap().into_inner();
     assert!(fills.message().await.unwrap().is_some() && operation.message().await.unwrap().is_some());
 
-    fixture.access().revoke_access_key(pb::RevokeAccessKeyRequest { name }).await.unwrap();
+    fixture.access_keys().revoke_access_key(pb::RevokeAccessKeyRequest { name }).await.unwrap();
     for end in [until_end(&mut fills).await, until_end(&mut operation).await] {
         assert_eq!(kind(&end), (Code::Unauthenticated, "CREDENTIALS_WRONG".into()));
     }

@@ -64,7 +64,7 @@ async fn a_rule_that_says_nothing_has_the_defaults_and_shows_them() {
     assert_eq!(policy(&rule), expected);
 
     // As a control plane that does not know of it leaves the row.
-    fixture.world.sql("UPDATE rules SET window_seconds = NULL, mode = NULL, when_deleted = NULL").await;
+    fixture.world.sql("UPDATE rules SET policy = policy - '{window_seconds,mode,when_deleted}'::text[]").await;
     let get = pb::GetRuleRequest { name: rule.name };
     assert_eq!(policy(&fixture.rules().get_rule(get).await.unwrap().into_inner()), expected);
 }

@@ -301,7 +301,7 @@ async fn calls_that_wait_for_the_store_hold_no_connection_to_the_database() {
     world.store = Arc::clone(&slow) as Store;
     let fixture = world.start().await;
     let repository = Repository::create(&fixture.world, "demo/app").await;
-    let report = node::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![repository.created()] };
+    let report = entrepot_proto::convert::event::report("node-1", &[repository.created()]);
     fixture.nodes("node-1").report_events(report).await.unwrap();
     let name = "repositories/demo/app".to_owned();
     let others_are_answered = async |stall: RwLockWriteGuard<'_, ()>| {
