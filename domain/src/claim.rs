@@ -253,18 +253,23 @@ pub fn may_drop<O: Copy + PartialEq>(own: &Own<O>, pointer: &Pointer<O>) -> bool
 }
 
 /// What a commit has just read in place of its own link.
+///
+/// A commit always writes its link after its first look, also where another commit's link of the same manifest is live:
+/// that one may have found nothing at its own look, and be about to put its tombstone there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OwnLink {
-    /// Live, as this commit wrote it: with its write id.
+    /// Live, as this commit wrote it: it carries the id of this commit, which stays when another one fences it.
     Ours,
-    /// Something else: another's link of the same manifest, a tombstone, or nothing.
-    NotOurs,
+    /// Live, by another commit of the same manifest.
+    Others,
+    /// A tombstone, or nothing.
+    Gone,
 }
 
-/// Whether a commit's second look is content with its own link. Another's link is not enough, though it names the
-/// same: that one may still give up, and put its tombstone over it.
+/// Whether a commit's second look is content with this link; otherwise it begins again. Another's link that was written
+/// later is as good: that commit found the content at its first look, so it will find it at its second, too.
 pub fn link_holds(link: OwnLink) -> bool {
-    link == OwnLink::Ours
+    matches!(link, OwnLink::Ours | OwnLink::Others)
 }
 
 /// What a commit does about its link before it answers MANIFEST_BLOB_UNKNOWN.
@@ -274,8 +279,8 @@ pub enum GiveUp {
     Answer,
     /// Make an event durable, and put a tombstone in place of what was read; read again unless that was done.
     Tombstone,
-    /// Write what was read anew (a tombstone, if there was nothing), so that a late write of ours finds another
-    /// record; read again unless that was done.
+    /// Write what was read anew, under a new write id but with the id of its commit (a tombstone, if there was nothing),
+    /// so that a late write of ours finds another record; read again unless that was done.
     Fence,
 }
 
@@ -284,7 +289,7 @@ pub enum GiveUp {
 pub fn give_up(link: OwnLink, any_unknown: bool) -> GiveUp {
     match link {
         OwnLink::Ours => GiveUp::Tombstone,
-        OwnLink::NotOurs if any_unknown => GiveUp::Fence,
-        OwnLink::NotOurs => GiveUp::Answer,
+        OwnLink::Others | OwnLink::Gone if any_unknown => GiveUp::Fence,
+        OwnLink::Others | OwnLink::Gone => GiveUp::Answer,
     }
 }

@@ -6,6 +6,7 @@
 pub mod breaker;
 pub mod budget;
 pub mod claim;
+pub mod collection;
 pub mod digest;
 pub mod fill;
 pub mod freshness;

@@ -1,3 +1,5 @@
+#![expect(clippy::wildcard_enum_match_arm, reason = "a table names what is special")]
+
 use super::*;
 
 const NOW: Duration = Duration::ZERO;
@@ -112,12 +114,15 @@ fn own_content_is_dropped_only_when_the_pointer_shows_another_and_no_write_is_in
 }
 
 #[test]
-fn a_commit_rests_on_its_own_write_of_its_link_and_takes_back_that_alone() {
+fn a_commit_takes_back_its_own_link_alone_and_fences_what_may_still_arrive() {
     assert!(link_holds(OwnLink::Ours));
-    assert!(!link_holds(OwnLink::NotOurs));
+    assert!(link_holds(OwnLink::Others));
+    assert!(!link_holds(OwnLink::Gone));
     for any_unknown in [false, true] {
         assert_eq!(give_up(OwnLink::Ours, any_unknown), GiveUp::Tombstone);
     }
-    assert_eq!(give_up(OwnLink::NotOurs, false), GiveUp::Answer);
-    assert_eq!(give_up(OwnLink::NotOurs, true), GiveUp::Fence);
+    for link in [OwnLink::Others, OwnLink::Gone] {
+        assert_eq!(give_up(link, false), GiveUp::Answer);
+        assert_eq!(give_up(link, true), GiveUp::Fence);
+    }
 }
