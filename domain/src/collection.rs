@@ -17,6 +17,10 @@
 //! - **C4** from wherever they are interrupted, the sweep and a collector alone remove all that no pointer serves.
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
+mod mutants;
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;
