@@ -25,7 +25,7 @@ fn a_commit_and_two_collectors() {
 #[test]
 #[ignore = "millions of states: `scripts/suite model` runs it"]
 fn a_writer_a_commit_and_a_collector() {
-    holds("1 writer, 1 commit, 1 collector", Setup { writers: 1, objects: 2, ..COMMIT });
+    holds("1 writer, 1 commit, 1 collector, no faults", Setup { writers: 1, objects: 2, faults: false, ..COMMIT });
 }
 
 #[test]
@@ -49,5 +49,5 @@ fn a_commit_a_collector_and_the_sweep() {
 #[test]
 #[ignore = "millions of states: `scripts/suite model` runs it"]
 fn two_commits_of_one_manifest_and_a_collector() {
-    holds("2 commits, 1 collector", Setup { commits: 2, ..COMMIT });
+    holds("2 commits, 1 collector, no faults", Setup { commits: 2, faults: false, ..COMMIT });
 }
