@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use entrepot_domain::{ResourceId, Secret};
 use entrepot_runtime::{Clock, Condition, Health, Metrics, Program, Tasks, chain};
-use entrepot_settings::StoreSettings;
+use entrepot_settings::open_store;
 use entrepot_store::Store;
-use entrepot_store::bucket::BucketStore;
 use entrepot_trust::access_key::{self, check_chosen};
-use tracing::{error, warn};
+use tracing::error;
 use uuid::Uuid;
 
 use crate::app::{ControlPlane, Deps, StartError};
@@ -22,8 +21,6 @@ use crate::settings::Settings;
 /// What a control plane is called in telemetry.
 pub const SERVICE: &str = "entrepot-control-plane";
 
-/// How long a bucket that is away is left alone, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long a start may take before it is looked at anew; there is no end to that.
 const START_LOOK: Duration = Duration::from_secs(60);
 
@@ -106,10 +103,13 @@ async fn control_plane(
 ) -> Result<(), Failure> {
     let Around { clock, tasks, health, metrics, store: condition } = around;
     let stopping = tasks.stopping();
-    let Some(store) = stopping.run_until_cancelled(open_store(&settings.store, &condition)).await else {
+    let owner = owner();
+    let opening = open_store(&settings.store.bucket, &owner, &condition);
+    let Some(bucket) = stopping.run_until_cancelled(opening).await else {
         return Ok(());
     };
-    let store = store?;
+    let store: Store = Arc::new(bucket?);
+    condition.ready();
     // Before the store is there, nobody is kept waiting: connections are refused, and a load balancer looks elsewhere.
     let listener = settings.api.listener.bind(&tasks)?;
     let deps = Deps {
@@ -139,27 +139,6 @@ async fn refused(plane: &ControlPlane) -> StartError {
             Ok(_) => std::future::pending().await,
             Err(StartError::NotYet { .. }) => {}
             Err(refused @ StartError::Refused { .. }) => return refused,
-        }
-    }
-}
-
-/// The bucket. One that is away is waited for, one that cannot be a store is a failure.
-async fn open_store(settings: &StoreSettings, condition: &Condition) -> Result<Store, Failure> {
-    let mut wait = RETRY.0;
-    loop {
-        match BucketStore::open(settings.bucket.clone(), owner()).await {
-            Ok(bucket) => {
-                condition.ready();
-                return Ok(Arc::new(bucket));
-            }
-            Err(error) if error.retry() => {
-                let why = chain(&error).to_string();
-                warn!(error = %why, "the store cannot be opened yet: {why}");
-                condition.not_ready(why);
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY.1);
-            }
-            Err(error) => return Err(error.into()),
         }
     }
 }

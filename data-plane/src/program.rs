@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use entrepot_records::layout;
 use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain, memory};
-use entrepot_store::bucket::BucketStore;
+use entrepot_settings::open_store;
 use entrepot_store::cache::OpenError;
 use entrepot_store::{CacheConfig, NodeCache, Store};
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::config::limits;
 use crate::measured::{self, Measured};
@@ -21,9 +21,6 @@ use crate::{Capacity, Config, DataPlane, Deps, Leases};
 
 /// What a node is called in telemetry.
 pub const SERVICE: &str = "entrepot-data-plane";
-
-/// How long a bucket that is away is left alone, at first and at most.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// The folder for spools, below the node's own.
 const SPOOL: &str = "spool";
@@ -77,10 +74,12 @@ struct Around {
 async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
     let Around { clock, tasks, health, metrics, store: condition } = around;
     let stopping = tasks.stopping();
-    let Some(store) = stopping.run_until_cancelled(open_store(&settings, &condition, &metrics)).await else {
+    let opening = open_store(&settings.store.bucket, &settings.node.id, &condition);
+    let Some(bucket) = stopping.run_until_cancelled(opening).await else {
         return Ok(());
     };
-    let store = in_front_of(store?, &settings.node, &metrics).await?;
+    let measured: Store = Arc::new(Measured::new(Arc::new(bucket?), &metrics));
+    let store = in_front_of(measured, &settings.node, &metrics).await?;
     let node_id = settings.node.id;
     let leases = match &settings.redis {
         Some(config) => Leases::redis(config, &node_id, &tasks, &metrics).await?,
@@ -131,25 +130,6 @@ fn capacity(limit_bytes: Option<u64>) -> Capacity {
         "fetches {fills} blobs and sends {readers} at once, and {followers} to other nodes, at most"
     );
     capacity
-}
-
-/// The bucket. One that is away is waited for, one that cannot be a store is a failure.
-async fn open_store(settings: &Settings, condition: &Condition, metrics: &Metrics) -> Result<Store, Failure> {
-    let mut wait = RETRY.0;
-    let bucket = loop {
-        match BucketStore::open(settings.store.bucket.clone(), settings.node.id.clone()).await {
-            Ok(bucket) => break bucket,
-            Err(error) if error.retry() => {
-                let why = chain(&error).to_string();
-                warn!(error = %why, "the store cannot be opened yet: {why}");
-                condition.not_ready(why);
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY.1);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    };
-    Ok(Arc::new(Measured::new(Arc::new(bucket), metrics)))
 }
 
 /// The folder that a node was given is of no use.

@@ -1,4 +1,4 @@
-//! The sections of the configuration that both planes read, and how.
+//! The sections of the configuration that both planes read, and how; and how both open the store that they name.
 //!
 //! Neither plane knows the other, and the store knows nothing of configuration. Without this crate each plane would
 //! read the same sections in its own way, and one file could not serve both.
@@ -7,6 +7,7 @@ pub mod account;
 pub mod ca_file;
 pub mod keys;
 pub mod listener;
+pub mod open_store;
 pub mod process;
 pub mod secret;
 pub mod store;
@@ -15,6 +16,7 @@ pub use account::{AccountId, AccountSettings, Region};
 pub use ca_file::ca_file;
 pub use keys::{ControlKeys, NodeKeys};
 pub use listener::ListenerSettings;
+pub use open_store::open_store;
 pub use process::{DrainSettings, OperationsSettings, TelemetrySettings};
 pub use secret::{required_secret, secret};
 pub use store::StoreSettings;
