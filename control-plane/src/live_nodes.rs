@@ -28,19 +28,19 @@ pub(crate) async fn list(
     let mut after = after.map(layout::node);
     let mut live = Vec::new();
     loop {
-        let keys = store.list(&layout::nodes_prefix(), after.as_ref(), LISTED).await?;
-        let ids = keys.iter().filter_map(|key| match layout::parse(key) {
+        let entries = store.list(&layout::nodes_prefix(), after.as_ref(), LISTED).await?;
+        let ids = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
             Some(Parsed::Node { id }) if !except.contains(id.as_str()) => Some(id),
             Some(_) | None => None,
         });
         let records = ids.map(|id| async move { read(store, key, &id).await });
         let records: Vec<_> = at_once::all(records).await?;
         live.extend(records.into_iter().flatten().filter(|record| record.is_live(now)));
-        if keys.len() < LISTED || live.len() >= limit {
+        if entries.len() < LISTED || live.len() >= limit {
             live.truncate(limit);
             return Ok(live);
         }
-        after = keys.into_iter().next_back();
+        after = entries.into_iter().next_back().map(|entry| entry.key);
     }
 }
 

@@ -303,7 +303,7 @@ impl Snapshots {
 
     /// Deletes snapshots that were published a while ago. What fails is left to the next round.
     async fn delete_old(&self) {
-        let Ok(keys) = bounded(self.store.list(&layout::snapshots_prefix(), None, 1000)).await else { return };
+        let Ok(entries) = bounded(self.store.list(&layout::snapshots_prefix(), None, 1000)).await else { return };
         let Some(current) = self.published.borrow().as_ref().map(|published| published.version) else { return };
         let is_older = |key: &&Key| match layout::parse(key) {
             Some(Parsed::Snapshot { epoch, revision, .. }) => {
@@ -311,7 +311,7 @@ impl Snapshots {
             }
             Some(_) | None => false,
         };
-        let older: Vec<&Key> = keys.iter().filter(is_older).collect();
+        let older: Vec<&Key> = entries.iter().map(|entry| &entry.key).filter(is_older).collect();
         for key in older.iter().rev().skip(KEPT) {
             if let Err(error) = bounded(self.store.delete(key)).await {
                 warn!(error = %chain(&error), "left the old snapshot `{key}` in the store");

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
 use entrepot_runtime::Metrics;
 use entrepot_store::cache::Stats;
-use entrepot_store::{BlobStore, ByteStream, Error, Key, NodeCache, Object, Prefix, Store, Upload, Version};
+use entrepot_store::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, NodeCache, Object, Prefix, Store, Upload, Version,
+};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Gauge, Histogram, Meter};
 
@@ -119,12 +121,20 @@ impl BlobStore for Measured {
         self.metrics.measure("read", self.inner.read(key, range, digest)).await
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         self.metrics.measure("list", self.inner.list(prefix, start_after, limit)).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         self.metrics.measure("delete", self.inner.delete(key)).await
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        self.metrics.measure("delete_if", self.inner.delete_if(key, version)).await
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

@@ -132,10 +132,10 @@ impl Repositories {
         let mut after = last.parse().ok().map(|last| layout::tag(&live.name, live.record.incarnation, &last));
         let mut tags = Vec::new();
         while tags.len() < limit {
-            let keys = self.store.list(&prefix, after.as_ref(), limits::TAG_RECORDS).await?;
-            let is_last = keys.len() < limits::TAG_RECORDS;
-            after = keys.last().cloned();
-            let parsed = keys.iter().filter_map(|key| match layout::parse(key) {
+            let entries = self.store.list(&prefix, after.as_ref(), limits::TAG_RECORDS).await?;
+            let is_last = entries.len() < limits::TAG_RECORDS;
+            after = entries.last().map(|entry| entry.key.clone());
+            let parsed = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
                 Some(Parsed::Tag { tag, .. }) if tag.as_str() > last => Some(tag),
                 Some(_) | None => None,
             });

@@ -29,7 +29,7 @@ async fn a_tag_that_one_node_looked_at_is_noted_when_another_pulls_what_it_means
     assert_eq!(two.get(&path).await.unwrap(), (StatusCode::OK, image.manifest.clone()));
     let tag = async || {
         let keys = ground.store.list(&Prefix::below("repositories").unwrap(), None, 100).await.unwrap();
-        keys.iter().any(|key| key.as_str().ends_with("/tags/v1"))
+        keys.iter().any(|entry| entry.key.as_str().ends_with("/tags/v1"))
     };
     wait_until(LIMIT, "the tag is noted", tag).await;
     ground.upstream.stop().await;

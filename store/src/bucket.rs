@@ -13,6 +13,7 @@ mod limits;
 mod list;
 mod probe;
 mod read;
+mod signed;
 mod transport;
 mod upload;
 mod uploads;
@@ -29,10 +30,13 @@ use entrepot_domain::{Digest, ResourceId, Secret};
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStoreExt as _};
+use tracing::warn;
 use url::Url;
 
-use crate::{BlobStore, ByteStream, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Upload, Version};
-use client::Client;
+use crate::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Upload, Version,
+};
+use client::{Client, Conditional};
 use failure::Failure;
 use limits::Tries;
 use list::Order;
@@ -132,12 +136,6 @@ pub enum OpenError {
         /// What was seen.
         what: &'static str,
     },
-    /// What is listed there cannot be relied on.
-    #[error("the bucket `{bucket}` does not list what was just written to it: use a service that does")]
-    BadLists {
-        /// The bucket.
-        bucket: String,
-    },
     /// It cannot be reached at the moment. Try again.
     #[error("the bucket `{bucket}` is away")]
     Away {
@@ -156,11 +154,9 @@ impl OpenError {
     pub fn retry(&self) -> bool {
         match self {
             Self::Away { .. } => true,
-            Self::BadConfig { .. }
-            | Self::NoBucket { .. }
-            | Self::Denied { .. }
-            | Self::IgnoresConditions { .. }
-            | Self::BadLists { .. } => false,
+            Self::BadConfig { .. } | Self::NoBucket { .. } | Self::Denied { .. } | Self::IgnoresConditions { .. } => {
+                false
+            }
         }
     }
 }
@@ -178,6 +174,7 @@ struct Bucket {
     /// The records of uploads that are under way here.
     running: Mutex<HashSet<Key>>,
     order: Order,
+    abilities: Abilities,
 }
 
 impl BucketStore {
@@ -188,12 +185,18 @@ impl BucketStore {
     pub async fn open(config: BucketConfig, owner: ResourceId) -> Result<Self, OpenError> {
         let name = config.bucket.clone();
         let client = Client::build(&config).map_err(|source| OpenError::BadConfig { bucket: name.clone(), source })?;
-        let bucket = Bucket { client, prefix: config.prefix, owner, running: Mutex::default(), order: Order::Bytes };
-        let store = Self(Arc::new(bucket));
-        let order = probe::run(&store, &name).await?;
+        let running = Mutex::default();
+        let (order, abilities) = (Order::Bytes, Abilities { deletes_if: false, lists_at_once: false });
+        let store = Self(Arc::new(Bucket { client, prefix: config.prefix, owner, running, order, abilities }));
+        let (order, abilities) = probe::run(&store, &name).await?;
+        if !abilities.lists_at_once {
+            warn!(
+                "the bucket `{name}` does not list at once what is written to it, so nothing that relies on lists is deleted"
+            );
+        }
         let Bucket { client, prefix, owner, .. } = &*store.0;
         let (client, prefix, owner) = (client.clone(), prefix.clone(), owner.clone());
-        Ok(Self(Arc::new(Bucket { client, prefix, owner, running: Mutex::default(), order })))
+        Ok(Self(Arc::new(Bucket { client, prefix, owner, running: Mutex::default(), order, abilities })))
     }
 }
 
@@ -259,7 +262,7 @@ impl BlobStore for BucketStore {
         Ok(read::open(&self.0, self.0.path(key), range).await?)
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         Ok(list::list(&self.0, prefix, start_after, limit).await?)
     }
 
@@ -267,6 +270,23 @@ impl BlobStore for BucketStore {
         let path = self.0.path(key);
         Failure::absent_is_none(Tries::small().idempotent(|| self.0.delete(&path)).await)?;
         Ok(())
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        if !self.0.abilities.deletes_if {
+            return Ok(Deleted::Unsupported);
+        }
+        let path = self.0.path(key);
+        let done = Tries::small().idempotent(|| self.0.client.delete_if(&path, version)).await?;
+        Ok(match done {
+            Some(Conditional::Done) => Deleted::Yes,
+            Some(Conditional::NotSo) => Deleted::No,
+            None => Deleted::Unsupported,
+        })
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.0.abilities
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

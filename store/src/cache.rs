@@ -31,7 +31,10 @@ use futures_util::future::join;
 use tokio::time::timeout;
 use tracing::warn;
 
-use crate::{BlobStore, ByteStream, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Store, Upload, Version};
+use crate::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Store, Upload,
+    Version,
+};
 use breaker::{Breaker, SLOW};
 use disk::{Counts, Disk};
 use landing::Tee;
@@ -360,7 +363,7 @@ impl BlobStore for NodeCache {
         }))
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         self.inner.list(prefix, start_after, limit).await
     }
 
@@ -373,6 +376,21 @@ impl BlobStore for NodeCache {
             self.records.forget(key, self.records.ticket()).await;
         }
         Ok(())
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        self.before_change(key).await;
+        let deleted = self.inner.delete_if(key, version).await?;
+        self.before_change(key).await;
+        // Where it was not deleted, it is at another version than the one that may be remembered.
+        if self.is_record(key) && deleted != Deleted::Unsupported {
+            self.records.forget(key, self.records.ticket()).await;
+        }
+        Ok(deleted)
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

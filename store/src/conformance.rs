@@ -8,7 +8,7 @@ use entrepot_domain::digest::{Algorithm, Digest};
 use futures_util::future::join_all;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use crate::{BlobStore, Error, GET_LIMIT_BYTES, Key, Prefix, Store};
+use crate::{BlobStore, Deleted, Error, GET_LIMIT_BYTES, Key, Prefix, Store};
 
 /// How many writers race each other.
 const RACERS: usize = 16;
@@ -34,6 +34,9 @@ pub async fn run(make: impl AsyncFn() -> Store) {
     lists_are_sorted_deep_and_resumable(&*make().await).await;
     lists_keep_to_their_folder(&*make().await).await;
     lists_of_many_keys_are_whole(&*make().await).await;
+    lists_say_what_reads_say(&*make().await).await;
+    delete_if_wants_the_version_that_is_there(&*make().await).await;
+    a_race_of_delete_if_and_replace_if_has_one_winner(&*make().await).await;
     uploads_are_invisible_until_complete(&*make().await).await;
     uploads_in_odd_parts_come_out_whole(&*make().await).await;
     uploads_that_are_given_up_leave_nothing(&*make().await).await;
@@ -231,14 +234,14 @@ async fn lists_are_sorted_deep_and_resumable(store: &dyn BlobStore) {
         write(store, text, "x").await;
     }
     let all: Vec<Key> = texts.into_iter().map(key).collect::<BTreeSet<_>>().into_iter().collect();
-    assert_eq!(store.list(&Prefix::all(), None, 100).await.expect("list"), all);
+    assert_eq!(keys(store, &Prefix::all(), None, 100).await, all);
 
     let below: Vec<Key> = all.iter().filter(|key| key.as_str().starts_with("r/")).cloned().collect();
     let prefix = folder("r");
     for limit in 1..=below.len() + 1 {
         let mut pages: Vec<Key> = Vec::new();
         loop {
-            let page = store.list(&prefix, pages.last(), limit).await.expect("list");
+            let page = keys(store, &prefix, pages.last(), limit).await;
             assert!(page.len() <= limit);
             if page.is_empty() {
                 break;
@@ -250,7 +253,7 @@ async fn lists_are_sorted_deep_and_resumable(store: &dyn BlobStore) {
     // The key to start behind need not exist, nor be below the prefix.
     for start in ["r/a/_x/15", "r/a/b", "r/a/c/c", "r/0", "r/zz", "a", "r", "z/z"].map(key) {
         let expected: Vec<Key> = below.iter().filter(|key| **key > start).cloned().collect();
-        assert_eq!(store.list(&prefix, Some(&start), 100).await.expect("list"), expected, "behind {start}");
+        assert_eq!(keys(store, &prefix, Some(&start), 100).await, expected, "behind {start}");
     }
 }
 
@@ -258,13 +261,13 @@ async fn lists_keep_to_their_folder(store: &dyn BlobStore) {
     for text in ["blobs/a/1", "blobs/ab/1", "blobs-2/a", "blobs/a/2"] {
         write(store, text, "x").await;
     }
-    let list = async |prefix: Prefix| store.list(&prefix, None, 100).await.expect("list");
+    let list = async |prefix: Prefix| keys(store, &prefix, None, 100).await;
     assert_eq!(list(folder("blobs/a")).await, ["blobs/a/1", "blobs/a/2"].map(key));
     assert_eq!(list(folder("blobs-2")).await, [key("blobs-2/a")]);
     for absent in ["none", "blobs/a/1", "blob"] {
         assert!(list(folder(absent)).await.is_empty(), "{absent}");
     }
-    assert!(store.list(&folder("blobs"), None, 0).await.expect("list").is_empty());
+    assert!(keys(store, &folder("blobs"), None, 0).await.is_empty());
 }
 
 async fn lists_of_many_keys_are_whole(store: &dyn BlobStore) {
@@ -285,11 +288,11 @@ async fn lists_of_many_keys_are_whole(store: &dyn BlobStore) {
         .for_each_concurrent(RACERS, async |key| drop(store.put(key, "x".into()).await.expect("put")))
         .await;
     let all: Vec<Key> = all.into_iter().collect();
-    assert_eq!(store.list(&folder("m"), None, 10_000).await.expect("list"), all);
+    assert_eq!(keys(store, &folder("m"), None, 10_000).await, all);
     for limit in [97, 1000] {
         let mut pages: Vec<Key> = Vec::new();
         loop {
-            let page = store.list(&folder("m"), pages.last(), limit).await.expect("list");
+            let page = keys(store, &folder("m"), pages.last(), limit).await;
             assert!(page.len() <= limit);
             if page.is_empty() {
                 break;
@@ -301,7 +304,73 @@ async fn lists_of_many_keys_are_whole(store: &dyn BlobStore) {
     for start in all.iter().step_by(41) {
         let at = all.partition_point(|key| key <= start);
         let expected = &all[at..all.len().min(at + 3)];
-        assert_eq!(store.list(&folder("m"), Some(start), 3).await.expect("list"), expected, "behind {start}");
+        assert_eq!(keys(store, &folder("m"), Some(start), 3).await, expected, "behind {start}");
+    }
+}
+
+async fn lists_say_what_reads_say(store: &dyn BlobStore) {
+    /// What is larger is no record, and its version need not be listed.
+    const RECORD: u64 = 1024 * 1024;
+    const LARGE: usize = 9 * 1024 * 1024;
+    for (at, size) in [("l/empty", 0), ("l/f/small", 10), ("l/f-/other", 10), ("l/z", 70_000)] {
+        store.put(&key(at), vec![b'x'; size].into()).await.expect("put");
+    }
+    // In parts, which some services give versions of another form.
+    let mut upload = store.begin_upload(&key("l/large")).await.expect("begin");
+    upload.part(vec![b'x'; LARGE].into()).await.expect("part");
+    upload.complete(None).await.expect("complete");
+    let mut seen = std::collections::HashMap::new();
+    for round in 0..3 {
+        let entries = store.list(&folder("l"), None, 10).await.expect("list");
+        assert_eq!(entries.len(), 5);
+        for entry in entries {
+            let object = store.get(&entry.key).await.expect("get").expect("is listed");
+            assert_eq!(entry.size_bytes, object.bytes.len() as u64, "{entry:?}");
+            let may_lack = entry.version.is_none() && entry.size_bytes > RECORD;
+            assert!(may_lack || entry.version.as_ref() == Some(&object.version), "{entry:?}");
+            let was = seen.insert(entry.key.clone(), (entry.version.clone(), entry.modify_time));
+            let is_rewritten = entry.key == key("l/z");
+            if let Some((version, time)) = was {
+                assert_eq!(version != entry.version, is_rewritten, "{entry:?}");
+                assert!(if is_rewritten { time <= entry.modify_time } else { time == entry.modify_time }, "{entry:?}");
+            }
+        }
+        store.put(&key("l/z"), vec![b'0' + round; 70_000].into()).await.expect("put");
+    }
+}
+
+async fn delete_if_wants_the_version_that_is_there(store: &dyn BlobStore) {
+    let record = key("records/1");
+    let first = store.put(&record, "1".into()).await.expect("put");
+    let second = store.put(&record, "2".into()).await.expect("put");
+    let delete = async |version| store.delete_if(&record, version).await.expect("delete");
+    if !store.abilities().deletes_if {
+        assert_eq!(delete(&second).await, Deleted::Unsupported);
+        assert_eq!(read(store, "records/1").await.as_deref(), Some("2"));
+        return;
+    }
+    assert_eq!(delete(&first).await, Deleted::No);
+    assert_eq!(read(store, "records/1").await.as_deref(), Some("2"));
+    assert_eq!(delete(&second).await, Deleted::Yes);
+    assert_eq!(read(store, "records/1").await, None);
+    assert_eq!(delete(&second).await, Deleted::No);
+    assert!(keys(store, &Prefix::all(), None, 10).await.is_empty());
+}
+
+async fn a_race_of_delete_if_and_replace_if_has_one_winner(store: &dyn BlobStore) {
+    if !store.abilities().deletes_if {
+        return;
+    }
+    for round in 0..RACES {
+        let record = key(&format!("records/{round}"));
+        let version = store.put(&record, "old".into()).await.expect("put");
+        let deletes = join_all((0..RACERS).map(|_| store.delete_if(&record, &version)));
+        let replaces = join_all((0..RACERS).map(|racer| store.replace_if(&record, Some(&version), number(racer))));
+        let (deletes, replaces) = futures_util::future::join(deletes, replaces).await;
+        let deleted = deletes.into_iter().filter(|deleted| matches!(deleted, Ok(Deleted::Yes))).count();
+        let replaced = replaces.iter().filter(|replaced| replaced.is_ok()).count();
+        assert_eq!(deleted + replaced, 1, "{deleted} deletions and {replaced} replacements of one version");
+        assert_eq!(read(store, record.as_str()).await.is_some(), replaced == 1);
     }
 }
 
@@ -312,7 +381,7 @@ async fn uploads_are_invisible_until_complete(store: &dyn BlobStore) {
         upload.part(part.into()).await.expect("part");
         assert_eq!(store.head(&blob).await.expect("head"), None);
         assert!(store.get(&blob).await.expect("get").is_none());
-        assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+        assert!(keys(store, &Prefix::all(), None, 10).await.is_empty());
     }
     upload.complete(None).await.expect("complete");
     assert_eq!(read(store, blob.as_str()).await.as_deref(), Some("one two three"));
@@ -353,7 +422,7 @@ async fn uploads_in_odd_parts_come_out_whole(store: &dyn BlobStore) {
         });
         assert_eq!(read.await.expect("stream"), size, "{parts:?}");
     }
-    assert_eq!(store.list(&Prefix::all(), None, 10).await.expect("list").len(), 5, "an upload left something behind");
+    assert_eq!(keys(store, &Prefix::all(), None, 10).await.len(), 5, "an upload left something behind");
 }
 
 async fn uploads_that_are_given_up_leave_nothing(store: &dyn BlobStore) {
@@ -367,7 +436,7 @@ async fn uploads_that_are_given_up_leave_nothing(store: &dyn BlobStore) {
             upload.abort().await.expect("abort")
         }
         assert_eq!(store.head(&blob).await.expect("head"), None);
-        assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+        assert!(keys(store, &Prefix::all(), None, 10).await.is_empty());
     }
 }
 
@@ -404,7 +473,7 @@ async fn deleted_keys_can_be_written_again(store: &dyn BlobStore) {
         store.put_once(&key("a/b/c"), content.into()).await.expect("put");
         store.delete(&key("a/b/c")).await.expect("delete");
         store.delete(&key("a/b/c")).await.expect("delete again");
-        assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+        assert!(keys(store, &Prefix::all(), None, 10).await.is_empty());
     }
     // What was a folder may be a file later.
     write(store, "a/b", "file").await;
@@ -420,7 +489,7 @@ async fn writers_and_deleters_in_one_folder_do_not_hurt_each_other(store: &dyn B
         }
     };
     join_all((0..RACERS).map(work)).await;
-    assert!(store.list(&Prefix::all(), None, 10).await.expect("list").is_empty());
+    assert!(keys(store, &Prefix::all(), None, 10).await.is_empty());
 }
 
 async fn keys_that_others_begin_with_are_not_those(store: &dyn BlobStore) {
@@ -432,7 +501,7 @@ async fn keys_that_others_begin_with_are_not_those(store: &dyn BlobStore) {
     for at in all {
         assert_eq!(read(store, at).await.as_deref(), Some(at).filter(|at| *at != "a/bb"));
     }
-    assert_eq!(store.list(&folder("a"), None, 10).await.expect("list").len(), all.len() - 1);
+    assert_eq!(keys(store, &folder("a"), None, 10).await.len(), all.len() - 1);
 }
 
 async fn the_longest_keys_work(store: &dyn BlobStore) {
@@ -441,7 +510,7 @@ async fn the_longest_keys_work(store: &dyn BlobStore) {
     {
         write(store, &text, "x").await;
         assert_eq!(read(store, &text).await.as_deref(), Some("x"));
-        assert_eq!(store.list(&folder("repositories"), None, 10).await.expect("list"), [key(&text)]);
+        assert_eq!(keys(store, &folder("repositories"), None, 10).await, [key(&text)]);
         store.delete(&key(&text)).await.expect("delete");
     }
 }
@@ -454,6 +523,12 @@ fn one_winner<T>(results: &[Result<T, Error>], refused: impl Fn(&Error) -> bool)
         assert!(refused(error), "{error:?}");
     }
     winners[0]
+}
+
+/// The keys that are listed.
+async fn keys(store: &dyn BlobStore, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Vec<Key> {
+    let entries = store.list(prefix, start_after, limit).await.expect("list");
+    entries.into_iter().map(|entry| entry.key).collect()
 }
 
 async fn write(store: &dyn BlobStore, at: &str, content: &str) {

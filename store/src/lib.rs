@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, ResourceId};
 use futures_util::stream::BoxStream;
 
@@ -32,7 +33,7 @@ pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
 /// The largest object that [`BlobStore::get`] reads into memory.
 pub const GET_LIMIT_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Which of an object's values one has seen; equal versions mean equal bytes.
+/// Which of an object's values one has seen; equal versions mean equal bytes, and equal bytes may mean equal versions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Version(String);
 
@@ -53,6 +54,40 @@ pub struct Object {
     pub bytes: Bytes,
     /// What [`BlobStore::replace_if`] wants to be told.
     pub version: Version,
+}
+
+/// What a list says of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is called.
+    pub key: Key,
+    /// How large it is.
+    pub size_bytes: u64,
+    /// When it was written, by the store's clock.
+    pub modify_time: DateTime<Utc>,
+    /// The version that [`BlobStore::get`] gives. `None` from Google Cloud Storage, whose list does not say it, and for
+    /// objects above 1 MiB in a local folder, which would have to be read for it.
+    pub version: Option<Version>,
+}
+
+/// What came of [`BlobStore::delete_if`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deleted {
+    /// It is gone.
+    Yes,
+    /// It is at another version, or was not there.
+    No,
+    /// The store cannot do that; nothing was done.
+    Unsupported,
+}
+
+/// What some stores can and others cannot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Abilities {
+    /// Whether [`BlobStore::delete_if`] does anything.
+    pub deletes_if: bool,
+    /// Whether what was written is listed at once.
+    pub lists_at_once: bool,
 }
 
 /// Holds objects under keys.
@@ -113,11 +148,19 @@ pub trait BlobStore: Send + Sync + 'static {
     /// `digest` is what the bytes of the whole object hash to, if it holds content; as for [`BlobStore::get_content`].
     async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error>;
 
-    /// At most `limit` keys below `prefix`, however deep, in byte order, those behind `start_after` only.
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error>;
+    /// At most `limit` objects below `prefix`, however deep, in the byte order of their keys, those behind `start_after`
+    /// only.
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error>;
 
     /// Deletes an object; that it does not exist is success.
     async fn delete(&self, key: &Key) -> Result<(), Error>;
+
+    /// Deletes an object if it is still at `version`, where [`Abilities::deletes_if`] says that the store can do that.
+    /// After trouble on the way to the store, [`Deleted::No`] may also mean that this call has deleted it.
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error>;
+
+    /// What this store can. It does not change while the store is open.
+    fn abilities(&self) -> Abilities;
 
     /// Begins to write an object in parts. Nothing is visible under `key` before [`Upload::complete`].
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error>;

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
 
-use crate::{BlobStore, ByteStream, Error, Key, Object, Prefix, Upload, Version};
+use crate::{Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, Object, Prefix, Upload, Version};
 use files::{Condition, Files};
 
 /// A folder that holds objects as files. It is locked for as long as anything of this is in use.
@@ -103,14 +103,23 @@ impl BlobStore for LocalStore {
         Ok(found.map(|(file, size_bytes)| read::stream(file, range.start..range.end.min(size_bytes))))
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         let (prefix, start_after) = (prefix.clone(), start_after.cloned());
-        self.blocking(move |files| list::list(files.root(), &prefix, start_after.as_ref(), limit)).await
+        self.blocking(move |files| list::list(files, &prefix, start_after.as_ref(), limit)).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         let key = key.clone();
         self.blocking(move |files| files.delete(&key)).await
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        let (key, version) = (key.clone(), version.clone());
+        self.blocking(move |files| files.delete_if(&key, &version)).await
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { deletes_if: true, lists_at_once: true }
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
@@ -198,7 +207,8 @@ mod tests {
         assert_eq!(left(), 1);
         let store = LocalStore::open(folder.path()).unwrap();
         assert_eq!(left(), 0);
-        assert_eq!(store.list(&Prefix::all(), None, 10).await.unwrap(), [key("a/b")]);
+        let listed = store.list(&Prefix::all(), None, 10).await.unwrap();
+        assert_eq!(listed.iter().map(|entry| entry.key.as_str()).collect::<Vec<_>>(), ["a/b"]);
     }
 
     #[tokio::test]

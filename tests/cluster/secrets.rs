@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use entrepot_proto::v1 as pb;
-use entrepot_store::{BlobStore as _, Prefix};
+use entrepot_store::{BlobStore as _, Entry, Prefix};
 use entrepot_test_support::upstream::Auth;
 use entrepot_test_support::{FakeUpstream, images};
 use http::{Method, StatusCode};
@@ -197,7 +197,7 @@ async fn bucket(cluster: &Cluster) -> Result<Vec<u8>> {
     let mut everything = Vec::new();
     for folder in ["content", "blobs", "repositories", "uploads", "snapshot", "nodes", "events"] {
         let prefix = Prefix::below(folder).context("a folder")?;
-        for key in store.list(&prefix, None, 10_000).await? {
+        for Entry { key, .. } in store.list(&prefix, None, 10_000).await? {
             everything.extend_from_slice(key.as_str().as_bytes());
             everything.push(b'\n');
             if let Ok(Some(object)) = store.get(&key).await {

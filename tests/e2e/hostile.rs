@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, ensure};
 use entrepot_data_plane::UpstreamLimits;
 use entrepot_records::layout::{self, Parsed};
 use entrepot_records::{self as records, PointerRecord};
+use entrepot_store::Entry;
 use entrepot_test_support::{Auth, FakeUpstream, Fault, images, wait_until};
 use futures_util::{StreamExt as _, future};
 use peak_alloc::PeakAlloc;
@@ -436,7 +437,7 @@ async fn pull(registry: &Registry, client: &reqwest::Client, path: &str, expecte
 /// Reads all content of the store back.
 async fn every_object_is_what_it_is_called(registry: &Registry) -> Result<usize> {
     let keys = registry.store.list(&layout::pointers_prefix(), None, usize::MAX).await?;
-    for key in &keys {
+    for Entry { key, .. } in &keys {
         let Some(Parsed::Pointer { digest }) = layout::parse(key) else { anyhow::bail!("`{key}` is no pointer") };
         let pointer = records::read::<PointerRecord>(&*registry.store, key).await?.context("the pointer")?.0;
         let object = pointer.object.with_context(|| format!("`{key}` names an object"))?;

@@ -132,17 +132,17 @@ async fn delete_tags_of(
     };
     let (mut after, mut deleted) = (None, Vec::new());
     loop {
-        let keys = store.list(&prefix, after.as_ref(), LISTED).await?;
-        let tags = keys.iter().filter_map(|key| match layout::parse(key) {
+        let entries = store.list(&prefix, after.as_ref(), LISTED).await?;
+        let tags = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
             Some(Parsed::Tag { tag, .. }) => Some(tag),
             Some(_) | None => None,
         });
         let buried: Vec<_> = at_once::all(tags.map(bury)).await?;
         deleted.extend(buried.into_iter().flatten());
-        if keys.len() < LISTED {
+        if entries.len() < LISTED {
             return Ok(deleted);
         }
-        after = keys.into_iter().next_back();
+        after = entries.into_iter().next_back().map(|entry| entry.key);
     }
 }
 

@@ -69,7 +69,8 @@ impl Shown {
 impl Books<'_> {
     /// Looks for the rows of some records that the store has.
     pub(super) async fn check_store(&self, after: Option<&Key>, counts: &mut Reindexed) -> Result<Position, ApiError> {
-        let keys = self.store.list(&layout::repositories_prefix(), after, KEYS).await?;
+        let entries = self.store.list(&layout::repositories_prefix(), after, KEYS).await?;
+        let keys: Vec<Key> = entries.into_iter().map(|entry| entry.key).collect();
         let mut shown = Shown::of(&keys);
         let records = std::mem::take(&mut shown.names).into_iter().map(|name| async move {
             let record = self.read::<RepositoryRecord>(&layout::repository(&name)).await?.record();

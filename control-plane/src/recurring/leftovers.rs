@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_proto::node::v1::ReportEventsRequest;
 use entrepot_records::layout::{self, Parsed};
 use entrepot_runtime::chain;
-use entrepot_store::{Key, Prefix};
+use entrepot_store::{Entry, Key, Prefix};
 use prost::Message as _;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -39,8 +39,8 @@ impl Job for Leftovers {
     async fn pass(&mut self, plane: &Plane) -> Result<Progress, ApiError> {
         let now = plane.clock.now();
         let all = Prefix::below("events").expect("a legal folder");
-        let keys = plane.store.list(&all, self.after.as_ref(), BATCH).await?;
-        for key in &keys {
+        let entries = plane.store.list(&all, self.after.as_ref(), BATCH).await?;
+        for Entry { key, .. } in &entries {
             let is_due = matches!(layout::parse(key), Some(Parsed::Event { event, .. }) if is_due(event, now));
             if is_due && !self.unknown.contains(key) {
                 match take_in(plane, key).await {
@@ -58,8 +58,8 @@ impl Job for Leftovers {
                 }
             }
         }
-        let progress = if keys.len() < BATCH { Progress::Done } else { Progress::More };
-        self.after = keys.into_iter().next_back().filter(|_| progress == Progress::More);
+        let progress = if entries.len() < BATCH { Progress::Done } else { Progress::More };
+        self.after = entries.into_iter().next_back().map(|entry| entry.key).filter(|_| progress == Progress::More);
         Ok(progress)
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use entrepot_records::layout::{self, Parsed};
+use entrepot_store::Entry;
 use tracing::info;
 
 use super::{Job, Progress};
@@ -46,7 +47,7 @@ impl Job for Prune {
 /// Deletes the records of nodes that are gone, so that those of short-lived ones do not pile up.
 async fn forget_nodes(plane: &Plane) -> Result<(), ApiError> {
     let now = plane.clock.now();
-    for key in plane.store.list(&layout::nodes_prefix(), None, NODES).await? {
+    for Entry { key, .. } in plane.store.list(&layout::nodes_prefix(), None, NODES).await? {
         let Some(Parsed::Node { id }) = layout::parse(&key) else { continue };
         let record = live_nodes::read(&*plane.store, &plane.cluster_key, &id).await?;
         if record.is_some_and(|record| record.write_time < now && record.age(now) > GONE) {

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
-use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
+use entrepot_store::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, Object, Prefix, Store, Upload, Version,
+};
 use tokio::sync::RwLock;
 
 pub(crate) struct DeafStore {
@@ -58,12 +60,20 @@ impl BlobStore for DeafStore {
         self.store.read(key, range, digest).await
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         self.store.list(prefix, start_after, limit).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         self.store.delete(key).await
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        self.store.delete_if(key, version).await
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

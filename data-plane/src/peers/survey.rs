@@ -105,12 +105,12 @@ impl Peers {
     pub(super) async fn survey(&self) {
         let prefix = layout::nodes_prefix();
         let listing = self.inner.store.list(&prefix, None, limits::NODES);
-        let keys = match timeout(limits::NODE_RECORD_IO, listing).await {
-            Ok(Ok(keys)) => keys,
+        let entries = match timeout(limits::NODE_RECORD_IO, listing).await {
+            Ok(Ok(entries)) => entries,
             Ok(Err(error)) => return debug!("the records of nodes cannot be listed: {}", chain(&error)),
             Err(_) => return debug!("the records of nodes cannot be listed: the store took too long"),
         };
-        let ids = keys.iter().filter_map(|key| match layout::parse(key) {
+        let ids = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
             Some(Parsed::Node { id }) if id != self.inner.me.id => Some(id),
             Some(_) | None => None,
         });

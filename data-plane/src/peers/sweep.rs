@@ -26,7 +26,7 @@ impl Peers {
         for _ in 0..limits::UPLOAD_OWNERS {
             let listing = self.inner.store.list(&prefix, behind.as_ref(), 1);
             let key = match timeout(limits::NODE_RECORD_IO, listing).await {
-                Ok(Ok(keys)) => keys.into_iter().next(),
+                Ok(Ok(entries)) => entries.into_iter().next().map(|entry| entry.key),
                 Ok(Err(error)) => return debug!("uploads cannot be listed: {}", chain(&error)),
                 Err(_) => return debug!("uploads cannot be listed: the store took too long"),
             };

@@ -3,7 +3,7 @@
 use entrepot_domain::{Digest, Referrer};
 use entrepot_records::layout::{self, Parsed};
 use entrepot_records::{self as records, ListRecord, ReferrerRecord};
-use entrepot_store::{Error, Key};
+use entrepot_store::{Entry, Error, Key};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Live, Repositories};
@@ -32,8 +32,8 @@ impl Repositories {
         fill: Option<&FillFrom>,
     ) -> Result<Vec<Referrer>, Error> {
         let prefix = layout::referrers_prefix(&live.name, live.record.incarnation, subject);
-        let keys = self.store.list(&prefix, None, limits::REFERRERS).await?;
-        let found = stream::iter(keys).map(|key| async move {
+        let entries = self.store.list(&prefix, None, limits::REFERRERS).await?;
+        let found = stream::iter(entries).map(|Entry { key, .. }| async move {
             let Some(Parsed::Referrer { digest, .. }) = layout::parse(&key) else { return Ok(None) };
             // What was deleted since refers to nothing any more.
             if self.manifest_link(live, &digest, fill).await?.is_none() {

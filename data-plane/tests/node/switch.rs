@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
-use entrepot_store::{BlobStore, ByteStream, Error, Key, LocalStore, Object, Prefix, Upload, Version};
+use entrepot_store::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, LocalStore, Object, Prefix, Upload, Version,
+};
 use tokio::sync::oneshot;
 
 /// A local store behind a switch.
@@ -110,12 +112,20 @@ impl BlobStore for Switch {
         self.count("read", key.as_str())?.read(key, range, digest).await
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         self.count("list", prefix.as_str())?.list(prefix, start_after, limit).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         self.count("delete", key.as_str())?.delete(key).await
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        self.count("delete_if", key.as_str())?.delete_if(key, version).await
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.local.abilities()
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

@@ -12,7 +12,9 @@ use entrepot_domain::{Digest, RepositoryName, ResourceId};
 use entrepot_records::commit::{Change, Writer};
 use entrepot_records::layout::{self, Parsed};
 use entrepot_records::{Content, PointerRecord, read, replace};
-use entrepot_store::{BlobStore, ByteStream, Error, Key, LocalStore, Object, Prefix, Upload, Version};
+use entrepot_store::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, LocalStore, Object, Prefix, Upload, Version,
+};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -43,7 +45,7 @@ impl Ground {
     /// All content.
     pub(crate) async fn contents(&self) -> Vec<Key> {
         let listed = self.store.list(&layout::contents_prefix(), None, 100).await.unwrap();
-        listed.into_iter().map(Into::into).collect()
+        listed.into_iter().map(|entry| entry.key).collect()
     }
 
     /// A live pointer to content.
@@ -138,12 +140,20 @@ impl BlobStore for Ground {
         self.store.read(key, range, digest).await
     }
 
-    async fn list(&self, prefix: &Prefix, _: Option<&Key>, _: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, _: Option<&Key>, _: usize) -> Result<Vec<Entry>, Error> {
         panic!("nobody lists `{prefix}` on the way of a fill")
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         self.store.delete(key).await
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        self.store.delete_if(key, version).await
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::IF_MATCH;
+use http::{HeaderMap, Method, StatusCode};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::client::HttpConnector as _;
@@ -18,9 +20,9 @@ use object_store::{
 use url::Url;
 
 use super::failure::Failure;
+use super::signed::{self, Signed};
 use super::transport::Connector;
-use super::uploads::UploadList;
-use super::{BucketConfig, Cause, Service};
+use super::{BucketConfig, Cause, Service, uploads};
 use crate::Version;
 
 const CONNECT: Duration = Duration::from_secs(3);
@@ -37,8 +39,8 @@ impl<T: ObjectStore + MultipartStore + PaginatedListStore> Objects for T {}
 pub(super) struct Client {
     objects: Arc<dyn Objects>,
     mark: Mark,
-    /// What lists uploads, where the service has a list that we know.
-    uploads: Option<UploadList>,
+    /// What sends the requests that the library does not have, to a service of which we know them.
+    signed: Option<Signed>,
 }
 
 /// The library would print Azure's key and the proxy's password.
@@ -46,6 +48,14 @@ impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("mark", &self.mark).finish_non_exhaustive()
     }
+}
+
+/// What came of a request with a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Conditional {
+    Done,
+    /// The condition does not hold.
+    NotSo,
 }
 
 /// What tells the values of an object apart.
@@ -78,10 +88,10 @@ impl Client {
             Service::S3 { .. } => {
                 let http = Connector.connect(&options)?;
                 let s3 = s3(config, options)?;
-                Self { objects: s3.clone(), mark: Mark::ETag, uploads: Some(UploadList { s3, http }) }
+                Self { objects: s3.clone(), mark: Mark::ETag, signed: Some(Signed { s3, http }) }
             }
-            Service::Gcs { .. } => Self { objects: gcs(config, options)?, mark: Mark::Generation, uploads: None },
-            Service::Azure { .. } => Self { objects: azure(config, options)?, mark: Mark::ETag, uploads: None },
+            Service::Gcs { .. } => Self { objects: gcs(config, options)?, mark: Mark::Generation, signed: None },
+            Service::Azure { .. } => Self { objects: azure(config, options)?, mark: Mark::ETag, signed: None },
         })
     }
 
@@ -95,9 +105,27 @@ impl Client {
 
     /// The uploads that are to become the object at `path`; none where the service does not list them.
     pub(super) async fn uploads_of(&self, path: &Path) -> Result<Vec<MultipartId>, object_store::Error> {
-        match &self.uploads {
-            Some(uploads) => uploads.of(path).await,
+        match &self.signed {
+            Some(signed) => uploads::list(signed, path).await,
             None => Ok(Vec::new()),
+        }
+    }
+
+    /// Deletes the object at `path` if it is at `version`; `None` where the service has no such request that we know.
+    pub(super) async fn delete_if(
+        &self,
+        path: &Path,
+        version: &Version,
+    ) -> Result<Option<Conditional>, object_store::Error> {
+        let Some(signed) = &self.signed else { return Ok(None) };
+        let mut headers = HeaderMap::new();
+        headers.insert(IF_MATCH, HeaderValue::from_str(version.as_str()).map_err(signed::generic)?);
+        let response = signed.send(Method::DELETE, path, &[], headers).await?;
+        match response.status() {
+            StatusCode::OK | StatusCode::NO_CONTENT => Ok(Some(Conditional::Done)),
+            StatusCode::NOT_FOUND | StatusCode::PRECONDITION_FAILED => Ok(Some(Conditional::NotSo)),
+            // Another write was under way; the next try knows.
+            other => Err(signed::generic(format!("the service answered {other}"))),
         }
     }
 
@@ -114,7 +142,12 @@ impl Client {
             Mark::ETag => e_tag,
             Mark::Generation => generation,
         };
-        mark.map(|mark| Version::new(mark.to_owned())).ok_or_else(|| Failure::Garbled(Box::new(NoVersion)))
+        // In lists, some services leave the quotes away that belong to it.
+        let quoted = |mark: &str| match self.mark {
+            Mark::ETag if !mark.ends_with('"') => format!("\"{mark}\""),
+            Mark::ETag | Mark::Generation => mark.to_owned(),
+        };
+        mark.map(|mark| Version::new(quoted(mark))).ok_or_else(|| Failure::Garbled(Box::new(NoVersion)))
     }
 
     /// What the library wants to be told for a write that replaces `version` alone.

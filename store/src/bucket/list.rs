@@ -9,7 +9,7 @@ use object_store::list::PaginatedListOptions;
 use super::Bucket;
 use super::failure::Failure;
 use super::limits::Tries;
-use crate::{Key, Prefix};
+use crate::{Entry, Key, Prefix};
 
 /// The largest page that every service gives.
 const PAGE: usize = 1000;
@@ -32,13 +32,13 @@ pub(super) enum Order {
 #[error("the service lists keys out of order")]
 struct OutOfOrder;
 
-/// At most `limit` keys below `prefix` and behind `start_after`, in byte order.
+/// At most `limit` objects below `prefix` and behind `start_after`, in byte order.
 pub(super) async fn list(
     bucket: &Bucket,
     prefix: &Prefix,
     start_after: Option<&Key>,
     limit: usize,
-) -> Result<Vec<Key>, Failure> {
+) -> Result<Vec<Entry>, Failure> {
     let (prefix, mut after) = (prefix.as_str(), start_after.map_or("", Key::as_str));
     if !after.starts_with(prefix) {
         if after > prefix {
@@ -52,39 +52,39 @@ pub(super) async fn list(
     match bucket.order {
         Order::Bytes => in_their_order(bucket, prefix, after, limit).await,
         Order::Folders => {
-            let mut walk = Walk { bucket, after, limit, keys: Vec::new() };
+            let mut walk = Walk { bucket, after, limit, found: Vec::new() };
             walk.folder(prefix.to_owned()).await?;
-            Ok(walk.keys)
+            Ok(walk.found)
         }
     }
 }
 
 /// The first page below `prefix`, in the order of the service.
-pub(super) async fn raw(bucket: &Bucket, prefix: &Prefix) -> Result<Vec<Key>, Failure> {
-    Ok(bucket.page(prefix.as_str(), &From::After(String::new()), PAGE).await?.keys)
+pub(super) async fn raw(bucket: &Bucket, prefix: &Prefix) -> Result<Vec<Entry>, Failure> {
+    Ok(bucket.page(prefix.as_str(), &From::After(String::new()), PAGE).await?.entries)
 }
 
-async fn in_their_order(bucket: &Bucket, prefix: &str, after: &str, limit: usize) -> Result<Vec<Key>, Failure> {
-    let mut keys: Vec<Key> = Vec::new();
+async fn in_their_order(bucket: &Bucket, prefix: &str, after: &str, limit: usize) -> Result<Vec<Entry>, Failure> {
+    let mut found: Vec<Entry> = Vec::new();
     let mut from = From::After(after.to_owned());
     loop {
-        let page = bucket.page(prefix, &from, limit - keys.len()).await?;
-        for key in page.keys {
+        let page = bucket.page(prefix, &from, limit - found.len()).await?;
+        for entry in page.entries {
             // Some services do not know where to begin, and begin at the beginning.
-            if key.as_str() > after {
-                if keys.last().is_some_and(|last| *last >= key) {
+            if entry.key.as_str() > after {
+                if found.last().is_some_and(|last| last.key >= entry.key) {
                     return Err(Failure::Other(Box::new(OutOfOrder)));
                 }
-                keys.push(key);
+                found.push(entry);
             }
         }
         match page.next {
-            Some(token) if keys.len() < limit => from = From::Token(token),
+            Some(token) if found.len() < limit => from = From::Token(token),
             _ => break,
         }
     }
-    keys.truncate(limit);
-    Ok(keys)
+    found.truncate(limit);
+    Ok(found)
 }
 
 /// Where a page begins.
@@ -96,13 +96,13 @@ enum From {
 }
 
 struct Page {
-    keys: Vec<Key>,
+    entries: Vec<Entry>,
     /// There is more.
     next: Option<String>,
 }
 
 impl Bucket {
-    /// A page of keys, as the service orders them.
+    /// A page of objects, as the service orders them.
     async fn page(&self, prefix: &str, from: &From, limit: usize) -> Result<Page, Failure> {
         let mut options = PaginatedListOptions { max_keys: Some(limit.min(PAGE)), ..PaginatedListOptions::default() };
         match from {
@@ -115,10 +115,13 @@ impl Bucket {
         let asked = Some(whole.as_str()).filter(|whole| !whole.is_empty());
         let objects = self.client.objects();
         let page = Tries::small().idempotent(|| objects.list_paginated(asked, options.clone())).await?;
-        let names = page.result.objects.iter().filter_map(|meta| meta.location.as_ref().strip_prefix(ours));
-        // What somebody else put there is not ours to show.
-        let keys = names.filter_map(|name| Key::parse(name).ok()).collect();
-        Ok(Page { keys, next: page.page_token.filter(|token| !token.is_empty()) })
+        let entries = page.result.objects.iter().filter_map(|meta| {
+            // What somebody else put there is not ours to show.
+            let key = Key::parse(meta.location.as_ref().strip_prefix(ours)?).ok()?;
+            let version = self.client.version_of(meta).ok();
+            Some(Entry { key, size_bytes: meta.size, modify_time: meta.last_modified, version })
+        });
+        Ok(Page { entries: entries.collect(), next: page.page_token.filter(|token| !token.is_empty()) })
     }
 }
 
@@ -127,14 +130,14 @@ struct Walk<'a> {
     bucket: &'a Bucket,
     after: &'a str,
     limit: usize,
-    keys: Vec<Key>,
+    found: Vec<Entry>,
 }
 
 /// A folder that comes after its siblings whose names go on with `-` or `.`, and so waits for them.
 struct Held {
     name: String,
     /// All that is in it, sorted, or `None` if that is not read yet.
-    keys: Option<Vec<Key>>,
+    entries: Option<Vec<Entry>>,
 }
 
 impl Walk<'_> {
@@ -146,11 +149,11 @@ impl Walk<'_> {
             let (name, within) = inner.split_once('/').map_or((inner, false), |(name, _)| (name, true));
             // The service has listed these before, and we have not.
             let shorter = name.match_indices(['-', '.']).map(|(at, _)| &name[..at]);
-            held.extend(shorter.map(|name| Held { name: name.to_owned(), keys: None }));
+            held.extend(shorter.map(|name| Held { name: name.to_owned(), entries: None }));
             if within {
                 Box::pin(self.folder(format!("{folder}{name}/"))).await?;
             } else {
-                held.push(Held { name: name.to_owned(), keys: None });
+                held.push(Held { name: name.to_owned(), entries: None });
             }
             from = format!("{folder}{name}/{BEHIND_ALL}");
         }
@@ -158,14 +161,14 @@ impl Walk<'_> {
             let size = (self.limit + 1).clamp(SMALL_PAGE, PAGE);
             let page = self.bucket.page(&folder, &From::After(from), size).await?;
             let last = page.next.is_none();
-            let mut children = children(&folder, page.keys);
+            let mut children = children(&folder, page.entries);
             let Some(end) = children.last_mut() else { break };
             from = format!("{folder}{}", end.name);
-            if let Some(keys) = &mut end.below {
+            if let Some(entries) = &mut end.below {
                 from = format!("{from}/{BEHIND_ALL}");
                 if !last {
                     // There may be more in it than the page has.
-                    *keys = None;
+                    *entries = None;
                 }
             }
             for child in children {
@@ -187,7 +190,7 @@ impl Walk<'_> {
         let goes_on = |held: &Held| name.strip_prefix(&held.name).is_some_and(|rest| rest.starts_with(['-', '.']));
         self.release(folder, held, goes_on).await?;
         match child.below {
-            Some(keys) => held.push(Held { name, keys }),
+            Some(entries) => held.push(Held { name, entries }),
             None => self.emit(child.file),
         }
         Ok(())
@@ -203,49 +206,49 @@ impl Walk<'_> {
         while !self.is_full()
             && let Some(next) = held.pop_if(|held| !waits(held))
         {
-            match next.keys {
-                Some(keys) => self.emit(keys),
+            match next.entries {
+                Some(entries) => self.emit(entries),
                 None => Box::pin(self.folder(format!("{folder}{}/", next.name))).await?,
             }
         }
         Ok(())
     }
 
-    fn emit(&mut self, keys: impl IntoIterator<Item = Key>) {
-        let room = self.limit - self.keys.len();
-        self.keys.extend(keys.into_iter().filter(|key| key.as_str() > self.after).take(room));
+    fn emit(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        let room = self.limit - self.found.len();
+        self.found.extend(entries.into_iter().filter(|entry| entry.key.as_str() > self.after).take(room));
     }
 
     fn is_full(&self) -> bool {
-        self.keys.len() >= self.limit
+        self.found.len() >= self.limit
     }
 }
 
 /// A file or a folder, one level below another folder.
 struct Child {
     name: String,
-    /// The key, if it is a file.
-    file: Option<Key>,
+    /// The object, if it is a file.
+    file: Option<Entry>,
     /// If it is a folder: all that is in it, sorted, or `None` if that is not known.
-    below: Option<Option<Vec<Key>>>,
+    below: Option<Option<Vec<Entry>>>,
 }
 
-/// The keys of a page, sorted into what is directly in `folder`.
-fn children(folder: &str, keys: Vec<Key>) -> Vec<Child> {
+/// The objects of a page, sorted into what is directly in `folder`.
+fn children(folder: &str, entries: Vec<Entry>) -> Vec<Child> {
     let mut children: Vec<Child> = Vec::new();
-    for key in keys {
-        let Some(inner) = key.as_str().strip_prefix(folder) else { continue };
+    for entry in entries {
+        let Some(inner) = entry.key.as_str().strip_prefix(folder) else { continue };
         let Some((name, _)) = inner.split_once('/') else {
-            children.push(Child { name: inner.to_owned(), file: Some(key), below: None });
+            children.push(Child { name: inner.to_owned(), file: Some(entry), below: None });
             continue;
         };
         match children.last_mut() {
-            Some(Child { name: last, below: Some(Some(keys)), .. }) if last == name => keys.push(key),
-            _ => children.push(Child { name: name.to_owned(), file: None, below: Some(Some(vec![key])) }),
+            Some(Child { name: last, below: Some(Some(entries)), .. }) if last == name => entries.push(entry),
+            _ => children.push(Child { name: name.to_owned(), file: None, below: Some(Some(vec![entry])) }),
         }
     }
-    for keys in children.iter_mut().filter_map(|child| child.below.as_mut()?.as_mut()) {
-        keys.sort_unstable();
+    for entries in children.iter_mut().filter_map(|child| child.below.as_mut()?.as_mut()) {
+        entries.sort_unstable_by(|one, other| one.key.cmp(&other.key));
     }
     children
 }

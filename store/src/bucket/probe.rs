@@ -4,10 +4,12 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use uuid::Uuid;
 
+use super::client::Conditional;
 use super::failure::Failure;
+use super::limits::Tries;
 use super::list::Order;
 use super::{BucketStore, OpenError, keys, list};
-use crate::{BlobStore as _, Error, Key, Version};
+use crate::{Abilities, BlobStore as _, Error, Key, Version};
 
 /// How many writers race each other. SeaweedFS lets each loser wait a second for its lock, so more of them would hold up
 /// every start.
@@ -17,12 +19,12 @@ const LEFT: usize = 30;
 /// A probe that began this long ago is over.
 const OVER_SECONDS: u64 = 3600;
 
-/// Finds out in which order the bucket lists, and refuses one that would lose writes.
-pub(super) async fn run(store: &BucketStore, bucket: &str) -> Result<Order, OpenError> {
+/// Finds out in which order the bucket lists and what else it can, and refuses one that would lose writes.
+pub(super) async fn run(store: &BucketStore, bucket: &str) -> Result<(Order, Abilities), OpenError> {
     let probe = Probe { store, bucket, id: Uuid::now_v7() };
-    let order = probe.all().await;
+    let found = probe.all().await;
     probe.tidy_up().await;
-    order
+    found
 }
 
 /// What is at `endpoint` answers anything with something.
@@ -37,7 +39,7 @@ struct Probe<'a> {
 }
 
 impl Probe<'_> {
-    async fn all(&self) -> Result<Order, OpenError> {
+    async fn all(&self) -> Result<(Order, Abilities), OpenError> {
         // Also says whether a missing object is called that, and not a lack of permission.
         if self.store.get(&self.key("absent")).await.map_err(|error| self.refusal(error))?.is_some() {
             return Err(OpenError::BadConfig { bucket: self.bucket.to_owned(), source: Box::new(Invented) });
@@ -59,7 +61,31 @@ impl Probe<'_> {
         if self.store.replace_if(&key, Some(&replaced), "late".into()).await.is_ok() {
             return Err(self.ignores("an object was replaced that was not there"));
         }
-        self.order().await
+        let deletes_if = self.deletes_if().await?;
+        // A list that lags does not say in which order it is.
+        let order = self.order().await?;
+        Ok((order.unwrap_or(Order::Bytes), Abilities { deletes_if, lists_at_once: order.is_some() }))
+    }
+
+    /// Whether the bucket deletes under a condition, and only then.
+    async fn deletes_if(&self) -> Result<bool, OpenError> {
+        let key = self.key("deleted");
+        let path = self.store.0.path(&key);
+        let put =
+            async |text: &'static str| self.store.put(&key, text.into()).await.map_err(|error| self.refusal(error));
+        let old = put("old").await?;
+        let new = put("new").await?;
+        let delete = async |version| {
+            // However it says that it cannot do that, it is not done here.
+            Tries::single().once(self.store.0.client.delete_if(&path, version)).await.ok().flatten()
+        };
+        let spares_others = delete(&old).await == Some(Conditional::NotSo) && self.is_there(&key).await?;
+        let deletes = spares_others && delete(&new).await == Some(Conditional::Done) && !self.is_there(&key).await?;
+        Ok(deletes)
+    }
+
+    async fn is_there(&self, key: &Key) -> Result<bool, OpenError> {
+        Ok(self.store.head(key).await.map_err(|error| self.refusal(error))?.is_some())
     }
 
     /// Lets writers race for `key`, of whom one must win.
@@ -80,7 +106,8 @@ impl Probe<'_> {
         winner.ok_or_else(|| self.ignores("nobody could write a new object"))
     }
 
-    async fn order(&self) -> Result<Order, OpenError> {
+    /// In which order the bucket lists; `None` if it does not list what was just written.
+    async fn order(&self) -> Result<Option<Order>, OpenError> {
         // By bytes `-` comes before `/`; by folders `a` comes before `a-`.
         let (in_folder, beside) = (self.key("a/1"), self.key("a-1"));
         for key in [&in_folder, &beside] {
@@ -88,11 +115,11 @@ impl Probe<'_> {
         }
         let prefix = keys::probe_prefix(self.id);
         let listed = list::raw(&self.store.0, &prefix).await.map_err(|failure| self.refusal(failure.into()))?;
-        let at = |key: &Key| listed.iter().position(|listed| listed == key);
+        let at = |key: &Key| listed.iter().position(|listed| listed.key == *key);
         match (at(&in_folder), at(&beside)) {
-            (Some(in_folder), Some(beside)) if beside < in_folder => Ok(Order::Bytes),
-            (Some(_), Some(_)) => Ok(Order::Folders),
-            _ => Err(OpenError::BadLists { bucket: self.bucket.to_owned() }),
+            (Some(in_folder), Some(beside)) if beside < in_folder => Ok(Some(Order::Bytes)),
+            (Some(_), Some(_)) => Ok(Some(Order::Folders)),
+            _ => Ok(None),
         }
     }
 
@@ -103,7 +130,8 @@ impl Probe<'_> {
         let over = |key: &Key| {
             keys::probe_of(key).is_some_and(|probe| probe == self.id || began(probe) + OVER_SECONDS < began(self.id))
         };
-        let deletes = left.iter().filter(|key| over(key)).take(LEFT).map(|key| self.store.delete(key));
+        let deletes =
+            left.iter().map(|entry| &entry.key).filter(|key| over(key)).take(LEFT).map(|key| self.store.delete(key));
         // The next one tries again.
         let _ = join_all(deletes).await;
     }

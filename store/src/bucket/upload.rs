@@ -18,7 +18,7 @@ use super::failure::Failure;
 use super::limits::Tries;
 use super::write::Condition;
 use super::{Bucket, BucketStore, keys};
-use crate::{BlobStore as _, Error, Key, Upload};
+use crate::{BlobStore as _, Entry, Error, Key, Upload};
 
 /// All parts but the last have exactly this size, since some services want them equal. None wants them larger.
 const PART_BYTES: usize = 8 * 1024 * 1024;
@@ -294,8 +294,8 @@ pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result
     loop {
         let page = store.list(&prefix, after.as_ref(), PAGE).await?;
         let Some(last) = page.last() else { return Ok(aborted) };
-        after = Some(last.clone());
-        for record in &page {
+        after = Some(last.key.clone());
+        for Entry { key: record, .. } in &page {
             if store.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
                 continue;
             }

@@ -2,26 +2,12 @@
 //!
 //! An upload whose beginning was not answered, or not noted before a node died, is known to the service alone.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use http::{Method, StatusCode};
-use object_store::aws::AmazonS3;
-use object_store::client::{HttpClient, HttpRequest, HttpRequestBody};
+use http::{HeaderMap, Method, StatusCode};
 use object_store::path::Path;
-use object_store::signer::{SignedUrlOptions, Signer as _};
 use object_store::{Error, MultipartId};
 use serde::Deserialize;
 
-/// How long the signature of a question is good.
-const SIGNED: Duration = Duration::from_secs(60);
-
-/// Lists the uploads of one object: `ListMultipartUploads` with its key as the prefix.
-#[derive(Clone)]
-pub(super) struct UploadList {
-    pub(super) s3: Arc<AmazonS3>,
-    pub(super) http: HttpClient,
-}
+use super::signed::{Signed, generic};
 
 /// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html>. There may be further ones, which are
 /// listed when these are gone.
@@ -38,22 +24,16 @@ struct ListedUpload {
     upload_id: MultipartId,
 }
 
-impl UploadList {
-    /// The uploads that are to become the object at `path`.
-    pub(super) async fn of(&self, path: &Path) -> Result<Vec<MultipartId>, Error> {
-        let query = SignedUrlOptions::new().with_query([("uploads", ""), ("prefix", path.as_ref())]);
-        let url = self.s3.signed_url_opts(Method::GET, &Path::default(), SIGNED, &query).await?;
-        let request = HttpRequest::new(HttpRequestBody::empty());
-        let (mut parts, body) = request.into_parts();
-        parts.uri = url.as_str().parse().map_err(generic)?;
-        let response = self.http.execute(HttpRequest::from_parts(parts, body)).await.map_err(generic)?;
-        if response.status() != StatusCode::OK {
-            return Err(generic(format!("the service answered {}", response.status())));
-        }
-        let body = response.into_body().bytes().await.map_err(generic)?;
-        let text = std::str::from_utf8(&body).map_err(generic)?;
-        parse(text, path).map_err(generic)
+/// The uploads that are to become the object at `path`: `ListMultipartUploads` with its key as the prefix.
+pub(super) async fn list(signed: &Signed, path: &Path) -> Result<Vec<MultipartId>, Error> {
+    let query = [("uploads", ""), ("prefix", path.as_ref())];
+    let response = signed.send(Method::GET, &Path::default(), &query, HeaderMap::new()).await?;
+    if response.status() != StatusCode::OK {
+        return Err(generic(format!("the service answered {}", response.status())));
     }
+    let body = response.into_body().bytes().await.map_err(generic)?;
+    let text = std::str::from_utf8(&body).map_err(generic)?;
+    parse(text, path).map_err(generic)
 }
 
 fn parse(text: &str, path: &Path) -> Result<Vec<MultipartId>, quick_xml::DeError> {
@@ -61,10 +41,6 @@ fn parse(text: &str, path: &Path) -> Result<Vec<MultipartId>, quick_xml::DeError
     // The prefix is that of others, too.
     let of_path = uploads.into_iter().filter(|upload| upload.key == path.as_ref());
     Ok(of_path.map(|upload| upload.upload_id).collect())
-}
-
-fn generic(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::Generic { store: "S3", source: source.into() }
 }
 
 #[cfg(test)]

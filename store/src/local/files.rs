@@ -9,16 +9,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use entrepot_domain::Digest;
+use entrepot_domain::digest::{Algorithm, Digester};
 use rustix::fs::FlockOperation;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::read::{CHUNK_BYTES, Room, read_chunk};
 use super::{OpenError, failed_to};
-use crate::{Error, GET_LIMIT_BYTES, Key, Object, Version};
+use crate::{Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Version};
 
 /// No key begins with a dot.
 const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".tmp";
+/// Lists say the versions of objects up to this size: records are smaller, and content is never replaced.
+const LISTED_VERSION_BYTES: u64 = 1024 * 1024;
 /// Keys share this many mutexes.
 const TURNS: usize = 64;
 
@@ -55,7 +59,8 @@ impl Files {
             _ => fs::create_dir(&temporary).map_err(failed)?,
         }
         sync_folder(&root).map_err(failed)?;
-        Ok(Self { root, turns: std::array::from_fn(|_| Mutex::default()), folders: RwLock::default(), _lock: lock })
+        let (turns, folders) = (std::array::from_fn(|_| Mutex::default()), RwLock::default());
+        Ok(Self { root, turns, folders, _lock: lock })
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -71,7 +76,7 @@ impl Files {
         let holds = match condition {
             Condition::Any => true,
             Condition::Absent => self.find(key)?.is_none(),
-            Condition::Is(version) => self.get(key)?.is_some_and(|object| object.version == *version),
+            Condition::Is(expected) => self.is_at(key, expected)?,
         };
         if !holds {
             return Err(Error::Conflict);
@@ -80,8 +85,9 @@ impl Files {
         Ok(version_of(bytes))
     }
 
-    /// Makes what was written and synced to `temporary` the object of `key`.
+    /// Makes what was written to `temporary` the object of `key`.
     pub(super) fn complete(&self, temporary: Temporary, key: &Key) -> Result<(), Error> {
+        temporary.sync()?;
         let turn = self.turn(key);
         self.publish(temporary, key, turn)
     }
@@ -93,8 +99,24 @@ impl Files {
         }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed_to("read", &self.path(key)))?;
-        let bytes = Bytes::from(bytes);
-        Ok(Some(Object { version: version_of(&bytes), bytes }))
+        Ok(Some(Object { version: version_of(&bytes), bytes: bytes.into() }))
+    }
+
+    /// What a list says of an object, if it is there.
+    pub(super) fn entry(&self, key: Key) -> Result<Option<Entry>, Error> {
+        let Some((file, size_bytes)) = self.find(&key)? else { return Ok(None) };
+        let look = || {
+            let version =
+                (size_bytes <= LISTED_VERSION_BYTES).then(|| version_of_file(&file, size_bytes)).transpose()?;
+            Ok((file.metadata()?.modified()?.into(), version))
+        };
+        let (modify_time, version) = look().map_err(failed_to("look at", &self.path(&key)))?;
+        Ok(Some(Entry { key, size_bytes, modify_time, version }))
+    }
+
+    fn is_at(&self, key: &Key, version: &Version) -> Result<bool, Error> {
+        let Some((file, size_bytes)) = self.find(key)? else { return Ok(false) };
+        Ok(version_of_file(&file, size_bytes).map_err(failed_to("read", &self.path(key)))? == *version)
     }
 
     /// Opens an object and says how large it is.
@@ -113,11 +135,21 @@ impl Files {
     }
 
     pub(super) fn delete(&self, key: &Key) -> Result<(), Error> {
-        let path = self.path(key);
-        let _turn = self.turn(key);
-        if self.find(key)?.is_none() {
-            return Ok(());
+        let turn = self.turn(key);
+        if self.find(key)?.is_some() { self.remove(key, turn) } else { Ok(()) }
+    }
+
+    pub(super) fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        let turn = self.turn(key);
+        if !self.is_at(key, version)? {
+            return Ok(Deleted::No);
         }
+        self.remove(key, turn).map(|()| Deleted::Yes)
+    }
+
+    /// Removes an object that is there, and the folders that are empty then.
+    fn remove(&self, key: &Key, _turn: MutexGuard<'_, ()>) -> Result<(), Error> {
+        let path = self.path(key);
         fs::remove_file(&path).map_err(failed_to("delete", &path))?;
         let folders = || path.ancestors().skip(1).take_while(|folder| *folder != self.root);
         folders().take(1).try_for_each(sync_folder).map_err(failed_to("sync the folder of", &path))?;
@@ -210,8 +242,20 @@ impl Drop for Temporary {
     }
 }
 
+/// Versions are hashes, so the same one in a list and in a read. Who replaces an object writes bytes that it has never
+/// had, so that no version comes back.
 fn version_of(bytes: &[u8]) -> Version {
     Version::new(Digest::sha256(bytes).hex().to_owned())
+}
+
+fn version_of_file(file: &File, size_bytes: u64) -> io::Result<Version> {
+    let (mut digester, mut start) = (Digester::new(Algorithm::Sha256), 0);
+    while start < size_bytes {
+        let chunk = read_chunk(file, start, Room::for_bytes(CHUNK_BYTES.min(size_bytes - start)))?;
+        digester.update(&chunk);
+        start += chunk.len() as u64;
+    }
+    Ok(Version::new(digester.finish().hex().to_owned()))
 }
 
 /// Takes the folder for this process.
@@ -252,4 +296,23 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 /// Makes durable which files are in a folder.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_hash_what_may_be_a_record_and_leave_large_content_unread() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::open(folder.path()).unwrap();
+        let key = Key::parse("a").unwrap();
+        let write = |bytes: Vec<u8>| files.write(&key, &bytes.into(), &Condition::Any).unwrap();
+        let largest = usize::try_from(LISTED_VERSION_BYTES).unwrap();
+        let version = write(vec![0; largest]);
+        assert_eq!(files.entry(key.clone()).unwrap().unwrap().version, Some(version));
+        let version = write(vec![0; largest + 1]);
+        assert_eq!(files.entry(key.clone()).unwrap().unwrap().version, None);
+        assert_eq!(files.delete_if(&key, &version).unwrap(), Deleted::Yes);
+    }
 }

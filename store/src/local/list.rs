@@ -5,27 +5,33 @@ use std::io;
 use std::path::Path;
 
 use super::failed_to;
-use crate::{Error, Key, Prefix};
+use super::files::Files;
+use crate::{Entry, Error, Key, Prefix};
 
-/// At most `limit` keys below `prefix` and behind `start_after`, in byte order.
-pub(super) fn list(root: &Path, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
-    let mut listing = Listing { root, start_after: start_after.map(Key::as_str), limit, keys: Vec::new() };
+/// At most `limit` objects below `prefix` and behind `start_after`, in byte order.
+pub(super) fn list(
+    files: &Files,
+    prefix: &Prefix,
+    start_after: Option<&Key>,
+    limit: usize,
+) -> Result<Vec<Entry>, Error> {
+    let mut listing = Listing { files, start_after: start_after.map(Key::as_str), limit, found: Vec::new() };
     listing.walk(prefix.as_str())?;
-    Ok(listing.keys)
+    Ok(listing.found)
 }
 
 struct Listing<'a> {
-    root: &'a Path,
+    files: &'a Files,
     start_after: Option<&'a str>,
     limit: usize,
-    keys: Vec<Key>,
+    found: Vec<Entry>,
 }
 
 impl Listing<'_> {
     /// Goes through `folder`, which is empty or ends with `/`.
     fn walk(&mut self, folder: &str) -> Result<(), Error> {
-        for path in entries(self.root, folder)? {
-            if self.keys.len() >= self.limit {
+        for path in entries(self.files.root(), folder)? {
+            if self.found.len() >= self.limit {
                 break;
             }
             if path.ends_with('/') {
@@ -36,7 +42,8 @@ impl Listing<'_> {
                 // What somebody else put there is not ours to show.
                 && let Ok(key) = Key::parse(&path)
             {
-                self.keys.push(key);
+                // It may have been deleted since.
+                self.found.extend(self.files.entry(key)?);
             }
         }
         Ok(())

@@ -44,11 +44,7 @@ impl Upload for LocalUpload {
 
     async fn complete(mut self: Box<Self>, _digest: Option<&Digest>) -> Result<(), Error> {
         let temporary = self.take()?;
-        blocking(move || {
-            temporary.sync()?;
-            self.files.complete(temporary, &self.key)
-        })
-        .await
+        blocking(move || self.files.complete(temporary, &self.key)).await
     }
 
     async fn abort(mut self: Box<Self>) -> Result<(), Error> {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use entrepot_domain::Secret;
 use entrepot_store::bucket::{AccessKey, BucketConfig, BucketStore, OpenError, Service};
-use entrepot_store::{BlobStore as _, Prefix};
+use entrepot_store::{BlobStore as _, Deleted, Prefix};
 use entrepot_test_support::Seaweed;
-use http::{Method, Response};
+use http::{Method, Response, StatusCode};
 
 use crate::proxy::{Fault, Proxy, Stranger};
 use crate::{config, open};
@@ -39,6 +39,31 @@ async fn a_bucket_that_ignores_conditions_is_refused_with_the_remedy() {
     let text = error.to_string();
     assert!(matches!(error, OpenError::IgnoresConditions { .. }) && !error.retry(), "{error:?}");
     assert!(text.contains(&bucket) && text.contains("If-None-Match"), "{text}");
+}
+
+#[tokio::test]
+async fn a_list_that_lags_and_a_delete_without_conditions_are_abilities_that_lack() {
+    let Some(seaweed) = Seaweed::shared().await else { return };
+    let bucket = seaweed.bucket().await;
+    let proxy = Proxy::before(seaweed.address()).await;
+    let mut config = config(seaweed, &bucket, "");
+    config.endpoint = Some(proxy.endpoint().parse().unwrap());
+    let store = open(config.clone()).await;
+    println!("the bucket as it is: {:?}", store.abilities());
+    assert!(store.abilities().lists_at_once);
+    proxy.plan(Method::GET, "list-type", Fault::ListNothing, 1);
+    let store = open(config.clone()).await;
+    assert!(!store.abilities().lists_at_once);
+    // A service that refuses the request, in whatever words.
+    for status in [StatusCode::NOT_IMPLEMENTED, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR] {
+        proxy.plan(Method::DELETE, "if-match", Fault::Answer(status), 1);
+        let store = open(config.clone()).await;
+        assert!(!store.abilities().deletes_if, "{status}");
+        let key = "records/1".parse().unwrap();
+        let version = store.put(&key, "1".into()).await.unwrap();
+        assert_eq!(store.delete_if(&key, &version).await.unwrap(), Deleted::Unsupported);
+        assert!(store.head(&key).await.unwrap().is_some(), "nothing was done");
+    }
 }
 
 #[tokio::test]

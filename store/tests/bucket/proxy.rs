@@ -30,6 +30,8 @@ pub(crate) enum Fault {
     LoseAnswer,
     /// It is not done, and this is the answer.
     Answer(StatusCode),
+    /// It is not done, and the answer is a list of nothing.
+    ListNothing,
     /// It is done whatever its conditions are.
     Unconditionally,
     /// The connection breaks after so many bytes of the answer's body.
@@ -107,12 +109,17 @@ async fn pass(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respons
         *response.status_mut() = status;
         return Ok(response);
     }
+    if let Some(Fault::ListNothing) = fault {
+        const TEXT: &[u8] =
+            b"<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>";
+        return Ok(Response::new(whole(Bytes::from_static(TEXT))));
+    }
     if let Some(Fault::Unconditionally) = fault {
         parts = without_conditions(parts, &body);
     }
     let (head, body) = forward(shared.target, Request::from_parts(parts, Full::new(body))).await?.into_parts();
     let body = match fault {
-        None | Some(Fault::Answer(_) | Fault::Unconditionally) => body,
+        None | Some(Fault::Answer(_) | Fault::ListNothing | Fault::Unconditionally) => body,
         Some(Fault::LoseAnswer) => return Err("the answer is lost".into()),
         Some(Fault::CutAfter(size)) => {
             let kept = body.collect().await?.to_bytes().slice(..size);

@@ -9,7 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
-use entrepot_store::{BlobStore, ByteStream, Error, Key, Object, Prefix, Store, Upload, Version};
+use entrepot_store::{
+    Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, Object, Prefix, Store, Upload, Version,
+};
 
 /// What a call to it comes to.
 #[derive(Clone, Copy, Debug)]
@@ -97,12 +99,20 @@ impl BlobStore for Switched {
         self.pass("read").await?.read(key, range, digest).await
     }
 
-    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Key>, Error> {
+    async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
         self.pass("list").await?.list(prefix, start_after, limit).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
         self.pass("delete").await?.delete(key).await
+    }
+
+    async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
+        self.pass("delete_if").await?.delete_if(key, version).await
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.inner.abilities()
     }
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {

@@ -140,8 +140,9 @@ impl Delivery {
         let prefix = layout::events_prefix(&self.outbox.node);
         let (mut after, mut found) = (None, 0);
         loop {
-            let keys = self.outbox.store.list(&prefix, after.as_ref(), BATCH).await.map_err(away)?;
-            let is_last = keys.len() < BATCH;
+            let entries = self.outbox.store.list(&prefix, after.as_ref(), BATCH).await.map_err(away)?;
+            let is_last = entries.len() < BATCH;
+            let keys: Vec<Key> = entries.into_iter().map(|entry| entry.key).collect();
             after = keys.last().cloned();
             let is_new = |key: &Key| !self.outbox.queue().contains(key) && !self.kept.keys.contains(key);
             let new: Vec<Key> = keys.into_iter().filter(is_new).collect();
