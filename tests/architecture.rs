@@ -85,10 +85,11 @@ const CONTROL_PLANE_FLOORS: &[&[&str]] = &[
 ];
 
 const DATA_PLANE_FLOORS: &[&[&str]] = &[
-    &["body", "capacity", "error", "failpoint", "flight", "jitter", "lease", "measured", "outcome", "trail"],
-    &["budget", "config", "metrics", "target"],
+    &["body", "capacity", "error", "failpoint", "flight", "jitter", "lease", "measured", "outcome"],
+    &["budget", "config", "metrics", "target", "trail"],
     &["connection", "control"],
     &["peers", "repository", "upstream"],
+    &["place"],
     &["auth", "fill"],
     &["inspect", "resolve"],
     &["jobs", "peer_api", "questions", "respond"],

@@ -3,9 +3,11 @@
 pub(crate) mod challenge;
 pub(crate) mod token;
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use entrepot_domain::{AccessKeyId, RepositoryName};
+use entrepot_domain::{AccessKeyId, Action, RepositoryName};
 use entrepot_runtime::Clock;
 use entrepot_trust::{Access, SecretVerifier, TokenError, Tokens};
 use http::HeaderMap;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 
 use crate::control::Snapshot;
 use crate::error::{LoginFault, PullError};
+use crate::place::Place;
 use crate::trail;
 
 /// Identifies callers.
@@ -31,7 +34,25 @@ pub(crate) enum Caller {
     /// A principal, by its password.
     Principal(Principal),
     /// A principal, by a bearer token and for what that grants.
-    Bearer(Uuid, Vec<Access>),
+    Bearer(Principal, Vec<Access>),
+}
+
+/// For whom missing content is fetched.
+pub(crate) struct Asker {
+    /// The principal, unless the node asks for itself.
+    pub(crate) principal: Option<Uuid>,
+    /// Why nothing may be fetched for it.
+    refusal: Option<PullError>,
+}
+
+impl Asker {
+    /// The node itself, which does what the control plane asks for.
+    pub(crate) const NODE: Self = Self { principal: None, refusal: None };
+
+    /// Whether what is missing may be fetched.
+    pub(crate) fn may_fill(&self) -> Result<(), PullError> {
+        self.refusal.clone().map_or(Ok(()), Err)
+    }
 }
 
 /// A principal that has shown who it is.
@@ -39,46 +60,50 @@ pub(crate) enum Caller {
 pub(crate) struct Principal {
     pub(crate) uid: Uuid,
     pub(crate) key_id: String,
+    /// What it may do.
+    pub(crate) actions: Arc<[Action]>,
 }
 
 impl Caller {
-    /// Whether the caller may pull from `repository`, which is in its canonical spelling.
-    pub(crate) fn require_pull(&self, repository: &RepositoryName) -> Result<(), PullError> {
-        match self {
-            Self::Anonymous => Err(PullError::Unauthenticated(LoginFault::Missing)),
-            // Every permission set may pull.
-            Self::Principal(_) => Ok(()),
-            Self::Bearer(_, access) if access.iter().any(|access| access.allows_pull(repository)) => Ok(()),
-            Self::Bearer(..) => Err(PullError::InsufficientScope),
+    /// Whether the caller may do this at `place`. A token for pulling covers what a pull entails, as far as its principal
+    /// may do that.
+    pub(crate) fn require(&self, action: Action, place: &Place) -> Result<(), PullError> {
+        let principal = self.require_login()?;
+        if let Self::Bearer(_, access) = self
+            && !access.iter().any(|access| grants_pull(access, &place.repository))
+        {
+            return Err(PullError::InsufficientScope);
         }
+        if principal.actions.contains(&action) { Ok(()) } else { Err(PullError::Denied { action }) }
+    }
+
+    /// Whether the caller may have missing content fetched to `place`, and the repository created if there is none.
+    fn require_fill(&self, place: &Place) -> Result<(), PullError> {
+        self.require(Action::Fill, place)?;
+        if place.live.is_some() { Ok(()) } else { self.require(Action::Create, place) }
+    }
+
+    /// The caller as one for whom something may have to be fetched to `place`.
+    pub(crate) fn asker(&self, place: &Place) -> Asker {
+        Asker { principal: self.principal(), refusal: self.require_fill(place).err() }
     }
 
     /// The principal behind the caller, if there is one.
     pub(crate) fn principal(&self) -> Option<Uuid> {
-        match self {
-            Self::Anonymous => None,
-            Self::Principal(principal) => Some(principal.uid),
-            Self::Bearer(uid, _) => Some(*uid),
-        }
+        self.require_login().ok().map(|principal| principal.uid)
     }
 
-    /// Whether the caller is somebody at all.
-    pub(crate) fn require_login(&self) -> Result<(), PullError> {
+    /// The principal behind the caller.
+    pub(crate) fn require_login(&self) -> Result<&Principal, PullError> {
         match self {
             Self::Anonymous => Err(PullError::Unauthenticated(LoginFault::Missing)),
-            Self::Principal(_) | Self::Bearer(..) => Ok(()),
+            Self::Principal(principal) | Self::Bearer(principal, _) => Ok(principal),
         }
     }
 }
 
-trait AllowsPull {
-    fn allows_pull(&self, repository: &RepositoryName) -> bool;
-}
-
-impl AllowsPull for Access {
-    fn allows_pull(&self, repository: &RepositoryName) -> bool {
-        self.repository == repository.as_str() && self.actions.iter().any(|action| action == "pull")
-    }
+fn grants_pull(access: &Access, repository: &RepositoryName) -> bool {
+    access.repository == repository.as_str() && access.actions.iter().any(|action| action == Action::Pull.as_str())
 }
 
 impl Auth {
@@ -96,8 +121,7 @@ impl Auth {
         }
         let claims = self.tokens.verify_bearer(snapshot.registry_id, value.trim(), self.clock.now()).map_err(fault)?;
         let (Some(uid), Some(key_id)) = (claims.principal_uid, claims.key_id) else { return Ok(Caller::Anonymous) };
-        self.still_good(uid, &key_id, snapshot)?;
-        Ok(Caller::Bearer(uid, claims.access))
+        Ok(Caller::Bearer(current_principal(uid, key_id, snapshot)?, claims.access))
     }
 
     /// Whom a user name and password mean: a login token under any name, or an access key's secret under its id.
@@ -113,8 +137,7 @@ impl Auth {
         // Tokens first: one under a key's name must not count as a failed attempt at that key's secret.
         match self.tokens.verify_login(snapshot.registry_id, password, self.clock.now()) {
             Ok(claims) => {
-                self.still_good(claims.principal_uid, &claims.key_id, snapshot)?;
-                return Ok(Caller::Principal(Principal { uid: claims.principal_uid, key_id: claims.key_id }));
+                return current_principal(claims.principal_uid, claims.key_id, snapshot).map(Caller::Principal);
             }
             Err(TokenError::Expired) => return Err(fault(TokenError::Expired)),
             Err(TokenError::Invalid) => {}
@@ -122,22 +145,20 @@ impl Auth {
         let key_id: AccessKeyId = username.parse().map_err(|_| fault(TokenError::Invalid))?;
         let key = snapshot.access_key(key_id.as_str()).ok_or_else(|| fault(TokenError::Invalid))?;
         match self.secrets.verify(key_id.as_str(), password, &key.hash).await {
-            Ok(true) => {
-                snapshot.principal_id(key.principal_uid).into_iter().for_each(trail::asked_by);
-                Ok(Caller::Principal(Principal { uid: key.principal_uid, key_id: key_id.to_string() }))
-            }
+            Ok(true) => current_principal(key.principal_uid, key_id.to_string(), snapshot).map(Caller::Principal),
             Ok(false) => Err(fault(TokenError::Invalid)),
             Err(busy) => Err(PullError::TooManyLogins { retry_after: busy.retry_after }),
         }
     }
+}
 
-    /// A token is good for as long as the key that it was made with.
-    fn still_good(&self, uid: Uuid, key_id: &str, snapshot: &Snapshot) -> Result<(), PullError> {
-        let known = snapshot.access_key(key_id).is_some_and(|key| key.principal_uid == uid);
-        let principal = snapshot.principal_id(uid).filter(|_| known);
-        trail::asked_by(principal.ok_or(PullError::Unauthenticated(LoginFault::Wrong))?);
-        Ok(())
-    }
+/// The principal that has this key. A token is good for as long as the key that it was made with.
+fn current_principal(uid: Uuid, key_id: String, snapshot: &Snapshot) -> Result<Principal, PullError> {
+    let known = snapshot.access_key(&key_id).is_some_and(|key| key.principal_uid == uid);
+    let principal = snapshot.principal(uid).filter(|_| known);
+    let principal = principal.ok_or(PullError::Unauthenticated(LoginFault::Wrong))?;
+    trail::asked_by(&principal.id);
+    Ok(Principal { uid, key_id, actions: principal.actions.clone() })
 }
 
 fn fault(error: TokenError) -> PullError {

@@ -78,6 +78,11 @@ pub mod limits {
     pub const HTTP2_SEND_BYTES: usize = 256 * 1024;
     /// How much of an answer over HTTP/2 a client must take within [`WRITE_STALL`].
     pub const HTTP2_SLICE_BYTES: usize = 64 * 1024;
+    /// The largest frame of a request over HTTP/2; the smallest limit that the protocol has.
+    pub const HTTP2_FRAME_BYTES: u32 = 16 * 1024;
+    /// How many requests a client may have taken back over HTTP/2 before this node has seen that it did. One more ends the
+    /// connection.
+    pub const HTTP2_RESETS: usize = 20;
     /// How often, and for how long, a silent HTTP/2 connection is tested.
     pub const HTTP2_PING: Duration = Duration::from_secs(20);
     /// The headers of a request.

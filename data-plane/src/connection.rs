@@ -127,6 +127,8 @@ async fn http2<E: Edge>(
         .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW)
         .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW)
         .max_send_buf_size(limits::HTTP2_SEND_BYTES)
+        .max_frame_size(limits::HTTP2_FRAME_BYTES)
+        .max_pending_accept_reset_streams(limits::HTTP2_RESETS)
         .keep_alive_interval(limits::HTTP2_PING)
         .keep_alive_timeout(limits::HTTP2_PING)
         .serve_connection(

@@ -25,7 +25,7 @@ use crate::error::PullError;
 pub(crate) use gate::Gate;
 pub(crate) use line::{Client, Line, Replica};
 pub(crate) use outbox::Outbox;
-pub(crate) use snapshot::{Clients, FillFrom, LeftOut, Place, Snapshot, Source, Version};
+pub(crate) use snapshot::{Clients, FillFrom, LeftOut, Location, Snapshot, Source, Version};
 pub(crate) use watch::Watch;
 
 /// The audience of the tokens that nodes call the control plane with.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::ResourceId;
 use entrepot_domain::freshness::exact;
+use entrepot_domain::{Action, ResourceId};
 use entrepot_upstream::Login;
 
 /// Why a pull fails. Cheap to clone, since all readers of a fill get the same one.
@@ -20,6 +20,19 @@ pub enum PullError {
     /// The token does not cover the repository; another one could.
     #[error("the token does not allow pulling from this repository; ask the token endpoint for its scope")]
     InsufficientScope,
+    /// The principal may not do what this would take.
+    #[error("this principal may not {}", match .action {
+        Action::Pull => "pull from this repository",
+        Action::Push => "push to this repository",
+        Action::Delete => "delete from this repository",
+        Action::Create => "have this repository created, which does not exist yet",
+        Action::Fill => "have content fetched from an upstream, and this is not cached",
+        Action::Replicate => "replicate to this repository",
+    })]
+    Denied {
+        /// What it may not do.
+        action: Action,
+    },
     /// Too many failed logins with this key.
     #[error("too many failed logins with this key")]
     TooManyLogins {
@@ -138,6 +151,12 @@ pub enum PullError {
     /// This node is doing as much as it may.
     #[error("this node is busy")]
     Busy,
+    /// The work did not end in time, or was broken off; what was done of it is not lost.
+    #[error("this node has given up for now; what is under way goes on, so try again")]
+    GaveUp,
+    /// Something that cannot be.
+    #[error("an internal error; the node's log says more")]
+    Internal,
 }
 
 impl PullError {

@@ -22,20 +22,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use entrepot_domain::Digest;
 use entrepot_domain::fill::Terms;
 use entrepot_runtime::Tasks;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::capacity::Capacity;
 use crate::config::limits;
-use crate::control::{FillFrom, Place};
+use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::lease::Leases;
 use crate::metrics::FillMetrics;
 use crate::peers::Peers;
 use crate::repository::Repositories;
 
-use landing::Progress;
 pub(crate) use landing::{Landed, Landing};
 pub(crate) use view::{FillState, FillView};
 
@@ -58,7 +57,9 @@ struct Inner {
     leases: Leases,
     peers: Peers,
     turns: Arc<Semaphore>,
-    /// Those of them that may be had without a lease.
+    /// Those who fetch manifests, so that none waits for slow layers.
+    manifest_turns: Arc<Semaphore>,
+    /// Those of the turns for blobs that may be had without a lease.
     uncoordinated_turns: Arc<Semaphore>,
     /// Those who are sent what lands here.
     followers: Arc<Semaphore>,
@@ -91,6 +92,7 @@ impl Fills {
             leases,
             peers,
             turns: Arc::new(Semaphore::new(capacity.fills)),
+            manifest_turns: Arc::new(Semaphore::new(capacity.fills)),
             uncoordinated_turns: Arc::new(Semaphore::new(capacity.fills.div_ceil(2))),
             followers: Arc::new(Semaphore::new(capacity.followers)),
             running: Mutex::default(),
@@ -104,13 +106,23 @@ impl Fills {
         &self.inner.peers
     }
 
+    /// Where fills are counted.
+    pub(crate) fn metrics(&self) -> &FillMetrics {
+        &self.inner.metrics
+    }
+
     /// Where this node takes leases.
     pub(crate) fn leases(&self) -> &Leases {
         &self.inner.leases
     }
 
-    /// Waits for leave to fetch from an upstream: only so many fetches run at once.
-    pub(crate) async fn turn(&self) -> Result<OwnedSemaphorePermit, PullError> {
+    /// Waits for a turn to fetch a manifest: only so many are fetched at once.
+    pub(crate) async fn manifest_turn(&self) -> Result<OwnedSemaphorePermit, PullError> {
+        take(&self.inner.manifest_turns).await
+    }
+
+    /// Waits for a turn to fetch a blob: only so many are fetched at once.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, PullError> {
         take(&self.inner.turns).await
     }
 
@@ -122,20 +134,21 @@ impl Fills {
     /// The fill of `digest` that runs, if one does.
     pub(crate) fn running(&self, origin: Uuid, digest: &Digest) -> Option<Landing> {
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.get(&(origin, digest.clone())).cloned()
+        running.get(&(origin, digest.clone())).map(Landing::for_reader)
     }
 
-    /// The fill of `digest`, begun from the upstream repository of `place` if none runs.
+    /// The fill of `digest`, begun from the upstream of `fill` if none runs.
     ///
     /// One that runs may have been begun for another repository: the caller asks whether this one may have it, too.
-    pub(crate) fn join_or_start(&self, place: &Place, fill: &FillFrom, digest: &Digest) -> Landing {
+    pub(crate) fn join_or_start(&self, fill: &FillFrom, digest: &Digest) -> Landing {
         let key = (fill.origin, digest.clone());
         let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         match running.entry(key.clone()) {
-            Entry::Occupied(entry) => entry.get().clone(),
+            Entry::Occupied(entry) => entry.get().for_reader(),
             Entry::Vacant(entry) => {
-                let about = view::About::new(place, fill, digest, self.inner.repositories.clock.now());
-                let (landing, progress) = Landing::new(place, fill, about);
+                let about = view::About::new(fill, digest, self.inner.repositories.clock.now());
+                let (landing, progress) = Landing::new(fill, about);
+                let reader = landing.for_reader();
                 entry.insert(landing.clone());
                 let (fills, fill, digest) = (self.clone(), fill.clone(), digest.clone());
                 let active = self.inner.metrics.begin();
@@ -147,16 +160,16 @@ impl Fills {
                 };
                 // Part of the trace of the pull that has caused it, although it may outlive it.
                 self.inner.tasks.spawn("fill", work.in_current_span());
-                landing
+                reader
             }
         }
     }
 
     /// Takes a fill out of the table if nobody reads it. Who comes from now on begins another.
-    fn leave_unread(&self, origin: Uuid, digest: &Digest, progress: &watch::Sender<Progress>) -> bool {
+    fn leave_unread(&self, origin: Uuid, digest: &Digest, landing: &Landing) -> bool {
         // Readers join under this lock.
         let mut running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_unread = progress.receiver_count() <= HELD_BY_US;
+        let is_unread = landing.about().reader_count() == 0;
         if is_unread {
             running.remove(&(origin, digest.clone()));
         }
@@ -168,9 +181,6 @@ async fn take(turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, PullError>
     let turn = tokio::time::timeout(limits::FILL_TURN, turns.clone().acquire_owned()).await;
     turn.ok().and_then(Result::ok).ok_or(PullError::Busy)
 }
-
-/// What the node itself holds of a fill: in the table, in the driver, and to take it out of the table.
-const HELD_BY_US: usize = 3;
 
 /// Takes a fill out of the table however it ends.
 struct Leaving {

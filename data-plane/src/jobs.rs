@@ -205,12 +205,12 @@ impl Jobs {
         };
         let synced = match &work {
             Work::Sync { repository, tag, known } => {
-                let place = snapshot.place(repository).with(Priority::Sync);
-                self.resolver.sync(&place, tag, *known, ahead).await
+                let location = snapshot.locate(repository).with(Priority::Sync);
+                self.resolver.sync(location, tag, *known, ahead).await
             }
             Work::Warm { repository, reference, platforms } => {
-                let place = snapshot.place(repository).with(Priority::Warm);
-                self.resolver.warm(&place, reference, platforms, ahead).await
+                let location = snapshot.locate(repository).with(Priority::Warm);
+                self.resolver.warm(location, reference, platforms, ahead).await
             }
         };
         Some(synced.map_or_else(
@@ -323,11 +323,17 @@ fn result_of_failure(error: &PullError) -> pb::JobResult {
         PullError::OverBudget { retry_after, .. } => (true, Some(*retry_after)),
         // Another node may be of a later release.
         PullError::LeftOut { .. } => (true, None),
-        PullError::UpstreamAway { .. } | PullError::StoreAway | PullError::NoSnapshot | PullError::Busy => (true, None),
+        PullError::UpstreamAway { .. }
+        | PullError::StoreAway
+        | PullError::NoSnapshot
+        | PullError::Busy
+        | PullError::GaveUp
+        | PullError::Internal => (true, None),
         PullError::TooStale { cause, .. } => (!cause.is_refusal(), None),
         PullError::Route(_)
         | PullError::Unauthenticated(_)
         | PullError::InsufficientScope
+        | PullError::Denied { .. }
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::NotFound { .. }

@@ -88,6 +88,7 @@ pub(crate) struct FillMetrics {
     duration: Histogram<f64>,
     active: UpDownCounter<i64>,
     lost: Counter<u64>,
+    failed_commits: Counter<u64>,
 }
 
 impl FillMetrics {
@@ -103,7 +104,11 @@ impl FillMetrics {
             .u64_counter("entrepot.fill.leaders_lost")
             .with_description("How often this node stopped following another one that did not go on, by the reason.")
             .build();
-        Self { duration, active, lost }
+        let failed_commits = meter
+            .u64_counter("entrepot.commit.failed")
+            .with_description("Verified content that was served, and that the store or its records did not take.")
+            .build();
+        Self { duration, active, lost, failed_commits }
     }
 
     /// Counts a fill that begins.
@@ -115,6 +120,11 @@ impl FillMetrics {
     /// Counts a leader that is no longer followed.
     pub(crate) fn lost(&self, reason: &'static str) {
         self.lost.add(1, &[KeyValue::new("reason", reason)]);
+    }
+
+    /// Counts content that could not be stored or shown.
+    pub(crate) fn commit_failed(&self, content: &'static str) {
+        self.failed_commits.add(1, &[KeyValue::new("content", content)]);
     }
 
     /// Counts one that has ended.

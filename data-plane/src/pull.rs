@@ -1,18 +1,19 @@
 //! The walk of a pull.
 
-use entrepot_domain::{Digest, RepositoryName};
+use entrepot_domain::{Action, Digest, RepositoryName};
 use http::request::Parts;
 use http::{Method, Response};
 use tracing::instrument;
 
-use crate::auth::Auth;
+use crate::auth::{Auth, Caller};
 use crate::body::Body;
-use crate::control::{Control, Outbox};
+use crate::control::{Control, Outbox, Snapshot};
 use crate::error::PullError;
+use crate::place::Place;
 use crate::repository::Repositories;
-use crate::resolve::{Described, Resolver, Want};
+use crate::resolve::{self, Found, Resolved, Resolver, Want};
 use crate::respond::{self, referrers, tags};
-use crate::target::{Content, ReferrerFilter, TagPage, Target};
+use crate::target::{ReferrerFilter, TagPage, Target};
 use crate::trail;
 
 /// Everything that a pull needs.
@@ -25,47 +26,33 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Serves one manifest or blob. Read this function to know what a pull is.
+    /// Serves one manifest or blob. Read this function to know what a pull is: who asks, what the name is here, whether
+    /// the caller may pull there, what the records have, what is missing, the answer.
     #[instrument(name = "pull", skip_all, fields(repository.name = %target.repository))]
     pub(crate) async fn pull(&self, request: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
         let snapshot = self.control.snapshot()?;
-        let caller = self.auth.identify(&request.headers, &snapshot).await?;
-        let place = snapshot.place(&target.repository);
-        trail::about(&place.repository);
-        caller.require_pull(&place.repository)?;
+        let caller = self.identify(request, &snapshot).await?;
+        let place = self.place(&snapshot, &target.repository).await?;
+        caller.require(Action::Pull, &place)?;
 
-        match &target.content {
-            Content::Manifest(reference) => {
-                let described = match request.method {
-                    Method::HEAD => self.resolver.describe(&place, reference, caller.principal()).await?,
-                    _ => Described::Here(self.resolver.manifest(&place, reference, caller.principal()).await?),
-                };
-                let resolved = match described {
-                    Described::Here(resolved) => resolved,
-                    Described::Told(told) => return Ok(respond::told(request, reference, &told)),
-                };
-                // A HEAD counts, too: it is all that clients send for an image that they have already.
-                if let Some(incarnation) = resolved.incarnation {
-                    self.outbox.pulled(&place.repository, incarnation, &resolved.digest);
-                }
-                Ok(respond::manifest(request, reference, resolved, self.resolver.now()))
-            }
-            Content::Blob(digest) => {
+        let content = match self.resolver.find(&place, &target.content).await? {
+            Found::Here(content) => content,
+            Found::Missing(missing) => {
                 let want = if request.method == Method::HEAD { Want::Presence } else { Want::Bytes };
-                let blob = self.resolver.blob(&place, digest, want, caller.principal()).await?;
-                respond::blob(request, digest, blob, &self.repositories).await
+                self.resolver.fill(&place, missing, want, &caller.asker(&place)).await?
             }
-        }
+        };
+        self.note_pull(&place, &content);
+        respond::content(request, &target.content, content, &self.repositories, self.resolver.now()).await
     }
 
     /// Lists the tags of a repository, for who may pull from it.
     #[instrument(name = "tags", skip_all, fields(repository.name = %name))]
     pub(crate) async fn tags(&self, request: &Parts, name: &RepositoryName) -> Result<Response<Body>, PullError> {
         let snapshot = self.control.snapshot()?;
-        let caller = self.auth.identify(&request.headers, &snapshot).await?;
-        let place = snapshot.place(name);
-        trail::about(&place.repository);
-        caller.require_pull(&place.repository)?;
+        let caller = self.identify(request, &snapshot).await?;
+        let place = self.place(&snapshot, name).await?;
+        caller.require(Action::Pull, &place)?;
 
         let page = TagPage::parse(request.uri.query().unwrap_or_default())?;
         let list = self.resolver.tags(&place, &page, caller.principal()).await?;
@@ -81,13 +68,33 @@ impl Node {
         subject: &Digest,
     ) -> Result<Response<Body>, PullError> {
         let snapshot = self.control.snapshot()?;
-        let caller = self.auth.identify(&request.headers, &snapshot).await?;
-        let place = snapshot.place(name);
-        trail::about(&place.repository);
-        caller.require_pull(&place.repository)?;
+        let caller = self.identify(request, &snapshot).await?;
+        let place = self.place(&snapshot, name).await?;
+        caller.require(Action::Pull, &place)?;
 
         let filter = ReferrerFilter::parse(request.uri.query().unwrap_or_default());
         let list = self.resolver.referrers(&place, subject, caller.principal()).await?;
         Ok(referrers::response(&filter, &list, self.resolver.now()))
+    }
+
+    /// Who asks. For nobody known, no record is read.
+    async fn identify(&self, request: &Parts, snapshot: &Snapshot) -> Result<Caller, PullError> {
+        let caller = self.auth.identify(&request.headers, snapshot).await?;
+        caller.require_login()?;
+        Ok(caller)
+    }
+
+    /// What the name is here, with the record of its repository.
+    async fn place(&self, snapshot: &Snapshot, name: &RepositoryName) -> Result<Place, PullError> {
+        let location = snapshot.locate(name);
+        trail::about(&location.repository);
+        Place::find(location, &self.repositories).await
+    }
+
+    /// Counts a pull for the image. A HEAD counts, too: it is all that clients send for an image that they have already.
+    fn note_pull(&self, place: &Place, content: &resolve::Content) {
+        if let resolve::Content::Manifest(Resolved { digest, incarnation: Some(incarnation), .. }) = content {
+            self.outbox.pulled(&place.repository, *incarnation, digest);
+        }
     }
 }

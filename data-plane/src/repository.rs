@@ -27,7 +27,7 @@ use uuid::Uuid;
 use crate::config::limits;
 use crate::control::{FillFrom, LeftOut, Outbox};
 use crate::error::PullError;
-use crate::trail;
+use crate::trail::{self, Note};
 
 /// How often content that others change meanwhile is claimed and linked anew.
 const TRIES: usize = 3;
@@ -53,6 +53,13 @@ pub(crate) struct Verified {
     pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
     pub(crate) manifest: Manifest,
+}
+
+/// A blob that is in the store, linked where it could be.
+pub(crate) struct Linked {
+    pub(crate) content: Content,
+    /// In how many repositories it could not be linked.
+    pub(crate) failed: usize,
 }
 
 impl Repositories {
@@ -296,44 +303,48 @@ impl Repositories {
     /// blob is; `None` if its content has gone meanwhile.
     pub(crate) async fn link_known(
         &self,
-        name: &RepositoryName,
         fill: &FillFrom,
         digest: &Digest,
         platform: Option<String>,
     ) -> Result<Option<Content>, Error> {
         let claim = Claim::new(&*self.store, self, digest, Claimer::Fill);
-        self.claim_and_link(claim, digest, platform, || vec![(name.clone(), fill.clone())]).await
+        let linked = self.claim_and_link(claim, digest, platform, || vec![fill.clone()]).await?;
+        Ok(linked.map(|linked| linked.content))
     }
 
     /// Claims a blob, and lets repositories show it. `more` says which are to be linked by now besides those before.
-    /// Returns where the blob is; `None` if there is no content to claim.
+    /// Returns what came of it; `None` if there is no content to claim.
     pub(crate) async fn claim_and_link(
         &self,
         mut claim: Claim<'_>,
         digest: &Digest,
         platform: Option<String>,
-        mut more: impl FnMut() -> Vec<(RepositoryName, FillFrom)> + Send,
-    ) -> Result<Option<Content>, Error> {
-        let mut linked: Vec<(RepositoryName, FillFrom)> = Vec::new();
+        mut more: impl FnMut() -> Vec<FillFrom> + Send,
+    ) -> Result<Option<Linked>, Error> {
+        let mut fills: Vec<FillFrom> = Vec::new();
         for _ in 0..TRIES {
             let Claimed::Content(content) = claim.take().await? else { return Ok(None) };
-            for (name, fill) in more() {
-                if !linked.iter().any(|(known, _)| *known == name) {
-                    linked.push((name, fill));
+            for fill in more() {
+                if !fills.iter().any(|known| known.name == fill.name) {
+                    fills.push(fill);
                 }
             }
-            let mut incarnations = Vec::new();
-            for (name, fill) in &linked {
+            let (mut incarnations, mut failed) = (Vec::new(), 0);
+            for fill in &fills {
+                let name = &fill.name;
                 let from = fill.provenance();
                 let filled = FilledBlob { from: &from, digest, content: &content, platform: platform.clone() };
                 match commit::link_blob(&*self.store, self, name, &filled).await {
                     Ok(incarnation) => incarnations.extend(incarnation.map(|incarnation| (name, incarnation))),
-                    Err(error) => warn!(error = %chain(&error), "blob `{digest}` is not linked in `{name}`"),
+                    Err(error) => {
+                        failed += 1;
+                        warn!(error = %chain(&error), "blob `{digest}` is not linked in `{name}`");
+                    }
                 }
             }
             if claim.holds(&content.object).await? && self.are_live(&incarnations).await? {
                 claim.drop_own().await;
-                return Ok(Some(content));
+                return Ok(Some(Linked { content, failed }));
             }
         }
         Err(Error::Conflict)
@@ -365,16 +376,16 @@ pub(crate) async fn within_limit<T>(work: impl Future<Output = Result<T, Error>>
         Ok(Ok(value)) => Ok(value),
         Ok(Err(problem @ Error::BadRecord { .. })) => {
             error!(error = %chain(&problem), "a record cannot be used");
-            trail::because(|| format!("a record could not be used: {}", chain(&problem)));
-            Err(PullError::StoreAway)
+            trail::note(Note::BadRecord(chain(&problem).to_string()));
+            Err(PullError::Internal)
         }
         Ok(Err(error)) => {
             warn!(error = %chain(&error), "the store did not answer");
-            trail::because(|| "the registry's storage was away".to_owned());
+            trail::note(Note::StoreAway);
             Err(PullError::StoreAway)
         }
         Err(_) => {
-            trail::because(|| "the registry's storage took too long".to_owned());
+            trail::note(Note::StoreSlow);
             warn!("the store did not answer within {:?}", limits::STORE);
             Err(PullError::StoreAway)
         }

@@ -22,7 +22,8 @@ use crate::body::{self, Body, Cut};
 use crate::error::{Asked, PullError};
 use crate::outcome::Outcome;
 use crate::repository::{Repositories, within_limit};
-use crate::resolve::{Blob, Resolved, Told};
+use crate::resolve::{Blob, Content, Resolved, UpstreamHead};
+use crate::target;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -33,15 +34,31 @@ const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immut
 /// Caches in between must ask us what a tag means.
 const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
+/// The answer that holds what a pull asks for.
+pub(crate) async fn content(
+    request: &Parts,
+    wanted: &target::Content,
+    content: Content,
+    repositories: &Repositories,
+    now: DateTime<Utc>,
+) -> Result<Response<Body>, PullError> {
+    match (content, wanted) {
+        (Content::Manifest(resolved), target::Content::Manifest(reference)) => {
+            Ok(manifest(request, reference, resolved, now))
+        }
+        (Content::ManifestHead(head), target::Content::Manifest(reference)) => {
+            Ok(manifest_head(request, reference, &head))
+        }
+        (Content::Blob(found), target::Content::Blob(digest)) => blob(request, digest, found, repositories).await,
+        (Content::Blob(_), target::Content::Manifest(_))
+        | (Content::Manifest(_) | Content::ManifestHead(_), target::Content::Blob(_)) => Err(PullError::Internal),
+    }
+}
+
 /// The answer that holds a manifest, exactly as it was verified, whatever the client says that it accepts.
 ///
 /// For a tag, `Age` says how long ago the upstream last confirmed it.
-pub(crate) fn manifest(
-    request: &Parts,
-    reference: &Reference,
-    resolved: Resolved,
-    now: DateTime<Utc>,
-) -> Response<Body> {
+fn manifest(request: &Parts, reference: &Reference, resolved: Resolved, now: DateTime<Utc>) -> Response<Body> {
     let mut response = Response::new(body::empty());
     stamp(&mut response, resolved.outcome);
     let headers = response.headers_mut();
@@ -62,23 +79,23 @@ pub(crate) fn manifest(
 }
 
 /// The answer to who asks what a manifest is that is not here, as its upstream says it.
-pub(crate) fn told(request: &Parts, reference: &Reference, told: &Told) -> Response<Body> {
+fn manifest_head(request: &Parts, reference: &Reference, head: &UpstreamHead) -> Response<Body> {
     let mut response = Response::new(body::empty());
     stamp(&mut response, Outcome::Bypass);
     let headers = response.headers_mut();
-    content_headers(headers, &told.digest);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(told.media_type.as_str()));
+    content_headers(headers, &head.digest);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(head.media_type.as_str()));
     headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
-    if matches_etag(&request.headers, &told.digest) {
+    if matches_etag(&request.headers, &head.digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    response.headers_mut().insert(CONTENT_LENGTH, told.size_bytes.into());
+    response.headers_mut().insert(CONTENT_LENGTH, head.size_bytes.into());
     response
 }
 
 /// The answer that holds a blob, or the part of it that was asked for.
-pub(crate) async fn blob(
+async fn blob(
     request: &Parts,
     digest: &Digest,
     blob: Blob,

@@ -3,14 +3,16 @@
 //! The notes go with the task, so that no function has to hand them on. Work that is done once for many requests keeps
 //! notes of its own, which each of the requests takes over with the result.
 
+mod note;
+
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use entrepot_domain::RepositoryName;
 
-/// How many notes are kept of one request, and how many bytes of each.
+pub(crate) use note::{Note, age};
+
+/// How many notes are kept of one request, and how many bytes of each are shown.
 const NOTES: usize = 12;
 const NOTE_BYTES: usize = 240;
 
@@ -23,14 +25,14 @@ tokio::task_local! {
 pub(crate) struct Trail(Arc<Mutex<Noted>>);
 
 /// What was noted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Noted {
     /// The repository in the spelling under which it is kept.
     pub(crate) repository: Option<String>,
     /// The id of the principal that asks.
     pub(crate) principal: Option<String>,
     /// What was found and decided, in order.
-    pub(crate) reasons: Vec<String>,
+    pub(crate) notes: Vec<Note>,
 }
 
 impl Trail {
@@ -56,35 +58,40 @@ impl Trail {
 }
 
 impl Noted {
-    fn add(&mut self, reason: String) {
-        if self.reasons.len() < NOTES && !self.reasons.contains(&reason) {
-            self.reasons.push(reason);
+    fn add(&mut self, note: Note) {
+        if self.notes.len() < NOTES && !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 }
 
-/// Notes a reason. Where nobody collects them, it is not even made.
-pub(crate) fn because(reason: impl FnOnce() -> String) {
-    note(|noted| noted.add(capped(reason(), NOTE_BYTES)));
+/// Notes something, if anybody collects notes.
+pub(crate) fn note(note: Note) {
+    change(|noted| noted.add(note));
+}
+
+/// Notes as people read them.
+pub(crate) fn sentences(notes: &[Note]) -> Vec<String> {
+    notes.iter().map(|note| capped(note.to_string(), NOTE_BYTES)).collect()
 }
 
 /// Notes which repository the request is about.
 pub(crate) fn about(repository: &RepositoryName) {
-    note(|noted| noted.repository = Some(repository.to_string()));
+    change(|noted| noted.repository = Some(repository.to_string()));
 }
 
 /// Notes who asks.
 pub(crate) fn asked_by(principal_id: &str) {
-    note(|noted| noted.principal = Some(principal_id.to_owned()));
+    change(|noted| noted.principal = Some(principal_id.to_owned()));
 }
 
-/// Takes over the reasons of work that was done for several.
+/// Takes over the notes of work that was done for several.
 pub(crate) fn take_over(other: &Trail) {
-    let reasons = other.noted().reasons;
-    note(|noted| reasons.into_iter().for_each(|reason| noted.add(reason)));
+    let notes = other.noted().notes;
+    change(|noted| notes.into_iter().for_each(|note| noted.add(note)));
 }
 
-fn note(change: impl FnOnce(&mut Noted)) {
+fn change(change: impl FnOnce(&mut Noted)) {
     let _ = TRAIL.try_with(|trail| change(&mut trail.lock()));
 }
 
@@ -98,32 +105,18 @@ pub(crate) fn capped(mut text: String, limit: usize) -> String {
     text
 }
 
-/// How long ago `then` was, in the largest unit that says enough, such as `26 h`.
-pub(crate) fn ago(then: DateTime<Utc>, now: DateTime<Utc>) -> String {
-    (now - then).to_std().map_or_else(|_| "0 s".to_owned(), length)
-}
-
-/// A length of time in the largest unit that says enough.
-pub(crate) fn length(length: Duration) -> String {
-    match length.as_secs() {
-        seconds @ 0..120 => format!("{seconds} s"),
-        seconds @ 120..7200 => format!("{} min", seconds / 60),
-        seconds @ 7200..345_600 => format!("{} h", seconds / 3600),
-        seconds => format!("{} days", seconds / 86_400),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::PullError;
 
     #[tokio::test]
-    async fn reasons_are_collected_once_each_and_shared_work_hands_its_own_on() {
+    async fn notes_are_collected_once_each_and_shared_work_hands_its_own_on() {
         let ((), trail) = Trail::of(async {
-            because(|| "the first".to_owned());
+            note(Note::StoreAway);
             let ((), shared) = Trail::of(async {
-                because(|| "the first".to_owned());
-                because(|| "of shared work".to_owned());
+                note(Note::StoreAway);
+                note(Note::BlobHere);
             })
             .await;
             take_over(&shared);
@@ -132,28 +125,27 @@ mod tests {
         })
         .await;
         let noted = trail.noted();
-        assert_eq!(noted.reasons, ["the first", "of shared work"]);
+        assert_eq!(noted.notes, [Note::StoreAway, Note::BlobHere]);
         assert_eq!(noted.principal.as_deref(), Some("ci"));
-        because(|| unreachable!("nobody collects it"));
+        note(Note::BlobLost);
+        assert_eq!(trail.noted().notes.len(), 2, "nobody collects what comes later");
     }
 
     #[tokio::test]
     async fn what_is_noted_is_bounded() {
+        let long = |number: usize| PullError::BadContent {
+            rule: "hub".parse().unwrap(),
+            upstream: "hub".parse().unwrap(),
+            what: format!("{number}{}", "ä".repeat(1000)),
+        };
         let ((), trail) = Trail::of(async {
             for number in 0..1000 {
-                because(|| format!("{number}{}", "ä".repeat(1000)));
+                note(Note::Failed(long(number)));
             }
         })
         .await;
-        let reasons = trail.noted().reasons;
-        assert!(reasons.len() == NOTES && reasons.iter().all(|reason| reason.len() <= NOTE_BYTES), "{reasons:?}");
-        assert!(reasons[0].ends_with("ä…"));
-    }
-
-    #[test]
-    fn lengths_of_time_are_for_people() {
-        for (seconds, text) in [(0, "0 s"), (119, "119 s"), (120, "2 min"), (93_600, "26 h"), (864_000, "10 days")] {
-            assert_eq!(length(Duration::from_secs(seconds)), text);
-        }
+        let sentences = sentences(&trail.noted().notes);
+        assert_eq!(sentences.len(), NOTES);
+        assert!(sentences.iter().all(|text| text.len() <= NOTE_BYTES && text.ends_with("ä…")), "{sentences:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock, waits, or knows the wire or SQL: what to do is decided by functions over
 //! plain values, and the planes do it. Values are parsed once, at the edge, into types that cannot be wrong.
 
+pub mod action;
 pub mod breaker;
 pub mod budget;
 pub mod claim;
@@ -26,6 +27,7 @@ pub mod sync;
 pub mod template;
 pub mod upstream;
 
+pub use action::Action;
 pub use budget::Budget;
 pub use digest::{Digest, Digester, Verifier};
 pub use key_id::AccessKeyId;

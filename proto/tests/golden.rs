@@ -110,6 +110,7 @@ fn a_snapshot() -> wire::Snapshot {
                 sealed_hash: b"sealed".to_vec(),
                 minimum_reader: 0,
             }],
+            actions: ["pull", "create", "fill"].map(str::to_owned).into(),
             minimum_reader: 0,
         }],
         templates: vec![template::to_snapshot(&template)],

@@ -33,6 +33,7 @@ pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapsh
             uid: principal.uid.to_string(),
             principal_id: principal.id.to_string(),
             permission_set: principal.permission_set.as_str().to_owned(),
+            actions: principal.permission_set.actions().iter().map(|action| action.as_str().to_owned()).collect(),
             access_keys: own.map(access_key).collect(),
             minimum_reader: 0,
         }

@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use entrepot_domain::RepositoryName;
+use entrepot_domain::{Action, RepositoryName};
 use entrepot_trust::Access;
 use serde::Serialize;
 
-use super::{Auth, Caller};
+use super::{Auth, Caller, Principal};
 use crate::control::Snapshot;
 use crate::error::{LoginFault, PullError};
 
@@ -66,7 +66,8 @@ impl Auth {
             // Anonymous callers may pull nothing, so a token would only delay the news.
             return Err(PullError::Unauthenticated(LoginFault::Missing));
         };
-        let access: Vec<Access> = request.scopes.iter().filter_map(|scope| granted(scope, snapshot)).collect();
+        let access: Vec<Access> =
+            request.scopes.iter().filter_map(|scope| granted(scope, principal, snapshot)).collect();
         let now = self.clock.now();
         let (token, _) = self.tokens.issue_bearer(
             snapshot.registry_id,
@@ -86,17 +87,18 @@ impl Auth {
 }
 
 /// The part of a scope that is granted: pulling, from a repository in its canonical spelling.
-fn granted(scope: &str, snapshot: &Snapshot) -> Option<Access> {
+fn granted(scope: &str, principal: &Principal, snapshot: &Snapshot) -> Option<Access> {
     let (kind, rest) = scope.split_once(':')?;
     let (name, actions) = rest.rsplit_once(':')?;
     // Some clients put a class behind the type: `repository(plugin)`.
-    if kind.split('(').next() != Some("repository") || !actions.split(',').any(|action| matches!(action, "pull" | "*"))
-    {
+    let is_repository = kind.split('(').next() == Some("repository");
+    let wants_pull = actions.split(',').any(|action| action == "*" || action == Action::Pull.as_str());
+    if !is_repository || !wants_pull || !principal.actions.contains(&Action::Pull) {
         return None;
     }
     let name: RepositoryName = name.parse().ok()?;
-    let place = snapshot.place(&name);
-    Some(Access { repository: place.repository.to_string(), actions: vec!["pull".to_owned()] })
+    let repository = snapshot.locate(&name).repository.to_string();
+    Some(Access { repository, actions: vec![Action::Pull.as_str().to_owned()] })
 }
 
 #[cfg(test)]

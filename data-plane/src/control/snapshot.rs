@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::template::RepositorySettings;
-use entrepot_domain::{PrefixMap, Priority, RepositoryName, Rule, Template, Upstream};
+use entrepot_domain::{Action, PrefixMap, Priority, RepositoryName, Rule, Template, Upstream};
 use entrepot_proto::node::v1 as pb;
 use entrepot_records::{Origin, Provenance};
 use entrepot_runtime::Metrics;
@@ -17,7 +17,6 @@ use entrepot_upstream::{Limits, RequestMetrics};
 use uuid::Uuid;
 
 use crate::budget::{BudgetAccount, Budgets};
-use crate::error::PullError;
 
 pub(crate) use read::SnapshotError;
 
@@ -29,8 +28,7 @@ pub(crate) struct Snapshot {
     rules: PrefixMap<Item<Rule>>,
     templates: PrefixMap<Item<Template>>,
     upstreams: HashMap<Uuid, Source>,
-    /// Ids by uid.
-    principals: HashMap<Uuid, Box<str>>,
+    principals: HashMap<Uuid, Principal>,
     access_keys: HashMap<String, AccessKey>,
     /// What is in it and not understood here.
     pub(crate) left_out: Vec<LeftOut>,
@@ -101,6 +99,12 @@ impl Clients {
     }
 }
 
+/// Somebody who may log in.
+pub(crate) struct Principal {
+    pub(crate) id: Box<str>,
+    pub(crate) actions: Arc<[Action]>,
+}
+
 /// A key that can be used.
 #[derive(Clone)]
 pub(crate) struct AccessKey {
@@ -108,9 +112,9 @@ pub(crate) struct AccessKey {
     pub(crate) hash: AccessKeyHash,
 }
 
-/// Where a repository is and what fills it.
+/// What a client's name leads to.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     /// The repository's name, in the one spelling under which it is kept.
     pub(crate) repository: RepositoryName,
     /// What fills it; `None` if no rule covers the name, or one that is not understood here.
@@ -125,6 +129,8 @@ pub(crate) struct FillFrom {
     pub(crate) rule: Arc<Rule>,
     pub(crate) origin: Uuid,
     pub(crate) source: Source,
+    /// The name of the repository that is filled, in the one spelling under which it is kept.
+    pub(crate) name: RepositoryName,
     /// The repository's name at the upstream.
     pub(crate) repository: RepositoryName,
     /// What the repository is created by, if it does not exist.
@@ -161,17 +167,8 @@ impl FillFrom {
     }
 }
 
-impl Place {
-    /// Why there is nothing that fills it: `otherwise`, unless what covers it is not understood here. Then a node of a later
-    /// release may have what this one has not.
-    pub(crate) fn unfilled(&self, otherwise: PullError) -> PullError {
-        match &self.left_out {
-            Some(left_out) => PullError::LeftOut { item: left_out.item.clone() },
-            None => otherwise,
-        }
-    }
-
-    /// The same place, whose upstream is asked for somebody who can wait so long.
+impl Location {
+    /// The same, whose upstream is asked for somebody who can wait so long.
     pub(crate) fn with(self, priority: Priority) -> Self {
         Self { fill: self.fill.map(|fill| FillFrom { priority, ..fill }), ..self }
     }
@@ -184,8 +181,8 @@ impl Snapshot {
     }
 
     /// Where a repository of a client's spelling is, and what fills it.
-    pub(crate) fn place(&self, name: &RepositoryName) -> Place {
-        let unfilled = |left_out| Place { repository: name.clone(), fill: None, left_out };
+    pub(crate) fn locate(&self, name: &RepositoryName) -> Location {
+        let unfilled = |left_out| Location { repository: name.clone(), fill: None, left_out };
         let rule = match self.rules.covering(name).map(|item| &**item) {
             Some(Item::Understood(rule)) => rule,
             Some(Item::LeftOut(left_out)) => return unfilled(Some(left_out.clone())),
@@ -198,16 +195,17 @@ impl Snapshot {
             rule: rule.clone(),
             origin: rule.origin(),
             source: source.clone(),
+            name: mapped.repository.clone(),
             template: self.templates.covering(&mapped.repository).map(|item| Item::clone(item)),
             repository: mapped.upstream_repository,
             priority: Priority::Pull,
         };
-        Place { repository: mapped.repository, fill: Some(fill), left_out: None }
+        Location { repository: mapped.repository, fill: Some(fill), left_out: None }
     }
 
-    /// What a principal is called, if it exists.
-    pub(crate) fn principal_id(&self, principal_uid: Uuid) -> Option<&str> {
-        self.principals.get(&principal_uid).map(|id| &**id)
+    /// The principal with this uid, if it exists.
+    pub(crate) fn principal(&self, principal_uid: Uuid) -> Option<&Principal> {
+        self.principals.get(&principal_uid)
     }
 
     /// The key with this id, if it can be used.

@@ -27,7 +27,7 @@ use super::landing::{End, Head, Landing, Progress};
 use super::passage::Passage;
 use super::spool::Spool;
 use super::upload::Uploading;
-use super::{CHUNK_BYTES, Fills, HELD_BY_US, TERMS};
+use super::{CHUNK_BYTES, Fills, TERMS};
 use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::PullError;
@@ -383,22 +383,21 @@ impl Driver<'_> {
         if self.began.elapsed() > longest(state.size_bytes()) {
             return Some(self.broken(self.away()));
         }
-        let held = self.progress.receiver_count();
-        let is_read = held > HELD_BY_US;
+        let readers = self.landing.about().reader_count();
         if self.fills.inner.tasks.stopping().is_cancelled() {
             // They take over where they are, so they had better be close.
             let (followers, from) = self.landing.about().followed_from();
             let are_close = from.is_none_or(|from| state.landed_bytes() <= from + limits::CLOSE_BYTES);
-            if held <= HELD_BY_US + followers && are_close {
+            if readers <= followers && are_close {
                 return Some(Event::Draining { readers: false, followers: followers > 0 });
             }
         }
-        if is_read || is_worth_finishing(state.landed_bytes(), state.size_bytes()) {
+        if readers > 0 || is_worth_finishing(state.landed_bytes(), state.size_bytes()) {
             self.unread_since = None;
         } else {
             let since = *self.unread_since.get_or_insert_with(Instant::now);
             let is_unread = since.elapsed() >= limits::UNREAD_FILL;
-            if is_unread && self.fills.leave_unread(self.fill.origin, self.digest, &self.progress) {
+            if is_unread && self.fills.leave_unread(self.fill.origin, self.digest, self.landing) {
                 return Some(Event::Abandoned);
             }
         }
@@ -416,9 +415,9 @@ impl Driver<'_> {
             Outcome::Stored if state.is_verified() => ("stored", End::Whole),
             Outcome::Stored => ("found", End::Found),
             Outcome::Uncached => ("uncached", End::Whole),
-            Outcome::Failed => ("failed", End::Failed(failure.unwrap_or(PullError::Busy))),
-            Outcome::Abandoned => ("given_up", End::Failed(PullError::Busy)),
-            Outcome::HandedOver => ("handed_over", End::Failed(PullError::Busy)),
+            Outcome::Failed => ("failed", End::Failed(failure.unwrap_or(PullError::GaveUp))),
+            Outcome::Abandoned => ("given_up", End::Failed(PullError::GaveUp)),
+            Outcome::HandedOver => ("handed_over", End::Failed(PullError::GaveUp)),
             Outcome::PassedThrough => ("passed_through", End::PassedThrough(Arc::new(self.passage(state)))),
         };
         let landed = state.landed_bytes();

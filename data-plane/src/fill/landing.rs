@@ -16,7 +16,7 @@ use super::readers::{Reader, Readers};
 use super::spool::Spool;
 use super::view::{About, Reading};
 use crate::body::Cut;
-use crate::control::{FillFrom, Place};
+use crate::control::FillFrom;
 use crate::error::PullError;
 use crate::outcome::Outcome;
 
@@ -29,11 +29,13 @@ pub(crate) struct Landing {
     confirmed: Arc<Mutex<Confirmed>>,
     readers: Readers,
     about: Arc<About>,
+    /// Counts whoever has this as a reader; `None` for what the node itself keeps of a fill.
+    reading: Option<Arc<Reading>>,
 }
 
 /// The repositories whose upstream has the content; they are linked when it is stored.
 struct Confirmed {
-    repositories: Vec<(RepositoryName, FillFrom)>,
+    repositories: Vec<FillFrom>,
     /// How many of them the fill has taken to link.
     taken: usize,
     /// Whether the fill takes no more.
@@ -84,7 +86,7 @@ pub(crate) struct Landed {
     /// The node by way of which it comes, if it is another one.
     pub(crate) leader: Option<ResourceId>,
     source: Source,
-    reading: Reading,
+    reading: Option<Arc<Reading>>,
 }
 
 /// Where a reader's bytes come from.
@@ -94,7 +96,7 @@ enum Source {
 }
 
 impl Landing {
-    pub(super) fn new(place: &Place, fill: &FillFrom, about: Arc<About>) -> (Self, watch::Sender<Progress>) {
+    pub(super) fn new(fill: &FillFrom, about: Arc<About>) -> (Self, watch::Sender<Progress>) {
         let (sender, progress) = watch::channel(Progress {
             phase: Phase::Looking,
             attempt: 0,
@@ -104,10 +106,20 @@ impl Landing {
             reach: Reach::default(),
             end: None,
         });
-        let repositories = vec![(place.repository.clone(), fill.clone())];
+        let repositories = vec![fill.clone()];
         let confirmed = Arc::new(Mutex::new(Confirmed { repositories, taken: 0, closed: false }));
         let readers = Readers::default();
-        (Self { progress, begun_for: place.repository.clone(), confirmed, readers, about }, sender)
+        (Self { progress, begun_for: fill.name.clone(), confirmed, readers, about, reading: None }, sender)
+    }
+
+    /// The same fill for one more reader, which is counted until it drops all that it has of it.
+    pub(super) fn for_reader(&self) -> Self {
+        Self { reading: Some(Arc::new(self.about.reading())), ..self.clone() }
+    }
+
+    /// What makes its holder a reader.
+    pub(super) fn reading(&self) -> Option<Arc<Reading>> {
+        self.reading.clone()
     }
 
     /// What operators may know of it.
@@ -143,23 +155,23 @@ impl Landing {
 
     /// Whether the upstream has said that this repository has the content.
     pub(crate) fn is_confirmed_for(&self, repository: &RepositoryName) -> bool {
-        self.confirmed().repositories.iter().any(|(name, _)| name == repository)
+        self.confirmed().repositories.iter().any(|fill| fill.name == *repository)
     }
 
     /// Notes that the upstream has said so. Returns whether the fill links this repository: one that has stored the
     /// content and linked all that it knew of leaves that to the caller.
     #[must_use]
-    pub(crate) fn confirm_for(&self, place: &Place, fill: &FillFrom) -> bool {
+    pub(crate) fn confirm_for(&self, fill: &FillFrom) -> bool {
         let mut confirmed = self.confirmed();
-        let known = confirmed.repositories.iter().any(|(name, _)| *name == place.repository);
+        let known = confirmed.repositories.iter().any(|known| known.name == fill.name);
         if !known && !confirmed.closed {
-            confirmed.repositories.push((place.repository.clone(), fill.clone()));
+            confirmed.repositories.push(fill.clone());
         }
         known || !confirmed.closed
     }
 
     /// The next repository to link. After the last one, the fill takes no more.
-    pub(super) fn next_to_link(&self) -> Option<(RepositoryName, FillFrom)> {
+    pub(super) fn next_to_link(&self) -> Option<FillFrom> {
         let mut confirmed = self.confirmed();
         let next = confirmed.repositories.get(confirmed.taken).cloned();
         match next {
@@ -173,7 +185,7 @@ impl Landing {
         self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far it is. Whoever holds this counts as a reader.
+    /// How far it is.
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
@@ -185,10 +197,10 @@ impl Landing {
 
     /// Waits until there is something to send; `None` if the store has it all.
     pub(crate) async fn head(&self) -> Result<Option<Landed>, PullError> {
-        let (mut progress, reading) = (self.progress.clone(), self.about.reading());
+        let (mut progress, reading) = (self.progress.clone(), self.reading());
         let state = progress.wait_for(|progress| progress.is_told || progress.end.is_some()).await;
         // A fill that was torn down tells nobody; the node is stopping.
-        let state = state.map_err(|_| PullError::Busy)?.clone();
+        let state = state.map_err(|_| PullError::GaveUp)?.clone();
         let leader = state.leader;
         match (state.head.filter(|_| state.is_told), state.end) {
             (_, Some(End::Failed(error))) => Err(error),
@@ -214,7 +226,7 @@ impl Landed {
 
     /// Waits until the fill has ended, without reading it; `landed` hears how many bytes have landed in their order.
     pub(crate) async fn ended(self, landed: impl Fn(u64)) -> Result<(), PullError> {
-        let Source::Spool { mut progress, .. } = self.source else { return Err(PullError::Busy) };
+        let Source::Spool { mut progress, .. } = self.source else { return Err(PullError::GaveUp) };
         loop {
             let (bytes, end) = {
                 let progress = progress.borrow_and_update();
@@ -225,9 +237,9 @@ impl Landed {
                 Some(End::Found | End::Whole) => return Ok(()),
                 Some(End::Failed(error)) => return Err(error),
                 // It goes past the spool, and so past the store.
-                Some(End::PassedThrough(_)) => return Err(PullError::Busy),
+                Some(End::PassedThrough(_)) => return Err(PullError::GaveUp),
                 // A fill that was torn down tells nobody; the node is stopping.
-                None => progress.changed().await.map_err(|_| PullError::Busy)?,
+                None => progress.changed().await.map_err(|_| PullError::GaveUp)?,
             }
         }
     }
@@ -259,7 +271,7 @@ struct Cursor {
     place: Reader,
     /// Where the bytes come from once the spool takes no more.
     passing: Option<BoxStream<'static, Result<Bytes, Cut>>>,
-    _reading: Reading,
+    _reading: Option<Arc<Reading>>,
 }
 
 impl Cursor {

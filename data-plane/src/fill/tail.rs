@@ -1,6 +1,8 @@
 //! What a leader sends to a node that follows it: the bytes as they land, those that its own readers may not have yet
 //! among them, since the follower verifies them itself; and, whatever it waits for, that it lives.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use entrepot_domain::ResourceId;
 use entrepot_domain::fill::{Outcome, Phase};
@@ -10,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tracing::Instrument as _;
 
 use super::landing::{End, Progress};
-use super::view::{About, Followed};
+use super::view::{About, Followed, Reading};
 use super::{Fills, Landing};
 use crate::body::Cut;
 use crate::config::limits;
@@ -34,11 +36,11 @@ impl Landing {
         let turn = fills.inner.followers.clone().try_acquire_owned().ok()?;
         let (say, said) = mpsc::channel(PIECES);
         // In this order: a follower that is counted is a reader, too.
-        let progress = self.progress();
+        let (progress, reading) = (self.progress(), self.reading());
         let place = About::followed(self.about(), follower, at);
         let mut beat = interval(limits::BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let tail = Tail { progress, place, say, at, beat, told_size: None, _turn: turn };
+        let tail = Tail { progress, place, say, at, beat, told_size: None, _reading: reading, _turn: turn };
         // It ends with the fill, or when the follower has gone.
         fills.inner.tasks.spawn("fill.tail", tail.run().in_current_span());
         Some(ReceiverStream::new(said))
@@ -53,6 +55,7 @@ struct Tail {
     beat: Interval,
     /// What has been said of the size; `None` if nothing has.
     told_size: Option<Option<u64>>,
+    _reading: Option<Arc<Reading>>,
     _turn: OwnedSemaphorePermit,
 }
 

@@ -11,7 +11,7 @@ use entrepot_domain::{Digest, RepositoryName, ResourceId};
 use serde::{Deserialize, Serialize};
 
 use super::Fills;
-use crate::control::{FillFrom, Place};
+use crate::control::FillFrom;
 
 /// Over which time a rate is measured, and how far samples are apart.
 const WINDOW: Duration = Duration::from_secs(5);
@@ -104,13 +104,13 @@ struct Now {
 }
 
 impl About {
-    pub(super) fn new(place: &Place, fill: &FillFrom, digest: &Digest, began: DateTime<Utc>) -> Arc<Self> {
+    pub(super) fn new(fill: &FillFrom, digest: &Digest, began: DateTime<Utc>) -> Arc<Self> {
         let now = Now { state: FillState::Looking, size_bytes: None, meter: Meter::default() };
         Arc::new(Self {
             began,
             rule: fill.rule.id.clone(),
             upstream: fill.source.upstream.id.clone(),
-            repository: place.repository.clone(),
+            repository: fill.name.clone(),
             digest: digest.clone(),
             readers: AtomicU32::new(0),
             followers: Mutex::default(),
@@ -128,8 +128,13 @@ impl About {
 
     /// Counts one reader until it is dropped.
     pub(super) fn reading(self: &Arc<Self>) -> Reading {
-        self.readers.fetch_add(1, Ordering::Relaxed);
+        self.readers.fetch_add(1, Ordering::AcqRel);
         Reading(self.clone())
+    }
+
+    /// How many read the fill, nodes that follow it among them.
+    pub(super) fn reader_count(&self) -> usize {
+        self.readers.load(Ordering::Acquire) as usize
     }
 
     /// Counts one follower, which has all up to `at`, until it is dropped.
@@ -181,19 +186,19 @@ pub(crate) struct Reading(Arc<About>);
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
 impl Fills {
     /// The fills that run.
     pub(crate) fn views(&self) -> Vec<FillView> {
-        // Nothing is cloned that would look like a reader.
         let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
         let view = |((origin, _), landing): (&super::FillKey, &super::Landing)| {
             let (landed_bytes, released_bytes) = landing.bytes();
             let about = landing.about();
-            let followers = about.followers().iter().map(|follower| follower.node.to_string()).collect();
+            let followers: Vec<_> = about.followers().iter().map(|follower| follower.node.to_string()).collect();
+            let readers = about.reader_count().saturating_sub(followers.len());
             let now = about.now();
             FillView {
                 id: format!("{origin}:{}", about.digest),
@@ -207,7 +212,7 @@ impl Fills {
                 size_bytes: now.size_bytes,
                 landed_bytes,
                 released_bytes,
-                readers: about.readers.load(Ordering::Relaxed),
+                readers: u32::try_from(readers).unwrap_or(u32::MAX),
                 bytes_per_second: now.meter.rate(landed_bytes, Instant::now()),
                 begin_time: about.began,
             }

@@ -22,7 +22,7 @@ impl PullError {
             Self::TooManyLogins { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
             Self::NoRule => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
             Self::NotFound { asked, .. } => (StatusCode::NOT_FOUND, unknown(*asked)),
-            Self::UpstreamDenied { .. } => (StatusCode::FORBIDDEN, "DENIED"),
+            Self::Denied { .. } | Self::UpstreamDenied { .. } => (StatusCode::FORBIDDEN, "DENIED"),
             Self::UpstreamThrottled { .. } if honours_retry_after(user_agent) => {
                 (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS")
             }
@@ -34,7 +34,9 @@ impl PullError {
             | Self::StoreAway
             | Self::NoSnapshot
             | Self::LeftOut { .. }
-            | Self::Busy => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
+            | Self::Busy
+            | Self::GaveUp
+            | Self::Internal => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
         }
     }
 
@@ -45,10 +47,17 @@ impl PullError {
             Self::UpstreamThrottled { retry_after, .. } => *retry_after,
             Self::OverBudget { retry_after, .. } => Some(*retry_after),
             Self::TooStale { cause, .. } => return cause.retry_after(),
-            Self::UpstreamAway { .. } | Self::StoreAway | Self::NoSnapshot | Self::LeftOut { .. } | Self::Busy => None,
+            Self::UpstreamAway { .. }
+            | Self::StoreAway
+            | Self::NoSnapshot
+            | Self::LeftOut { .. }
+            | Self::Busy
+            | Self::GaveUp
+            | Self::Internal => None,
             Self::Route(_)
             | Self::Unauthenticated(_)
             | Self::InsufficientScope
+            | Self::Denied { .. }
             | Self::NoRule
             | Self::NotFound { .. }
             | Self::UpstreamDenied { .. }
@@ -141,6 +150,8 @@ fn honours_retry_after(user_agent: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use entrepot_domain::Action;
+
     use super::*;
 
     #[test]
@@ -151,5 +162,22 @@ mod tests {
         assert_eq!(error.status_and_code("containerd/1.6").0, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(error.status_and_code("").0, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn what_may_pass_is_503_with_a_time_to_come_back_and_says_what_it_is() {
+        let words = [PullError::Busy, PullError::GaveUp, PullError::Internal].map(|error| {
+            assert_eq!(error.status_and_code("").0, StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+            error.to_string()
+        });
+        assert_eq!(words.iter().filter(|word| word.contains("busy")).count(), 1, "{words:?}");
+    }
+
+    #[test]
+    fn who_may_not_have_something_fetched_is_denied_and_told_so() {
+        let error = PullError::Denied { action: Action::Fill };
+        assert_eq!(error.status_and_code(""), (StatusCode::FORBIDDEN, "DENIED"));
+        assert_eq!(error.retry_after(), None);
     }
 }

@@ -32,7 +32,7 @@ use crate::metrics::{Exchange, HttpMetrics, PullMetrics, method_name};
 use crate::outcome::Outcome;
 use crate::pull::Node;
 use crate::target::{Content, Target};
-use crate::trail::{self, Trail};
+use crate::trail::{self, Note, Noted, Trail};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -72,15 +72,16 @@ impl Edge for Server {
         response.headers_mut().extend(HeaderValue::from_str(&request_id).map(|value| (REQUEST_ID, value)));
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         tell(&span, &parts, &arrival, &response, began);
+        let noted = trail.noted();
         let view = AnswerView {
             request_id,
             begin_time,
             method: method_name(&parts.method).to_owned(),
             route: template.unwrap_or_default().to_owned(),
             client_address: arrival.client.to_string(),
-            ..answered(&response, asked.as_ref(), &trail)
+            ..answered(&response, asked.as_ref(), &noted)
         };
-        let remembered = self.answers.remember(view, began);
+        let remembered = self.answers.remember(view, noted.notes, began);
         let exchange = Exchange {
             metrics: self.requests.clone(),
             began,
@@ -162,7 +163,7 @@ impl Server {
         };
         let answer = self.node.auth.issue(&caller, &request, &snapshot)?;
         // Plain strings and a number: nothing that JSON could not hold.
-        let bytes = serde_json::to_vec(&answer).map_err(|_| PullError::Busy)?;
+        let bytes = serde_json::to_vec(&answer).map_err(|_| PullError::Internal)?;
         Ok(json(bytes.into()))
     }
 
@@ -177,7 +178,7 @@ impl Server {
             Some(url) => url.as_str().trim_end_matches('/').to_owned(),
             None => arrival.base_url(),
         };
-        trail::because(|| problem.to_string());
+        trail::note(Note::Failed(problem.clone()));
         let snapshot = self.node.control.snapshot().ok();
         let scope = repository.map(|repository| format!("repository:{repository}:pull"));
         let challenge = Challenge { base: &base, registry_id: snapshot.map(|snapshot| snapshot.registry_id), scope };
@@ -187,12 +188,11 @@ impl Server {
 
 /// The answer, if it begins soon enough. What is under way goes on: who comes back finds it.
 async fn within(answer: impl Future<Output = Result<Response<Body>, PullError>>) -> Result<Response<Body>, PullError> {
-    tokio::time::timeout(limits::ANSWER_HEAD, answer).await.unwrap_or(Err(PullError::Busy))
+    tokio::time::timeout(limits::ANSWER_HEAD, answer).await.unwrap_or(Err(PullError::GaveUp))
 }
 
 /// What is remembered of an answer besides what is known of its request.
-fn answered(response: &Response<Body>, route: Option<&Route>, trail: &Trail) -> AnswerView {
-    let noted = trail.noted();
+fn answered(response: &Response<Body>, route: Option<&Route>, noted: &Noted) -> AnswerView {
     let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
     let asked = route.and_then(Route::repository).map(ToString::to_string);
     let target = route.and_then(Route::target);
@@ -202,13 +202,13 @@ fn answered(response: &Response<Body>, route: Option<&Route>, trail: &Trail) -> 
         method: String::new(),
         route: String::new(),
         client_address: String::new(),
-        repository: noted.repository.or(asked).unwrap_or_default(),
+        repository: noted.repository.clone().or(asked).unwrap_or_default(),
         reference: target.map(|target| target.content.reference()).unwrap_or_default(),
         digest: header("docker-content-digest").unwrap_or_default(),
-        principal: noted.principal.unwrap_or_default(),
+        principal: noted.principal.clone().unwrap_or_default(),
         status: response.status().as_u16(),
         outcome: response.extensions().get().map_or("", |outcome: &Outcome| outcome.as_str()).to_owned(),
-        reasons: noted.reasons,
+        reasons: Vec::new(),
         sent_bytes: 0,
         state: AnswerState::Sending,
         duration_ms: 0,

@@ -14,7 +14,7 @@ use http_body_util::BodyExt as _;
 use serde::{Deserialize, Serialize};
 
 use crate::body::{Body, Cut};
-use crate::trail::capped;
+use crate::trail::{self, Note, capped};
 
 /// How many answers are remembered.
 const REMEMBERED: usize = 10_000;
@@ -29,6 +29,8 @@ pub(crate) struct Answers(Arc<Mutex<VecDeque<Arc<Remembered>>>>);
 pub(crate) struct Remembered {
     request_id: String,
     began: Instant,
+    /// Rendered when somebody reads the answer.
+    notes: Vec<Note>,
     view: Mutex<AnswerView>,
 }
 
@@ -71,11 +73,12 @@ pub(crate) enum AnswerState {
 
 impl Answers {
     /// Remembers an answer whose head is made.
-    pub(crate) fn remember(&self, mut view: AnswerView, began: Instant) -> Arc<Remembered> {
+    pub(crate) fn remember(&self, mut view: AnswerView, notes: Vec<Note>, began: Instant) -> Arc<Remembered> {
         for text in [&mut view.repository, &mut view.reference, &mut view.digest, &mut view.method] {
             *text = capped(std::mem::take(text), TEXT_BYTES);
         }
-        let remembered = Arc::new(Remembered { request_id: view.request_id.clone(), began, view: Mutex::new(view) });
+        let remembered =
+            Arc::new(Remembered { request_id: view.request_id.clone(), began, notes, view: Mutex::new(view) });
         let mut ring = self.lock();
         if ring.len() >= REMEMBERED {
             ring.pop_front();
@@ -89,6 +92,7 @@ impl Answers {
         // What is asked about is mostly a recent one.
         let found = self.lock().iter().rev().find(|remembered| remembered.request_id == request_id).cloned()?;
         let mut view = found.lock().clone();
+        view.reasons.splice(0..0, trail::sentences(&found.notes));
         if view.state == AnswerState::Sending {
             view.duration_ms = found.elapsed_ms();
         }
@@ -195,7 +199,7 @@ mod tests {
     fn the_last_ten_thousand_answers_are_remembered_and_no_more() {
         let answers = Answers::default();
         for number in 0..=REMEMBERED {
-            answers.remember(view(&number.to_string()), Instant::now());
+            answers.remember(view(&number.to_string()), Vec::new(), Instant::now());
         }
         assert_eq!(answers.lock().len(), REMEMBERED);
         assert!(answers.get("0").is_none());
@@ -215,7 +219,7 @@ mod tests {
             ("left", stream(vec![bytes("ab"), bytes("c")]), Some(3), 1, (2, AnswerState::Abandoned)),
             ("nothing", body::empty(), Some(7), 0, (0, AnswerState::Complete)),
         ] {
-            let mut body = answers.remember(view(name), Instant::now()).sending(body, length);
+            let mut body = answers.remember(view(name), vec![Note::BlobHere], Instant::now()).sending(body, length);
             assert_eq!(answers.get(name).map(|view| view.state), Some(AnswerState::Sending), "{name}");
             for _ in 0..takes {
                 let _ = body.frame().await;
@@ -223,6 +227,7 @@ mod tests {
             drop(body);
             let seen = answers.get(name).unwrap();
             assert_eq!((seen.sent_bytes, seen.state), expected, "{name}");
+            assert_eq!(seen.reasons[0], Note::BlobHere.to_string(), "notes are sentences once they are read");
             assert_eq!(seen.reasons.iter().any(|reason| reason.contains("why")), name == "cut");
         }
     }

@@ -16,16 +16,16 @@ use uuid::Uuid;
 use super::refusals::Question;
 use super::{ManifestKey, Resolver};
 use crate::config::limits;
-use crate::control::{FillFrom, Place};
+use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
 use crate::flight::Flights;
 use crate::repository::{Live, within_limit};
-use crate::trail;
+use crate::trail::{self, Note};
 use crate::upstream;
 
 /// What an upstream says of a manifest. Nothing of it is verified: what is pulled is.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct UpstreamHead {
     pub(crate) digest: Digest,
     pub(crate) media_type: MediaType,
     pub(crate) size_bytes: u64,
@@ -36,7 +36,7 @@ pub(crate) struct Told {
 /// What is being looked at. Clones share it.
 #[derive(Clone)]
 pub(super) struct Heads {
-    flights: Arc<Flights<ManifestKey, Result<Option<Told>, PullError>>>,
+    flights: Arc<Flights<ManifestKey, Result<Option<UpstreamHead>, PullError>>>,
     /// Tags that were looked at, by what they mean: the origin, the repository and the digest.
     tags: Cache<(Uuid, RepositoryName, Digest), (Tag, DateTime<Utc>)>,
     /// Tags that are noted as soon as another node has pulled what they mean.
@@ -60,34 +60,31 @@ impl Heads {
 impl Resolver {
     /// What the upstream says of a manifest that is not here, once for all who ask; `None` if it does not say all that
     /// clients want to know.
-    pub(super) async fn told(
+    pub(super) async fn head_from_upstream(
         &self,
-        place: &Place,
         fill: &FillFrom,
         reference: &Reference,
         asker: Option<Uuid>,
-    ) -> Result<Option<Told>, PullError> {
-        let key = (fill.origin, place.repository.clone(), reference.clone());
-        let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
+    ) -> Result<Option<UpstreamHead>, PullError> {
+        let key = (fill.origin, fill.name.clone(), reference.clone());
+        let (resolver, fill) = (self.clone(), fill.clone());
         let work_key = key.clone();
         let work = || async move {
-            let answer = resolver.said_of(&fill, &work_key.2).await;
+            let answer = resolver.request_head(&fill, &work_key.2).await;
             let question = Question::Manifest(&work_key.2);
-            resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
+            resolver.refusals.learn(&fill, question, asker, &answer).await;
             if let (Ok(Some(told)), Reference::Tag(tag)) = (&answer, &work_key.2) {
-                resolver.remember_told(&work_key, &fill, tag, told).await;
+                resolver.remember_head(&work_key, &fill, tag, told).await;
             }
             answer
         };
-        let told = self.heads.flights.join_or_start(key, work).await.ok_or(PullError::Busy)??;
-        trail::because(|| match &told {
-            Some(told) => format!("the upstream says that it means `{}`; nothing was fetched", told.digest),
-            None => "the upstream does not say enough of it without sending it".to_owned(),
-        });
+        let told = self.heads.flights.join_or_start(key, work).await.ok_or(PullError::GaveUp)??;
+        let note = told.as_ref().map(|told| Note::HeadSays(told.digest.clone()));
+        trail::note(note.unwrap_or(Note::HeadSaysTooLittle));
         Ok(told)
     }
 
-    async fn said_of(&self, fill: &FillFrom, reference: &Reference) -> Result<Option<Told>, PullError> {
+    async fn request_head(&self, fill: &FillFrom, reference: &Reference) -> Result<Option<UpstreamHead>, PullError> {
         let question = fill.source.client.describe_manifest(&fill.repository, reference);
         let said = upstream::request(fill, "HEAD", question)
             .await
@@ -100,15 +97,15 @@ impl Resolver {
         let (Some(digest), Some(media_type), Some(size_bytes)) = (digest, said.media_type, said.size_bytes) else {
             return Ok(None);
         };
-        Ok(Some(Told { digest, media_type, size_bytes, at: self.now() }))
+        Ok(Some(UpstreamHead { digest, media_type, size_bytes, at: self.now() }))
     }
 
     /// Notes a tag at once if what it means is here, or else when it comes.
-    async fn remember_told(&self, key: &ManifestKey, fill: &FillFrom, tag: &Tag, told: &Told) {
+    async fn remember_head(&self, key: &ManifestKey, fill: &FillFrom, tag: &Tag, told: &UpstreamHead) {
         let by_digest = (key.0, key.1.clone(), told.digest.clone());
         self.heads.tags.insert(by_digest.clone(), (tag.clone(), told.at)).await;
         // Looked for after that: what is pulled meanwhile is found here, or notes the tag itself.
-        if self.noted_if_there(&key.1, fill, tag, told).await {
+        if self.note_tag_if_cached(&key.1, fill, tag, told).await {
             self.heads.tags.invalidate(&by_digest).await;
             return;
         }
@@ -125,7 +122,7 @@ impl Resolver {
                 if stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                     return;
                 }
-                if resolver.noted_if_there(&name, &fill, &tag, &told).await {
+                if resolver.note_tag_if_cached(&name, &fill, &tag, &told).await {
                     return;
                 }
             }
@@ -133,24 +130,24 @@ impl Resolver {
     }
 
     /// Notes the tag that was looked at before its manifest was pulled by digest, if one was.
-    pub(super) async fn note_told(&self, place: &Place, fill: &FillFrom, digest: &Digest) {
-        let key = (fill.origin, place.repository.clone(), digest.clone());
+    pub(super) async fn note_tag_of_head(&self, fill: &FillFrom, digest: &Digest) {
+        let key = (fill.origin, fill.name.clone(), digest.clone());
         let Some((tag, at)) = self.heads.tags.remove(&key).await else { return };
-        if let Ok(Some(live)) = within_limit(self.repositories.live(&place.repository)).await {
-            self.noted_if_linked(&live, fill, &tag, (digest, at)).await;
+        if let Ok(Some(live)) = within_limit(self.repositories.live(&fill.name)).await {
+            self.note_tag_if_linked(&live, fill, &tag, (digest, at)).await;
         }
     }
 
     /// Notes what a tag means, if its repository and its manifest are here.
-    async fn noted_if_there(&self, name: &RepositoryName, fill: &FillFrom, tag: &Tag, told: &Told) -> bool {
+    async fn note_tag_if_cached(&self, name: &RepositoryName, fill: &FillFrom, tag: &Tag, told: &UpstreamHead) -> bool {
         match within_limit(self.repositories.live(name)).await {
-            Ok(Some(live)) => self.noted_if_linked(&live, fill, tag, (&told.digest, told.at)).await,
+            Ok(Some(live)) => self.note_tag_if_linked(&live, fill, tag, (&told.digest, told.at)).await,
             Ok(None) | Err(_) => false,
         }
     }
 
     /// Notes what a tag means, if its manifest is here. Whoever comes later notes it otherwise.
-    async fn noted_if_linked(
+    async fn note_tag_if_linked(
         &self,
         live: &Live,
         fill: &FillFrom,

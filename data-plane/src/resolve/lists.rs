@@ -19,17 +19,17 @@ use tracing::warn;
 use uuid::Uuid;
 
 use super::refusals::Question;
-use super::tag::why;
+use super::tag::unconfirmed_because;
 use super::turn::Turn;
-use super::{InVain, Resolver};
+use super::{RecentFailure, Resolver};
 use crate::config::limits;
-use crate::control::{FillFrom, Place};
+use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
 use crate::flight::Flights;
 use crate::lease::LeaseKey;
 use crate::outcome::Outcome;
 use crate::repository::{Live, within_limit};
-use crate::trail;
+use crate::trail::{self, Note};
 use crate::upstream;
 
 /// Something that upstreams list.
@@ -44,7 +44,7 @@ pub(super) enum What {
 #[derive(Clone)]
 pub(super) struct Lists {
     known: Cache<Key, Known>,
-    in_vain: Cache<Key, InVain>,
+    in_vain: Cache<Key, RecentFailure>,
     flights: Arc<Flights<Key, Result<Listed, PullError>>>,
 }
 
@@ -85,30 +85,24 @@ impl Lists {
 
 impl Resolver {
     /// What the upstream lists, as far as it must be asked.
-    pub(super) async fn list(
-        &self,
-        place: &Place,
-        fill: &FillFrom,
-        what: What,
-        asker: Option<Uuid>,
-    ) -> Result<Listed, Unlisted> {
-        let key = (fill.origin, place.repository.clone(), what);
+    pub(super) async fn list(&self, fill: &FillFrom, what: What, asker: Option<Uuid>) -> Result<Listed, Unlisted> {
+        let key = (fill.origin, fill.name.clone(), what);
         let known = self.known(&key, fill).await;
         if let Some(known) = known.as_ref().filter(|known| self.is_current(known, &key.2, fill)) {
-            trail::because(|| format!("the upstream listed this {} ago", trail::ago(known.listed, self.now())));
+            trail::note(Note::Listed { age: trail::age(known.listed, self.now()) });
             return Ok(known.served(Outcome::Hit));
         }
         let vain = if known.is_some() { self.lists.in_vain.get(&key).await } else { None };
         let error = match vain.filter(|vain| vain.until > self.now()) {
             Some(vain) => vain.error,
-            None => match self.list_anew(&key, place, fill, known.is_some(), asker).await {
+            None => match self.list_anew(&key, fill, known.is_some(), asker).await {
                 Ok(listed) => return Ok(listed),
                 Err(error) => error,
             },
         };
-        trail::because(|| format!("the upstream does not list this now: {error}"));
+        trail::note(Note::NotListed(error.clone()));
         let listed = known.as_ref().map(|known| known.listed);
-        match (fill.rule.freshness.remedy(why(&error), listed, self.now()), known) {
+        match (fill.rule.freshness.remedy(unconfirmed_because(&error), listed, self.now()), known) {
             (Remedy::ServeStale, Some(known)) => Ok(known.served(Outcome::Stale)),
             (Remedy::ServeStale, None) => Err(Unlisted::Unknown(error)),
             (Remedy::TooStale { max_stale }, Some(_)) => {
@@ -148,19 +142,17 @@ impl Resolver {
     async fn list_anew(
         &self,
         key: &Key,
-        place: &Place,
         fill: &FillFrom,
         is_known: bool,
         asker: Option<Uuid>,
     ) -> Result<Listed, PullError> {
         if !is_known {
-            self.refusals.remembered(&place.repository, fill, key.2.question()).await?;
+            self.refusals.remembered(fill, key.2.question()).await?;
         }
         let (resolver, fill, work_key) = (self.clone(), fill.clone(), key.clone());
         let work = || async move { resolver.list_in_turn(&work_key, &fill, asker).await };
-        let listed = self.lists.flights.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)??;
-        let who = if listed.outcome == Outcome::Follow { "by another node" } else { "by this node" };
-        trail::because(|| format!("the upstream was asked for it, {who}"));
+        let listed = self.lists.flights.join_or_start(key.clone(), work).await.ok_or(PullError::GaveUp)??;
+        trail::note(Note::ListedNow { by_us: listed.outcome != Outcome::Follow });
         Ok(listed)
     }
 
@@ -185,7 +177,7 @@ impl Resolver {
             }
         };
         let listed = what.ask(fill).await;
-        self.refusals.learn(repository, fill, what.question(), asker, &listed).await;
+        self.refusals.learn(fill, what.question(), asker, &listed).await;
         let listed = match listed {
             Ok(entries) => {
                 let known = Known { entries: entries.into(), listed: self.now() };
@@ -196,7 +188,7 @@ impl Resolver {
             }
             Err(error) => {
                 let until = self.now() + limits::REVALIDATE_BACKOFF;
-                self.lists.in_vain.insert(key.clone(), InVain { error: error.clone(), until }).await;
+                self.lists.in_vain.insert(key.clone(), RecentFailure { error: error.clone(), until }).await;
                 Err(error)
             }
         };

@@ -13,19 +13,20 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
-use super::head::Told;
 use super::refusals::Question;
 use super::tag::{Stale, gone};
 use super::turn::Turn;
-use super::{Resolver, Trust};
+use super::{Content, Resolver, Trust, Want};
+use crate::auth::Asker;
 use crate::config::limits;
-use crate::control::{FillFrom, Place};
+use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
 use crate::failpoint;
 use crate::lease::{Lease, LeaseKey};
 use crate::outcome::Outcome;
-use crate::repository::{Live, Verified, within_limit};
-use crate::trail::{self, Trail};
+use crate::place::{Kind, Place};
+use crate::repository::{Verified, within_limit};
+use crate::trail::{self, Note, Trail};
 use crate::upstream;
 
 /// A manifest, in hand.
@@ -41,108 +42,92 @@ pub(crate) struct Resolved {
     pub(crate) validated: Option<DateTime<Utc>>,
 }
 
-/// What is known of a manifest.
-#[derive(Clone, Debug)]
-pub(crate) enum Described {
-    /// The manifest itself.
-    Here(Resolved),
-    /// What its upstream says of it.
-    Told(Told),
-}
-
 /// What the records have for a reference.
-pub(super) enum Held {
+pub(crate) enum Cached {
     /// All that is needed.
     Fresh(Resolved),
     /// A tag that the upstream should confirm.
     Stale(Box<Stale>),
     /// A tag that the upstream had no more a moment ago, and that was dropped.
     Gone,
-    /// Nothing; whether there is a repository is known all the same.
-    Nothing(Option<Live>),
+    /// Nothing.
+    Nothing,
 }
 
 impl Resolver {
-    /// The manifest that `reference` means in `place` now.
-    pub(crate) async fn manifest(
-        &self,
-        place: &Place,
-        reference: &Reference,
-        asker: Option<Uuid>,
-    ) -> Result<Resolved, PullError> {
-        let held = self.held(place, reference, Trust::Rule(None)).await?;
-        self.served(held, place, reference, asker).await
-    }
-
-    /// What is said of the manifest that `reference` means in `place` now, to who does not want the manifest itself.
-    ///
-    /// What is not here is not fetched for that: many look at tags that they never pull, and upstreams count GETs.
-    pub(crate) async fn describe(
-        &self,
-        place: &Place,
-        reference: &Reference,
-        asker: Option<Uuid>,
-    ) -> Result<Described, PullError> {
-        match (self.held(place, reference, Trust::Rule(None)).await?, &place.fill) {
-            (Held::Nothing(_), Some(fill)) => {
-                self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
-                if let Some(told) = self.told(place, fill, reference, asker).await? {
-                    return Ok(Described::Told(told));
-                }
-                self.asked(place, fill, reference, asker).await.map(Described::Here)
-            }
-            (held, _) => self.served(held, place, reference, asker).await.map(Described::Here),
+    /// The manifest that `reference` means in `place` now, for the node's own sake.
+    pub(super) async fn manifest(&self, place: &Place, reference: &Reference) -> Result<Resolved, PullError> {
+        let cached = self.read_cached(place, reference, Trust::Rule(None)).await?;
+        match self.fill_manifest(place, reference, cached, Want::Bytes, &Asker::NODE).await? {
+            Content::Manifest(manifest) => Ok(manifest),
+            Content::ManifestHead(_) | Content::Blob(_) => Err(PullError::Internal),
         }
     }
 
     /// What is served of what the records have, or in its place.
-    async fn served(
+    ///
+    /// For who wants no bytes, what is not here is not fetched: many look at tags that they never pull, and upstreams
+    /// count GETs.
+    pub(super) async fn fill_manifest(
         &self,
-        held: Held,
         place: &Place,
         reference: &Reference,
-        asker: Option<Uuid>,
-    ) -> Result<Resolved, PullError> {
-        match (held, &place.fill) {
-            (Held::Fresh(resolved), _) => Ok(resolved),
-            (Held::Stale(stale), None) => {
-                trail::because(|| "no rule covers this name: what is cached is served, and never confirmed".to_owned());
+        cached: Cached,
+        want: Want,
+        asker: &Asker,
+    ) -> Result<Content, PullError> {
+        let manifest = match (cached, place.fill()) {
+            (Cached::Fresh(manifest), _) => Ok(manifest),
+            (Cached::Stale(stale), None) => {
+                if matches!(place.kind, Kind::Unknown) {
+                    trail::note(Note::NoRuleForContent);
+                }
                 Ok(stale.resolved)
             }
-            (Held::Gone | Held::Nothing(Some(_)), None) => {
+            (Cached::Gone | Cached::Nothing, None) if place.live.is_some() => {
                 Err(place.unfilled(PullError::NotFound { asked: Asked::Manifest, rule: None }))
             }
-            (Held::Nothing(None), None) => Err(place.unfilled(PullError::NoRule)),
-            (Held::Gone, Some(fill)) => Err(gone(fill)),
-            (Held::Stale(stale), Some(fill)) if stale.decision == Decision::ServeThenAsk => {
-                self.serve_then_ask(place, fill, *stale, asker).await
+            (Cached::Gone | Cached::Nothing, None) => Err(place.unfilled(PullError::NoRule)),
+            (Cached::Gone, Some(fill)) => Err(gone(fill)),
+            (Cached::Stale(stale), Some(fill)) => match asker.may_fill() {
+                // The rule says what is served while nobody confirms it.
+                Err(denied) => self.apply_remedy(fill, *stale, denied).await,
+                Ok(()) if stale.decision == Decision::ServeThenAsk => {
+                    self.serve_then_ask(fill, *stale, asker.principal).await
+                }
+                Ok(()) => self.from_upstream(fill, reference, asker.principal).await,
+            },
+            (Cached::Nothing, Some(fill)) => {
+                asker.may_fill()?;
+                self.refusals.remembered(fill, Question::Manifest(reference)).await?;
+                if want == Want::Presence
+                    && let Some(head) = self.head_from_upstream(fill, reference, asker.principal).await?
+                {
+                    return Ok(Content::ManifestHead(head));
+                }
+                self.from_upstream(fill, reference, asker.principal).await
             }
-            (Held::Stale(_), Some(fill)) => self.asked(place, fill, reference, asker).await,
-            (Held::Nothing(_), Some(fill)) => {
-                self.refusals.remembered(&place.repository, fill, Question::Manifest(reference)).await?;
-                self.asked(place, fill, reference, asker).await
-            }
-        }
+        };
+        manifest.map(Content::Manifest)
     }
 
     /// What comes of asking the upstream, which is done once for all who wait for it.
-    pub(super) async fn asked(
+    pub(super) async fn from_upstream(
         &self,
-        place: &Place,
         fill: &FillFrom,
         reference: &Reference,
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
-        let key = (fill.origin, place.repository.clone(), reference.clone());
+        let key = (fill.origin, fill.name.clone(), reference.clone());
         loop {
             let mut is_ours = false;
             let work = || {
                 is_ours = true;
-                self.asking(key.clone(), place, fill, asker)
+                self.flight(key.clone(), fill, asker)
             };
-            let (answer, reasons) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)?;
+            let (answer, reasons) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::GaveUp)?;
             if !is_ours {
-                trail::because(|| "another pull was asking the upstream for the same: waited with it".to_owned());
+                trail::note(Note::WaitedForPull);
             }
             trail::take_over(&reasons);
             // A sync had to leave what is left of the budget to others; a pull is one of them.
@@ -153,60 +138,64 @@ impl Resolver {
         }
     }
 
-    /// Asks the upstream, for all who wait, and for its own sake.
-    pub(super) fn asking(
+    /// The work that asks the upstream for all who wait, and goes on when they have gone.
+    pub(super) fn flight(
         &self,
         key: super::ManifestKey,
-        place: &Place,
         fill: &FillFrom,
         asker: Option<Uuid>,
     ) -> impl Future<Output = super::Resolution> + Send + use<> {
-        let (resolver, place, fill) = (self.clone(), place.clone(), fill.clone());
+        let (resolver, fill) = (self.clone(), fill.clone());
         Trail::of(async move {
-            let answer = resolver.ask(&key, &place, &fill).await;
+            let answer = resolver.resolve_anew(&key, &fill).await;
             // Before the flight ends, so that whoever comes then knows.
             let question = Question::Manifest(&key.2);
-            resolver.refusals.learn(&place.repository, &fill, question, asker, &answer).await;
+            resolver.refusals.learn(&fill, question, asker, &answer).await;
             answer
         })
     }
 
     /// What the records have.
-    pub(super) async fn held(&self, place: &Place, reference: &Reference, trust: Trust) -> Result<Held, PullError> {
-        let fill = place.fill.as_ref();
+    pub(super) async fn read_cached(
+        &self,
+        place: &Place,
+        reference: &Reference,
+        trust: Trust,
+    ) -> Result<Cached, PullError> {
+        let fill = place.fill();
         within_limit(async {
-            let Some(live) = self.repositories.live(&place.repository).await? else {
-                trail::because(|| format!("there was no repository `{}`", place.repository));
-                return Ok(Held::Nothing(None));
+            let Some(live) = &place.live else {
+                trail::note(Note::NoRepository(place.repository.clone()));
+                return Ok(Cached::Nothing);
             };
             let (digest, tag, validated, revision) = match reference {
                 Reference::Digest(digest) => (digest.clone(), None, None, 0),
-                Reference::Tag(tag) => match self.repositories.tag(&live, tag, fill).await? {
+                Reference::Tag(tag) => match self.repositories.tag(live, tag, fill).await? {
                     Some(TagRecord { digest: Some(digest), validate_time, revision, .. }) => {
                         (digest, Some(tag), validate_time, revision)
                     }
                     Some(TagRecord { digest: None, validate_time, .. }) if self.is_just_gone(validate_time, trust) => {
-                        trail::because(|| format!("the upstream had tag `{tag}` no more a moment ago"));
-                        return Ok(Held::Gone);
+                        trail::note(Note::TagJustGone(tag.clone()));
+                        return Ok(Cached::Gone);
                     }
                     Some(_) | None => {
-                        trail::because(|| format!("tag `{tag}` was not known in this repository under its rule"));
-                        return Ok(Held::Nothing(Some(live)));
+                        trail::note(Note::TagUnknown(tag.clone()));
+                        return Ok(Cached::Nothing);
                     }
                 },
             };
-            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, &live, tag, validated, trust));
-            let Some(link) = self.repositories.manifest_link(&live, &digest, fill).await? else {
-                trail::because(|| format!("no link to manifest `{digest}` in this repository under its rule"));
-                return Ok(Held::Nothing(Some(live)));
+            let decision = tag.map_or(Decision::Serve, |tag| self.decision(place, live, tag, validated, trust));
+            let Some(link) = self.repositories.manifest_link(live, &digest, fill).await? else {
+                trail::note(Note::ManifestUnlinked(digest.clone()));
+                return Ok(Cached::Nothing);
             };
-            let Some(media_type) = link.media_type.known() else { return Ok(Held::Nothing(Some(live))) };
+            let Some(media_type) = link.media_type.known() else { return Ok(Cached::Nothing) };
             // A link whose content is missing is a miss, and heals.
-            let Some(bytes) = self.repositories.manifest_bytes(&live, &digest, &link).await? else {
-                trail::because(|| format!("manifest `{digest}` is linked, but was not in the store"));
-                return Ok(Held::Nothing(Some(live)));
+            let Some(bytes) = self.repositories.manifest_bytes(live, &digest, &link).await? else {
+                trail::note(Note::ManifestLost(digest.clone()));
+                return Ok(Cached::Nothing);
             };
-            trail::because(|| format!("manifest `{digest}` is linked in this repository, and was in the store"));
+            trail::note(Note::ManifestHere(digest.clone()));
             let resolved = Resolved {
                 digest,
                 media_type,
@@ -216,30 +205,36 @@ impl Resolver {
                 validated,
             };
             Ok(match tag.filter(|_| decision != Decision::Serve) {
-                None => Held::Fresh(resolved),
-                Some(tag) => Held::Stale(Box::new(Stale { tag: tag.clone(), resolved, live, decision, revision })),
+                None => Cached::Fresh(resolved),
+                Some(tag) => {
+                    let (tag, live) = (tag.clone(), live.clone());
+                    Cached::Stale(Box::new(Stale { tag, resolved, live, decision, revision }))
+                }
             })
         })
         .await
     }
 
     /// Asks the upstream, or lets another node do it.
-    async fn ask(&self, key: &super::ManifestKey, place: &Place, fill: &FillFrom) -> Result<Resolved, PullError> {
+    async fn resolve_anew(&self, key: &super::ManifestKey, fill: &FillFrom) -> Result<Resolved, PullError> {
         let (reference, began) = (&key.2, self.now());
-        let in_vain = self.asked_in_vain(key).await;
+        let in_vain = self.recent_failure(key).await;
         let (held, lease) = match in_vain {
-            Some(_) => (self.held(place, reference, Trust::Rule(Some(began))).await?, None),
-            None => self.coordinated(place, fill, reference, Trust::Rule(Some(began))).await?,
+            Some(_) => {
+                let place = self.reread(fill).await?;
+                (self.read_cached(&place, reference, Trust::Rule(Some(began))).await?, None)
+            }
+            None => self.claim_and_read(fill, reference, Trust::Rule(Some(began))).await?,
         };
         failpoint::hit("manifest.after_claim");
         let answer = match (held, in_vain) {
-            (Held::Fresh(resolved), _) => Ok(resolved),
-            (Held::Gone, _) => Err(gone(fill)),
-            (Held::Nothing(_), _) => self.fetch(place, fill, reference, None).await,
-            (Held::Stale(stale), None) => self.refresh(key, place, fill, *stale).await,
-            (Held::Stale(stale), Some(error)) => {
-                trail::because(|| "the upstream could not confirm the tag a moment ago, and was left alone".to_owned());
-                self.unconfirmed(place, fill, *stale, error).await
+            (Cached::Fresh(resolved), _) => Ok(resolved),
+            (Cached::Gone, _) => Err(gone(fill)),
+            (Cached::Nothing, _) => self.fetch(fill, reference, None).await,
+            (Cached::Stale(stale), None) => self.refresh(key, fill, *stale).await,
+            (Cached::Stale(stale), Some(error)) => {
+                trail::note(Note::UpstreamLeftAlone);
+                self.apply_remedy(fill, *stale, error).await
             }
         };
         failpoint::hit("manifest.before_release");
@@ -252,21 +247,21 @@ impl Resolver {
     /// Of all nodes that want the same, one gets the lease. It looks after that, since another may have been faster.
     /// The others wait until it has done that, and look at what it has written; one of them takes its place if it is
     /// lost, or has failed.
-    pub(super) async fn coordinated(
+    pub(super) async fn claim_and_read(
         &self,
-        place: &Place,
         fill: &FillFrom,
         reference: &Reference,
         trust: Trust,
-    ) -> Result<(Held, Option<Lease>), PullError> {
-        let key = LeaseKey::reference(fill.origin, &place.repository, reference);
+    ) -> Result<(Cached, Option<Lease>), PullError> {
+        let key = LeaseKey::reference(fill.origin, &fill.name, reference);
         let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
         loop {
             let turn = self.turn(&key, &mut lost, limit).await;
-            let held = self.held(place, reference, trust).await?;
+            let place = self.reread(fill).await?;
+            let held = self.read_cached(&place, reference, trust).await?;
             match turn {
                 Turn::Ours(lease) => return Ok((held, lease)),
-                Turn::Theirs if matches!(held, Held::Fresh(_) | Held::Gone) => return Ok((held, None)),
+                Turn::Theirs if matches!(held, Cached::Fresh(_) | Cached::Gone) => return Ok((held, None)),
                 Turn::Theirs => {}
             }
         }
@@ -275,7 +270,6 @@ impl Resolver {
     /// Fetches a manifest, verifies it, stores it and makes it visible. `known` is what a tag means, where that is known.
     pub(super) async fn fetch(
         &self,
-        place: &Place,
         fill: &FillFrom,
         reference: &Reference,
         known: Option<&Digest>,
@@ -284,19 +278,18 @@ impl Resolver {
             Reference::Digest(_) => None,
             Reference::Tag(tag) => Some(tag),
         };
-        self.fetch_as(place, fill, reference, known, tag).await
+        self.fetch_as(fill, reference, known, tag).await
     }
 
     /// Fetches a manifest, verifies it, stores it and makes it visible: by its digest, and by `tag` where there is one.
     pub(super) async fn fetch_as(
         &self,
-        place: &Place,
         fill: &FillFrom,
         reference: &Reference,
         known: Option<&Digest>,
         tag: Option<&Tag>,
     ) -> Result<Resolved, PullError> {
-        let _turn = self.fills.turn().await?;
+        let _turn = self.fills.manifest_turn().await?;
         let client = fill.client();
         let question = client.manifest_known_as(&fill.repository, reference, known);
         let asked = self.now();
@@ -311,21 +304,21 @@ impl Resolver {
             .map_err(|error| bad_manifest(fill, &error))?;
         let verified = Verified { digest, bytes: fetched.bytes, manifest };
 
-        let commit = self.repositories.commit_manifest(&place.repository, fill, &verified, tag.map(|tag| (tag, asked)));
-        let incarnation = within_limit(commit).instrument(info_span!("fill.commit")).await.ok().flatten();
+        let commit = self.repositories.commit_manifest(&fill.name, fill, &verified, tag.map(|tag| (tag, asked)));
+        let committed = within_limit(commit).instrument(info_span!("fill.commit")).await;
+        // The client gets what was verified all the same.
+        let incarnation = committed.inspect_err(|_| self.fills.metrics().commit_failed("manifest")).ok().flatten();
         if tag.is_none() && incarnation.is_some() {
-            self.note_told(place, fill, &verified.digest).await;
+            self.note_tag_of_head(fill, &verified.digest).await;
         }
         info!(
-            repository.name = %place.repository, content.digest = %verified.digest, rule.name = %fill.rule.id,
+            repository.name = %fill.name, content.digest = %verified.digest, rule.name = %fill.rule.id,
             size_bytes = verified.bytes.len(), stored = incarnation.is_some(),
-            "fetched manifest `{}` of `{}`", verified.digest, place.repository
+            "fetched manifest `{}` of `{}`", verified.digest, fill.name
         );
-        trail::because(|| {
-            let (upstream, stored) =
-                (&fill.source.upstream.id, if incarnation.is_some() { "" } else { ", not stored" });
-            format!("fetched from upstream `{upstream}`, repository `{}`{stored}", fill.repository)
-        });
+        let upstream = fill.source.upstream.id.clone();
+        let is_stored = incarnation.is_some();
+        trail::note(Note::Fetched { upstream, repository: fill.repository.clone(), is_stored });
         Ok(Resolved {
             digest: verified.digest,
             media_type: verified.manifest.media_type,

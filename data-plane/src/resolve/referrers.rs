@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use super::Resolver;
 use super::lists::{Unlisted, What};
-use crate::control::Place;
 use crate::error::PullError;
 use crate::outcome::Outcome;
+use crate::place::Place;
 use crate::repository::within_limit;
-use crate::trail;
+use crate::trail::{self, Note};
 
 /// The manifests that refer to one.
 #[derive(Clone, Debug)]
@@ -32,13 +32,13 @@ impl Resolver {
         subject: &Digest,
         asker: Option<Uuid>,
     ) -> Result<ReferrerList, PullError> {
-        let Some(fill) = &place.fill else {
-            trail::because(|| "no rule covers this name: the referrers that are cached are listed".to_owned());
+        let Some(fill) = place.fill() else {
+            trail::note(Note::NoRuleForReferrers);
             let referrers =
                 self.cached_referrers(place, subject).await?.ok_or_else(|| place.unfilled(PullError::NoRule))?;
             return Ok(ReferrerList { referrers, outcome: Outcome::Hit, listed: None });
         };
-        match self.list(place, fill, What::Referrers(subject.clone()), asker).await {
+        match self.list(fill, What::Referrers(subject.clone()), asker).await {
             Ok(list) => {
                 let listed: Vec<_> = list.entries.iter().filter_map(|entry| Referrer::read(entry).ok()).collect();
                 // What the upstream has just said is all that there is. What it said once may have been added to.
@@ -55,7 +55,7 @@ impl Resolver {
                 if referrers.is_empty() {
                     return Err(error);
                 }
-                trail::because(|| "the referrers that are cached are listed in its place".to_owned());
+                trail::note(Note::CachedReferrersListed);
                 Ok(ReferrerList { referrers, outcome: Outcome::Stale, listed: None })
             }
         }
@@ -63,11 +63,7 @@ impl Resolver {
 
     /// The cached manifests that refer to it; `None` if there is no such repository.
     async fn cached_referrers(&self, place: &Place, subject: &Digest) -> Result<Option<Vec<Referrer>>, PullError> {
-        let fill = place.fill.as_ref();
-        within_limit(async {
-            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            self.repositories.cached_referrers(&live, subject, fill).await.map(Some)
-        })
-        .await
+        let Some(live) = &place.live else { return Ok(None) };
+        within_limit(self.repositories.cached_referrers(live, subject, place.fill())).await.map(Some)
     }
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
-use crate::trail;
+use crate::trail::{self, Note};
 
 /// Refusals that are remembered. Clones share them.
 #[derive(Clone)]
@@ -105,22 +105,12 @@ impl Refusals {
     }
 
     /// The error that this question was answered with a moment ago.
-    pub(super) async fn remembered(
-        &self,
-        repository: &RepositoryName,
-        fill: &FillFrom,
-        question: Question<'_>,
-    ) -> Result<(), PullError> {
+    pub(super) async fn remembered(&self, fill: &FillFrom, question: Question<'_>) -> Result<(), PullError> {
         for what in [What::All, What::of(question)] {
-            let entry = self.entries.get(&Key::new(repository, fill, what)).await;
+            let entry = self.entries.get(&Key::new(fill, what)).await;
             if let Some(entry) = entry.filter(|entry| entry.until > self.clock.now()) {
                 self.answered.add(1, &[KeyValue::new("reason", entry.refusal.as_str())]);
-                trail::because(|| {
-                    format!(
-                        "the upstream refused it a moment ago, and is not asked until {}",
-                        entry.until.format("%FT%TZ")
-                    )
-                });
+                trail::note(Note::RefusedUntil(entry.until));
                 return Err(entry.error);
             }
         }
@@ -130,13 +120,12 @@ impl Refusals {
     /// Takes in how a question to the upstream has ended.
     pub(super) async fn learn<T>(
         &self,
-        repository: &RepositoryName,
         fill: &FillFrom,
         question: Question<'_>,
         asker: Option<Uuid>,
         answer: &Result<T, PullError>,
     ) {
-        let key = |what| Key::new(repository, fill, what);
+        let key = |what| Key::new(fill, what);
         let Err(error) = answer else {
             // Only tags and repositories come to be.
             if let Question::Manifest(Reference::Tag(_)) | Question::Tags | Question::Referrers(_) = question {
@@ -177,9 +166,9 @@ impl What {
 }
 
 impl Key {
-    fn new(repository: &RepositoryName, fill: &FillFrom, what: What) -> Self {
+    fn new(fill: &FillFrom, what: What) -> Self {
         let upstream = &fill.source.upstream;
-        Self { origin: fill.origin, upstream: (upstream.uid, upstream.revision), repository: repository.clone(), what }
+        Self { origin: fill.origin, upstream: (upstream.uid, upstream.revision), repository: fill.name.clone(), what }
     }
 }
 
@@ -205,6 +194,7 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::Route(_)
         | PullError::Unauthenticated(_)
         | PullError::InsufficientScope
+        | PullError::Denied { .. }
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::UpstreamThrottled { .. }
@@ -214,7 +204,9 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::StoreAway
         | PullError::NoSnapshot
         | PullError::LeftOut { .. }
-        | PullError::Busy => None,
+        | PullError::Busy
+        | PullError::GaveUp
+        | PullError::Internal => None,
     }
 }
 

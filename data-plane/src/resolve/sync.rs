@@ -19,14 +19,15 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Semaphore;
 use tracing::info;
 
-use super::manifest::{Held, bad_manifest};
-use super::tag::{Said, Stale, gone, why};
-use super::{Blob, Resolved, Resolver, Trust, Want};
+use super::manifest::{Cached, bad_manifest};
+use super::tag::{Said, Stale, gone, unconfirmed_because};
+use super::{Blob, Resolved, Resolver, Trust};
 use crate::config::limits;
-use crate::control::{FillFrom, Place};
+use crate::control::{FillFrom, Location};
 use crate::error::{Asked, PullError};
 use crate::failpoint;
 use crate::outcome::Outcome;
+use crate::place::Place;
 use crate::repository::within_limit;
 use crate::trail::Trail;
 
@@ -106,15 +107,15 @@ impl Resolver {
     /// whatever the window says.
     pub(crate) async fn sync(
         &self,
-        place: &Place,
+        location: Location,
         tag: &Tag,
         known: Option<DateTime<Utc>>,
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
         let began = self.now();
-        let fill = place.fill.as_ref().ok_or_else(|| place.unfilled(PullError::NoRule))?;
-        let live = within_limit(self.repositories.live(&place.repository)).await?;
-        if live.is_none() {
+        let place = &Place::find(location, &self.repositories).await?;
+        let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
+        if place.live.is_none() {
             return Err(PullError::NotFound { asked: Asked::Repository, rule: None });
         }
         let from = self.meant(place, tag).await?;
@@ -133,17 +134,18 @@ impl Resolver {
     /// not asked for.
     pub(crate) async fn warm(
         &self,
-        place: &Place,
+        location: Location,
         reference: &Reference,
         platforms: &[String],
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
-        let fill = place.fill.as_ref().ok_or_else(|| place.unfilled(PullError::NoRule))?;
+        let place = &Place::find(location, &self.repositories).await?;
+        let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let from = match reference {
             Reference::Tag(tag) => self.meant(place, tag).await?,
             Reference::Digest(digest) => {
-                let held = self.held(place, reference, Trust::Rule(None)).await?;
-                matches!(held, Held::Fresh(_)).then(|| digest.clone())
+                let held = self.read_cached(place, reference, Trust::Rule(None)).await?;
+                matches!(held, Cached::Fresh(_)).then(|| digest.clone())
             }
         };
         let platforms = match (platforms, &from) {
@@ -197,12 +199,12 @@ impl Resolver {
                 }
                 // A pull was faster.
                 Look::Valid(resolved) => {
-                    self.whole(place, fill, &resolved, platforms, ahead).await?;
+                    self.whole(fill, &resolved, platforms, ahead).await?;
                     return Ok(Synced::Moved { from, to: resolved.digest });
                 }
                 Look::Moved { base, to, said } => {
                     failpoint::hit("sync.before_content");
-                    self.whole(place, fill, &to, platforms, ahead).await?;
+                    self.whole(fill, &to, platforms, ahead).await?;
                     if self.moves(place, fill, tag, base, (&to, said)).await? {
                         info!(
                             repository.name = %place.repository, tag.name = %tag, content.digest = %to.digest,
@@ -213,7 +215,7 @@ impl Resolver {
                 }
             }
         }
-        Err(PullError::Busy)
+        Err(PullError::GaveUp)
     }
 
     /// Looks at a tag, and asks the upstream unless it is trusted: once for all who wait, pulls among them.
@@ -226,13 +228,13 @@ impl Resolver {
                 let (key, seen) = (key.clone(), seen.clone());
                 Trail::of(async move { resolver.look_for_all(&key, &place, &fill, &tag, (trust, &seen)).await })
             };
-            let (_, _) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::Busy)?;
+            let (_, _) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::GaveUp)?;
             if let Some(look) = seen.lock().unwrap_or_else(PoisonError::into_inner).take() {
                 return look;
             }
             // A pull had asked already: the records tell what came of it, and whether that is new enough.
         }
-        Err(PullError::Busy)
+        Err(PullError::GaveUp)
     }
 
     /// Looks for a sync, which is told by `seen`, and for pulls that have joined, which get what they are given.
@@ -247,7 +249,7 @@ impl Resolver {
         let see = |look: Result<Look, PullError>| {
             *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
         };
-        let coordinated = self.coordinated(place, fill, &key.2, trust).await;
+        let coordinated = self.claim_and_read(fill, &key.2, trust).await;
         let (held, lease) = match coordinated {
             Ok(coordinated) => coordinated,
             Err(error) => {
@@ -256,16 +258,16 @@ impl Resolver {
             }
         };
         let answer = match held {
-            Held::Fresh(resolved) => {
+            Cached::Fresh(resolved) => {
                 see(Ok(Look::Valid(resolved.clone())));
                 Ok(resolved)
             }
-            Held::Gone => {
+            Cached::Gone => {
                 see(Ok(Look::Deleted));
                 Err(gone(fill))
             }
-            Held::Stale(stale) => self.look_at_stale(key, place, fill, *stale, see).await,
-            Held::Nothing(_) => {
+            Cached::Stale(stale) => self.look_at_stale(key, place, fill, *stale, see).await,
+            Cached::Nothing => {
                 let looked = async {
                     let base = within_limit(self.repositories.tag_revision(&place.repository, tag)).await?;
                     let to = self.untagged(place, fill, tag, None, None).await?;
@@ -296,7 +298,7 @@ impl Resolver {
         stale: Stale,
         see: impl FnOnce(Result<Look, PullError>),
     ) -> Result<Resolved, PullError> {
-        let said = match self.confirmed(place, fill, &stale).await {
+        let said = match self.confirm_tag(fill, &stale).await {
             Ok(Said::Other(said)) => {
                 let known = said.clone().unwrap_or_else(|| stale.resolved.digest.clone());
                 self.untagged(place, fill, &stale.tag, said, Some(&known)).await
@@ -308,7 +310,7 @@ impl Resolver {
             // An upstream that does not answer HEAD shows by GET that nothing has changed.
             Ok(same) if same.digest == stale.resolved.digest => {
                 let is_noted = same.outcome == Outcome::Revalidated;
-                let resolved = if is_noted { same } else { self.note_confirmed(place, fill, &stale).await };
+                let resolved = if is_noted { same } else { self.note_confirmed(fill, &stale).await };
                 self.unconfirmed.invalidate(key).await;
                 see(Ok(Look::Valid(resolved.clone())));
                 Ok(resolved)
@@ -323,11 +325,11 @@ impl Resolver {
                 Err(error)
             }
             Err(error) => {
-                match why(&error) {
+                match unconfirmed_because(&error) {
                     Unconfirmed::Deleted => see(Ok(Look::Deleted)),
                     Unconfirmed::Denied | Unconfirmed::Away => see(Err(error.clone())),
                 }
-                self.asked_and_failed(key, place, fill, stale, error).await
+                self.remember_failure(key, fill, stale, error).await
             }
         }
     }
@@ -342,11 +344,11 @@ impl Resolver {
         known: Option<&Digest>,
     ) -> Result<Resolved, PullError> {
         if let Some(digest) = said
-            && let Held::Fresh(held) = self.held(place, &Reference::Digest(digest), Trust::Rule(None)).await?
+            && let Cached::Fresh(held) = self.read_cached(place, &Reference::Digest(digest), Trust::Rule(None)).await?
         {
             return Ok(Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held });
         }
-        self.fetch_as(place, fill, &Reference::Tag(tag.clone()), known, None).await
+        self.fetch_as(fill, &Reference::Tag(tag.clone()), known, None).await
     }
 
     /// Replaces a tag's record, unless somebody else has; says whether it did.
@@ -371,32 +373,26 @@ impl Resolver {
 
     /// What a tag means here, if it is known.
     async fn meant(&self, place: &Place, tag: &Tag) -> Result<Option<Digest>, PullError> {
-        let fill = place.fill.as_ref();
-        within_limit(async {
-            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            Ok(self.repositories.tag(&live, tag, fill).await?.and_then(|record| record.digest))
-        })
-        .await
+        let Some(live) = &place.live else { return Ok(None) };
+        let record = within_limit(self.repositories.tag(live, tag, place.fill())).await?;
+        Ok(record.and_then(|record| record.digest))
     }
 
     /// For which platforms an index is cached. All, if it is none.
     async fn platforms_of(&self, place: &Place, digest: &Digest) -> Result<Platforms, PullError> {
-        let held = self.held(place, &Reference::Digest(digest.clone()), Trust::Rule(None)).await?;
-        let Held::Fresh(resolved) = held else { return Ok(Platforms::All) };
+        let held = self.read_cached(place, &Reference::Digest(digest.clone()), Trust::Rule(None)).await?;
+        let Cached::Fresh(resolved) = held else { return Ok(Platforms::All) };
         let Ok(manifest) = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes) else {
             return Ok(Platforms::All);
         };
         if !manifest.media_type.is_index() {
             return Ok(Platforms::All);
         }
-        let fill = place.fill.as_ref();
-        let Some(live) = within_limit(self.repositories.live(&place.repository)).await? else {
-            return Ok(Platforms::All);
-        };
+        let Some(live) = &place.live else { return Ok(Platforms::All) };
         let mut cached = Vec::new();
         for child in &manifest.children {
             let (Some(digest), Some(platform)) = (&child.digest, &child.platform) else { continue };
-            if within_limit(self.repositories.manifest_link(&live, digest, fill)).await?.is_some() {
+            if within_limit(self.repositories.manifest_link(live, digest, place.fill())).await?.is_some() {
                 cached.push(platform.clone());
             }
         }
@@ -411,21 +407,22 @@ impl Resolver {
         platforms: &Platforms,
         ahead: &Ahead,
     ) -> Result<(), PullError> {
-        let fill = place.fill.as_ref().ok_or_else(|| place.unfilled(PullError::NoRule))?;
-        let resolved = self.manifest(place, &Reference::Digest(digest.clone()), None).await?;
-        self.whole(place, fill, &resolved, platforms, ahead).await
+        let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
+        let resolved = self.manifest(place, &Reference::Digest(digest.clone())).await?;
+        self.whole(fill, &resolved, platforms, ahead).await
     }
 
     /// Fetches what an image consists of, as far as it is not here: of an index those for the platforms, each with its
     /// configuration and layers.
     async fn whole(
         &self,
-        place: &Place,
         fill: &FillFrom,
         image: &Resolved,
         platforms: &Platforms,
         ahead: &Ahead,
     ) -> Result<(), PullError> {
+        // The first manifest may have created the repository.
+        let place = &Place::reread(fill, &self.repositories).await?;
         let mut blobs: HashMap<Digest, u64> = HashMap::new();
         let mut manifests = vec![(image.clone(), 0)];
         while let Some((resolved, depth)) = manifests.pop() {
@@ -436,7 +433,7 @@ impl Resolver {
             ahead.done_bytes.fetch_add(size, Ordering::Relaxed);
             for child in platforms.children(&manifest).filter(|child| !child.is_foreign && depth < DEPTH) {
                 let Some(digest) = &child.digest else { continue };
-                let child = Box::pin(self.manifest(place, &Reference::Digest(digest.clone()), None)).await?;
+                let child = Box::pin(self.manifest(place, &Reference::Digest(digest.clone()))).await?;
                 manifests.push((child, depth + 1));
             }
             for blob in manifest.config.iter().chain(&manifest.layers).filter(|blob| !blob.is_foreign) {
@@ -454,10 +451,10 @@ impl Resolver {
     async fn fetched(&self, place: &Place, digest: &Digest, ahead: &Ahead) -> Result<(), PullError> {
         let counted = Counted { ahead, bytes: AtomicU64::new(0) };
         let turn = ahead.turns.acquire().await;
-        let _turn = turn.map_err(|_| PullError::Busy)?;
-        let (mut failure, mut has_landed) = (PullError::Busy, false);
+        let _turn = turn.map_err(|_| PullError::GaveUp)?;
+        let (mut failure, mut has_landed) = (PullError::GaveUp, false);
         for _ in 0..TRIES {
-            let landed = match Box::pin(self.blob(place, digest, Want::Bytes, None)).await {
+            let landed = match Box::pin(self.blob(place, digest)).await {
                 Ok(Blob::Stored { size_bytes, .. }) => {
                     counted.is_at(size_bytes);
                     return Ok(());
@@ -465,13 +462,13 @@ impl Resolver {
                 // What has landed and is not stored will not be stored the next time.
                 Ok(Blob::Landing(_)) if has_landed => return Err(PullError::StoreAway),
                 Ok(Blob::Landing(landed)) => landed.ended(|bytes| counted.is_at(bytes)).await,
-                Ok(Blob::Known { .. }) => Err(PullError::Busy),
+                Ok(Blob::Known { .. }) => Err(PullError::GaveUp),
                 Err(error) => Err(error),
             };
             match landed {
                 Ok(()) => has_landed = true,
                 // Pulls are first.
-                Err(PullError::Busy) => failure = PullError::Busy,
+                Err(error @ (PullError::Busy | PullError::GaveUp)) => failure = error,
                 Err(error) => return Err(error),
             }
             counted.is_at(0);

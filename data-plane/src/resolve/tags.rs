@@ -8,12 +8,12 @@ use uuid::Uuid;
 
 use super::Resolver;
 use super::lists::{Listed, Unlisted, What};
-use crate::control::Place;
 use crate::error::PullError;
 use crate::outcome::Outcome;
+use crate::place::Place;
 use crate::repository::within_limit;
 use crate::target::TagPage;
-use crate::trail;
+use crate::trail::{self, Note};
 
 /// One page of a repository's tags.
 #[derive(Clone, Debug)]
@@ -29,15 +29,15 @@ pub(crate) struct TagList {
 impl Resolver {
     /// One page of the tags that `place` has.
     pub(crate) async fn tags(&self, place: &Place, page: &TagPage, asker: Option<Uuid>) -> Result<TagList, PullError> {
-        let Some(fill) = &place.fill else {
-            trail::because(|| "no rule covers this name: the tags that are cached are listed".to_owned());
+        let Some(fill) = place.fill() else {
+            trail::note(Note::NoRuleForTags);
             return self.cached_tags(place, page, Outcome::Hit).await?.ok_or_else(|| place.unfilled(PullError::NoRule));
         };
-        match self.list(place, fill, What::Tags, asker).await {
+        match self.list(fill, What::Tags, asker).await {
             Ok(listed) => Ok(TagList::page_of(&listed, page)),
             Err(Unlisted::Failed(error)) => Err(error),
             Err(Unlisted::Unknown(error)) => {
-                trail::because(|| "the tags that are cached are listed in its place".to_owned());
+                trail::note(Note::CachedTagsListed);
                 self.cached_tags(place, page, Outcome::Stale).await?.ok_or(error)
             }
         }
@@ -45,10 +45,9 @@ impl Resolver {
 
     /// One page of the tags that are cached; `None` if there is no such repository.
     async fn cached_tags(&self, place: &Place, page: &TagPage, outcome: Outcome) -> Result<Option<TagList>, PullError> {
-        let fill = place.fill.as_ref();
+        let Some(live) = &place.live else { return Ok(None) };
         within_limit(async {
-            let Some(live) = self.repositories.live(&place.repository).await? else { return Ok(None) };
-            let mut tags = self.repositories.tags(&live, fill, &page.last, page.count + 1).await?;
+            let mut tags = self.repositories.tags(live, place.fill(), &page.last, page.count + 1).await?;
             let has_more = tags.len() > page.count;
             tags.truncate(page.count);
             Ok(Some(TagList { tags, has_more, outcome, listed: None }))

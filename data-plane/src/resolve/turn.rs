@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::Resolver;
 use crate::lease::{Claim, Holder, Lease, LeaseKey};
-use crate::trail;
+use crate::trail::{self, Note};
 
 /// Who asks the upstream.
 pub(super) enum Turn {
@@ -28,7 +28,7 @@ impl Resolver {
         if Instant::now() >= limit {
             return Turn::Ours(None);
         }
-        trail::because(|| "another node was asking the upstream: waited for it".to_owned());
+        trail::note(Note::WaitedForNode);
         *lost = (!self.fills.peers().wait_for(&holder, limit).await).then_some(holder);
         Turn::Theirs
     }

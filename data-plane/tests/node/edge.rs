@@ -7,6 +7,11 @@ use entrepot_runtime::tls::Alpn;
 use entrepot_test_support::tls::Authority;
 use entrepot_test_support::{FakeUpstream, Fault, images};
 use reqwest::{Certificate, Client, Version};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::ground::{Ground, KEY, LIMIT, Node, challenge};
 
@@ -134,4 +139,50 @@ async fn requests_are_measured_by_their_route_until_their_last_byte() {
 
     let asked = node.metric("http_client_request_duration_seconds_count", &["server_address=\"127.0.0.1\""]);
     assert!(asked >= 2.0, "requests to upstreams are measured, too: {asked}");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_back_request_after_request_loses_its_connection() {
+    let ground = Ground::new();
+    let upstream = FakeUpstream::start().await;
+    ground.publish(1, &upstream).await;
+    let (node, authority) = tls_node(&ground).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+    let provider = rustls::crypto::aws_lc_rs::default_provider().into();
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let tcp = TcpStream::connect(node.addr).await.unwrap();
+    let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
+    let mut connection = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
+
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    sent.extend(frame(4, 0, 0, &[]));
+    for stream in (1..).step_by(2).take(200) {
+        // GET https://x/, and at once RST_STREAM with CANCEL.
+        sent.extend(frame(1, 0x5, stream, &[0x82, 0x87, 0x84, 0x41, 1, b'x']));
+        sent.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+    }
+    connection.write_all(&sent).await.unwrap();
+    let ended_with = async {
+        loop {
+            let mut head = [0; 9];
+            connection.read_exact(&mut head).await.unwrap();
+            let mut body = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            connection.read_exact(&mut body).await.unwrap();
+            // GOAWAY: the last stream, then why.
+            if head[3] == 7 {
+                return u32::from_be_bytes(body[4..8].try_into().unwrap());
+            }
+        }
+    };
+    let enhance_your_calm = 0xb;
+    assert_eq!(tokio::time::timeout(LIMIT, ended_with).await.unwrap(), enhance_your_calm);
+}
+
+/// A frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), body].concat()
 }

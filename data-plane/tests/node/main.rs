@@ -11,6 +11,7 @@ mod events;
 mod ground;
 mod outages;
 mod peers;
+mod permissions;
 mod program;
 #[path = "../several/published.rs"]
 mod published;

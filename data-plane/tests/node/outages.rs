@@ -1,5 +1,7 @@
 //! The store away: what cannot be served is said honestly, and works again when the store is back. And a slow one.
 
+use std::time::Duration;
+
 use entrepot_records::layout;
 use entrepot_test_support::{FakeUpstream, images};
 use reqwest::Method;
@@ -72,4 +74,26 @@ async fn who_was_looking_into_a_slow_store_does_not_ask_again_for_a_list_that_ca
     assert_eq!(slow, quick);
     let asked = upstream.log().iter().filter(|entry| entry.path.ends_with("/tags/list")).count();
     assert_eq!(asked, 1);
+}
+
+#[tokio::test]
+async fn a_manifest_is_fetched_while_slow_blobs_have_all_turns() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20)]);
+    upstream.publish_image("other", "v1", &[images::random_bytes(2, 100)]);
+    ground.publish(1, &upstream).await;
+    let mut start = ground.start("node-1");
+    start.config.capacity.fills = 1;
+    let node = ground.run(start).await;
+    node.ready().await;
+    let layer = upstream.hold(format!("/v2/app/blobs/{}", image.layers[0]));
+    let slow = node.request(&format!("/v2/demo/app/blobs/{}", image.layers[0])).send();
+    let (blob, ()) = tokio::join!(slow, async {
+        layer.until_waiting(1).await;
+        // Turns for blobs would be waited for longer than this.
+        let manifest = node.request("/v2/demo/other/manifests/v1").timeout(Duration::from_secs(8)).send().await;
+        assert_eq!(manifest.unwrap().status(), 200);
+        layer.release();
+    });
+    assert_eq!(images::sha256(&blob.unwrap().bytes().await.unwrap()), image.layers[0]);
 }

@@ -55,6 +55,7 @@ fn of_later_release(ground: &Ground, revision: i64, upstream: &FakeUpstream) -> 
         principal_id: "auditor".to_owned(),
         permission_set: "AUDITOR".to_owned(),
         access_keys: vec![key("auditor", &hash)],
+        actions: ["pull", "audit"].map(str::to_owned).into(),
         minimum_reader: 0,
     });
     snapshot

@@ -60,6 +60,7 @@ pub(crate) fn snapshot(
             uid: Uuid::from_u128(2).to_string(),
             principal_id: "puller".to_owned(),
             permission_set: "PULLER".to_owned(),
+            actions: ["pull", "create", "fill"].map(str::to_owned).into(),
             access_keys: vec![pb::SnapshotAccessKey { key_id: KEY.0.to_owned(), sealed_hash, minimum_reader: 0 }],
             minimum_reader: 0,
         }],

@@ -1,5 +1,7 @@
 //! Principals and their permission sets.
 
+use entrepot_domain::Action;
+
 use crate::v1 as wire;
 
 /// What a principal may do.
@@ -12,6 +14,13 @@ pub enum PermissionSet {
 }
 
 impl PermissionSet {
+    /// What its principals may do with repositories.
+    pub fn actions(self) -> &'static [Action] {
+        match self {
+            Self::Administrator | Self::Puller => &[Action::Pull, Action::Create, Action::Fill],
+        }
+    }
+
     /// The name in snapshots and in the database: that of `entrepot.v1.PermissionSet` without its prefix.
     pub fn as_str(self) -> &'static str {
         match self {

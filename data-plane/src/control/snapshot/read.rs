@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::DateTime;
-use entrepot_domain::{NamespacePrefix, PrefixMap, Rule, Secret};
+use entrepot_domain::{Action, NamespacePrefix, PrefixMap, Rule, Secret};
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::{READER, Violations, snapshot as convert, template};
 use entrepot_proto::node::v1 as pb;
@@ -18,7 +18,7 @@ use entrepot_trust::cluster_key::UnsealError;
 use prost::Message as _;
 use uuid::Uuid;
 
-use super::{AccessKey, Clients, Item, LeftOut, Snapshot, Source, Version};
+use super::{AccessKey, Clients, Item, LeftOut, Principal, Snapshot, Source, Version};
 use crate::budget::AccountHandle;
 
 /// Why a snapshot cannot be run, or something in it not be understood.
@@ -197,13 +197,15 @@ impl Reader<'_> {
     fn principals(
         &mut self,
         wire: Vec<pb::SnapshotPrincipal>,
-    ) -> Result<(HashMap<Uuid, Box<str>>, HashMap<String, AccessKey>), SnapshotError> {
+    ) -> Result<(HashMap<Uuid, Principal>, HashMap<String, AccessKey>), SnapshotError> {
         let (mut principals, mut access_keys) = (HashMap::new(), HashMap::new());
         for principal in wire {
             let item = format!("principals/{}", principal.principal_id);
             let read = principal_uid(&principal);
             let Item::Understood(uid) = self.item(item.clone(), read)? else { continue };
-            principals.insert(*uid, principal.principal_id.into());
+            // An action that is not known here grants nothing.
+            let actions = principal.actions.iter().filter_map(|name| Action::from_name(name)).collect();
+            principals.insert(*uid, Principal { id: principal.principal_id.into(), actions });
             for key in principal.access_keys {
                 let read = self.hash(&key);
                 if let Item::Understood(hash) = self.item(format!("{item}/accessKeys/{}", key.key_id), read)? {

@@ -66,13 +66,17 @@ impl Driver<'_> {
     pub(super) async fn completed(&mut self, is_stored: bool, state: &Fill) -> Event {
         self.completing = None;
         if !is_stored {
+            self.fills.inner.metrics.commit_failed("blob");
             return Event::CommitFailed;
         }
         failpoint::hit("fill.after_upload");
         let own = Content { object: self.own.object.clone(), size_bytes: state.landed_bytes() };
         match self.commit(Some(own)).instrument(info_span!("fill.commit")).await {
             Committed::Yes => Event::Committed,
-            Committed::No => Event::CommitFailed,
+            Committed::No => {
+                self.fills.inner.metrics.commit_failed("blob");
+                Event::CommitFailed
+            }
         }
     }
 
@@ -94,7 +98,10 @@ impl Driver<'_> {
         let more = || std::iter::from_fn(|| landing.next_to_link()).collect();
         let committed = within_limit(repositories.claim_and_link(claim, self.digest, platform, more)).await;
         match committed {
-            Ok(Some(_)) => Committed::Yes,
+            Ok(Some(linked)) => {
+                (0..linked.failed).for_each(|_| self.fills.inner.metrics.commit_failed("link"));
+                Committed::Yes
+            }
             Ok(None) => Committed::No,
             Err(error) => {
                 warn!("blob `{}` is not committed: {error}", self.digest);
