@@ -15,7 +15,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("records", &["domain", "store"]),
     ("trust", &["domain"]),
     ("upstream", &["domain"]),
-    ("settings", &["domain", "runtime", "store", "trust"]),
+    ("settings", &["domain", "records", "runtime", "store", "trust"]),
     ("control-plane", &["domain", "proto", "records", "runtime", "settings", "store", "trust", "upstream"]),
     ("data-plane", &["domain", "proto", "records", "runtime", "settings", "store", "trust", "upstream"]),
     (

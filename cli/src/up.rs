@@ -84,7 +84,7 @@ pub(crate) async fn run(args: Box<Args>, environment: Environment) -> Result<Exi
     let mut signals = Signals::new().map_err(|error| Error::Failed(format!("cannot listen for signals: {error}")))?;
     // A taken port is told before anything is made.
     let listeners = Listeners::bind(&args)?;
-    let place = args.place.open(&environment)?;
+    let place = args.place.open(&environment).await?;
     let (url, metrics) = (args.external_url.clone(), telemetry.metrics());
     let mut process = Process::new(place, listeners, url, bootstrap_key, metrics).await?;
     let outcome = tokio::select! {

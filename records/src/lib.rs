@@ -12,6 +12,7 @@ pub mod claim;
 pub mod commit;
 mod draft;
 pub mod layout;
+mod layout_version;
 mod link;
 mod list;
 pub mod pointer;
@@ -28,6 +29,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use uuid::Uuid;
 
 pub use claim::{Claim, Claimed};
+pub use layout_version::{LayoutError, check_layout};
 pub use link::{BlobLink, LISTED_CHILDREN, ManifestLink, Named};
 pub use list::{ListRecord, ReferrerRecord, SnapshotHead};
 pub use pointer::{Content, PointerRecord, PointerState};

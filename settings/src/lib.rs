@@ -16,7 +16,7 @@ pub use account::{AccountId, AccountSettings, Region};
 pub use ca_file::ca_file;
 pub use keys::{ControlKeys, NodeKeys};
 pub use listener::ListenerSettings;
-pub use open_store::open_store;
+pub use open_store::{OpenStoreError, open_store};
 pub use process::{DrainSettings, OperationsSettings, TelemetrySettings};
 pub use secret::{required_secret, secret};
 pub use store::StoreSettings;

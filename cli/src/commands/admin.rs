@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use entrepot_control_plane::{self as control_plane, Foreign, Reindexed, Repaired, Settings};
 use entrepot_domain::ResourceId;
+use entrepot_records::check_layout;
 use entrepot_runtime::chain;
 use entrepot_runtime::config::{Reader, environment as variables};
 use entrepot_store::BlobStore;
@@ -101,12 +102,13 @@ async fn of_cluster(file: Option<&Path>, work: Work) -> Result<String, Error> {
     // Nothing is uploaded here, but a store has to have an owner.
     let owner: ResourceId = format!("admin-{}", Uuid::new_v4().simple()).parse().expect("letters and digits are an id");
     let store = BucketStore::open(settings.store.bucket, owner).await.map_err(|error| failed(&error))?;
+    check_layout(&store).await.map_err(|error| failed(&error))?;
     work.on(settings.database, &store).await
 }
 
 /// Works on the registry of an `entrepot up` that is stopped.
 async fn of_place(place: &PlaceArgs, environment: &Environment, work: Work) -> Result<String, Error> {
-    let Place { postgres, control, store, .. } = place.open(environment)?;
+    let Place { postgres, control, store, .. } = place.open(environment).await?;
     let done = async {
         if let Some(postgres) = &postgres {
             postgres.settled(Duration::from_secs(180)).await.map_err(|error| Error::Failed(error.to_string()))?;

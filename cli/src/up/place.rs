@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use entrepot_control_plane as control_plane;
 use entrepot_domain::{ResourceId, Secret};
+use entrepot_records::check_layout;
 use entrepot_runtime::chain;
 use entrepot_store::{LocalStore, Store};
 use entrepot_trust::{ClusterKey, SnapshotSigner};
@@ -59,7 +60,7 @@ pub(crate) struct Place {
 
 impl PlaceArgs {
     /// Makes what is missing, and takes the place into use; an embedded Postgres begins to start.
-    pub(crate) fn open(&self, environment: &Environment) -> Result<Place, Error> {
+    pub(crate) async fn open(&self, environment: &Environment) -> Result<Place, Error> {
         let folder = self.data_dir.clone().map_or_else(|| default_folder(environment), Ok)?;
         let folder = std::path::absolute(&folder).map_err(cannot("find", &folder))?;
         make_data_folder(&folder)?;
@@ -68,6 +69,7 @@ impl PlaceArgs {
         }
         // First of all, since it is what keeps a second process away from all the rest.
         let store: Store = Arc::new(LocalStore::open(folder.join("store")).map_err(|error| failed(&error))?);
+        check_layout(&*store).await.map_err(|error| failed(&error))?;
         let cluster_key = ClusterKey::load_or_generate(folder.join("cluster.key")).map_err(|error| failed(&error))?;
         let snapshot_signer =
             SnapshotSigner::load_or_generate(folder.join("snapshot.key")).map_err(|error| failed(&error))?;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use entrepot_domain::Secret;
-use entrepot_records::layout;
+use entrepot_records::{check_layout, layout};
 use entrepot_store::bucket::{AccessKey, BucketConfig, Service};
 use entrepot_store::{BlobStore, BucketStore, Prefix};
 use entrepot_test_support::program::{Host, probe};
@@ -185,6 +185,7 @@ async fn setting(seaweed: &Seaweed, more: &str) -> Setting {
     let (ground, upstream) = (Ground::new(), FakeUpstream::start().await);
     let bucket = bucket(seaweed.endpoint(), &seaweed.bucket().await);
     let store = BucketStore::open(bucket.clone(), "a-test".parse().unwrap()).await.unwrap();
+    check_layout(&store).await.unwrap();
     ground.publish_into(&store, 1, &upstream).await;
     let host = Host::free();
     let file = configuration(&ground, host, &bucket, more);
