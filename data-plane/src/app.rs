@@ -122,7 +122,8 @@ impl DataPlane {
         let inspector = Inspector::new(fills.clone(), control.clone(), peers.clone(), clock.clone());
         observe(&control, &deps.metrics);
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
-        let resolver = Resolver::new(repositories.clone(), fills.clone(), refusals, clock.clone(), work.clone());
+        let (ours, filled, children) = (repositories.clone(), fills.clone(), config.index_children);
+        let resolver = Resolver::new(ours, filled, refusals, clock.clone(), work.clone(), children);
         let job_metrics = JobMetrics::new(&deps.metrics);
         let (most, own) = (config.capacity.fills, control.clone());
         let jobs = Jobs::new(node_id.clone(), own, resolver.clone(), line.clone(), most, job_metrics);

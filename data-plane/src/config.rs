@@ -33,9 +33,15 @@ pub struct Config {
     pub drain_limit: Duration,
     /// How much it does at once.
     pub capacity: Capacity,
+    /// How many children of an index are linked, reported and fetched ahead: the first ones. The others are asked of the
+    /// upstream when they are wanted.
+    pub index_children: usize,
     /// The bounds of every wait for an upstream.
     pub upstream_limits: Limits,
 }
+
+/// How many children of an index count, unless it is configured otherwise.
+pub const INDEX_CHILDREN: usize = 1000;
 
 impl Config {
     /// A node that no other one reaches, and no proxy stands before.
@@ -51,6 +57,7 @@ impl Config {
             spool_dir: spool_dir.into(),
             drain_limit: Duration::from_secs(20),
             capacity: Capacity::default(),
+            index_children: INDEX_CHILDREN,
             upstream_limits: Limits::default(),
         }
     }
@@ -59,6 +66,8 @@ impl Config {
 /// The limits that every node keeps: each wait has one, and each queue.
 pub mod limits {
     use std::time::Duration;
+
+    use entrepot_domain::sync::Bounds;
 
     /// Connections that are open at once.
     pub const CONNECTIONS: usize = 8192;
@@ -191,6 +200,8 @@ pub mod limits {
     pub const UPLOAD_OWNERS: usize = 1000;
     /// How many jobs a node works at.
     pub const JOBS: usize = 8;
+    /// How much of one image is fetched ahead.
+    pub const AHEAD: Bounds = Bounds { manifests: 4000, blobs: 20_000, bytes: 1 << 40, depth: 8 };
     /// How many blobs of one job are fetched at once.
     pub const JOB_BLOBS: usize = 3;
     /// How often it is looked for jobs, but for a fifth more or less; and when a control plane did not give any.

@@ -98,6 +98,7 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         peer_ca: settings.peer.ca,
         drain_limit: settings.drain.drain.limit,
         capacity: capacity(settings.node.memory_limit_bytes),
+        index_children: settings.node.index_children,
         ..Config::new(node_id.as_str(), settings.control.apis, settings.node.data_dir.join(SPOOL))
     };
     let deps = Deps {

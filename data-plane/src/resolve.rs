@@ -56,6 +56,8 @@ pub(crate) struct Resolver {
     refusals: Refusals,
     lists: Lists,
     heads: Heads,
+    /// How many children of an index are linked, reported and walked.
+    index_children: usize,
 }
 
 /// What a pull asks for, ready to be served.
@@ -110,11 +112,12 @@ impl Resolver {
         refusals: Refusals,
         clock: Clock,
         tasks: Tasks,
+        index_children: usize,
     ) -> Self {
         let unconfirmed = Cache::builder().max_capacity(limits::REFUSALS).time_to_idle(limits::REFUSALS_IDLE).build();
         let (lists, heads) = (Lists::new(tasks.clone()), Heads::new(tasks.clone()));
         let manifests = Arc::new(Flights::new(tasks));
-        Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists, heads }
+        Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists, heads, index_children }
     }
 
     /// Looks for what a pull asks for in the records and the store. No upstream is asked.

@@ -82,6 +82,8 @@ pub struct NodeSettings {
     pub memory_bytes: u64,
     /// How much memory the node may use, if that is not what its control group or its machine says.
     pub memory_limit_bytes: Option<u64>,
+    /// How many children of an index are linked, reported and fetched ahead.
+    pub index_children: usize,
 }
 
 /// `[control]`
@@ -159,12 +161,14 @@ impl NodeSettings {
         let cache = section.get::<ByteSize>("cache_size", "10GiB");
         let memory = section.get::<ByteSize>("memory_size", "64MiB");
         let limit = section.optional::<ByteSize>("memory_limit");
+        let index_children = section.get::<usize>("index_children", "1000");
         Ok(Self {
             id: id?,
             data_dir: data_dir?,
             cache_bytes: cache?.0,
             memory_bytes: memory?.0,
             memory_limit_bytes: limit?.map(|size| size.0),
+            index_children: index_children?,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Manifests: what they are and what they point to. They are read here, and never written again.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -90,6 +91,8 @@ pub struct Descriptor {
     pub platform: Option<String>,
     /// Whether the content is kept elsewhere, so that registries need not have it.
     pub is_foreign: bool,
+    /// Whether its media type is that of a manifest, or is not said. What an index lists and is none is a blob.
+    pub is_manifest: bool,
 }
 
 /// Why bytes are not a manifest that can be served.
@@ -135,6 +138,17 @@ impl Manifest {
             children: descriptors(wire.manifests),
             subject: wire.subject.map(Into::into),
         })
+    }
+
+    /// Keeps the first `most` children of an index, each once for each platform: no more are linked, reported and
+    /// fetched ahead. The others are asked of the upstream when they are wanted.
+    #[must_use]
+    pub fn with_first_children(mut self, most: usize) -> Self {
+        let mut seen = HashSet::new();
+        self.children.retain(|child| {
+            seen.len() < most && seen.insert((child.digest.clone(), child.platform.clone(), child.is_foreign))
+        });
+        self
     }
 
     /// The content that a repository may show because it has this manifest: configuration, layers and children, but
@@ -214,6 +228,7 @@ impl From<WireDescriptor> for Descriptor {
             size_bytes: wire.size,
             platform: wire.platform.and_then(|platform| platform.name()),
             is_foreign: wire.urls.is_some_and(|urls| !urls.is_empty()),
+            is_manifest: wire.media_type.is_none_or(|text| text.parse::<MediaType>().is_ok()),
         }
     }
 }
@@ -295,6 +310,22 @@ mod tests {
         assert_eq!(shown, [Digest::sha256(b"c"), Digest::sha256(b"l")]);
         assert_eq!(manifest.content_size_bytes(), 9);
         assert!(manifest.subject.is_some());
+    }
+
+    #[test]
+    fn only_the_first_children_count_and_what_is_repeated_counts_once() {
+        let child = |content: &[u8]| json!({ "mediaType": MediaType::OciManifest.as_str(), "digest": Digest::sha256(content).to_string(), "size": 1 });
+        let repeated: Vec<_> = (0..5000).map(|_| child(b"same")).chain([child(b"other")]).collect();
+        let index = |children: Vec<_>| parse(None, &json!({ "schemaVersion": 2, "manifests": children })).unwrap();
+        let shown: Vec<_> = index(repeated).with_first_children(1000).children;
+        assert_eq!(
+            shown.iter().filter_map(|child| child.digest.clone()).collect::<Vec<_>>(),
+            [Digest::sha256(b"same"), Digest::sha256(b"other")]
+        );
+        let many: Vec<_> = (0..5000_u32).map(|n| child(&n.to_be_bytes())).collect();
+        assert_eq!(index(many).with_first_children(1000).children.len(), 1000);
+        let listed = index(vec![child(b"manifest"), descriptor(b"blob")]);
+        assert_eq!(listed.children.iter().map(|child| child.is_manifest).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Syncs: which parts of an image are fetched ahead, when a tag is due without a pull asking for it, and how often a job
 //! that failed is tried again.
 
+mod walk;
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -10,6 +12,8 @@ use uuid::Uuid;
 use crate::freshness::{Mode, Policy, Terms};
 use crate::manifest::{Descriptor, Manifest};
 use crate::reference::Tag;
+
+pub use walk::{Bounds, Visit, Walk};
 
 /// Which of an index's images are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +140,7 @@ mod tests {
             size_bytes: 1,
             platform: platform.map(str::to_owned),
             is_foreign: false,
+            is_manifest: true,
         };
         Manifest {
             media_type: crate::MediaType::OciIndex,

@@ -221,6 +221,37 @@ async fn an_image_is_fetched_ahead_for_the_platforms_that_are_asked_for() -> Res
     Ok(())
 }
 
+#[tokio::test]
+async fn an_index_that_names_one_manifest_forty_thousand_times_costs_one_fetch_of_it() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let registry = Registry::start().await?;
+    registry.rule("demo", &upstream).await?;
+    let image = upstream.publish_image("app", "child", &[images::random_bytes(1, 100)]);
+    let attached = upstream.publish_blob("app", images::random_bytes(2, 100));
+    let entry = |media_type: &str, digest: &str, size: usize| {
+        format!(r#"{{"mediaType":"{media_type}","digest":"{digest}","size":{size}}}"#)
+    };
+    let child = entry("", &image.manifest, 1);
+    // Without a media type, so that as many as possible fit.
+    let child = child.replace(r#""mediaType":"","#, "");
+    let children = [vec![child; 40_000], vec![entry("text/plain", &attached, 100)]].concat().join(",");
+    let index = format!(r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[{children}]}}"#, images::OCI_INDEX);
+    assert!(index.len() < 4 << 20, "{} bytes", index.len());
+    upstream.publish_manifest("app", Some("many"), images::OCI_INDEX, &index);
+
+    let names = vec!["repositories/demo/app/tags/many".to_owned()];
+    let request = pb::WarmImagesRequest { images: names, ..Default::default() };
+    let operation = registry.images().warm_images(request).await?.into_inner();
+    let (operation, items) = watched(&registry, &operation).await?;
+    assert_eq!(operation.state(), pb::OperationState::Succeeded, "{items:?}");
+    assert_eq!(upstream.fetches_of(&image.manifest), 1);
+    assert_eq!(upstream.fetches_of(&attached), 1, "what is no manifest is fetched as a blob");
+    assert_eq!(items[0].total_bytes, items[0].done_bytes);
+    let content: usize = image.manifest_bytes.len() + index.len() + 200;
+    assert!(items[0].total_bytes < i64::try_from(content)? + 1000, "nothing counts twice: {:?}", items[0]);
+    Ok(())
+}
+
 /// A repository `demo/app` with more tags than one node takes at once, all of which have moved to images whose layers the
 /// upstream holds back; with a second node, once both work at them.
 async fn two_at_work(end: impl FnOnce(Runtime, &Tasks) -> Option<Runtime>) -> Result<Vec<i32>> {

@@ -301,7 +301,8 @@ impl Resolver {
             Reference::Tag(_) => Digest::sha256(&fetched.bytes),
         };
         let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.bytes)
-            .map_err(|error| bad_manifest(fill, &error))?;
+            .map_err(|error| bad_manifest(fill, &error))?
+            .with_first_children(self.index_children);
         let verified = Verified { digest, bytes: fetched.bytes, manifest };
 
         let commit = self.repositories.commit_manifest(&fill.name, fill, &verified, tag.map(|tag| (tag, asked)));
@@ -328,6 +329,14 @@ impl Resolver {
             incarnation,
             validated: matches!(reference, Reference::Tag(_)).then(|| self.now()),
         })
+    }
+}
+
+impl Resolver {
+    /// Reads what was verified before; of an index, as much as is linked.
+    pub(super) fn parse(&self, resolved: &Resolved) -> Result<Manifest, ManifestError> {
+        let manifest = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes)?;
+        Ok(manifest.with_first_children(self.index_children))
     }
 }
 

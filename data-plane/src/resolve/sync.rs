@@ -7,17 +7,16 @@
 //! reads a tag's record for each pull, a pull behind it gets the new image from all of them. If the new image cannot be
 //! fetched, the tag stays.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_domain::freshness::{Unconfirmed, WhenDeleted};
-use entrepot_domain::sync::Platforms;
-use entrepot_domain::{Digest, Manifest, Reference, Tag};
+use entrepot_domain::sync::{Platforms, Walk};
+use entrepot_domain::{Digest, Reference, Tag};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::Semaphore;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::manifest::{Cached, bad_manifest};
 use super::tag::{Said, Stale, gone, unconfirmed_because};
@@ -37,8 +36,6 @@ const ROUNDS: usize = 5;
 const LOOKS: usize = 20;
 /// How often a blob is tried.
 const TRIES: usize = 5;
-/// How deep manifests nest.
-const DEPTH: usize = 8;
 
 /// What a sync works with besides what it is about.
 pub(crate) struct Ahead {
@@ -382,9 +379,7 @@ impl Resolver {
     async fn platforms_of(&self, place: &Place, digest: &Digest) -> Result<Platforms, PullError> {
         let held = self.read_cached(place, &Reference::Digest(digest.clone()), Trust::Rule(None)).await?;
         let Cached::Fresh(resolved) = held else { return Ok(Platforms::All) };
-        let Ok(manifest) = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes) else {
-            return Ok(Platforms::All);
-        };
+        let Ok(manifest) = self.parse(&resolved) else { return Ok(Platforms::All) };
         if !manifest.media_type.is_index() {
             return Ok(Platforms::All);
         }
@@ -423,27 +418,25 @@ impl Resolver {
     ) -> Result<(), PullError> {
         // The first manifest may have created the repository.
         let place = &Place::reread(fill, &self.repositories).await?;
-        let mut blobs: HashMap<Digest, u64> = HashMap::new();
-        let mut manifests = vec![(image.clone(), 0)];
-        while let Some((resolved, depth)) = manifests.pop() {
-            let manifest = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes);
-            let manifest = manifest.map_err(|error| bad_manifest(fill, &error))?;
-            let size = resolved.bytes.len() as u64;
-            ahead.found(size);
-            ahead.done_bytes.fetch_add(size, Ordering::Relaxed);
-            for child in platforms.children(&manifest).filter(|child| !child.is_foreign && depth < DEPTH) {
-                let Some(digest) = &child.digest else { continue };
-                let child = Box::pin(self.manifest(place, &Reference::Digest(digest.clone()))).await?;
-                manifests.push((child, depth + 1));
-            }
-            for blob in manifest.config.iter().chain(&manifest.layers).filter(|blob| !blob.is_foreign) {
-                let Some(digest) = &blob.digest else { continue };
-                if blobs.insert(digest.clone(), blob.size_bytes).is_none() {
-                    ahead.found(blob.size_bytes);
-                }
-            }
+        let mut walk = Walk::begin(image.digest.clone(), platforms.clone(), limits::AHEAD);
+        while let Some(visit) = walk.next_manifest() {
+            let resolved = match visit.digest == image.digest {
+                true => image.clone(),
+                false => Box::pin(self.manifest(place, &Reference::Digest(visit.digest.clone()))).await?,
+            };
+            let manifest = self.parse(&resolved).map_err(|error| bad_manifest(fill, &error))?;
+            let size_bytes = resolved.bytes.len() as u64;
+            ahead.found(size_bytes);
+            ahead.done_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+            ahead.found(walk.note(&visit, size_bytes, &manifest));
         }
-        let fetches = blobs.into_keys().map(|digest| async move { self.fetched(place, &digest, ahead).await });
+        if walk.left_out_count() > 0 {
+            warn!(
+                repository.name = %place.repository, content.digest = %image.digest,
+                "`{}` names more than is fetched ahead: {} parts were left out", image.digest, walk.left_out_count()
+            );
+        }
+        let fetches = walk.into_blobs().map(|digest| async move { self.fetched(place, &digest, ahead).await });
         stream::iter(fetches).buffer_unordered(limits::JOB_BLOBS).try_collect::<()>().await
     }
 
