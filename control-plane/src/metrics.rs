@@ -15,6 +15,7 @@ use crate::db::Db;
 pub(crate) struct Instruments {
     events: Counter<u64>,
     passes: Histogram<f64>,
+    lost_leases: Counter<u64>,
 }
 
 /// What has become of an event.
@@ -43,7 +44,14 @@ impl Instruments {
     pub(crate) fn new(meter: &Meter) -> Self {
         let events = meter.u64_counter("entrepot.event.count").with_description("Events that nodes have reported");
         let passes = meter.f64_histogram("entrepot.pass.duration").with_unit("s");
-        Self { events: events.build(), passes: passes.with_description("Passes of recurring work").build() }
+        let lost_leases = meter
+            .u64_counter("entrepot.job.lost_lease.count")
+            .with_description("Words of nodes on jobs that were not theirs any more");
+        Self {
+            events: events.build(),
+            passes: passes.with_description("Passes of recurring work").build(),
+            lost_leases: lost_leases.build(),
+        }
     }
 
     pub(crate) fn event(&self, kind: &Kind, outcome: EventOutcome) {
@@ -66,6 +74,11 @@ impl Instruments {
     pub(crate) fn unknown_events(&self, count: usize) {
         let attributes = [KeyValue::new("event.kind", "unknown"), KeyValue::new("outcome", "left")];
         self.events.add(count as u64, &attributes);
+    }
+
+    /// A word of this sort on a job that was not the node's any more.
+    pub(crate) fn lost_lease(&self, report: &'static str) {
+        self.lost_leases.add(1, &[KeyValue::new("job.report", report)]);
     }
 
     /// Counts a pass of recurring work.

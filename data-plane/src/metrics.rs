@@ -63,6 +63,7 @@ impl PullMetrics {
 /// Jobs, by what they were and how they ended.
 pub(crate) struct JobMetrics {
     duration: Histogram<f64>,
+    lost_leases: Counter<u64>,
 }
 
 impl JobMetrics {
@@ -73,7 +74,16 @@ impl JobMetrics {
             .with_unit("s")
             .with_description("How long this node has worked at jobs of the control plane.")
             .build();
-        Self { duration }
+        let lost_leases = meter
+            .u64_counter("entrepot.job.leases_lost")
+            .with_description("How often this node has worked at a job that was another one's by then.")
+            .build();
+        Self { duration, lost_leases }
+    }
+
+    /// Counts a job that was taken from this node while it worked at it.
+    pub(crate) fn lost_lease(&self) {
+        self.lost_leases.add(1, &[]);
     }
 
     /// Counts a job that this node does not work at any more.

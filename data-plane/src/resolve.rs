@@ -41,7 +41,7 @@ pub(crate) use head::UpstreamHead;
 pub(crate) use manifest::Resolved;
 pub(crate) use referrers::ReferrerList;
 pub(crate) use refusals::Refusals;
-pub(crate) use sync::{Ahead, Synced};
+pub(crate) use sync::Ahead;
 pub(crate) use tags::TagList;
 
 /// Resolves references. Clones share everything.

@@ -11,6 +11,7 @@ pub mod collection;
 pub mod digest;
 pub mod fill;
 pub mod freshness;
+pub mod job;
 pub mod key_id;
 pub mod manifest;
 pub mod name;

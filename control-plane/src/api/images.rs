@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::sync::check_platform;
-use entrepot_domain::{Digest, RepositoryName};
+use entrepot_domain::{Digest, Reference, RepositoryName};
 use entrepot_proto::convert::names::ImageSelector;
 use entrepot_proto::convert::{Violations, names, timestamp};
 use entrepot_proto::v1 as pb;
@@ -109,10 +109,10 @@ async fn warm(plane: &Plane, caller: &Caller, request: &pb::WarmImagesRequest) -
     for (i, image) in request.images.iter().take(WARMED).enumerate() {
         if let Some((repository, selector)) = violations.take(&format!("images[{i}]"), names::parse_image(image)) {
             let reference = match selector {
-                ImageSelector::Digest(digest) => digest.to_string(),
-                ImageSelector::Tag(tag) => tag.to_string(),
+                ImageSelector::Digest(digest) => Reference::Digest(digest),
+                ImageSelector::Tag(tag) => Reference::Tag(tag),
             };
-            images.push((repository.to_string(), reference));
+            images.push((repository, reference));
         }
     }
     let request_id = violations.finish(request_id)?;

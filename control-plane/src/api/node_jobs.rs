@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use entrepot_domain::ResourceId;
+use entrepot_domain::job::Synced;
 use entrepot_domain::sync::ATTEMPTS;
-use entrepot_domain::{Digest, ResourceId};
-use entrepot_proto::convert::{Violations, duration, length, timestamp};
+use entrepot_proto::convert::{Violations, duration, length};
 use entrepot_proto::node::v1 as pb;
-use entrepot_proto::node::v1::job::Kind as WireKind;
+use entrepot_proto::node::v1::job_result::Ended;
 use entrepot_proto::node::v1::report_job_request::Report as Said;
-use entrepot_proto::v1::ItemOutcome;
+use serde::Deserialize as _;
+use serde_json::Value;
+use tracing::debug;
 use uuid::Uuid;
 
-use crate::db::jobs::{self, Kind, Leased, Outcome, Report, Settled};
+use crate::db::jobs::{self, Failure, LeaseError, LeasePlea, Leased, Progress, Renewal, Settled, Ticket};
 use crate::error::ApiError;
 use crate::plane::Plane;
 
@@ -19,8 +22,12 @@ use crate::plane::Plane;
 const LEASE: Duration = Duration::from_secs(10);
 /// How many jobs a node may take at once.
 const LIMIT: i32 = 100;
+/// How many kinds a node may know, and how long their names are.
+const KINDS: (usize, usize) = (100, 63);
 /// How much of a reason is kept.
 const REASON_CHARS: usize = 500;
+/// How large a result is.
+const RESULT_BYTES: usize = 64 * 1024;
 /// How often a job is tried.
 const TRIES: i32 = ATTEMPTS as i32;
 
@@ -29,13 +36,22 @@ pub(super) async fn lease(
     node: &ResourceId,
     request: &pb::LeaseJobsRequest,
 ) -> Result<pb::LeaseJobsResponse, ApiError> {
+    let mut violations = Violations::default();
     if !(1..=LIMIT).contains(&request.limit) {
-        return Err(ApiError::field("limit", format!("must be 1 to {LIMIT}")));
+        violations.add("limit", format!("must be 1 to {LIMIT}"));
     }
+    if request.kinds.len() > KINDS.0 || request.kinds.iter().any(|kind| kind.len() > KINDS.1) {
+        violations.add("kinds", format!("must be at most {} names of at most {} bytes", KINDS.0, KINDS.1));
+    }
+    violations.finish(Some(()))?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("lease_jobs").await?;
-    let jobs = jobs::lease(&tx, node, request.limit.into(), LEASE, TRIES).await?;
+    let plea = LeasePlea { node, kinds: &request.kinds, limit: request.limit.into() };
+    let jobs = jobs::lease(&tx, plea, LEASE, TRIES).await?;
     tx.commit().await?;
+    for Leased { ticket, until, kind, .. } in &jobs {
+        debug!(node.id = %node, job.id = %ticket.job, "gave the job `{}` ({kind}) to `{node}` until {until}", ticket.job);
+    }
     Ok(pb::LeaseJobsResponse { jobs: jobs.into_iter().map(to_wire).collect() })
 }
 
@@ -48,81 +64,79 @@ pub(super) async fn report(plane: &Plane, request: &pb::ReportJobRequest) -> Res
         Some(Said::Result(result)) => violations.merge(read_result(result)).map(Some),
         Some(Said::Progress(_) | Said::GivenBack(_)) | None => Some(None),
     };
-    let complete = (|| Some((job?, token?, said?, settled?)))();
-    let (job, lease_token, said, settled) = violations.finish(complete)?;
+    let complete = (|| Some((Ticket { job: job?, token: token? }, said?, settled?)))();
+    let (ticket, said, settled) = violations.finish(complete)?;
 
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("report_job").await?;
-    let report = |progress: &pb::JobProgress| Report {
-        job,
-        lease_token,
-        done_bytes: progress.done_bytes.max(0),
-        total_bytes: progress.total_bytes.max(0),
-    };
-    let goes_on = match (said, settled) {
-        (Said::Progress(progress), _) => jobs::report(&tx, report(progress), LEASE).await?,
+    let (report, taken) = match (said, settled) {
+        (Said::Progress(progress), _) => {
+            ("progress", jobs::report(&tx, ticket, read_progress(Some(progress)), LEASE).await)
+        }
         (Said::Result(result), Some(settled)) => {
-            let progress = result.progress.unwrap_or_default();
-            jobs::settle(&tx, report(&progress), &settled, TRIES).await?;
-            false
+            let progress = read_progress(result.progress.as_ref());
+            let taken = jobs::settle(&tx, ticket, progress, &settled, TRIES).await;
+            ("result", taken.map(|()| Renewal::GoesOn))
         }
         (Said::Result(_) | Said::GivenBack(_), _) => {
-            jobs::give_back(&tx, job, lease_token).await?;
-            false
+            ("given_back", jobs::give_back(&tx, ticket).await.map(|()| Renewal::GoesOn))
         }
     };
-    tx.commit().await?;
-    Ok(pb::ReportJobResponse { stop: !goes_on })
+    match taken {
+        Ok(renewal) => {
+            tx.commit().await?;
+            Ok(pb::ReportJobResponse { stop: renewal == Renewal::Cancelled })
+        }
+        Err(error @ LeaseError::Lost) => {
+            plane.instruments.lost_lease(report);
+            let (subject, description) = (format!("jobs/{}", ticket.job), error.to_string());
+            Err(ApiError::Precondition { kind: "LEASE_LOST", subject, description })
+        }
+        Err(LeaseError::Db(error)) => Err(error.into()),
+    }
+}
+
+fn read_progress(progress: Option<&pb::JobProgress>) -> Progress {
+    let progress = progress.copied().unwrap_or_default();
+    Progress { done_bytes: progress.done_bytes.max(0), total_bytes: progress.total_bytes.max(0) }
 }
 
 /// How a job ended.
 fn read_result(result: &pb::JobResult) -> Result<Settled, Violations> {
-    let mut violations = Violations::default();
-    let outcome = match result.outcome() {
-        ItemOutcome::Unchanged => Some(Outcome::Unchanged),
-        ItemOutcome::Moved => Some(Outcome::Moved),
-        ItemOutcome::Created => Some(Outcome::Created),
-        ItemOutcome::Deleted => Some(Outcome::Deleted),
-        ItemOutcome::Failed => Some(Outcome::Failed),
-        ItemOutcome::Unspecified | ItemOutcome::Cancelled => {
-            violations.add("result.outcome", "must say how the job ended");
-            None
+    let short = |reason: &str| reason.chars().take(REASON_CHARS).collect::<String>();
+    match &result.ended {
+        Some(Ended::Result(text)) if text.len() > RESULT_BYTES => {
+            Err(Violations::one("result.result", format!("must be at most {RESULT_BYTES} bytes")))
         }
-    };
-    let mut digest = |field: &str, text: &str| match text {
-        "" => Some(None),
-        text => violations.take(field, text.parse::<Digest>()).map(|digest| Some(digest.to_string())),
-    };
-    let from = digest("result.from_digest", &result.from_digest);
-    let to = digest("result.to_digest", &result.to_digest);
-    let may_retry = result.may_retry && outcome == Some(Outcome::Failed);
-    let retry_after = result.retry_after.as_ref().and_then(length);
-    let is_over_budget = result.over_budget && may_retry;
-    let reason = result.reason.chars().take(REASON_CHARS).collect();
-    let settled = (|| {
-        let (outcome, from_digest, to_digest) = (outcome?, from?, to?);
-        Some(Settled { outcome, from_digest, to_digest, reason, may_retry, retry_after, is_over_budget })
-    })();
-    violations.finish(settled)
+        Some(Ended::Result(text)) => match serde_json::from_str::<Value>(text) {
+            Ok(result) => {
+                let stays = stays(&result);
+                Ok(Settled::Done { result, reason: String::new(), stays })
+            }
+            Err(error) => Err(Violations::one("result.result", format!("must be JSON: {error}"))),
+        },
+        Some(Ended::Failure(failure)) => Ok(Settled::Failed(Failure {
+            reason: short(&failure.reason),
+            may_retry: failure.may_retry,
+            retry_after: failure.retry_after.as_ref().and_then(length),
+            is_over_budget: failure.over_budget && failure.may_retry,
+        })),
+        None => Err(Violations::one("result.ended", "must say how the job ended")),
+    }
+}
+
+/// Whether the row of an automatic job with this result stays for a while: a tag that the upstream has no more would be
+/// due again at once.
+fn stays(result: &Value) -> bool {
+    matches!(Synced::deserialize(result), Ok(Synced::Deleted { .. }))
 }
 
 fn to_wire(job: Leased) -> pb::Job {
-    let kind = match job.kind {
-        Kind::SyncTag => WireKind::SyncTag(pb::SyncTag {
-            repository: job.repository,
-            tag: job.reference,
-            known_validate_time: job.known_validate_time.map(timestamp),
-        }),
-        Kind::WarmImage => WireKind::WarmImage(pb::WarmImage {
-            repository: job.repository,
-            reference: job.reference,
-            platforms: job.platforms,
-        }),
-    };
     pb::Job {
-        job_id: job.uid.to_string(),
-        lease_token: job.lease_token.to_string(),
+        job_id: job.ticket.job.to_string(),
+        lease_token: job.ticket.token.to_string(),
         lease: Some(duration(LEASE)),
-        kind: Some(kind),
+        kind: job.kind,
+        payload: job.payload.to_string(),
     }
 }

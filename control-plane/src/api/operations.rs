@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use entrepot_domain::{Reference, RepositoryName};
+use entrepot_domain::job::{SyncPayload, SyncTag, Synced, WarmImage, WarmPayload};
+use entrepot_domain::{Digest, Reference, RepositoryName};
 use entrepot_proto::convert::{Violations, names, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::operations_server::Operations;
+use serde::Deserialize as _;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::Stream;
@@ -21,9 +23,9 @@ use super::caller::{Caller, Permission, Session};
 use super::filter::{self, Value};
 use super::page::Page;
 use super::request_id::{Earlier, RequestId};
-use crate::db::Tx;
-use crate::db::jobs::{self, Item, Outcome};
+use crate::db::jobs::{self, Item, NewJob, Outcome};
 use crate::db::operations::{self, Filter, Kind, Operation};
+use crate::db::{self, Tx};
 use crate::error::ApiError;
 use crate::plane::Plane;
 
@@ -51,7 +53,7 @@ pub(super) struct Plan {
     pub(super) kind: Kind,
     pub(super) repository: Option<RepositoryName>,
     /// Repositories and references.
-    pub(super) images: Vec<(String, String)>,
+    pub(super) images: Vec<(RepositoryName, Reference)>,
     pub(super) platforms: Vec<String>,
 }
 
@@ -153,14 +155,26 @@ pub(super) async fn begin(
     }
     let count = i32::try_from(plan.images.len()).unwrap_or(i32::MAX);
     let operation = operations::insert(tx, plan.kind, plan.repository.as_ref(), &caller.key_id, count).await?;
-    let kind = match plan.kind {
-        Kind::SyncRepository => jobs::Kind::SyncTag,
-        Kind::WarmImages => jobs::Kind::WarmImage,
-    };
-    jobs::insert(tx, operation.uid, kind, &plan.images, &plan.platforms).await?;
+    jobs::insert(tx, operation.uid, &items_of(plan)?).await?;
     let answer = to_wire(&operation);
     request_id.answer(tx, caller, &answer).await?;
     Ok(answer)
+}
+
+/// The jobs that a plan consists of.
+fn items_of(plan: &Plan) -> Result<Vec<NewJob>, db::Error> {
+    let item = |(repository, reference): &(RepositoryName, Reference)| match (plan.kind, reference) {
+        (Kind::SyncRepository, Reference::Tag(tag)) => {
+            let payload = SyncPayload { repository: repository.clone(), tag: tag.clone(), known_validate_time: None };
+            NewJob::of::<SyncTag>(repository, reference, &payload)
+        }
+        (Kind::SyncRepository | Kind::WarmImages, _) => {
+            let platforms = plan.platforms.clone();
+            let payload = WarmPayload { repository: repository.clone(), reference: reference.clone(), platforms };
+            NewJob::of::<WarmImage>(repository, reference, &payload)
+        }
+    };
+    plan.images.iter().map(item).collect()
 }
 
 async fn get(plane: &Plane, uid: Uuid) -> Result<pb::Operation, ApiError> {
@@ -361,25 +375,22 @@ fn to_wire(operation: &Operation) -> pb::Operation {
 }
 
 fn item_to_wire(item: &Item) -> pb::OperationItem {
-    let outcome = match item.outcome {
-        None => pb::ItemOutcome::Unspecified,
-        Some(Outcome::Unchanged) => pb::ItemOutcome::Unchanged,
-        Some(Outcome::Moved) => pb::ItemOutcome::Moved,
-        Some(Outcome::Created) => pb::ItemOutcome::Created,
-        Some(Outcome::Deleted) => pb::ItemOutcome::Deleted,
-        Some(Outcome::Failed) => pb::ItemOutcome::Failed,
-        Some(Outcome::Cancelled) => pb::ItemOutcome::Cancelled,
+    let result = item.result.as_ref().and_then(|result| Synced::deserialize(result).ok());
+    let (outcome, from, to, reason) = match (item.outcome, result) {
+        (None, _) => (pb::ItemOutcome::Unspecified, None, None, ""),
+        (Some(Outcome::Failed), _) => (pb::ItemOutcome::Failed, None, None, ""),
+        (Some(Outcome::Cancelled), _) => (pb::ItemOutcome::Cancelled, None, None, ""),
+        (Some(Outcome::Done), Some(synced)) => synced_to_wire(synced),
+        // Of a kind, or with a result, that only a later release knows.
+        (Some(Outcome::Done), None) => (pb::ItemOutcome::Unchanged, None, None, ""),
     };
-    let image = match (item.repository.parse::<RepositoryName>(), item.reference.parse::<Reference>()) {
-        (Ok(repository), Ok(reference)) => names::reference(&repository, &reference),
-        (_, _) => format!("repositories/{}/tags/{}", item.repository, item.reference),
-    };
+    let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
     pb::OperationItem {
-        image,
+        image: item.subject.clone(),
         outcome: outcome.into(),
-        from_digest: item.from_digest.clone().unwrap_or_default(),
-        to_digest: item.to_digest.clone().unwrap_or_default(),
-        reason: item.reason.clone(),
+        from_digest: text(from),
+        to_digest: text(to),
+        reason: if item.reason.is_empty() { reason.to_owned() } else { item.reason.clone() },
         done_bytes: item.done_bytes,
         total_bytes: item.total_bytes,
         node: item.node_id.as_ref().map(|node| format!("nodes/{node}")).unwrap_or_default(),
@@ -388,9 +399,36 @@ fn item_to_wire(item: &Item) -> pb::OperationItem {
     }
 }
 
+/// What has become of a tag: from which digest, to which, and why.
+fn synced_to_wire(synced: Synced) -> (pb::ItemOutcome, Option<Digest>, Option<Digest>, &'static str) {
+    match synced {
+        Synced::Unchanged { digest } => (pb::ItemOutcome::Unchanged, Some(digest.clone()), Some(digest), ""),
+        Synced::Moved { from: None, to } => (pb::ItemOutcome::Created, None, Some(to), ""),
+        Synced::Moved { from, to } => (pb::ItemOutcome::Moved, from, Some(to), ""),
+        Synced::Deleted { from, is_dropped: true } => {
+            (pb::ItemOutcome::Deleted, from, None, "the tag was dropped, as the rule says")
+        }
+        Synced::Deleted { from, is_dropped: false } => {
+            (pb::ItemOutcome::Deleted, from.clone(), from, "what is cached goes on being served, as the rule says")
+        }
+        Synced::Unknown => (pb::ItemOutcome::Unchanged, None, None, "a later release knows what it has come to"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tag_that_was_not_here_is_created_and_one_that_is_gone_stays_or_not() {
+        let digest = Digest::sha256(b"x");
+        let (outcome, _, to, _) = synced_to_wire(Synced::Moved { from: None, to: digest.clone() });
+        assert_eq!((outcome, to), (pb::ItemOutcome::Created, Some(digest.clone())));
+        let (outcome, _, to, _) = synced_to_wire(Synced::Deleted { from: Some(digest.clone()), is_dropped: false });
+        assert_eq!((outcome, to), (pb::ItemOutcome::Deleted, Some(digest.clone())));
+        let (_, _, to, _) = synced_to_wire(Synced::Deleted { from: Some(digest), is_dropped: true });
+        assert_eq!(to, None);
+    }
 
     #[test]
     fn filters_say_which_operations() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::{RepositoryName, Tag};
+use entrepot_domain::{Reference, RepositoryName, Tag};
 use entrepot_proto::convert::{Violations, freshness, names, template, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::repositories_server::Repositories;
@@ -172,7 +172,7 @@ async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryReques
         }
         _ => {}
     }
-    let images = tags.iter().map(|tag| (name.to_string(), tag.to_string())).collect();
+    let images = tags.into_iter().map(|tag| (name.clone(), Reference::Tag(tag))).collect();
     let plan = Plan { kind: Kind::SyncRepository, repository: Some(name.clone()), images, platforms: Vec::new() };
     let operation = operations::begin(plane, &tx, caller, &request_id, &plan).await?;
     tx.commit().await?;

@@ -1,11 +1,16 @@
 //! What nodes are to do. Who has a job is decided by leases, by the clock of the database.
 //!
+//! A job's kind is a name here, its payload and its result are JSON that belongs to the kind: see `entrepot_domain::job`.
 //! Rows of jobs are locked before those of their operations.
 
 mod automatic;
 mod lease;
 
 use chrono::{DateTime, Utc};
+use entrepot_domain::job::JobKind;
+use entrepot_domain::{Reference, RepositoryName};
+use entrepot_proto::convert::names;
+use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
@@ -14,65 +19,51 @@ use super::row::{column, corrupt};
 use super::{Error, Tx};
 
 pub(crate) use automatic::{Candidate, candidates, drop_unleased, forget_ended, pace, schedule};
-pub(crate) use lease::{Leased, Report, Settled, give_back, lease, report, settle};
-
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    SyncTag,
-    WarmImage,
-}
-
-impl Kind {
-    const ALL: [Self; 2] = [Self::SyncTag, Self::WarmImage];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::SyncTag => "SYNC_TAG",
-            Self::WarmImage => "WARM_IMAGE",
-        }
-    }
-
-    fn read(row: &Row) -> Result<Self, Error> {
-        let kind: &str = column(row, "kind")?;
-        Self::ALL.into_iter().find(|known| known.as_str() == kind).ok_or_else(|| corrupt("kind", "unknown"))
-    }
-
-    /// The less, the sooner: people wait for syncs that they ask for, and warming can wait longest.
-    fn priority(self) -> i16 {
-        match self {
-            Self::SyncTag => 0,
-            Self::WarmImage => 2,
-        }
-    }
-}
-
-/// The priority of syncs that nobody asked for.
-const AUTOMATIC: i16 = 1;
+pub(crate) use lease::{
+    Failure, LeaseError, LeasePlea, Leased, Progress, Renewal, Settled, Ticket, give_back, lease, report, settle,
+};
 
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    Unchanged,
-    Moved,
-    Created,
-    Deleted,
+    /// Well; its result says more.
+    Done,
     Failed,
     Cancelled,
 }
 
 impl Outcome {
-    const ALL: [Self; 6] = [Self::Unchanged, Self::Moved, Self::Created, Self::Deleted, Self::Failed, Self::Cancelled];
+    const ALL: [Self; 3] = [Self::Done, Self::Failed, Self::Cancelled];
 
     fn as_str(self) -> &'static str {
         match self {
-            Self::Unchanged => "UNCHANGED",
-            Self::Moved => "MOVED",
-            Self::Created => "CREATED",
-            Self::Deleted => "DELETED",
+            Self::Done => "DONE",
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
         }
+    }
+}
+
+/// A job that is asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct NewJob {
+    kind: &'static str,
+    priority: i16,
+    repository: RepositoryName,
+    subject: String,
+    payload: Value,
+}
+
+impl NewJob {
+    /// A job of the kind `K` that is about `reference`.
+    pub(crate) fn of<K: JobKind>(
+        repository: &RepositoryName,
+        reference: &Reference,
+        payload: &K::Payload,
+    ) -> Result<Self, Error> {
+        let payload = serde_json::to_value(payload).map_err(|error| corrupt("payload", error))?;
+        let subject = names::reference(repository, reference);
+        Ok(Self { kind: K::NAME, priority: K::PRIORITY, repository: repository.clone(), subject, payload })
     }
 }
 
@@ -80,11 +71,10 @@ impl Outcome {
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
     pub(crate) ordinal: i32,
-    pub(crate) repository: String,
-    pub(crate) reference: String,
+    pub(crate) subject: String,
     pub(crate) outcome: Option<Outcome>,
-    pub(crate) from_digest: Option<String>,
-    pub(crate) to_digest: Option<String>,
+    /// What the kind says of a job that has ended well.
+    pub(crate) result: Option<Value>,
     pub(crate) reason: String,
     pub(crate) done_bytes: i64,
     pub(crate) total_bytes: i64,
@@ -102,11 +92,9 @@ impl Item {
         };
         Ok(Self {
             ordinal: column(row, "ordinal")?,
-            repository: column(row, "repository")?,
-            reference: column(row, "reference")?,
+            subject: column(row, "subject")?,
             outcome: outcome.map(known).transpose()?,
-            from_digest: column(row, "from_digest")?,
-            to_digest: column(row, "to_digest")?,
+            result: column(row, "result")?,
             reason: column(row, "reason")?,
             done_bytes: column(row, "done_bytes")?,
             total_bytes: column(row, "total_bytes")?,
@@ -117,28 +105,30 @@ impl Item {
     }
 }
 
-/// Adds the items of an operation, one for each repository and reference, in this order.
-pub(crate) async fn insert(
-    tx: &Tx<'_>,
-    operation: Uuid,
-    kind: Kind,
-    images: &[(String, String)],
-    platforms: &[String],
-) -> Result<(), Error> {
+/// Adds the items of an operation in this order. Each takes its turns with the upstream of the rule that covers its
+/// repository now.
+pub(crate) async fn insert(tx: &Tx<'_>, operation: Uuid, items: &[NewJob]) -> Result<(), Error> {
     const SQL: &str = "-- jobs.insert
-        INSERT INTO jobs (operation_uid, ordinal, kind, priority, repository, reference, platforms)
-        SELECT $1, n, $2, $3, repository, reference, $6
-          FROM unnest($4::text[], $5::text[]) WITH ORDINALITY AS asked (repository, reference, n)";
-    let (repositories, references): (Vec<&str>, Vec<&str>) =
-        images.iter().map(|(repository, reference)| (repository.as_str(), reference.as_str())).unzip();
-    tx.execute(SQL, &[&operation, &kind.as_str(), &kind.priority(), &repositories, &references, &platforms]).await?;
+        INSERT INTO jobs (operation_uid, ordinal, kind, priority, subject, payload, turn_time, upstream)
+        SELECT $1, n, kind, priority, subject, payload, now() + priority * interval '1 minute',
+               coalesce((SELECT upstream_uid::text FROM rules
+                          WHERE prefix = 'ROOT' OR prefix = repository OR starts_with(repository, prefix || '/')
+                          ORDER BY prefix <> 'ROOT' DESC, length(prefix) DESC LIMIT 1), '')
+          FROM unnest($2::text[], $3::smallint[], $4::text[], $5::jsonb[], $6::text[])
+               WITH ORDINALITY AS asked (kind, priority, subject, payload, repository, n)";
+    let kinds: Vec<&str> = items.iter().map(|item| item.kind).collect();
+    let priorities: Vec<i16> = items.iter().map(|item| item.priority).collect();
+    let subjects: Vec<&str> = items.iter().map(|item| item.subject.as_str()).collect();
+    let payloads: Vec<&Value> = items.iter().map(|item| &item.payload).collect();
+    let repositories: Vec<&str> = items.iter().map(|item| item.repository.as_str()).collect();
+    tx.execute(SQL, &[&operation, &kinds, &priorities, &subjects, &payloads, &repositories]).await?;
     Ok(())
 }
 
 /// At most `limit` items of an operation, those behind the one with this number.
 pub(crate) async fn items(tx: &Tx<'_>, operation: Uuid, after: i32, limit: i64) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.items
-        SELECT ordinal, repository, reference, outcome, from_digest, to_digest, reason, done_bytes, total_bytes,
+        SELECT ordinal, subject, outcome, result, reason, done_bytes, total_bytes,
                node_id, attempt_count, end_time
           FROM jobs WHERE operation_uid = $1 AND ordinal > $2 ORDER BY ordinal LIMIT $3";
     tx.query(SQL, &[&operation, &after, &limit]).await?.iter().map(Item::from_row).collect()
@@ -147,7 +137,7 @@ pub(crate) async fn items(tx: &Tx<'_>, operation: Uuid, after: i32, limit: i64) 
 /// The items of an operation that nodes work at.
 pub(crate) async fn running(tx: &Tx<'_>, operation: Uuid, limit: i64) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.running
-        SELECT ordinal, repository, reference, outcome, from_digest, to_digest, reason, done_bytes, total_bytes,
+        SELECT ordinal, subject, outcome, result, reason, done_bytes, total_bytes,
                node_id, attempt_count, end_time
           FROM jobs WHERE operation_uid = $1 AND end_time IS NULL AND lease_until IS NOT NULL ORDER BY ordinal LIMIT $2";
     tx.query(SQL, &[&operation, &limit]).await?.iter().map(Item::from_row).collect()
@@ -156,7 +146,7 @@ pub(crate) async fn running(tx: &Tx<'_>, operation: Uuid, limit: i64) -> Result<
 /// At most `limit` items that have ended since `since`, the first ones first.
 pub(crate) async fn ended(tx: &Tx<'_>, operation: Uuid, since: DateTime<Utc>, limit: i64) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.ended
-        SELECT ordinal, repository, reference, outcome, from_digest, to_digest, reason, done_bytes, total_bytes,
+        SELECT ordinal, subject, outcome, result, reason, done_bytes, total_bytes,
                node_id, attempt_count, end_time
           FROM jobs WHERE operation_uid = $1 AND end_time >= $2 ORDER BY end_time, ordinal LIMIT $3";
     tx.query(SQL, &[&operation, &since, &limit]).await?.iter().map(Item::from_row).collect()

@@ -130,7 +130,7 @@ mod tests {
         let is_due_if = |mutability: &TagMutability, validated, pulled| {
             let candidate = Candidate {
                 incarnation: Uuid::nil(),
-                repository: "demo/app".to_owned(),
+                repository: "demo/app".parse().unwrap(),
                 tag: "v1".parse().unwrap(),
                 validate_time: ago(validated),
                 last_pull_time: ago(pulled),

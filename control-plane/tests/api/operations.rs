@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use entrepot_proto::node::v1 as node;
-use entrepot_proto::node::v1::job::Kind;
+use entrepot_proto::node::v1::job_result::Ended;
 use entrepot_proto::node::v1::report_job_request::Report;
 use entrepot_proto::v1 as pb;
 use entrepot_records::layout;
@@ -14,7 +14,7 @@ use entrepot_records::{self as records, RepositoryRecord};
 use entrepot_store::Store;
 use entrepot_test_support::wait_until;
 use tokio::sync::RwLockWriteGuard;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::content::Repository;
 use crate::deaf_store::DeafStore;
@@ -32,34 +32,60 @@ async fn warm(fixture: &Fixture, tags: &[&str]) -> pb::Operation {
 }
 
 async fn lease(fixture: &Fixture, node_id: &str, limit: i32) -> Vec<node::Job> {
-    let request = node::LeaseJobsRequest { node_id: node_id.to_owned(), limit };
+    lease_kinds(fixture, node_id, limit, &["sync", "warm", "scan"]).await
+}
+
+async fn lease_kinds(fixture: &Fixture, node_id: &str, limit: i32, kinds: &[&str]) -> Vec<node::Job> {
+    let kinds = kinds.iter().map(|kind| (*kind).to_owned()).collect();
+    let request = node::LeaseJobsRequest { node_id: node_id.to_owned(), limit, kinds };
     fixture.nodes(node_id).lease_jobs(request).await.unwrap().into_inner().jobs
 }
 
 async fn say(fixture: &Fixture, node_id: &str, job: &node::Job, report: Report) -> bool {
+    try_say(fixture, node_id, job, report).await.unwrap()
+}
+
+async fn try_say(fixture: &Fixture, node_id: &str, job: &node::Job, report: Report) -> Result<bool, Status> {
     let request = node::ReportJobRequest {
         node_id: node_id.to_owned(),
         job_id: job.job_id.clone(),
         lease_token: job.lease_token.clone(),
         report: Some(report),
     };
-    fixture.nodes(node_id).report_job(request).await.unwrap().into_inner().stop
+    Ok(fixture.nodes(node_id).report_job(request).await?.into_inner().stop)
+}
+
+/// Says something of a job that is not the node's any more.
+async fn is_lost(fixture: &Fixture, node_id: &str, job: &node::Job, report: Report) -> bool {
+    let refused = try_say(fixture, node_id, job, report).await.unwrap_err();
+    kind(&refused) == (Code::FailedPrecondition, "LEASE_LOST".to_owned())
 }
 
 fn result(outcome: pb::ItemOutcome) -> Report {
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let result = if outcome == pb::ItemOutcome::Unchanged {
+        serde_json::json!({ "outcome": "UNCHANGED", "digest": digest })
+    } else {
+        let from = (outcome == pb::ItemOutcome::Moved).then_some(&digest);
+        serde_json::json!({ "outcome": "MOVED", "from": from, "to": digest })
+    };
     let progress = Some(node::JobProgress { done_bytes: 70, total_bytes: 70 });
-    Report::Result(node::JobResult { outcome: outcome.into(), progress, ..Default::default() })
+    Report::Result(node::JobResult { ended: Some(Ended::Result(result.to_string())), progress })
+}
+
+fn failed(reason: &str, may_retry: bool) -> Report {
+    let failure = node::JobFailure { reason: reason.to_owned(), may_retry, ..Default::default() };
+    Report::Result(node::JobResult { ended: Some(Ended::Failure(failure)), progress: None })
 }
 
 fn progress(done_bytes: i64) -> Report {
     Report::Progress(node::JobProgress { done_bytes, total_bytes: 100 })
 }
 
-fn tag_of(job: &node::Job) -> &str {
-    match job.kind.as_ref().unwrap() {
-        Kind::SyncTag(job) => &job.tag,
-        Kind::WarmImage(job) => &job.reference,
-    }
+fn tag_of(job: &node::Job) -> String {
+    let payload: serde_json::Value = serde_json::from_str(&job.payload).unwrap();
+    let tag = payload.get("tag").or_else(|| payload.get("reference"));
+    tag.and_then(|tag| tag.as_str()).unwrap_or_default().to_owned()
 }
 
 async fn get(fixture: &Fixture, name: &str) -> pb::Operation {
@@ -90,18 +116,13 @@ async fn nodes_work_at_an_operation_until_its_last_item_has_ended() {
     let one = lease(&fixture, "node-1", 2).await;
     let two = lease(&fixture, "node-2", 2).await;
     assert_eq!((one.len(), two.len()), (2, 1), "each job is one node's");
-    let all: BTreeSet<&str> = one.iter().chain(&two).map(tag_of).collect();
-    assert_eq!(all, BTreeSet::from(["a", "b", "c"]));
+    let all: BTreeSet<String> = one.iter().chain(&two).map(tag_of).collect();
+    assert_eq!(all, BTreeSet::from(["a", "b", "c"].map(str::to_owned)));
     assert!(!say(&fixture, "node-1", &one[0], progress(40)).await);
     say(&fixture, "node-1", &one[0], result(pb::ItemOutcome::Moved)).await;
     say(&fixture, "node-1", &one[1], result(pb::ItemOutcome::Created)).await;
     assert!(!get(&fixture, &operation.name).await.done);
-    let failed = node::JobResult {
-        outcome: pb::ItemOutcome::Failed.into(),
-        reason: "the upstream denies access".to_owned(),
-        ..Default::default()
-    };
-    say(&fixture, "node-2", &two[0], Report::Result(failed)).await;
+    say(&fixture, "node-2", &two[0], failed("the upstream denies access", false)).await;
 
     let ended = get(&fixture, &operation.name).await;
     assert_eq!((ended.state(), ended.ended_count, ended.failed_count), (pb::OperationState::Failed, 3, 1));
@@ -134,14 +155,18 @@ async fn a_job_whose_node_is_silent_goes_to_another_one_and_the_first_has_no_say
     let taken = lease(&fixture, "node-2", 1).await.remove(0);
     assert_eq!(taken.job_id, lost.job_id);
 
-    assert!(say(&fixture, "node-1", &lost, progress(1)).await, "who was lost is told to stop");
-    say(&fixture, "node-1", &lost, result(pb::ItemOutcome::Moved)).await;
+    assert!(is_lost(&fixture, "node-1", &lost, progress(1)).await, "who was lost is told");
+    assert!(is_lost(&fixture, "node-1", &lost, result(pb::ItemOutcome::Moved)).await);
+    for report in ["progress", "result"] {
+        let count = fixture.metric("entrepot_job_lost_lease_count", &[&format!("job_report=\"{report}\"")]);
+        assert_eq!(count, 1.0, "{report}");
+    }
     assert!(!get(&fixture, &operation.name).await.done, "and cannot end it");
     say(&fixture, "node-2", &taken, result(pb::ItemOutcome::Unchanged)).await;
     let items = items(&fixture, &operation.name).await;
     assert_eq!((items[0].outcome(), items[0].attempt_count), (pb::ItemOutcome::Unchanged, 2));
     // Saying it again changes nothing.
-    say(&fixture, "node-2", &taken, result(pb::ItemOutcome::Failed)).await;
+    assert!(is_lost(&fixture, "node-2", &taken, failed("too late", false)).await);
     assert_eq!(get(&fixture, &operation.name).await.state(), pb::OperationState::Succeeded);
 }
 
@@ -164,23 +189,72 @@ async fn a_job_that_no_node_survives_fails_after_five_attempts() {
 async fn what_failed_for_a_reason_that_may_pass_is_tried_again_after_a_rest() {
     let fixture = Fixture::start().await;
     let operation = warm(&fixture, &["a"]).await;
-    let retry = || {
-        Report::Result(node::JobResult {
-            outcome: pb::ItemOutcome::Failed.into(),
-            reason: "the upstream is away".to_owned(),
-            may_retry: true,
-            ..Default::default()
-        })
-    };
     for _ in 1..=5 {
         let job = lease(&fixture, "node-1", 1).await.remove(0);
-        say(&fixture, "node-1", &job, retry()).await;
+        say(&fixture, "node-1", &job, failed("the upstream is away", true)).await;
         assert!(lease(&fixture, "node-1", 1).await.is_empty(), "it rests");
         fixture.world.sql("UPDATE jobs SET run_time = now() WHERE end_time IS NULL").await;
     }
     let ended = get(&fixture, &operation.name).await;
     assert_eq!((ended.done, ended.failed_count), (true, 1));
     assert_eq!(items(&fixture, &operation.name).await[0].reason, "the upstream is away");
+}
+
+/// Jobs that nobody asked for, so many of a kind at an upstream, due since so many minutes.
+async fn pile_up(fixture: &Fixture, count: usize, kind: &str, upstream: &str, minutes: u32, priority: u32) {
+    let sql = format!(
+        "INSERT INTO jobs (kind, upstream, subject, payload, priority, run_time, turn_time)
+         SELECT '{kind}', '{upstream}', 'n', '{{\"tag\": \"{upstream}-{minutes}\"}}', {priority},
+                now() - interval '{minutes} minutes', now() - interval '{minutes} minutes' + {priority} * interval '1 minute'
+           FROM generate_series(1, {count})"
+    );
+    fixture.world.sql(&sql).await;
+}
+
+#[tokio::test]
+async fn a_node_gets_only_the_kinds_that_it_knows() {
+    let fixture = Fixture::start().await;
+    warm(&fixture, &["a"]).await;
+    pile_up(&fixture, 10, "scan", "", 0, 0).await;
+    assert!(lease_kinds(&fixture, "node-1", 8, &["sync"]).await.is_empty());
+    assert!(lease_kinds(&fixture, "node-1", 8, &[]).await.is_empty());
+    let known = lease_kinds(&fixture, "node-1", 8, &["sync", "warm"]).await;
+    assert_eq!(known.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), ["warm"]);
+    assert_eq!(tag_of(&known[0]), "a");
+}
+
+#[tokio::test]
+async fn however_many_jobs_of_one_kind_or_upstream_wait_the_others_get_their_turns() {
+    let fixture = Fixture::start().await;
+    pile_up(&fixture, 20_000, "scan", "one", 60, 0).await;
+    pile_up(&fixture, 3, "scan", "two", 0, 0).await;
+    pile_up(&fixture, 3, "sync", "one", 0, 1).await;
+    let first = lease(&fixture, "node-1", 8).await;
+    let count = |jobs: &[node::Job], kind: &str, tag: &str| {
+        jobs.iter().filter(|job| job.kind == kind && tag_of(job) == tag).count()
+    };
+    assert_eq!(first.len(), 8);
+    assert!(count(&first, "scan", "one-60") <= 3, "one line does not have all turns");
+    assert!(count(&first, "scan", "two-0") >= 2 && count(&first, "sync", "one-0") >= 2);
+    // Nor does it fill a node, when nothing else waits.
+    lease(&fixture, "node-2", 8).await;
+    let rest = lease(&fixture, "node-3", 8).await;
+    assert_eq!((rest.len(), count(&rest, "scan", "one-60")), (6, 6), "a quarter is left to others");
+    pile_up(&fixture, 1, "sync", "late", 0, 1).await;
+    assert_eq!(count(&lease(&fixture, "node-3", 2).await, "sync", "late-0"), 1, "who comes late has a place");
+}
+
+#[tokio::test]
+async fn who_has_waited_for_long_is_not_overtaken_by_what_is_more_urgent() {
+    let fixture = Fixture::start().await;
+    pile_up(&fixture, 1, "warm", "", 1, 2).await;
+    pile_up(&fixture, 1, "warm", "", 0, 0).await;
+    pile_up(&fixture, 1, "warm", "", 3, 2).await;
+    let mut order = Vec::new();
+    for node in ["node-1", "node-2", "node-3"] {
+        order.push(tag_of(&lease(&fixture, node, 1).await.remove(0)));
+    }
+    assert_eq!(order, ["-3", "-0", "-1"], "the oldest, the urgent one, and what waits for less than that is worth");
 }
 
 #[tokio::test]
@@ -367,7 +441,7 @@ async fn several_control_planes_schedule_what_is_due_one_after_the_other_for_eac
     let last = number("SELECT extract(epoch FROM max(run_time) - now()) FROM jobs").await;
     assert!(last <= 11.0, "turns are given {last} s ahead");
     // Each is scheduled once, and nodes get none before its turn.
-    let twice = number("SELECT count(*) - count(DISTINCT (incarnation, reference)) FROM jobs").await;
+    let twice = number("SELECT count(*) - count(DISTINCT key) FROM jobs").await;
     assert_eq!(twice, 0.0);
     let taken = lease(&fixture, "node-1", 100).await.len() as f64;
     let passed = number("SELECT extract(epoch FROM now())").await - begun;

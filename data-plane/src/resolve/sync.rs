@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_domain::freshness::{Unconfirmed, WhenDeleted};
+use entrepot_domain::job::Synced;
 use entrepot_domain::sync::{Platforms, Walk};
 use entrepot_domain::{Digest, Reference, Tag};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -44,17 +45,6 @@ pub(crate) struct Ahead {
     total_bytes: AtomicU64,
     /// Leave to fetch a blob: most of what a node may fetch is for pulls.
     turns: Arc<Semaphore>,
-}
-
-/// What has become of a reference.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Synced {
-    /// It means what it meant.
-    Unchanged(Digest),
-    /// It means something else than before, or was not known here.
-    Moved { from: Option<Digest>, to: Digest },
-    /// The upstream has the tag no more; whether it was dropped here, too.
-    Deleted { from: Option<Digest>, is_dropped: bool },
 }
 
 /// What a look at a tag has shown.
@@ -157,7 +147,7 @@ impl Resolver {
             Reference::Tag(tag) => {
                 let trust = Trust::Rule(Some(self.now()));
                 let synced = self.bring(place, fill, tag, trust, (from, &platforms), ahead).await?;
-                if let Synced::Unchanged(digest) = &synced {
+                if let Synced::Unchanged { digest } = &synced {
                     self.whole_of(place, digest, &platforms, ahead).await?;
                 }
                 Ok(synced)
@@ -165,7 +155,7 @@ impl Resolver {
             Reference::Digest(digest) => {
                 self.whole_of(place, digest, &platforms, ahead).await?;
                 Ok(match from {
-                    Some(digest) => Synced::Unchanged(digest),
+                    Some(digest) => Synced::Unchanged { digest },
                     None => Synced::Moved { from: None, to: digest.clone() },
                 })
             }
@@ -192,7 +182,7 @@ impl Resolver {
                     };
                 }
                 Look::Valid(resolved) if from.as_ref() == Some(&resolved.digest) => {
-                    return Ok(Synced::Unchanged(resolved.digest));
+                    return Ok(Synced::Unchanged { digest: resolved.digest });
                 }
                 // A pull was faster.
                 Look::Valid(resolved) => {

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::Tag;
+use entrepot_domain::job::{AUTOMATIC_SYNC_PRIORITY, JobKind as _, SyncPayload, SyncTag};
 use entrepot_domain::template::RepositorySettings;
+use entrepot_domain::{Reference, RepositoryName, Tag};
+use entrepot_proto::convert::names;
+use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::super::row::{column, parsed};
+use super::super::row::{column, corrupt, parsed};
 use super::super::{Error, Tx, repositories};
-use super::{AUTOMATIC, Kind};
 
 /// Keeps two control planes from scheduling at once.
 const LOCK: i64 = 0x656e_7472_6570_6f74;
@@ -19,7 +21,7 @@ const LOCK: i64 = 0x656e_7472_6570_6f74;
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     pub(crate) incarnation: Uuid,
-    pub(crate) repository: String,
+    pub(crate) repository: RepositoryName,
     pub(crate) tag: Tag,
     pub(crate) validate_time: DateTime<Utc>,
     pub(crate) last_pull_time: DateTime<Utc>,
@@ -33,7 +35,7 @@ impl Candidate {
     fn from_row(row: &Row) -> Result<Self, Error> {
         Ok(Self {
             incarnation: column(row, "incarnation")?,
-            repository: column(row, "name")?,
+            repository: parsed(row, "name")?,
             tag: parsed(row, "tag")?,
             validate_time: column(row, "validate_time")?,
             last_pull_time: column(row, "last_pull_time")?,
@@ -65,8 +67,7 @@ pub(crate) async fn candidates(
            AND r.rule_uid = $1 AND r.automatic_sync IS NOT FALSE
            AND t.validate_time <= $2
            AND ($4::timestamptz IS NULL OR (t.validate_time, t.incarnation, t.tag) > ($4, $5, $6))
-           AND NOT EXISTS (SELECT FROM jobs j WHERE j.operation_uid IS NULL
-                                                AND j.incarnation = t.incarnation AND j.reference = t.tag)
+           AND NOT EXISTS (SELECT FROM jobs j WHERE j.key = 'sync:' || t.incarnation::text || ':' || t.tag)
          ORDER BY t.validate_time, t.incarnation, t.tag LIMIT $7";
     let (time, incarnation, tag) = match after {
         Some((time, incarnation, tag)) => (Some(*time), Some(*incarnation), Some(tag.as_str())),
@@ -111,24 +112,36 @@ pub(crate) async fn schedule(
     next: Duration,
 ) -> Result<u64, Error> {
     const INSERT: &str = "-- jobs.schedule
-        INSERT INTO jobs (kind, priority, repository, reference, incarnation, known_validate_time, run_time)
-        SELECT $1, $2, repository, reference, incarnation, validate_time, now() + make_interval(secs => wait)
-          FROM unnest($3::text[], $4::text[], $5::uuid[], $6::timestamptz[], $7::double precision[])
-            AS due (repository, reference, incarnation, validate_time, wait)
-        ON CONFLICT (incarnation, reference) WHERE operation_uid IS NULL DO NOTHING";
+        INSERT INTO jobs (kind, priority, upstream, subject, key, payload, run_time, turn_time)
+        SELECT $1, $2, $3, subject, 'sync:' || incarnation::text || ':' || tag, payload,
+               now() + make_interval(secs => wait), now() + make_interval(secs => wait) + $2 * interval '1 minute'
+          FROM unnest($4::text[], $5::uuid[], $6::text[], $7::jsonb[], $8::double precision[])
+            AS due (subject, incarnation, tag, payload, wait)
+        ON CONFLICT (key) DO NOTHING";
     const PACE: &str = "-- jobs.schedule: pace
         INSERT INTO sync_paces (upstream_uid, next_time) VALUES ($1, now() + make_interval(secs => $2))
         ON CONFLICT (upstream_uid) DO UPDATE SET next_time = excluded.next_time";
-    let repositories: Vec<&str> = due.iter().map(|(due, _)| due.repository.as_str()).collect();
-    let references: Vec<&str> = due.iter().map(|(due, _)| due.tag.as_str()).collect();
+    let subject = |due: &Candidate| names::reference(&due.repository, &Reference::Tag(due.tag.clone()));
+    let subjects: Vec<String> = due.iter().map(|(due, _)| subject(due)).collect();
     let incarnations: Vec<Uuid> = due.iter().map(|(due, _)| due.incarnation).collect();
-    let times: Vec<DateTime<Utc>> = due.iter().map(|(due, _)| due.validate_time).collect();
+    let tags: Vec<&str> = due.iter().map(|(due, _)| due.tag.as_str()).collect();
+    let payloads = due.iter().map(|(due, _)| payload(due)).collect::<Result<Vec<Value>, Error>>()?;
     let waits: Vec<f64> = due.iter().map(|(_, wait)| wait.as_secs_f64()).collect();
-    let kind = Kind::SyncTag.as_str();
-    let scheduled =
-        tx.execute(INSERT, &[&kind, &AUTOMATIC, &repositories, &references, &incarnations, &times, &waits]).await?;
+    let (kind, upstream) = (SyncTag::NAME, upstream_uid.to_string());
+    let scheduled = tx
+        .execute(
+            INSERT,
+            &[&kind, &AUTOMATIC_SYNC_PRIORITY, &upstream, &subjects, &incarnations, &tags, &payloads, &waits],
+        )
+        .await?;
     tx.execute(PACE, &[&upstream_uid, &next.as_secs_f64()]).await?;
     Ok(scheduled)
+}
+
+fn payload(due: &Candidate) -> Result<Value, Error> {
+    let (repository, tag) = (due.repository.clone(), due.tag.clone());
+    let payload = SyncPayload { repository, tag, known_validate_time: Some(due.validate_time) };
+    serde_json::to_value(payload).map_err(|error| corrupt("payload", error))
 }
 
 /// Drops automatic syncs that no node has taken for a minute: they would all be taken at once, and their tags are

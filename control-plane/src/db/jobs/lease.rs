@@ -1,59 +1,91 @@
 //! Jobs in the hands of nodes.
+//!
+//! Which job comes next is a matter of turns: jobs of one kind at one upstream stand in one line, and the lines take
+//! turns, those first of which nodes have the least. So a million jobs of one kind do not keep another kind waiting, and
+//! one upstream does not have all turns. Within a line it is by age, which a better priority is worth a minute of. And a
+//! quarter of what a node works at is left to other lines, so that long jobs of one do not fill it.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::ResourceId;
 use entrepot_domain::sync::{rest, rest_of_budget};
+use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::super::operations::{self, Ended};
 use super::super::row::column;
 use super::super::{Error, Tx};
-use super::{Kind, Outcome};
+use super::Outcome;
+
+/// Shows that a job is the node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) job: Uuid,
+    pub(crate) token: Uuid,
+}
 
 /// A job that a node has got.
 #[derive(Clone, Debug)]
 pub(crate) struct Leased {
-    pub(crate) uid: Uuid,
-    pub(crate) lease_token: Uuid,
-    pub(crate) kind: Kind,
-    pub(crate) repository: String,
-    pub(crate) reference: String,
-    pub(crate) platforms: Vec<String>,
-    pub(crate) known_validate_time: Option<DateTime<Utc>>,
+    pub(crate) ticket: Ticket,
+    /// Until when it is the node's, unless the node reports before that.
+    pub(crate) until: DateTime<Utc>,
+    pub(crate) kind: String,
+    pub(crate) payload: Value,
 }
 
 impl Leased {
     fn from_row(row: &Row) -> Result<Self, Error> {
         Ok(Self {
-            uid: column(row, "uid")?,
-            lease_token: column(row, "lease_token")?,
-            kind: Kind::read(row)?,
-            repository: column(row, "repository")?,
-            reference: column(row, "reference")?,
-            platforms: column(row, "platforms")?,
-            known_validate_time: column(row, "known_validate_time")?,
+            ticket: Ticket { job: column(row, "uid")?, token: column(row, "lease_token")? },
+            until: column(row, "lease_until")?,
+            kind: column(row, "kind")?,
+            payload: column(row, "payload")?,
         })
     }
 }
 
-/// Who reports on which job.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Report {
-    pub(crate) job: Uuid,
-    pub(crate) lease_token: Uuid,
+/// Why a word on a job is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LeaseError {
+    /// The job has ended, or is another node's by now.
+    #[error("the lease is lost: the job has ended, or is another node's")]
+    Lost,
+    #[error(transparent)]
+    Db(#[from] Error),
+}
+
+/// Whether a node goes on with a job whose lease it has renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Renewal {
+    GoesOn,
+    Cancelled,
+}
+
+/// How far a job is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
     pub(crate) done_bytes: i64,
     pub(crate) total_bytes: i64,
 }
 
 /// How a job ended, as its node says.
 #[derive(Clone, Debug)]
-pub(crate) struct Settled {
-    pub(crate) outcome: Outcome,
-    pub(crate) from_digest: Option<String>,
-    pub(crate) to_digest: Option<String>,
+pub(crate) enum Settled {
+    /// With this result, which `stays` for a while also if nobody asked for the job.
+    Done {
+        result: Value,
+        reason: String,
+        stays: bool,
+    },
+    Failed(Failure),
+}
+
+/// How a job failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
     pub(crate) reason: String,
     /// Whether it is tried once more, unless it was tried often enough.
     pub(crate) may_retry: bool,
@@ -63,97 +95,170 @@ pub(crate) struct Settled {
     pub(crate) is_over_budget: bool,
 }
 
-/// Gives at most `limit` jobs to a node, for `length`: those that are due, that no node has, and that were not tried
-/// `attempts` times yet.
+/// Who wants jobs, and which.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeasePlea<'a> {
+    pub(crate) node: &'a ResourceId,
+    /// The kinds that the node knows.
+    pub(crate) kinds: &'a [String],
+    pub(crate) limit: i64,
+}
+
+/// Gives jobs to a node, for `length`: those that are due, that no node has, and that were not tried `attempts` times
+/// yet, in turns.
 pub(crate) async fn lease(
     tx: &Tx<'_>,
-    node: &ResourceId,
-    limit: i64,
+    plea: LeasePlea<'_>,
     length: Duration,
     attempts: i32,
 ) -> Result<Vec<Leased>, Error> {
     const SQL: &str = "-- jobs.lease
-        WITH due AS (
-            SELECT uid FROM jobs
-             WHERE end_time IS NULL AND run_time <= now() AND NOT is_cancelled AND attempt_count < $4
-               AND (lease_until IS NULL OR lease_until <= now())
-             ORDER BY priority, run_time LIMIT $1 FOR UPDATE SKIP LOCKED)
+        WITH RECURSIVE lines (kind, upstream) AS (
+            (SELECT kind, upstream FROM jobs WHERE end_time IS NULL ORDER BY kind, upstream LIMIT 1)
+            UNION ALL
+            SELECT next.kind, next.upstream
+              FROM lines, LATERAL (
+                   SELECT kind, upstream FROM jobs
+                    WHERE end_time IS NULL AND (kind, upstream) > (lines.kind, lines.upstream)
+                    ORDER BY kind, upstream LIMIT 1) next),
+        held AS (
+            SELECT kind, upstream, count(*) AS all_count, count(*) FILTER (WHERE node_id = $2) AS own_count
+              FROM jobs WHERE end_time IS NULL AND lease_token IS NOT NULL AND lease_until > now()
+             GROUP BY kind, upstream),
+        room AS (
+            SELECT ceil(($1 + coalesce(sum(own_count), 0)) * 0.75)::bigint AS line_count FROM held),
+        waiting AS (
+            SELECT next.uid, next.turn_time,
+                   coalesce(held.all_count, 0) + row_number() OVER (
+                       PARTITION BY kind, upstream ORDER BY next.turn_time, next.uid) AS turn
+              FROM lines LEFT JOIN held USING (kind, upstream) CROSS JOIN room, LATERAL (
+                   SELECT uid, turn_time FROM jobs j
+                    WHERE end_time IS NULL AND j.kind = lines.kind AND j.upstream = lines.upstream
+                      AND run_time <= now() AND NOT is_cancelled AND attempt_count < $4
+                      AND (lease_until IS NULL OR lease_until <= now())
+                    ORDER BY turn_time, uid
+                    LIMIT greatest(0, room.line_count - coalesce(held.own_count, 0))) next
+             WHERE lines.kind = ANY($5)),
+        due AS (
+            SELECT j.uid FROM waiting JOIN jobs j USING (uid)
+             WHERE end_time IS NULL AND NOT is_cancelled AND (lease_until IS NULL OR lease_until <= now())
+             ORDER BY waiting.turn, waiting.turn_time, uid LIMIT $1 FOR UPDATE OF j SKIP LOCKED)
         UPDATE jobs
            SET lease_token = gen_random_uuid(), lease_until = now() + make_interval(secs => $3), node_id = $2,
                attempt_count = attempt_count + 1
           FROM due WHERE jobs.uid = due.uid
-        RETURNING jobs.uid, lease_token, kind, repository, reference, platforms, known_validate_time";
-    let rows = tx.query(SQL, &[&limit, &node.as_str(), &length.as_secs_f64(), &attempts]).await?;
+        RETURNING jobs.uid, lease_token, lease_until, kind, payload";
+    let LeasePlea { node, kinds, limit } = plea;
+    let rows = tx.query(SQL, &[&limit, &node.as_str(), &length.as_secs_f64(), &attempts, &kinds]).await?;
     rows.iter().map(Leased::from_row).collect()
 }
 
-/// Renews a lease by what its node says of the job; whether the node is to go on.
-pub(crate) async fn report(tx: &Tx<'_>, report: Report, length: Duration) -> Result<bool, Error> {
+/// Renews a lease by what its node says of the job.
+pub(crate) async fn report(
+    tx: &Tx<'_>,
+    ticket: Ticket,
+    progress: Progress,
+    length: Duration,
+) -> Result<Renewal, LeaseError> {
     const SQL: &str = "-- jobs.report
         UPDATE jobs SET lease_until = now() + make_interval(secs => $3), done_bytes = $4, total_bytes = $5
          WHERE uid = $1 AND lease_token = $2 AND end_time IS NULL
         RETURNING is_cancelled";
-    let Report { job, lease_token, done_bytes, total_bytes } = report;
-    let row = tx.query_opt(SQL, &[&job, &lease_token, &length.as_secs_f64(), &done_bytes, &total_bytes]).await?;
-    row.map_or(Ok(false), |row| Ok(!column::<bool>(&row, "is_cancelled")?))
+    let (Ticket { job, token }, Progress { done_bytes, total_bytes }) = (ticket, progress);
+    let row = tx.query_opt(SQL, &[&job, &token, &length.as_secs_f64(), &done_bytes, &total_bytes]).await?;
+    let is_cancelled: bool = column(&row.ok_or(LeaseError::Lost)?, "is_cancelled")?;
+    Ok(if is_cancelled { Renewal::Cancelled } else { Renewal::GoesOn })
 }
 
 /// Takes a job back that its node did not end. It was no attempt; a cancelled one is over.
-pub(crate) async fn give_back(tx: &Tx<'_>, job: Uuid, lease_token: Uuid) -> Result<(), Error> {
+pub(crate) async fn give_back(tx: &Tx<'_>, Ticket { job, token }: Ticket) -> Result<(), LeaseError> {
     const SQL: &str = "-- jobs.give_back
         UPDATE jobs
            SET lease_until = NULL, lease_token = NULL, attempt_count = attempt_count - 1,
                outcome = CASE WHEN is_cancelled THEN 'CANCELLED' END, end_time = CASE WHEN is_cancelled THEN now() END
          WHERE uid = $1 AND lease_token = $2 AND end_time IS NULL
         RETURNING operation_uid, is_cancelled";
-    let Some(row) = tx.query_opt(SQL, &[&job, &lease_token]).await? else { return Ok(()) };
+    let row = tx.query_opt(SQL, &[&job, &token]).await?.ok_or(LeaseError::Lost)?;
     match column(&row, "operation_uid")? {
         Some(operation) if column(&row, "is_cancelled")? => {
-            operations::count(tx, operation, Ended { count: 1, cancelled: 1, ..Ended::default() }).await
+            Ok(operations::count(tx, operation, Ended { count: 1, cancelled: 1, ..Ended::default() }).await?)
         }
         Some(_) | None => Ok(()),
     }
 }
 
-/// Ends a job as its node says, or has it rest before its next attempt. A job that the node has no more is left alone.
-pub(crate) async fn settle(tx: &Tx<'_>, report: Report, settled: &Settled, attempts: i32) -> Result<(), Error> {
+/// Ends a job as its node says, or has it rest before its next attempt.
+pub(crate) async fn settle(
+    tx: &Tx<'_>,
+    ticket: Ticket,
+    progress: Progress,
+    settled: &Settled,
+    attempts: i32,
+) -> Result<(), LeaseError> {
     const HOLD: &str = "-- jobs.settle: hold
         SELECT attempt_count, is_cancelled FROM jobs
          WHERE uid = $1 AND lease_token = $2 AND end_time IS NULL FOR UPDATE";
-    const REST: &str = "-- jobs.settle: rest
+    let Ticket { job, token } = ticket;
+    let held = tx.query_opt(HOLD, &[&job, &token]).await?.ok_or(LeaseError::Lost)?;
+    let (attempt, is_cancelled): (i32, bool) = (column(&held, "attempt_count")?, column(&held, "is_cancelled")?);
+    match settled {
+        Settled::Failed(failure) => {
+            if failure.may_retry && !is_cancelled && (attempt < attempts || failure.is_over_budget) {
+                return Ok(rest_after(tx, job, attempt, progress, failure).await?);
+            }
+            end(tx, job, progress, Outcome::Failed, None, &failure.reason, true).await?;
+        }
+        Settled::Done { result, reason, stays } => {
+            end(tx, job, progress, Outcome::Done, Some(result), reason, *stays).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Has a job rest before its next attempt.
+async fn rest_after(tx: &Tx<'_>, job: Uuid, attempt: i32, progress: Progress, failure: &Failure) -> Result<(), Error> {
+    const SQL: &str = "-- jobs.settle: rest
         UPDATE jobs
-           SET lease_until = NULL, lease_token = NULL, run_time = now() + make_interval(secs => $2), reason = $3,
+           SET lease_until = NULL, lease_token = NULL, run_time = now() + make_interval(secs => $2),
+               turn_time = now() + make_interval(secs => $2) + priority * interval '1 minute', reason = $3,
                done_bytes = $4, total_bytes = $5, attempt_count = attempt_count - $6
          WHERE uid = $1";
+    let rest = match failure.is_over_budget {
+        true => rest_of_budget(failure.retry_after),
+        false => rest(u32::try_from(attempt).unwrap_or_default(), failure.retry_after),
+    };
+    let forgiven = i32::from(failure.is_over_budget);
+    let Progress { done_bytes, total_bytes } = progress;
+    tx.execute(SQL, &[&job, &rest.as_secs_f64(), &failure.reason, &done_bytes, &total_bytes, &forgiven]).await?;
+    Ok(())
+}
+
+async fn end(
+    tx: &Tx<'_>,
+    job: Uuid,
+    progress: Progress,
+    outcome: Outcome,
+    result: Option<&Value>,
+    reason: &str,
+    stays: bool,
+) -> Result<(), Error> {
     const END: &str = "-- jobs.settle: end
         UPDATE jobs
-           SET lease_until = NULL, lease_token = NULL, end_time = now(), outcome = $2, from_digest = $3,
-               to_digest = $4, reason = $5, done_bytes = $6, total_bytes = $7
+           SET lease_until = NULL, lease_token = NULL, end_time = now(), outcome = $2, result = $3, reason = $4,
+               done_bytes = $5, total_bytes = $6
          WHERE uid = $1
         RETURNING operation_uid";
     const FORGET: &str = "-- jobs.settle: forget
         DELETE FROM jobs WHERE uid = $1";
-    let Report { job, lease_token, done_bytes, total_bytes } = report;
-    let Settled { outcome, from_digest, to_digest, reason, may_retry, retry_after, is_over_budget } = settled;
-    let Some(held) = tx.query_opt(HOLD, &[&job, &lease_token]).await? else { return Ok(()) };
-    let (attempt, is_cancelled): (i32, bool) = (column(&held, "attempt_count")?, column(&held, "is_cancelled")?);
-    if *may_retry && !is_cancelled && (attempt < attempts || *is_over_budget) {
-        let rest = match is_over_budget {
-            true => rest_of_budget(*retry_after),
-            false => rest(u32::try_from(attempt).unwrap_or_default(), *retry_after),
-        };
-        let (rest, forgiven) = (rest.as_secs_f64(), i32::from(*is_over_budget));
-        return tx.execute(REST, &[&job, &rest, reason, &done_bytes, &total_bytes, &forgiven]).await.map(drop);
-    }
-    let (name, to, from) = (outcome.as_str(), to_digest, from_digest);
-    let row = tx.query_one(END, &[&job, &name, from, to, reason, &done_bytes, &total_bytes]).await?;
+    let Progress { done_bytes, total_bytes } = progress;
+    let row = tx.query_one(END, &[&job, &outcome.as_str(), &result, &reason, &done_bytes, &total_bytes]).await?;
     match column(&row, "operation_uid")? {
         Some(operation) => {
-            let failed = i32::from(*outcome == Outcome::Failed);
+            let failed = i32::from(outcome == Outcome::Failed);
             operations::count(tx, operation, Ended { count: 1, failed, cancelled: 0, done_bytes }).await
         }
-        // An automatic sync that ended well is over; one that did not keeps its tag from being scheduled at once.
-        None if !matches!(outcome, Outcome::Failed | Outcome::Deleted) => tx.execute(FORGET, &[&job]).await.map(drop),
+        // What ended well is over; what did not keeps the same from being scheduled at once.
+        None if !stays => tx.execute(FORGET, &[&job]).await.map(drop),
         None => Ok(()),
     }
 }

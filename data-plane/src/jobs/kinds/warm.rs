@@ -1,0 +1,25 @@
+//! Fetches an image ahead.
+
+use entrepot_domain::Priority;
+use entrepot_domain::job::{Synced, WarmImage, WarmPayload};
+
+use super::Work;
+use crate::control::Snapshot;
+use crate::error::PullError;
+use crate::resolve::{Ahead, Resolver};
+
+impl Work for WarmImage {
+    async fn work(
+        resolver: &Resolver,
+        snapshot: &Snapshot,
+        payload: &WarmPayload,
+        ahead: &Ahead,
+    ) -> Result<Synced, PullError> {
+        let location = snapshot.locate(&payload.repository).with(Priority::Warm);
+        resolver.warm(location, &payload.reference, &payload.platforms, ahead).await
+    }
+
+    fn outcome(synced: &Synced) -> &'static str {
+        synced.as_str()
+    }
+}
