@@ -6,6 +6,8 @@
 
 pub(crate) mod access_keys;
 pub(crate) mod address;
+#[cfg_attr(not(test), expect(dead_code, reason = "replication and scanning will read the log; tests do so far"))]
+pub(crate) mod changes;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod images;
@@ -19,6 +21,7 @@ pub(crate) mod repositories;
 pub(crate) mod requests;
 pub(crate) mod row;
 pub(crate) mod rules;
+pub(crate) mod runs;
 pub(crate) mod tags;
 pub(crate) mod templates;
 mod tls;

@@ -18,6 +18,7 @@ use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::at_once;
 use crate::db::repositories::{self, Created};
 use crate::db::tags::{self, Moved};
 use crate::db::{self, Tx, events, images};
@@ -29,7 +30,7 @@ use crate::plane::Plane;
 const MAX_EVENTS: usize = 1000;
 /// How often a batch is tried again when others are in its way.
 const ATTEMPTS: usize = 3;
-/// How long the store may take while a name is locked.
+/// How long the store may take for a record.
 const STORE_LIMIT: Duration = Duration::from_secs(3);
 
 /// What a repository's record says about an incarnation.
@@ -102,26 +103,34 @@ async fn apply_patiently(plane: &Plane, events: &[Event]) -> Result<(), ApiError
 async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError> {
     let now = plane.clock.now();
     let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("find_incarnations").await?;
+    let unknown = unknown(&tx, batch).await?;
+    drop(tx);
+    drop(connection);
+    // With no connection to the database, since the store may take its time.
+    let records = read_records(plane, unknown).await?;
+
+    let mut connection = plane.db.connect().await?;
     let tx = connection.begin("apply_events").await?;
-    let alive = alive(plane, &tx, batch).await?;
+    let alive = alive(&tx, batch, &records, now).await?;
 
     let ids: Vec<Uuid> = batch.iter().map(|event| event.id).collect();
     let fresh: HashSet<Uuid> = events::note(&tx, &ids, now).await?.into_iter().collect();
-    let mut pulls = Pulls::default();
+    let mut rows = Rows::default();
     let mut applied = HashSet::new();
     let mut outcomes = Vec::with_capacity(batch.len());
     for event in batch {
         let outcome = if !alive.contains(&event.incarnation) {
             EventOutcome::Ignored
         } else if fresh.contains(&event.id) && applied.insert(event.id) {
-            apply_one(&tx, event, &mut pulls).await?;
+            rows.note(event);
             EventOutcome::Applied
         } else {
             EventOutcome::Repeated
         };
         outcomes.push((&event.kind, outcome));
     }
-    pulls.write(&tx).await?;
+    rows.write(&tx).await?;
     tx.commit().await?;
     // What was rolled back has not happened.
     outcomes.into_iter().for_each(|(kind, outcome)| plane.instruments.event(kind, outcome));
@@ -152,41 +161,64 @@ pub(crate) fn image(digest: &Digest, link: &ManifestLink) -> Option<Image> {
     })
 }
 
-/// Those incarnations of a batch that are alive, locked; ones that the index did not know are in it then.
-async fn alive(plane: &Plane, tx: &Tx<'_>, batch: &[Event]) -> Result<HashSet<Uuid>, ApiError> {
+/// A repository of a batch, and what its record says.
+type Met<'b> = ((&'b RepositoryName, Uuid), Option<RepositoryRecord>);
+
+/// The repositories of a batch that the index does not know, by name, so that two batches lock names in one order.
+async fn unknown<'b>(tx: &Tx<'_>, batch: &'b [Event]) -> Result<BTreeSet<(&'b RepositoryName, Uuid)>, ApiError> {
     let all: BTreeSet<Uuid> = batch.iter().map(|event| event.incarnation).collect();
     let all: Vec<Uuid> = all.into_iter().collect();
     let known: HashMap<Uuid, bool> = repositories::known(tx, &all).await?.into_iter().collect();
-    // By name, so that two batches lock names in one order.
     let unknown = batch.iter().filter(|event| !known.contains_key(&event.incarnation));
-    let unknown: BTreeSet<(&RepositoryName, Uuid)> =
-        unknown.map(|event| (&event.repository, event.incarnation)).collect();
-    for (name, incarnation) in unknown {
-        meet(plane, tx, name, incarnation, batch).await?;
+    Ok(unknown.map(|event| (&event.repository, event.incarnation)).collect())
+}
+
+async fn read_records<'b>(
+    plane: &Plane,
+    unknown: BTreeSet<(&'b RepositoryName, Uuid)>,
+) -> Result<Vec<Met<'b>>, ApiError> {
+    let read = unknown.into_iter().map(|(name, incarnation)| async move {
+        let key = layout::repository(name);
+        let record = timeout(STORE_LIMIT, records::read::<RepositoryRecord>(&*plane.store, &key)).await;
+        let record = record.map_err(|elapsed| ApiError::Away { what: "the store", cause: elapsed.into() })??;
+        Ok::<_, ApiError>(((name, incarnation), record.map(|(record, _)| record)))
+    });
+    at_once::all(read).await
+}
+
+/// Those incarnations of a batch that are alive, locked; ones that the index did not know are in it then.
+async fn alive(
+    tx: &Tx<'_>,
+    batch: &[Event],
+    records: &[Met<'_>],
+    now: DateTime<Utc>,
+) -> Result<HashSet<Uuid>, ApiError> {
+    for ((name, incarnation), record) in records {
+        meet(tx, name, *incarnation, record.as_ref(), batch, now).await?;
     }
+    let all: BTreeSet<Uuid> = batch.iter().map(|event| event.incarnation).collect();
+    let all: Vec<Uuid> = all.into_iter().collect();
     Ok(repositories::lock(tx, &all).await?.into_iter().collect())
 }
 
-/// Decides about an incarnation that the index does not know.
+/// Decides about an incarnation that the index does not know, by a record that was read before: who deletes the
+/// repository meanwhile writes its record first and then waits for the name, so that the deletion has the last word.
 async fn meet(
-    plane: &Plane,
     tx: &Tx<'_>,
     name: &RepositoryName,
     incarnation: Uuid,
+    record: Option<&RepositoryRecord>,
     batch: &[Event],
+    now: DateTime<Utc>,
 ) -> Result<(), ApiError> {
     repositories::lock_name(tx, name).await?;
     if !repositories::known(tx, &[incarnation]).await?.is_empty() {
         return Ok(());
     }
-    let key = layout::repository(name);
-    let record = timeout(STORE_LIMIT, records::read::<RepositoryRecord>(&*plane.store, &key)).await;
-    let record = record.map_err(|elapsed| ApiError::Away { what: "the store", cause: elapsed.into() })??;
-    let record = record.map(|(record, _)| record);
-    match (Verdict::of(record.as_ref(), incarnation), record) {
-        (Verdict::Live, Some(record)) => repositories::put(tx, &created(name, &record)).await?,
+    match (Verdict::of(record, incarnation), record) {
+        (Verdict::Live, Some(record)) => repositories::put(tx, &created(name, record)).await?,
         (Verdict::Dead, _) => {
-            repositories::bury(tx, &[incarnation], plane.clock.now()).await?;
+            repositories::bury(tx, &[incarnation], now).await?;
         }
         (Verdict::Live | Verdict::Undecided, _) => {
             if let Some(created) = creation(batch, name, incarnation) {
@@ -219,48 +251,66 @@ fn created<'n>(name: &'n RepositoryName, record: &RepositoryRecord) -> Created<'
     }
 }
 
-async fn apply_one<'e>(tx: &Tx<'_>, event: &'e Event, pulls: &mut Pulls<'e>) -> Result<(), db::Error> {
-    let incarnation = event.incarnation;
-    match &event.kind {
-        // The index has it by now; a repository may have come under another rule since it was created.
-        Kind::RepositoryCreated { rule_uid, .. } => {
-            repositories::adopt(tx, incarnation, *rule_uid).await?;
-        }
-        Kind::ImageCached(image) => {
-            images::put(tx, incarnation, image).await?;
-        }
-        Kind::TagMoved { tag, digest, revision, validate_time } => {
-            let moved = Moved { tag, digest: digest.as_ref(), revision: *revision, validate_time: *validate_time };
-            tags::put(tx, incarnation, moved).await?;
-        }
-        Kind::ConfigCached { digest, platform } => images::put_config(tx, incarnation, digest, platform).await?,
-        Kind::Pulled { digest, pull_time } => pulls.note(incarnation, digest, *pull_time),
-    }
-    Ok(())
-}
-
-/// The last pulls of a batch, one per image and repository however often they were pulled.
+/// What a batch says of each row, one word for each however many events there are: the index's rows are written in a
+/// handful of statements.
 #[derive(Default)]
-struct Pulls<'e> {
-    images: BTreeMap<(Uuid, &'e Digest), DateTime<Utc>>,
-    repositories: BTreeMap<Uuid, DateTime<Utc>>,
+struct Rows<'e> {
+    rules: BTreeMap<Uuid, Option<Uuid>>,
+    images: BTreeMap<(Uuid, &'e Digest), &'e Image>,
+    configs: BTreeMap<(Uuid, &'e Digest), &'e str>,
+    tags: BTreeMap<(Uuid, &'e str), Moved<'e>>,
+    pulls: BTreeMap<(Uuid, &'e Digest), DateTime<Utc>>,
+    repository_pulls: BTreeMap<Uuid, DateTime<Utc>>,
 }
 
-impl<'e> Pulls<'e> {
-    fn note(&mut self, incarnation: Uuid, digest: &'e Digest, time: DateTime<Utc>) {
-        let image = self.images.entry((incarnation, digest)).or_insert(time);
-        *image = time.max(*image);
-        let repository = self.repositories.entry(incarnation).or_insert(time);
-        *repository = time.max(*repository);
+impl<'e> Rows<'e> {
+    fn note(&mut self, event: &'e Event) {
+        let incarnation = event.incarnation;
+        match &event.kind {
+            // The index has it by now; a repository may have come under another rule since it was created.
+            Kind::RepositoryCreated { rule_uid, .. } => {
+                self.rules.insert(incarnation, *rule_uid);
+            }
+            Kind::ImageCached(image) => {
+                let latest = self.images.entry((incarnation, &image.digest)).or_insert(image);
+                if image.cache_time > latest.cache_time {
+                    *latest = image;
+                }
+            }
+            Kind::TagMoved { tag, digest, revision, validate_time } => {
+                let moved = Moved { tag, digest: digest.as_ref(), revision: *revision, validate_time: *validate_time };
+                let latest = self.tags.entry((incarnation, tag.as_str())).or_insert(moved);
+                if moved.supersedes(latest) {
+                    *latest = moved;
+                }
+            }
+            Kind::ConfigCached { digest, platform } => {
+                self.configs.entry((incarnation, digest)).or_insert(platform);
+            }
+            Kind::Pulled { digest, pull_time } => {
+                let image = self.pulls.entry((incarnation, digest)).or_insert(*pull_time);
+                *image = (*pull_time).max(*image);
+                let repository = self.repository_pulls.entry(incarnation).or_insert(*pull_time);
+                *repository = (*pull_time).max(*repository);
+            }
+        }
     }
 
     async fn write(self, tx: &Tx<'_>) -> Result<(), db::Error> {
-        for ((incarnation, digest), time) in self.images {
-            images::pulled(tx, incarnation, digest, time).await?;
+        for (incarnation, rule_uid) in self.rules {
+            repositories::adopt(tx, incarnation, rule_uid).await?;
         }
-        for (incarnation, time) in self.repositories {
-            repositories::pulled(tx, incarnation, time).await?;
-        }
-        Ok(())
+        let images: Vec<_> = self.images.into_iter().map(|((incarnation, _), image)| (incarnation, image)).collect();
+        images::put_all(tx, &images).await?;
+        let tags: Vec<_> = self.tags.into_iter().map(|((incarnation, _), moved)| (incarnation, moved)).collect();
+        tags::put_all(tx, &tags).await?;
+        let configs: Vec<_> =
+            self.configs.into_iter().map(|((incarnation, digest), platform)| (incarnation, digest, platform)).collect();
+        images::put_configs(tx, &configs).await?;
+        let pulls: Vec<_> =
+            self.pulls.into_iter().map(|((incarnation, digest), time)| (incarnation, digest, time)).collect();
+        images::pulled(tx, &pulls).await?;
+        let pulls: Vec<_> = self.repository_pulls.into_iter().collect();
+        repositories::pulled(tx, &pulls).await
     }
 }

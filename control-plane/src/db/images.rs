@@ -3,6 +3,8 @@
 //! What is below an index is looked up row by row (the `OFFSET 0` and the subquery see to that): joined, Postgres reads
 //! all images of the repository, since it cannot know how few there are below.
 
+use std::collections::HashSet;
+
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Tag};
 use entrepot_proto::convert::event::Image as Cached;
@@ -113,38 +115,66 @@ pub(crate) async fn list(
 
 /// Notes an image, and says how many rows that has changed. A deleted one comes back only if it was cached again since.
 pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<u64, Error> {
-    const SQL: &str = "-- images.put
-        INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
-                            config_digest, cache_time)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
-        ON CONFLICT ON CONSTRAINT images_pkey DO UPDATE
-           SET deleted = false, index_time = now(), cache_time = excluded.cache_time
-         WHERE images.cache_time < excluded.cache_time";
-    const CHILDREN: &str = "-- images.put: children
-        INSERT INTO image_children (incarnation, parent, child) SELECT $1, $2, unnest($3::text[])
+    put_all(tx, &[(incarnation, image)]).await
+}
+
+/// Notes images, none of them twice, as [`put`] does.
+pub(crate) async fn put_all(tx: &Tx<'_>, images: &[(Uuid, &Cached)]) -> Result<u64, Error> {
+    const SQL: &str = "-- images.put_all
+        WITH changed AS (
+            INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
+                                config_digest, cache_time)
+            SELECT incarnation, digest, media_type, manifest_size, content_size,
+                   ARRAY(SELECT jsonb_array_elements_text(platforms)), config, cache_time
+              FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::jsonb[], $7::text[],
+                          $8::timestamptz[])
+                AS given (incarnation, digest, media_type, manifest_size, content_size, platforms, config, cache_time)
+             ORDER BY incarnation, digest
+            ON CONFLICT ON CONSTRAINT images_pkey DO UPDATE
+               SET deleted = false, index_time = now(), cache_time = excluded.cache_time
+             WHERE images.cache_time < excluded.cache_time
+            RETURNING incarnation, digest),
+        logged AS (
+            INSERT INTO changes (kind, incarnation, repository, digest)
+            SELECT 'IMAGE_CACHED', incarnation, name, digest
+              FROM changed JOIN repositories USING (incarnation) ORDER BY incarnation, digest)
+        SELECT incarnation, digest FROM changed";
+    const CHILDREN: &str = "-- images.put_all: children
+        INSERT INTO image_children (incarnation, parent, child)
+        SELECT incarnation, parent, child FROM unnest($1::uuid[], $2::text[], $3::text[]) AS c (incarnation, parent, child)
+         ORDER BY incarnation, parent, child
         ON CONFLICT DO NOTHING";
-    let digest = image.digest.to_string();
-    let children: Vec<String> = image.children.iter().map(ToString::to_string).collect();
-    let config = image.config.as_ref().map(ToString::to_string);
-    let changed = tx
-        .execute(
-            SQL,
-            &[
-                &incarnation,
-                &digest,
-                &image.media_type.as_str(),
-                &image.manifest_size_bytes,
-                &image.content_size_bytes,
-                &image.platforms,
-                &config,
-                &image.cache_time,
-            ],
-        )
-        .await?;
-    if changed > 0 && !children.is_empty() {
-        tx.execute(CHILDREN, &[&incarnation, &digest, &children]).await?;
+    if images.is_empty() {
+        return Ok(0);
     }
-    Ok(changed)
+    let incarnations: Vec<Uuid> = images.iter().map(|(incarnation, _)| *incarnation).collect();
+    let digests: Vec<String> = images.iter().map(|(_, image)| image.digest.to_string()).collect();
+    let types: Vec<&str> = images.iter().map(|(_, image)| image.media_type.as_str()).collect();
+    let sizes: Vec<i64> = images.iter().map(|(_, image)| image.manifest_size_bytes).collect();
+    let content_sizes: Vec<i64> = images.iter().map(|(_, image)| image.content_size_bytes).collect();
+    let platforms: Vec<serde_json::Value> = images.iter().map(|(_, image)| image.platforms.clone().into()).collect();
+    let configs: Vec<Option<String>> =
+        images.iter().map(|(_, image)| image.config.as_ref().map(ToString::to_string)).collect();
+    let times: Vec<DateTime<Utc>> = images.iter().map(|(_, image)| image.cache_time).collect();
+    let rows =
+        tx.query(SQL, &[&incarnations, &digests, &types, &sizes, &content_sizes, &platforms, &configs, &times]).await?;
+    let changed: HashSet<(Uuid, String)> = rows
+        .iter()
+        .map(|row| Ok((column(row, "incarnation")?, column(row, "digest")?)))
+        .collect::<Result<_, Error>>()?;
+    let (mut owners, mut parents, mut children) = (Vec::new(), Vec::new(), Vec::new());
+    for (incarnation, image) in images {
+        let parent = (*incarnation, image.digest.to_string());
+        for child in image.children.iter().filter(|_| changed.contains(&parent)) {
+            owners.push(parent.0);
+            parents.push(parent.1.clone());
+            children.push(child.to_string());
+        }
+    }
+    if !children.is_empty() {
+        tx.execute(CHILDREN, &[&owners, &parents, &children]).await?;
+    }
+    Ok(changed.len() as u64)
 }
 
 /// Notes that an image is deleted whose link was cached at `cache_time` or before; says how many were not before.
@@ -155,8 +185,12 @@ pub(crate) async fn delete(
     cache_time: DateTime<Utc>,
 ) -> Result<u64, Error> {
     const MARK: &str = "-- images.delete: mark
-        UPDATE images SET deleted = true, last_pull_time = NULL
-         WHERE incarnation = $1 AND digest = $2 AND cache_time <= $3 AND NOT deleted";
+        WITH changed AS (
+            UPDATE images SET deleted = true, last_pull_time = NULL
+             WHERE incarnation = $1 AND digest = $2 AND cache_time <= $3 AND NOT deleted
+            RETURNING incarnation, digest)
+        INSERT INTO changes (kind, incarnation, repository, digest)
+        SELECT 'IMAGE_DELETED', incarnation, name, digest FROM changed JOIN repositories USING (incarnation)";
     const CHILDREN: &str = "-- images.delete: children
         DELETE FROM image_children WHERE incarnation = $1 AND parent = $2";
     let digest = digest.to_string();
@@ -170,7 +204,11 @@ pub(crate) async fn delete(
 /// Forgets an image that has no link, if nothing was noted of it for long enough; says how many that were.
 pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<u64, Error> {
     const SQL: &str = "-- images.forget
-        DELETE FROM images WHERE incarnation = $1 AND digest = $2 AND index_time < now() - interval '1 minute'";
+        WITH changed AS (
+            DELETE FROM images WHERE incarnation = $1 AND digest = $2 AND index_time < now() - interval '1 minute'
+            RETURNING incarnation, digest)
+        INSERT INTO changes (kind, incarnation, repository, digest)
+        SELECT 'IMAGE_DELETED', incarnation, name, digest FROM changed JOIN repositories USING (incarnation)";
     tx.execute(SQL, &[&incarnation, &digest.to_string()]).await
 }
 
@@ -189,18 +227,35 @@ pub(crate) async fn own_children(tx: &Tx<'_>, incarnation: Uuid, parent: &Digest
 
 /// Notes for which platform an image is.
 pub(crate) async fn put_config(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, platform: &str) -> Result<(), Error> {
-    const SQL: &str = "-- images.put_config
-        INSERT INTO image_configs (incarnation, digest, platform) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    tx.execute(SQL, &[&incarnation, &digest.to_string(), &platform]).await?;
+    put_configs(tx, &[(incarnation, digest, platform)]).await
+}
+
+/// Notes for which platforms images are.
+pub(crate) async fn put_configs(tx: &Tx<'_>, configs: &[(Uuid, &Digest, &str)]) -> Result<(), Error> {
+    const SQL: &str = "-- images.put_configs
+        INSERT INTO image_configs (incarnation, digest, platform)
+        SELECT incarnation, digest, platform FROM unnest($1::uuid[], $2::text[], $3::text[])
+            AS given (incarnation, digest, platform)
+         ORDER BY incarnation, digest
+        ON CONFLICT DO NOTHING";
+    let incarnations: Vec<Uuid> = configs.iter().map(|(incarnation, _, _)| *incarnation).collect();
+    let digests: Vec<String> = configs.iter().map(|(_, digest, _)| digest.to_string()).collect();
+    let platforms: Vec<&str> = configs.iter().map(|(_, _, platform)| *platform).collect();
+    tx.execute(SQL, &[&incarnations, &digests, &platforms]).await?;
     Ok(())
 }
 
-/// Notes that an image was pulled.
-pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, time: DateTime<Utc>) -> Result<(), Error> {
+/// Notes when images were last pulled.
+pub(crate) async fn pulled(tx: &Tx<'_>, pulls: &[(Uuid, &Digest, DateTime<Utc>)]) -> Result<(), Error> {
     const SQL: &str = "-- images.pulled
-        UPDATE images SET last_pull_time = $3
-         WHERE incarnation = $1 AND digest = $2 AND NOT deleted AND (last_pull_time IS NULL OR last_pull_time < $3)";
-    tx.execute(SQL, &[&incarnation, &digest.to_string(), &time]).await?;
+        UPDATE images i SET last_pull_time = given.time
+          FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS given (incarnation, digest, time)
+         WHERE i.incarnation = given.incarnation AND i.digest = given.digest AND NOT deleted
+           AND (last_pull_time IS NULL OR last_pull_time < given.time)";
+    let incarnations: Vec<Uuid> = pulls.iter().map(|(incarnation, _, _)| *incarnation).collect();
+    let digests: Vec<String> = pulls.iter().map(|(_, digest, _)| digest.to_string()).collect();
+    let times: Vec<DateTime<Utc>> = pulls.iter().map(|(_, _, time)| *time).collect();
+    tx.execute(SQL, &[&incarnations, &digests, &times]).await?;
     Ok(())
 }
 

@@ -116,7 +116,10 @@ fn behind(prefix: &str) -> String {
 /// Notes a repository, whose name the caller has locked. Another one that has the name in the index is gone.
 pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error> {
     const REPLACE: &str = "-- repositories.put: replace
-        DELETE FROM repositories WHERE name = $1 AND incarnation <> $2";
+        WITH gone AS (
+            DELETE FROM repositories WHERE name = $1 AND incarnation <> $2 RETURNING incarnation, name)
+        INSERT INTO changes (kind, incarnation, repository)
+        SELECT 'REPOSITORY_DELETED', incarnation, name FROM gone";
     const INSERT: &str = "-- repositories.put: insert
         INSERT INTO repositories (incarnation, name, rule_uid, create_time, settings, automatic_sync)
         VALUES ($1, $2, $3, $4, $5, $6)
@@ -159,7 +162,10 @@ pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>)
     const REMEMBER: &str = "-- repositories.bury: remember
         INSERT INTO dead_incarnations (incarnation, death_time) SELECT unnest($1::uuid[]), $2 ON CONFLICT DO NOTHING";
     const FORGET: &str = "-- repositories.bury: forget
-        DELETE FROM repositories WHERE incarnation = ANY($1)";
+        WITH gone AS (
+            DELETE FROM repositories WHERE incarnation = ANY($1) RETURNING incarnation, name)
+        INSERT INTO changes (kind, incarnation, repository)
+        SELECT 'REPOSITORY_DELETED', incarnation, name FROM gone";
     tx.execute(REMEMBER, &[&incarnations, &now]).await?;
     tx.execute(FORGET, &[&incarnations]).await
 }
@@ -168,7 +174,10 @@ pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>)
 /// how many that were.
 pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid) -> Result<u64, Error> {
     const SQL: &str = "-- repositories.forget
-        DELETE FROM repositories WHERE incarnation = $1 AND index_time < now() - interval '1 minute'";
+        WITH gone AS (
+            DELETE FROM repositories WHERE incarnation = $1 AND index_time < now() - interval '1 minute' RETURNING incarnation, name)
+        INSERT INTO changes (kind, incarnation, repository)
+        SELECT 'REPOSITORY_DELETED', incarnation, name FROM gone";
     tx.execute(SQL, &[&incarnation]).await
 }
 
@@ -186,12 +195,15 @@ pub(crate) async fn set_automatic_sync(tx: &Tx<'_>, incarnation: Uuid, is_on: Op
     tx.execute(SQL, &[&incarnation, &is_on]).await
 }
 
-/// Notes that something in a repository was pulled.
-pub(crate) async fn pulled(tx: &Tx<'_>, incarnation: Uuid, time: DateTime<Utc>) -> Result<(), Error> {
+/// Notes when something in repositories was last pulled.
+pub(crate) async fn pulled(tx: &Tx<'_>, pulls: &[(Uuid, DateTime<Utc>)]) -> Result<(), Error> {
     const SQL: &str = "-- repositories.pulled
-        UPDATE repositories SET last_pull_time = $2
-         WHERE incarnation = $1 AND (last_pull_time IS NULL OR last_pull_time < $2)";
-    tx.execute(SQL, &[&incarnation, &time]).await?;
+        UPDATE repositories r SET last_pull_time = given.time
+          FROM unnest($1::uuid[], $2::timestamptz[]) AS given (incarnation, time)
+         WHERE r.incarnation = given.incarnation AND (last_pull_time IS NULL OR last_pull_time < given.time)";
+    let incarnations: Vec<Uuid> = pulls.iter().map(|(incarnation, _)| *incarnation).collect();
+    let times: Vec<DateTime<Utc>> = pulls.iter().map(|(_, time)| *time).collect();
+    tx.execute(SQL, &[&incarnations, &times]).await?;
     Ok(())
 }
 

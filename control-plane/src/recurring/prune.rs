@@ -7,7 +7,7 @@ use entrepot_store::Entry;
 use tracing::info;
 
 use super::{Job, Progress};
-use crate::db::{events, operations, requests};
+use crate::db::{changes, events, operations, requests, runs};
 use crate::error::ApiError;
 use crate::live_nodes;
 use crate::plane::Plane;
@@ -32,6 +32,8 @@ impl Job for Prune {
         let mut connection = plane.db.connect().await?;
         let tx = connection.begin("prune").await?;
         let forgotten = events::prune(&tx, now, BATCH).await?.max(requests::prune(&tx, now, BATCH).await?);
+        let forgotten = forgotten.max(changes::prune(&tx, BATCH).await?);
+        runs::prune(&tx).await?;
         // Each takes its items along.
         operations::prune(&tx, OPERATIONS).await?;
         tx.commit().await?;

@@ -113,8 +113,8 @@ pub(crate) async fn schedule(
 ) -> Result<u64, Error> {
     const INSERT: &str = "-- jobs.schedule
         INSERT INTO jobs (kind, priority, upstream, subject, key, payload, run_time, turn_time)
-        SELECT $1, $2, $3, subject, 'sync:' || incarnation::text || ':' || tag, payload,
-               now() + make_interval(secs => wait), now() + make_interval(secs => wait) + $2 * interval '1 minute'
+        SELECT $1, $2::smallint, $3, subject, 'sync:' || incarnation::text || ':' || tag, payload,
+               now() + make_interval(secs => wait), now() + make_interval(secs => wait) + $2::smallint * interval '1 minute'
           FROM unnest($4::text[], $5::uuid[], $6::text[], $7::jsonb[], $8::double precision[])
             AS due (subject, incarnation, tag, payload, wait)
         ON CONFLICT (key) DO NOTHING";

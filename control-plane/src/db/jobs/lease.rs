@@ -126,7 +126,7 @@ pub(crate) async fn lease(
               FROM jobs WHERE end_time IS NULL AND lease_token IS NOT NULL AND lease_until > now()
              GROUP BY kind, upstream),
         room AS (
-            SELECT ceil(($1 + coalesce(sum(own_count), 0)) * 0.75)::bigint AS line_count FROM held),
+            SELECT ceil(($1::bigint + coalesce(sum(own_count), 0)) * 0.75)::bigint AS line_count FROM held),
         waiting AS (
             SELECT next.uid, next.turn_time,
                    coalesce(held.all_count, 0) + row_number() OVER (
@@ -139,10 +139,15 @@ pub(crate) async fn lease(
                     ORDER BY turn_time, uid
                     LIMIT greatest(0, room.line_count - coalesce(held.own_count, 0))) next
              WHERE lines.kind = ANY($5)),
+        first AS (
+            SELECT uid FROM waiting ORDER BY turn, turn_time, uid LIMIT 4 * $1::bigint),
         due AS (
-            SELECT j.uid FROM waiting JOIN jobs j USING (uid)
-             WHERE end_time IS NULL AND NOT is_cancelled AND (lease_until IS NULL OR lease_until <= now())
-             ORDER BY waiting.turn, waiting.turn_time, uid LIMIT $1 FOR UPDATE OF j SKIP LOCKED)
+            SELECT free.uid FROM first, LATERAL (
+                   SELECT uid FROM jobs
+                    WHERE uid = first.uid AND end_time IS NULL AND NOT is_cancelled
+                      AND (lease_until IS NULL OR lease_until <= now())
+                    LIMIT 1 FOR UPDATE SKIP LOCKED) free
+             LIMIT $1::bigint)
         UPDATE jobs
            SET lease_token = gen_random_uuid(), lease_until = now() + make_interval(secs => $3), node_id = $2,
                attempt_count = attempt_count + 1
