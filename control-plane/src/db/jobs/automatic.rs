@@ -150,10 +150,11 @@ pub(crate) async fn drop_unleased(tx: &Tx<'_>) -> Result<u64, Error> {
     const SQL: &str = "-- jobs.drop_unleased
         DELETE FROM jobs
          WHERE uid IN (SELECT uid FROM jobs
-                        WHERE operation_uid IS NULL AND end_time IS NULL AND run_time < now() - interval '1 minute'
+                        WHERE operation_uid IS NULL AND kind = $1 AND end_time IS NULL
+                          AND run_time < now() - interval '1 minute'
                           AND (lease_until IS NULL OR lease_until <= now())
                         LIMIT 10000 FOR UPDATE SKIP LOCKED)";
-    tx.execute(SQL, &[]).await
+    tx.execute(SQL, &[&SyncTag::NAME]).await
 }
 
 /// Forgets automatic syncs that have failed a while ago, so that their tags are scheduled again.
