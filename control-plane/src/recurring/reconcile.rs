@@ -1,7 +1,9 @@
 //! Repairs the index, as recurring work: of several control planes, one at a time makes a run.
 
+use std::pin::pin;
 use std::time::Duration;
 
+use tokio::time::sleep;
 use tracing::debug;
 use uuid::Uuid;
 
@@ -11,10 +13,10 @@ use crate::error::ApiError;
 use crate::plane::Plane;
 use crate::reconcile::{Books, Position, Reindexed};
 
-/// For how long a run is this control plane's, from each of its steps on.
-const LEASE: Duration = Duration::from_secs(30);
+/// For how long a run is this control plane's, and how often that is renewed.
+const LEASE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(4));
 /// How long after a complete run nobody begins another one, but who has just started.
-const PAUSE: Duration = Duration::from_secs(8 * 60);
+const PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// The run that this control plane makes, and those that it has made.
 pub(super) struct Reconcile {
@@ -31,12 +33,20 @@ impl Default for Reconcile {
 
 impl Job for Reconcile {
     const NAME: &'static str = "reconcile";
-    const EVERY: Duration = Duration::from_secs(10 * 60);
+    // How often it is looked whether a run is due, or was left by who has stopped.
+    const EVERY: Duration = Duration::from_secs(5);
 
     async fn pass(&mut self, plane: &Plane) -> Result<Progress, ApiError> {
         let Some((run, position)) = self.hold(plane).await? else { return Ok(Progress::Done) };
         let mut books = Books::new(&plane.db, &*plane.store, &plane.clock);
-        let position = books.step(&position, &mut Reindexed::default()).await?;
+        let mut counts = Reindexed::default();
+        let mut step = pin!(books.step(&position, &mut counts));
+        let position = loop {
+            tokio::select! {
+                done = &mut step => break done?,
+                () = sleep(LEASE.1) => renew(plane, run).await?,
+            }
+        };
         if !position.is_begin() {
             self.run = Some((run, position));
             return Ok(Progress::More);
@@ -58,15 +68,23 @@ impl Reconcile {
         let mut connection = plane.db.connect().await?;
         let tx = connection.begin("hold_run").await?;
         if let Some((run, position)) = &self.run
-            && runs::renew(&tx, *run, LEASE).await?
+            && runs::renew(&tx, *run, LEASE.0).await?
         {
             tx.commit().await?;
             return Ok(Some((*run, position.clone())));
         }
         self.run = None;
-        let begun = runs::begin(&tx, &self.holder, LEASE, self.pause).await?;
+        let begun = runs::begin(&tx, &self.holder, LEASE.0, self.pause).await?;
         tx.commit().await?;
         self.run = begun.map(|run| (run, Position::Begin));
         Ok(self.run.clone())
     }
+}
+
+/// Keeps a run while one of its steps goes on. One that was lost all the same does not count as complete in the end.
+async fn renew(plane: &Plane, run: Uuid) -> Result<(), ApiError> {
+    let mut connection = plane.db.connect().await?;
+    let tx = connection.begin("renew_run").await?;
+    runs::renew(&tx, run, LEASE.0).await?;
+    Ok(tx.commit().await?)
 }
