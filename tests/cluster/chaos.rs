@@ -1,7 +1,9 @@
 //! Everything fails all the time, and pulls go on.
 //!
-//! A seed decides what fails when. A minute unless `ENTREPOT_CHAOS_SECONDS` says how long; `ENTREPOT_CHAOS_SEED` says which
-//! seed. `scripts/test` runs six minutes, and `scripts/suite chaos` an hour.
+//! A seed decides what fails when. Two minutes unless `ENTREPOT_CHAOS_SECONDS` says how long, which is enough for every kind
+//! of fault; `ENTREPOT_CHAOS_SEED` says which seed. `scripts/suite chaos` runs an hour.
+//!
+//! Nothing here asserts a speed: how many pulls there were depends on the machine, and is printed.
 
 mod excuse;
 mod leaks;
@@ -10,7 +12,7 @@ mod load;
 mod schedule;
 mod strikes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,15 +26,12 @@ use crate::cluster::{Cluster, Setup};
 use crate::report::{report, seconds};
 use leaks::{Held, Most};
 use load::Load;
-use schedule::{Planned, schedule};
+use schedule::{KINDS, Planned, SHORT, schedule};
 use strikes::Field;
 
 const NODES: usize = 3;
 const CONTROL_PLANES: usize = 2;
-/// How long a run is that has something of everything.
-const FULL: Duration = Duration::from_secs(360);
-/// How many pulls there are in six minutes at least, and how many of a thousand may need another try without an excuse.
-const PULLS: u64 = 5000;
+/// How many of a thousand pulls may need another try without an excuse.
 const UNEXCUSED_OF_A_THOUSAND: usize = 1;
 /// How long a quiet minute is, and how often it is looked for what must be there in the meantime.
 const QUIET: Duration = Duration::from_secs(60);
@@ -46,7 +45,7 @@ const QUIET_MEMORY_KIB: u64 = (96 + 64) * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_fails_every_pull_ends_with_the_right_bytes_and_nothing_is_left_behind() -> Result<()> {
-    let length = seconds("ENTREPOT_CHAOS_SECONDS", 60);
+    let length = seconds("ENTREPOT_CHAOS_SECONDS", schedule::SHORT.as_secs());
     let seed = seconds("ENTREPOT_CHAOS_SEED", 1).as_secs();
     let run = run(seed, length).await;
     if run.is_err() {
@@ -84,7 +83,7 @@ async fn run(seed: u64, length: Duration) -> Result<()> {
     let (ended, ()) = watched(&cluster, &most, async { tokio::join!(pulls, strikes) }).await;
     tell(&load, &field, &most, began);
     ended?;
-    judge(&load, &most, length)?;
+    judge(&load, &field, &most, length)?;
     none_left(&cluster, &before).await
 }
 
@@ -153,11 +152,9 @@ fn tell(load: &Load, field: &Field, most: &Most, began: Instant) {
     report("the most at once", leaks::line(&most.counts()));
 }
 
-/// Whether enough was pulled, and enough of it at once.
-fn judge(load: &Load, most: &Most, length: Duration) -> Result<()> {
+/// Whether everything was there at some time that a fault can leave behind, and hardly a pull failed without one.
+fn judge(load: &Load, field: &Field, most: &Most, length: Duration) -> Result<()> {
     let tally = load.tally();
-    let enough = PULLS * length.as_secs() / FULL.as_secs();
-    ensure!(tally.pulls as u64 >= enough, "{} pulls are fewer than {enough}", tally.pulls);
     // Of fewer than a thousand, one.
     let allowed = (tally.pulls * UNEXCUSED_OF_A_THOUSAND / 1000).max(1);
     ensure!(
@@ -166,10 +163,15 @@ fn judge(load: &Load, most: &Most, length: Duration) -> Result<()> {
         tally.unexcused,
         tally.pulls
     );
+    if length < SHORT {
+        eprintln!("in less than {SHORT:?} some faults may not come: that each has come is not asserted");
+        return Ok(());
+    }
+    let kinds: BTreeSet<_> = field.strikes().iter().map(|strike| strike.fault.kind()).collect();
+    ensure!(kinds.len() == KINDS, "only {} of {KINDS} kinds of faults have come: {kinds:?}", kinds.len());
     for (name, count) in most.counts() {
         ensure!(
-            // In a short run some may not come about.
-            count > 0.0 || name == "silent nodes" || length < FULL,
+            count > 0.0 || name == "silent nodes",
             "there never were any {name}, so that none being left says nothing"
         );
     }

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 /// How often something goes wrong.
 const EVERY: Duration = Duration::from_secs(2);
+/// How long a run is that has every kind of fault, whatever its seed.
+pub(super) const SHORT: Duration = Duration::from_secs(120);
+/// How many kinds of faults there are.
+pub(super) const KINDS: usize = 27;
 /// Nothing begins so shortly before the end, and everything is over a little before it.
 const LAST: Duration = Duration::from_secs(30);
 const OVER: Duration = Duration::from_secs(10);
@@ -133,6 +137,52 @@ impl Fault {
 impl Area {
     const ALL: [Self; 6] = [Self::Nodes, Self::Redis, Self::Control, Self::Store, Self::Peers, Self::Upstream];
 
+    /// What can go wrong in it, and how many milliseconds each lasts at most, or a quarter more.
+    fn kinds(self, node: usize, control_plane: usize) -> Vec<(Fault, usize)> {
+        match self {
+            Self::Nodes => vec![
+                (Fault::Node(node, NodeFault::Kill), 3000),
+                (Fault::Node(node, NodeFault::Kill), 3000),
+                (Fault::Node(node, NodeFault::Pause), 16_000),
+            ],
+            Self::Redis => vec![
+                (Fault::Redis(RedisFault::Restart), 2000),
+                (Fault::Redis(RedisFault::Flush), 0),
+                (Fault::Redis(RedisFault::Link(node, LinkFault::Delay)), 6000),
+                (Fault::Redis(RedisFault::Link(node, LinkFault::Stall)), 6000),
+                (Fault::Redis(RedisFault::Link(node, LinkFault::Cut)), 4000),
+            ],
+            Self::Control => vec![
+                (Fault::Control(ControlFault::Postgres), 3000),
+                (Fault::Control(ControlFault::Stop(control_plane)), 8000),
+                (Fault::Control(ControlFault::Cut(node, control_plane)), 6000),
+                (Fault::Control(ControlFault::Bucket(control_plane)), 6000),
+            ],
+            Self::Store => vec![
+                (Fault::Store(Some(node), LinkFault::Slow), 6000),
+                (Fault::Store(Some(node), LinkFault::Stall), 6000),
+                (Fault::Store(Some(node), LinkFault::Cut), 5000),
+                (Fault::Store(None, LinkFault::Stall), 3000),
+            ],
+            Self::Peers => vec![
+                (Fault::Peer(node, LinkFault::Slow), 8000),
+                (Fault::Peer(node, LinkFault::Stall), 6000),
+                (Fault::Peer(node, LinkFault::Cut), 5000),
+                (Fault::Peer(node, LinkFault::Lose), 6000),
+            ],
+            Self::Upstream => vec![
+                (Fault::Upstream(UpstreamFault::Resets), 5000),
+                (Fault::Upstream(UpstreamFault::Ends), 4000),
+                (Fault::Upstream(UpstreamFault::Throttles), 3000),
+                (Fault::Upstream(UpstreamFault::Fails), 3000),
+                (Fault::Upstream(UpstreamFault::Away), 3000),
+                (Fault::Upstream(UpstreamFault::Slow), 5000),
+                (Fault::Upstream(UpstreamFault::Silent), 5000),
+                (Fault::Upstream(UpstreamFault::Hostile), 6000),
+            ],
+        }
+    }
+
     /// How long it takes until what was struck is whole again.
     fn recovery(self) -> Duration {
         Duration::from_secs(match self {
@@ -142,16 +192,27 @@ impl Area {
     }
 }
 
-/// The faults of a run of this length: one every 2 s.
+/// The faults of a run of this length: one every 2 s. Each kind comes once before any comes again by chance.
 pub(super) fn schedule(seed: u64, length: Duration, nodes: usize, control_planes: usize) -> Vec<Planned> {
     let (mut dice, mut planned) = (Dice(seed), Vec::new());
     let mut busy = Area::ALL.map(|area| (area, Duration::ZERO));
+    let mut unseen = Area::ALL.map(|area| (area, (0..area.kinds(0, 0).len()).collect::<Vec<_>>()));
     let mut at = EVERY;
     while at + LAST <= length {
         let free: Vec<_> = Area::ALL.into_iter().filter(|area| busy.contains(&(*area, Duration::ZERO))).collect();
-        let (fault, most) = match dice.below(free.len()) {
-            Some(number) => dice.fault(free[number], nodes, control_planes),
-            None => (Fault::Redis(RedisFault::Flush), 0),
+        let fresh: Vec<_> = unseen
+            .iter()
+            .filter(|(area, _)| free.contains(area))
+            .flat_map(|(area, kinds)| kinds.iter().map(|kind| (*area, *kind)))
+            .collect();
+        let (fault, most) = match (dice.below(fresh.len()), dice.below(free.len())) {
+            (Some(number), _) => {
+                let (area, kind) = fresh[number];
+                unseen.iter_mut().for_each(|(of, kinds)| kinds.retain(|known| (*of, *known) != (area, kind)));
+                dice.fault(area, Some(kind), nodes, control_planes)
+            }
+            (None, Some(number)) => dice.fault(free[number], None, nodes, control_planes),
+            (None, None) => (Fault::Redis(RedisFault::Flush), 0),
         };
         let lasts = Duration::from_millis(dice.below(most).unwrap_or_default() as u64 + most as u64 / 4);
         let lasts = lasts.min(length - OVER - at);
@@ -181,53 +242,12 @@ impl Dice {
         usize::try_from((mixed ^ (mixed >> 31)) >> 8).ok()?.checked_rem(bound)
     }
 
-    /// A fault of an area, and how many milliseconds it lasts at most, or a quarter more.
-    fn fault(&mut self, area: Area, nodes: usize, control_planes: usize) -> (Fault, usize) {
+    /// A fault of an area, of this kind or of any, and how many milliseconds it lasts at most, or a quarter more.
+    fn fault(&mut self, area: Area, kind: Option<usize>, nodes: usize, control_planes: usize) -> (Fault, usize) {
         let node = self.below(nodes).unwrap_or_default();
         let control_plane = self.below(control_planes).unwrap_or_default();
-        let kinds: &[(Fault, usize)] = match area {
-            Area::Nodes => &[
-                (Fault::Node(node, NodeFault::Kill), 3000),
-                (Fault::Node(node, NodeFault::Kill), 3000),
-                (Fault::Node(node, NodeFault::Pause), 16_000),
-            ],
-            Area::Redis => &[
-                (Fault::Redis(RedisFault::Restart), 2000),
-                (Fault::Redis(RedisFault::Flush), 0),
-                (Fault::Redis(RedisFault::Link(node, LinkFault::Delay)), 6000),
-                (Fault::Redis(RedisFault::Link(node, LinkFault::Stall)), 6000),
-                (Fault::Redis(RedisFault::Link(node, LinkFault::Cut)), 4000),
-            ],
-            Area::Control => &[
-                (Fault::Control(ControlFault::Postgres), 3000),
-                (Fault::Control(ControlFault::Stop(control_plane)), 8000),
-                (Fault::Control(ControlFault::Cut(node, control_plane)), 6000),
-                (Fault::Control(ControlFault::Bucket(control_plane)), 6000),
-            ],
-            Area::Store => &[
-                (Fault::Store(Some(node), LinkFault::Slow), 6000),
-                (Fault::Store(Some(node), LinkFault::Stall), 6000),
-                (Fault::Store(Some(node), LinkFault::Cut), 5000),
-                (Fault::Store(None, LinkFault::Stall), 3000),
-            ],
-            Area::Peers => &[
-                (Fault::Peer(node, LinkFault::Slow), 8000),
-                (Fault::Peer(node, LinkFault::Stall), 6000),
-                (Fault::Peer(node, LinkFault::Cut), 5000),
-                (Fault::Peer(node, LinkFault::Lose), 6000),
-            ],
-            Area::Upstream => &[
-                (Fault::Upstream(UpstreamFault::Resets), 5000),
-                (Fault::Upstream(UpstreamFault::Ends), 4000),
-                (Fault::Upstream(UpstreamFault::Throttles), 3000),
-                (Fault::Upstream(UpstreamFault::Fails), 3000),
-                (Fault::Upstream(UpstreamFault::Away), 3000),
-                (Fault::Upstream(UpstreamFault::Slow), 5000),
-                (Fault::Upstream(UpstreamFault::Silent), 5000),
-                (Fault::Upstream(UpstreamFault::Hostile), 6000),
-            ],
-        };
-        kinds[self.below(kinds.len()).unwrap_or_default()]
+        let kinds = area.kinds(node, control_plane);
+        kinds[kind.or_else(|| self.below(kinds.len())).unwrap_or_default()]
     }
 }
 
@@ -270,9 +290,11 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_fault_comes_within_the_six_minutes_of_every_day() {
-        let planned = schedule(1, LENGTH, 3, 2);
-        let kinds: BTreeSet<_> = planned.iter().map(|planned| planned.fault.kind()).collect();
-        assert_eq!(kinds.len(), 27, "{kinds:?}");
+    fn every_kind_of_fault_comes_within_the_two_minutes_of_every_change() {
+        for seed in 0..50 {
+            let planned = schedule(seed, SHORT, 3, 2);
+            let kinds: BTreeSet<_> = planned.iter().map(|planned| planned.fault.kind()).collect();
+            assert_eq!(kinds.len(), KINDS, "seed {seed}: {kinds:?}");
+        }
     }
 }

@@ -55,17 +55,38 @@ impl Cluster {
         }
         let (janitor, tls_port) = (janitor(folder.path()), tls.map(|tls| tls.port));
         let cluster = Self(Arc::new(Folder { janitor, folder, programs: programs(), user, tls_port }));
-        let made = cluster
-            .command("initdb")
-            .args(["--username", SUPERUSER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C", "--pgdata"])
-            .arg(cluster.data_folder())
-            .output();
-        let made = made.expect("initdb can be started");
-        assert!(made.status.success(), "initdb failed:\n{}", String::from_utf8_lossy(&made.stderr));
+        cluster.make_data_folder();
         if let Some(tls) = tls {
             cluster.prepare_tls(tls);
         }
         cluster
+    }
+
+    /// Makes the data folder: a copy of what `initdb` has made once, which takes a fifth of the time that it takes.
+    fn make_data_folder(&self) {
+        let version = self.run("initdb", &["--version"]);
+        let version: String = version.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').collect();
+        let kept = crate::cache().join("postgres").join(version);
+        if kept.exists() {
+            return copy_folder(&kept, &self.data_folder());
+        }
+        let data_folder = self.data_folder();
+        let data_folder_text = data_folder.to_str().expect("the folder's path is text");
+        let arguments = ["--username", SUPERUSER, "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"];
+        self.run("initdb", &[&arguments[..], &["--pgdata", data_folder_text]].concat());
+        let folder = kept.parent().expect("it is in a folder of its own");
+        fs::create_dir_all(folder).expect("the cache can be written to");
+        // Under its name only once it is whole. Another process may have been faster, with the same.
+        let copy = tempfile::Builder::new().prefix(".").tempdir_in(folder).expect("the cache can be written to");
+        copy_folder(&data_folder, &copy.path().join("data"));
+        let _ = fs::rename(copy.path().join("data"), &kept);
+    }
+
+    /// Runs a program of Postgres to its end, and returns what it says.
+    fn run(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program).args(arguments).output().expect("Postgres' programs can be started");
+        assert!(output.status.success(), "{program} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Puts certificate and key where Postgres looks for them; over the network, a password is asked for then.
@@ -208,6 +229,12 @@ fn janitor(folder: &Path) -> Child {
         .process_group(0)
         .spawn()
         .expect("a shell can be started")
+}
+
+/// Copies a folder with all that is in it, and whose it is.
+fn copy_folder(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg("--").arg(from).arg(to).status();
+    assert!(status.is_ok_and(|status| status.success()), "{} cannot be copied to {}", from.display(), to.display());
 }
 
 /// The folder with the newest Postgres.
