@@ -182,8 +182,6 @@ pub mod limits {
     /// How often it reads those of the others: often enough that one which was just written is not too old before the next
     /// one is read.
     pub const SURVEY: Duration = Duration::from_secs(12);
-    /// How many times it writes its record before it looks whether another node of its name does so, too.
-    pub const RECORDS_UNSEEN: u32 = 3;
     /// How often it looks whether its record is due.
     pub const NODE_RECORD_LOOK: Duration = Duration::from_secs(1);
     /// How long each of these may take.

@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use chrono::{DateTime, Utc};
 use entrepot_domain::ResourceId;
 use entrepot_runtime::{Clock, Metrics, Tasks};
-use entrepot_store::Store;
+use entrepot_store::{Store, Version};
 use entrepot_trust::{ClusterKey, NodeRecord};
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -68,6 +68,8 @@ struct Inner {
     known: Arc<ArcSwap<Vec<NodeRecord>>>,
     /// Another life with this node's id that was told of.
     double: Mutex<Option<Uuid>>,
+    /// What this life has written last as its record; locked while it writes.
+    last_written: tokio::sync::Mutex<Option<Version>>,
     metrics: SurveyMetrics,
 }
 
@@ -84,16 +86,16 @@ impl Peers {
         let Ground { store, key, clock, control } = ground;
         let known = Arc::new(ArcSwap::default());
         let metrics = SurveyMetrics::new(metrics, &known, &clock);
-        Self {
-            inner: Arc::new(Inner { me, store, key, clock, control, client, known, double: Mutex::default(), metrics }),
-        }
+        let (double, last_written) = (Mutex::default(), tokio::sync::Mutex::default());
+        let inner = Inner { me, store, key, clock, control, client, known, double, last_written, metrics };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Comes before all else that this life does: what an earlier one has begun to upload would look like its own, and
     /// what it uploads itself is nobody's as long as it has no record. A store that is away is not waited for.
     pub(crate) async fn begin(&self) {
         self.abort_own_uploads().await;
-        self.announce(announce::Write::First).await;
+        self.announce().await;
     }
 
     /// What this node is called.
@@ -130,7 +132,7 @@ impl Peers {
     }
 
     async fn keep_announced(&self) {
-        let (mut versions, mut writes) = (self.inner.control.versions(), 0_u32);
+        let mut versions = self.inner.control.versions();
         let (mut due, mut written) = (self.inner.clock.now() + about(limits::NODE_RECORD), Instant::now());
         loop {
             tokio::select! {
@@ -146,10 +148,7 @@ impl Peers {
                 // Who waits for a change to arrive reads it in the record. The sender lives as long as this node.
                 _ = versions.changed() => {}
             }
-            writes += 1;
-            let write =
-                if writes % limits::RECORDS_UNSEEN == 0 { announce::Write::Again } else { announce::Write::Unseen };
-            self.announce(write).await;
+            self.announce().await;
             (due, written) = (self.inner.clock.now() + about(limits::NODE_RECORD), Instant::now());
         }
     }

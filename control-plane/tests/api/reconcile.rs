@@ -84,7 +84,7 @@ async fn events_that_a_node_left_behind_are_taken_in() {
         let seconds = u64::try_from(now().timestamp() - seconds_ago).unwrap();
         layout::event(&node, Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)))
     };
-    let (later, old, broken, young) = (at(100), at(90), at(80), at(10));
+    let (old, later, broken, young) = (at(90), at(85), at(80), at(10));
     let batch = event::report(node.as_str(), &[app.created(), app.cached(b"a", 0)]);
     // Known ones beside one of a kind that only a later release knows.
     let of_later = node::Event { kind: None, ..app.created() };

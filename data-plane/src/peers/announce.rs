@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 use entrepot_records::layout;
 use entrepot_runtime::chain;
+use entrepot_store::{Error, Version};
 use entrepot_trust::NodeRecord;
 use tokio::time::timeout;
 use tracing::{debug, info, warn};
@@ -12,26 +13,12 @@ use tracing::{debug, info, warn};
 use super::{Peers, RELEASE};
 use crate::config::limits;
 
-/// Whether this life has written a record before, and whether it looks at what is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Write {
-    /// What is there is of an earlier life.
-    First,
-    /// What is there was written by this life, or by another node with the same id.
-    Again,
-    /// The same, and it is not looked at.
-    Unseen,
-}
-
 impl Peers {
     /// Writes the record. If that fails, the next time is soon.
-    pub(super) async fn announce(&self, write: Write) {
-        if write == Write::Again {
-            match timeout(limits::NODE_RECORD_IO, self.own()).await {
-                Ok(Some(found)) if found.boot_id != self.inner.me.boot_id => self.tell_of_double(&found),
-                Ok(_) | Err(_) => {}
-            }
-        }
+    ///
+    /// It replaces what this life has written last. So another node with the same id is noticed without a read.
+    pub(super) async fn announce(&self) {
+        let mut last_written = self.inner.last_written.lock().await;
         let (me, now) = (&self.inner.me, self.inner.clock.now());
         let record = NodeRecord {
             node_id: me.id.clone(),
@@ -43,10 +30,25 @@ impl Peers {
             write_time: now,
         };
         let bytes = Bytes::from(self.inner.key.sign_node_record(&record));
-        match timeout(limits::NODE_RECORD_IO, self.inner.store.put(&layout::node(&me.id), bytes)).await {
-            Ok(Ok(_)) => {}
+        match timeout(limits::NODE_RECORD_IO, self.write_own(last_written.take(), bytes)).await {
+            Ok(Ok(version)) => *last_written = Some(version),
             Ok(Err(error)) => warn!(error = %chain(&error), "this node's record is not written: {}", chain(&error)),
             Err(_) => warn!("this node's record is not written: the store took too long"),
+        }
+    }
+
+    /// Puts the record in the place of what this life has written last, if that is known, and else of what is there.
+    async fn write_own(&self, last: Option<Version>, bytes: Bytes) -> Result<Version, Error> {
+        let key = layout::node(&self.inner.me.id);
+        let Some(last) = last else { return self.inner.store.put(&key, bytes).await };
+        match self.inner.store.replace_if(&key, Some(&last), bytes.clone()).await {
+            Err(error) if error.is_conflict() => {
+                if let Some(found) = self.own().await.filter(|found| found.boot_id != self.inner.me.boot_id) {
+                    self.tell_of_double(&found);
+                }
+                self.inner.store.put(&key, bytes).await
+            }
+            done => done,
         }
     }
 
