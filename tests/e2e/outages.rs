@@ -1,13 +1,9 @@
 //! The upstream away, the database away: what is there goes on being served.
 
 use anyhow::Result;
-use entrepot_proto::node::v1 as pb;
-use entrepot_records::layout;
 use entrepot_runtime::Clock;
 use entrepot_test_support::{FakeUpstream, Fault, Postgres, images, wait_until};
 use http::StatusCode;
-use prost::Message as _;
-use uuid::Uuid;
 
 use crate::registry::{LIMIT, Registry};
 
@@ -75,14 +71,6 @@ async fn pulls_go_on_without_postgres_and_are_listed_once_when_it_is_back() -> R
     }
     let status = registry.repository_names().await.unwrap_err().downcast::<tonic::Status>()?;
     assert_eq!(status.code(), tonic::Code::Unavailable);
-
-    // What the control plane will never take is dropped, and takes nothing else along.
-    let kind = Some(pb::event::Kind::Pulled(pb::Pulled::default()));
-    let bad = pb::Event { repository: "NO/name".to_owned(), kind, ..pb::Event::default() };
-    let bad = entrepot_proto::convert::event::report("node-1", &[bad]).encode_to_vec();
-    for bytes in [bad, b"no report".to_vec()] {
-        registry.store.put_once(&layout::event(&"node-1".parse()?, Uuid::now_v7()), bytes.into()).await?;
-    }
 
     postgres.resume().await;
     registry.listed("demo/new", "v1").await;

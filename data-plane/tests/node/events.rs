@@ -51,13 +51,21 @@ async fn node(ground: &Ground, replica: &Replica) -> Node {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_of_a_later_release_wait_for_it_pass_unchanged_and_hold_nobody_up() {
+async fn events_of_a_later_release_wait_for_it_wrong_ones_are_dropped_and_none_holds_others_up() {
     let (upstream, ground, replica) = (FakeUpstream::start().await, Ground::new(), Replica::start(None).await);
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
     ground.publish(1, &upstream).await;
     let (known, unknown) = of_later_release();
     // What this node has left in the store when it was of a later release: both in one report.
     let report = pb::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![unknown.clone(), known.clone()] };
+    // And what no control plane will ever take, which is dropped and takes nothing else along.
+    let kind = Some(pb::event::Kind::Pulled(pb::Pulled::default()));
+    let wrong = pb::Event { repository: "NO/name".to_owned(), kind, ..pb::Event::default() };
+    let wrong = entrepot_proto::convert::event::report("node-1", &[wrong]).encode_to_vec();
+    for bytes in [wrong, b"no report".to_vec()] {
+        let key = layout::event(&"node-1".parse().unwrap(), Uuid::now_v7());
+        ground.store.put_once(&key, bytes.into()).await.unwrap();
+    }
     let key = layout::event(&"node-1".parse().unwrap(), Uuid::now_v7());
     ground.store.put_once(&key, report.encode_to_vec().into()).await.unwrap();
 
@@ -66,7 +74,8 @@ async fn events_of_a_later_release_wait_for_it_pass_unchanged_and_hold_nobody_up
     wait_until(LIMIT, "it is kept", async || kept() == 1.0).await;
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
     let taken = || replica.state.taken.lock().unwrap().clone();
-    wait_until(LIMIT, "others are taken and deleted", async || taken().len() > 1 && waiting(&ground).await == 1).await;
+    wait_until(LIMIT, "the others are taken or dropped", async || taken().len() > 1 && waiting(&ground).await == 1)
+        .await;
     assert!(taken().contains(&known) && !taken().contains(&unknown), "a known event keeps its unknown field");
     assert_eq!(ground.store.get(&key).await.unwrap().unwrap().bytes, report.encode_to_vec());
 

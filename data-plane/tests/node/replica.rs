@@ -104,8 +104,11 @@ impl Nodes for Service {
     ) -> Result<Response<pb::ReportEventsResponse>, Status> {
         self.0.there()?;
         self.0.reports.fetch_add(1, Ordering::SeqCst);
-        let mut unknown = 0;
-        for event in request.into_inner().events {
+        let (events, mut unknown) = (request.into_inner().events, 0);
+        if let Some(Unread::Wrong(why)) = events.iter().find_map(|event| Event::read("event", event).err()) {
+            return Err(Status::invalid_argument(why.to_string()));
+        }
+        for event in events {
             match Event::read("event", &event) {
                 Err(Unread::Unknown { .. }) if !self.0.is_later.load(Ordering::SeqCst) => unknown += 1,
                 _ => drop(self.0.taken.lock().unwrap().insert(event)),
