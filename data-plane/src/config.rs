@@ -91,7 +91,7 @@ pub mod limits {
     pub const HTTP2_FRAME_BYTES: u32 = 16 * 1024;
     /// How many requests a client may have taken back over HTTP/2 before this node has seen that it did. One more ends the
     /// connection.
-    pub const HTTP2_RESETS: usize = 20;
+    pub const HTTP2_RESETS: usize = 10;
     /// How often, and for how long, a silent HTTP/2 connection is tested.
     pub const HTTP2_PING: Duration = Duration::from_secs(20);
     /// The headers of a request.
