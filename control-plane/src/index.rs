@@ -28,8 +28,10 @@ use crate::plane::Plane;
 
 /// How many events a batch may have.
 const MAX_EVENTS: usize = 1000;
-/// How often a batch is tried again when others are in its way.
-const ATTEMPTS: usize = 3;
+/// How often a batch is tried again when others are in its way, or a record that it tells of is not written yet.
+const ATTEMPTS: u32 = 5;
+/// How much longer it waits before each further attempt.
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long the store may take for a record.
 const STORE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -90,17 +92,27 @@ pub(crate) async fn report(plane: &Plane, request: &ReportEventsRequest) -> Resu
 }
 
 async fn apply_patiently(plane: &Plane, events: &[Event]) -> Result<(), ApiError> {
-    for _ in 1..ATTEMPTS {
-        match apply(plane, events).await {
-            Err(ApiError::Contended(_)) => {}
+    for attempt in 1..ATTEMPTS {
+        match apply(plane, events, Rivals::Wait).await {
+            Err(ApiError::Contended(_)) => tokio::time::sleep(PAUSE * attempt).await,
             settled => return settled,
         }
     }
-    apply(plane, events).await
+    apply(plane, events, Rivals::Replace).await
+}
+
+/// What happens when two nodes have reported that they create the same repository, and its record does not say yet which
+/// of them it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rivals {
+    /// The batch is tried again in a moment.
+    Wait,
+    /// The later report is believed; the reconciling pass has the last word.
+    Replace,
 }
 
 /// Applies events, all or none of them.
-async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError> {
+async fn apply(plane: &Plane, batch: &[Event], rivals: Rivals) -> Result<(), ApiError> {
     let now = plane.clock.now();
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("find_incarnations").await?;
@@ -112,7 +124,7 @@ async fn apply(plane: &Plane, batch: &[Event]) -> Result<(), ApiError> {
 
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("apply_events").await?;
-    let alive = alive(&tx, batch, &records, now).await?;
+    let alive = alive(&tx, batch, &records, rivals, now).await?;
 
     let ids: Vec<Uuid> = batch.iter().map(|event| event.id).collect();
     let fresh: HashSet<Uuid> = events::note(&tx, &ids, now).await?.into_iter().collect();
@@ -191,10 +203,11 @@ async fn alive(
     tx: &Tx<'_>,
     batch: &[Event],
     records: &[Met<'_>],
+    rivals: Rivals,
     now: DateTime<Utc>,
 ) -> Result<HashSet<Uuid>, ApiError> {
     for ((name, incarnation), record) in records {
-        meet(tx, name, *incarnation, record.as_ref(), batch, now).await?;
+        meet(tx, (name, *incarnation), record.as_ref(), batch, rivals, now).await?;
     }
     let all: BTreeSet<Uuid> = batch.iter().map(|event| event.incarnation).collect();
     let all: Vec<Uuid> = all.into_iter().collect();
@@ -205,10 +218,10 @@ async fn alive(
 /// repository meanwhile writes its record first and then waits for the name, so that the deletion has the last word.
 async fn meet(
     tx: &Tx<'_>,
-    name: &RepositoryName,
-    incarnation: Uuid,
+    (name, incarnation): (&RepositoryName, Uuid),
     record: Option<&RepositoryRecord>,
     batch: &[Event],
+    rivals: Rivals,
     now: DateTime<Utc>,
 ) -> Result<(), ApiError> {
     repositories::lock_name(tx, name).await?;
@@ -222,6 +235,9 @@ async fn meet(
         }
         (Verdict::Live | Verdict::Undecided, _) => {
             if let Some(created) = creation(batch, name, incarnation) {
+                if rivals == Rivals::Wait && repositories::get(tx, name).await?.is_some() {
+                    return Err(ApiError::Contended(None));
+                }
                 repositories::put(tx, &created).await?;
             }
         }

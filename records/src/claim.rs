@@ -257,7 +257,7 @@ async fn erase(
     bad: &Key,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let (Found::Record(record, version), Some(_)) = (found, mend(&seen(found, now), &bad)) else { return Ok(()) };
+    let (Found::Record(record, version), Some(_)) = (found, mend(&seen(found, now), bad)) else { return Ok(()) };
     warn!(content.digest = %digest, "the object `{bad}` of `{digest}` is missing or has another size: its pointer is erased");
     let record = PointerRecord { state: PointerState::Erased.into(), condemn_time: None, ..record.as_ref().clone() };
     match replace(store, &layout::pointer(digest), Some(version), &record).await {

@@ -1,5 +1,7 @@
 //! Records as this release writes them, byte for byte, and as a later release may write them.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use chrono::DateTime;
 use entrepot_domain::{Digest, MediaType};
 use entrepot_records::{

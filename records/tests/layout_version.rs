@@ -1,5 +1,8 @@
 //! A store says how it is laid out, and one that does not say it rightly is refused.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
+
 use std::sync::Arc;
 
 use entrepot_records::{LayoutError, check_layout, layout};

@@ -181,7 +181,9 @@ async fn a_generated_secret_is_sealed_in_the_database_alone_and_a_chosen_one_now
         let rows = fixture.world.sql(&sql).await;
         let rows = rows.into_iter().filter_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get("sealed").map(str::to_owned)),
-            _ => None,
+            tokio_postgres::SimpleQueryMessage::CommandComplete(_)
+            | tokio_postgres::SimpleQueryMessage::RowDescription(_)
+            | _ => None,
         });
         rows.collect::<Vec<_>>()
     };

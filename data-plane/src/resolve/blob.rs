@@ -82,14 +82,14 @@ impl Resolver {
                 trail::note(Note::HeadOfBlob);
                 self.head_blob(fill, digest).await
             }
-            Want::Bytes => self.from_fill(fill, digest).await,
+            Want::Bytes => self.join_or_fill(fill, digest).await,
         };
         self.refusals.learn(fill, question, asker.principal, &answer).await;
         answer
     }
 
     /// A blob that the repository does not link yet: from where it is, if the upstream has it there, too.
-    async fn from_fill(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
+    async fn join_or_fill(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
         let mut looks = 0..LOOKS;
         let mut refusals = 0..REFUSALS;
         while looks.next().is_some() {

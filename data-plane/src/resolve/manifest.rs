@@ -95,7 +95,7 @@ impl Resolver {
                 Ok(()) if stale.decision == Decision::ServeThenAsk => {
                     self.serve_then_ask(fill, *stale, asker.principal).await
                 }
-                Ok(()) => self.from_upstream(fill, reference, asker.principal).await,
+                Ok(()) => self.ask_upstream(fill, reference, asker.principal).await,
             },
             (Cached::Nothing, Some(fill)) => {
                 asker.may_fill()?;
@@ -105,14 +105,14 @@ impl Resolver {
                 {
                     return Ok(Content::ManifestHead(head));
                 }
-                self.from_upstream(fill, reference, asker.principal).await
+                self.ask_upstream(fill, reference, asker.principal).await
             }
         };
         manifest.map(Content::Manifest)
     }
 
     /// What comes of asking the upstream, which is done once for all who wait for it.
-    pub(super) async fn from_upstream(
+    pub(super) async fn ask_upstream(
         &self,
         fill: &FillFrom,
         reference: &Reference,

@@ -93,7 +93,7 @@ impl Resolver {
             if policy.remedy(unconfirmed_because(&vain.error), stale.resolved.validated, self.now())
                 != Remedy::ServeStale
             {
-                return self.from_upstream(fill, &reference, asker).await;
+                return self.ask_upstream(fill, &reference, asker).await;
             }
         }
         trail::note(Note::AskedBehind);
