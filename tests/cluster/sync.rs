@@ -76,8 +76,8 @@ async fn nodes_that_sync_and_pull_draw_on_one_budget() -> Result<()> {
     const PULLS: usize = 8;
     /// Of this, a fifth is kept for clients.
     const BUDGET: usize = 50;
-    /// How many jobs a node has at once.
-    const JOBS: usize = 8;
+    /// How many jobs of one upstream a node has at once: a quarter of its eight are kept for others.
+    const JOBS: usize = 6;
     let upstream = FakeUpstream::start().await;
     let Some(cluster) = Cluster::start().await? else { return Ok(()) };
     let api = cluster.api();

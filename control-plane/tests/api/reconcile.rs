@@ -36,6 +36,23 @@ async fn what_the_store_has_is_listed_after_a_start() {
 }
 
 #[tokio::test]
+async fn of_two_that_create_a_repository_at_once_the_one_that_its_record_names_stays_listed() {
+    let fixture = Fixture::start().await;
+    let one = || Repository { name: "demo/app".parse().unwrap(), incarnation: Uuid::now_v7() };
+    let (winner, loser) = (one(), one());
+    // Both report it before either has written the record, and the loser is heard last.
+    report(&fixture, vec![winner.created(), winner.cached(b"a", 0)]).await;
+    let lost = report(&fixture, vec![loser.created(), loser.cached(b"b", 0)]);
+    let written = async {
+        fixture.world.sql("SELECT pg_sleep(0.1)").await;
+        winner.write(&fixture.world, State::Live).await;
+    };
+    tokio::join!(lost, written);
+    report(&fixture, vec![winner.cached(b"c", 0)]).await;
+    assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 2, "those of the winner");
+}
+
+#[tokio::test]
 async fn what_the_store_does_not_have_is_removed() {
     let fixture = Fixture::start().await;
     let world = &fixture.world;
