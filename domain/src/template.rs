@@ -200,19 +200,21 @@ impl Template {
 
 impl RepositorySettings {
     /// Reads what another process has written, which may be of another release: what is not known here is left out, since
-    /// settings must never keep a repository from being served.
+    /// settings must never keep a repository from being served. A mutability that is not understood lets no tag move; none
+    /// at all is the default.
     pub fn lenient<'t>(
         template: &str,
         tag_mutability: &str,
         exclusions: &[String],
         resource_tags: impl IntoIterator<Item = (&'t str, &'t str)>,
     ) -> Self {
-        let exclusions = exclusions.iter().filter_map(|pattern| pattern.parse().ok()).collect();
-        Self {
-            template: template.parse().ok(),
-            tag_mutability: TagMutability::new(tag_mutability, exclusions).unwrap_or_default(),
-            resource_tags: ResourceTags::legal_of(resource_tags),
-        }
+        let patterns: Result<Vec<TagPattern>, _> = exclusions.iter().map(|pattern| pattern.parse()).collect();
+        let tag_mutability = match (tag_mutability, patterns) {
+            ("", _) => TagMutability::default(),
+            (name, Ok(patterns)) => TagMutability::new(name, patterns).unwrap_or(TagMutability::Immutable),
+            (_, Err(_)) => TagMutability::Immutable,
+        };
+        Self { template: template.parse().ok(), tag_mutability, resource_tags: ResourceTags::legal_of(resource_tags) }
     }
 }
 
@@ -270,7 +272,19 @@ mod tests {
     #[test]
     fn settings_of_another_release_keep_nothing_from_being_served() {
         let read = RepositorySettings::lenient("No Id", "FROZEN", &["(".to_owned()], [("a", "1"), ("", "2")]);
-        assert_eq!((read.template, read.tag_mutability), (None, TagMutability::Mutable));
+        assert_eq!((read.template, read.tag_mutability), (None, TagMutability::Immutable));
         assert_eq!(read.resource_tags.iter().collect::<Vec<_>>(), [("a", "1")]);
+    }
+
+    #[test]
+    fn a_mutability_that_is_not_understood_lets_no_tag_move() {
+        let read = |name, exclusions: &[&str]| {
+            let exclusions: Vec<String> = exclusions.iter().map(ToString::to_string).collect();
+            RepositorySettings::lenient("", name, &exclusions, []).tag_mutability
+        };
+        assert_eq!(read("", &[]), TagMutability::Mutable, "nothing is said");
+        assert_eq!(read("FROZEN_ON_SUNDAYS", &[]), TagMutability::Immutable);
+        assert_eq!(read("MUTABLE", &["v*"]), TagMutability::Immutable, "a combination that is not known");
+        assert_eq!(read("IMMUTABLE_WITH_EXCLUSION", &["v*", "("]), TagMutability::Immutable);
     }
 }
