@@ -42,6 +42,15 @@ struct State {
     lines: BTreeMap<u64, Line>,
 }
 
+impl State {
+    fn some_lines(&mut self) -> Vec<Line> {
+        self.next += 1;
+        let lines = self.lines.values().cycle();
+        let first = usize::try_from(self.next).unwrap_or(0) % self.lines.len().max(1);
+        lines.skip(first).take(RELAYS.min(self.lines.len())).cloned().collect()
+    }
+}
+
 #[derive(Clone)]
 struct Line {
     node: ResourceId,
@@ -87,6 +96,20 @@ impl Inquiries {
         Err(silence)
     }
 
+    /// Has a node, or else another one, tell all nodes what to forget; `None` if none has said that it did.
+    pub(crate) async fn tell(&self, forget: pb::ForgetRecords, longest: Duration) -> Option<pb::ToldNodes> {
+        for line in self.some_lines() {
+            let (reply, replied) = oneshot::channel();
+            let question = Question { about: line.node.clone(), kind: Kind::Forget(forget.clone()), reply };
+            if line.questions.try_send(question).is_ok()
+                && let Ok(Ok(Reply::Told(told))) = timeout(longest + PATIENCE, replied).await
+            {
+                return Some(told);
+            }
+        }
+        None
+    }
+
     /// Whether the node has a line here.
     pub(crate) fn reaches(&self, node: &ResourceId) -> bool {
         self.lock().lines.values().any(|line| line.node == *node)
@@ -104,10 +127,12 @@ impl Inquiries {
         if let Some(own) = state.lines.values().rev().find(|line| line.node == *node) {
             return vec![own.clone()];
         }
-        state.next += 1;
-        let lines = state.lines.values().cycle();
-        let first = usize::try_from(state.next).unwrap_or(0) % state.lines.len().max(1);
-        lines.skip(first).take(RELAYS.min(state.lines.len())).cloned().collect()
+        state.some_lines()
+    }
+
+    /// Some lines, in turn.
+    fn some_lines(&self) -> Vec<Line> {
+        self.lock().some_lines()
     }
 
     /// Brings questions to a node and its replies back, until it leaves.

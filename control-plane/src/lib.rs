@@ -24,6 +24,7 @@ mod session;
 mod settings;
 mod snapshot;
 mod version;
+mod words;
 
 pub use api::ServeError;
 pub use app::{ControlPlane, Deps, StartError};

@@ -100,6 +100,8 @@ pub(crate) struct Snapshots {
     published: watch::Sender<Option<Arc<Published>>>,
     watchers: Watchers,
     revision: Gauge<i64>,
+    /// For how long nodes may believe what they have read of records.
+    hold_time: Duration,
 }
 
 impl Snapshots {
@@ -108,6 +110,7 @@ impl Snapshots {
         store: Arc<dyn BlobStore>,
         keys: (SnapshotSigner, SnapshotTrust, ClusterKey),
         clock: Clock,
+        hold_time: Duration,
         meter: &Meter,
     ) -> Self {
         let (signer, trust, cluster_key) = keys;
@@ -122,6 +125,7 @@ impl Snapshots {
             published: watch::Sender::new(None),
             watchers: Watchers::default(),
             revision: meter.i64_gauge("entrepot.snapshot.revision").with_description("Published revision").build(),
+            hold_time,
         }
     }
 
@@ -185,7 +189,7 @@ impl Snapshots {
             if head.as_ref().is_some_and(|(head, _)| version(head) >= current) {
                 return self.load().await;
             }
-            let snapshot = build::snapshot(&self.db, self.clock.now()).await?;
+            let snapshot = build::snapshot(&self.db, self.hold_time, self.clock.now()).await?;
             let expected = head.as_ref().map(|(_, version)| version);
             match self.put(&snapshot, expected).await {
                 Err(PublishError::Store(error)) if error.is_conflict() => {}

@@ -22,6 +22,7 @@ use crate::http::server::Server;
 use crate::inspect::{Inspector, observe};
 use crate::jobs::Jobs;
 use crate::lease::Leases;
+use crate::memory::{Forgetful, Hold, Memory};
 use crate::metrics::{FillMetrics, HttpMetrics, JobMetrics, PullMetrics};
 use crate::peer_api::PeerServer;
 use crate::peers::{Ground, Me, PeerClient, PeerTlsError, Peers};
@@ -105,16 +106,24 @@ impl DataPlane {
         let client = PeerClient::new(node_id.clone(), tokens.clone(), clock.clone(), config.peer_ca.as_deref())?;
 
         let (control, work) = (Control::default(), Tasks::new());
+        let memory = memory(&config, &deps, &control, &work);
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
-        let repositories = Repositories { store: deps.store.clone(), outbox: outbox.clone(), clock: clock.clone() };
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let ground = Ground {
             store: deps.store.clone(),
             key: deps.cluster_key.clone(),
             clock: clock.clone(),
             control: control.clone(),
+            memory: memory.clone(),
         };
         let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
+        let repositories = Repositories {
+            store: Arc::new(Forgetful::new(deps.store.clone(), memory.clone())),
+            memory: memory.clone(),
+            peers: peers.clone(),
+            outbox: outbox.clone(),
+            clock: clock.clone(),
+        };
         let company = peers.clone();
         let budgets = Budgets::new(deps.leases.line(), move || company.live_count(), work.clone());
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
@@ -149,8 +158,8 @@ impl DataPlane {
             &deps.metrics,
         );
         let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), line.clone());
-        let peer_server = PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills };
-        let questions = Questions { node_id, inspector };
+        let peer_server = PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
+        let questions = Questions { node_id, inspector, peers: peers.clone() };
         Ok(Self {
             server: Arc::new(server),
             peer_server: Arc::new(peer_server),
@@ -204,6 +213,18 @@ impl DataPlane {
         };
         let _ = tokio::time::timeout(limits::FAREWELL, farewell).await;
     }
+}
+
+/// What the node may hold of records: nothing, where nobody could tell it to forget something.
+fn memory(config: &Config, deps: &Deps, control: &Control, work: &Tasks) -> Memory {
+    let own = control.clone();
+    let wanted = move || own.current().map_or(Duration::ZERO, |snapshot| snapshot.hold_time);
+    let hold = match config.peer_address {
+        _ if config.is_alone => Hold::alone(wanted),
+        Some(_) => Hold::announced_for(wanted),
+        None => Hold::never(),
+    };
+    Memory::new(deps.store.clone(), deps.clock.clone(), work.clone(), config.memory_bytes, hold)
 }
 
 fn me(config: &Config, deps: &Deps) -> Result<Me, StartError> {

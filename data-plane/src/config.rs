@@ -31,6 +31,10 @@ pub struct Config {
     pub spool_dir: PathBuf,
     /// How long open answers and fills may go on when the node is told to stop.
     pub drain_limit: Duration,
+    /// What records may take in memory, in bytes.
+    pub memory_bytes: u64,
+    /// Whether it is the only node, now and later: it is then told of all changes by its control plane.
+    pub is_alone: bool,
     /// How much it does at once.
     pub capacity: Capacity,
     /// How many children of an index are linked, reported and fetched ahead: the first ones. The others are asked of the
@@ -56,6 +60,8 @@ impl Config {
             peer_ca: None,
             spool_dir: spool_dir.into(),
             drain_limit: Duration::from_secs(20),
+            memory_bytes: 64 * 1024 * 1024,
+            is_alone: false,
             capacity: Capacity::default(),
             index_children: INDEX_CHILDREN,
             upstream_limits: Limits::default(),
@@ -69,6 +75,8 @@ pub mod limits {
 
     use entrepot_domain::sync::Bounds;
 
+    /// How long a node believes at most what it has read of records.
+    pub const HOLD: Duration = Duration::from_secs(30);
     /// Connections that are open at once.
     pub const CONNECTIONS: usize = 8192;
     /// How long a connection may be idle.
@@ -216,6 +224,8 @@ pub mod limits {
     pub const PEER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3));
     /// What another node may say of itself.
     pub const PEER_ANSWER_BYTES: usize = 64 * 1024;
+    /// What a node may be told to forget at once.
+    pub const FORGET_BYTES: usize = 2 * 1024 * 1024;
     /// What another node may say of its fills.
     pub const PEER_FILLS_BYTES: usize = 4 * 1024 * 1024;
     /// How many questions of one control plane a node works at.

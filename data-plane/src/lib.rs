@@ -31,6 +31,7 @@ mod jitter;
 mod jobs;
 pub mod lease;
 mod measured;
+mod memory;
 mod metrics;
 mod outcome;
 mod peer_api;

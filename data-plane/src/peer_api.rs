@@ -10,8 +10,10 @@ use entrepot_trust::Tokens;
 use futures_util::{Stream, stream};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::body::{self, Body, Cut};
@@ -21,9 +23,9 @@ use crate::control::Control;
 use crate::fill::Fills;
 use crate::inspect::{FillsAnswer, Inspector, UpstreamsAnswer};
 use crate::lease::WorkEnds;
-use crate::peers::paths::{ANSWERS, CONFIRMED, FILLS, LEASES, NODE, NodeAnswer, Running, UPSTREAMS};
+use crate::peers::paths::{ANSWERS, CONFIRMED, FILLS, FORGET, LEASES, NODE, NodeAnswer, Running, UPSTREAMS};
 use crate::peers::words::Word;
-use crate::peers::{AUDIENCE, Me, RELEASE};
+use crate::peers::{AUDIENCE, Forget, Me, Peers, RELEASE};
 
 /// The listener for other nodes.
 pub(crate) struct PeerServer {
@@ -33,6 +35,7 @@ pub(crate) struct PeerServer {
     pub(crate) clock: Clock,
     pub(crate) inspector: Inspector,
     pub(crate) fills: Fills,
+    pub(crate) peers: Peers,
 }
 
 impl Edge for PeerServer {
@@ -47,6 +50,7 @@ impl Edge for PeerServer {
         };
         debug!(node.id = %caller, "the node `{caller}` asks for {}", request.uri().path());
         match (request.method(), request.uri().path()) {
+            (&Method::POST, FORGET) => self.forget(request).await,
             (&Method::GET, NODE) => json(&self.node()),
             (&Method::GET, FILLS) => json(&FillsAnswer { fills: self.inspector.fills() }),
             (&Method::GET, UPSTREAMS) => json(&UpstreamsAnswer { upstreams: self.inspector.upstreams().await }),
@@ -67,6 +71,19 @@ impl Edge for PeerServer {
 }
 
 impl PeerServer {
+    /// Forgets what another node has replaced.
+    async fn forget(&self, request: Request<Incoming>) -> Response<Body> {
+        let body = Limited::new(request.into_body(), limits::FORGET_BYTES).collect();
+        let Ok(Ok(body)) = timeout(limits::FORM, body).await else { return empty(StatusCode::BAD_REQUEST) };
+        match serde_json::from_slice::<Forget>(&body.to_bytes()) {
+            Ok(forget) => {
+                self.peers.forget_here(&forget);
+                empty(StatusCode::OK)
+            }
+            Err(_) => empty(StatusCode::BAD_REQUEST),
+        }
+    }
+
     /// What a fill of this node brings, for another one; `None` if there is no such fill, or for too many already.
     fn fill(&self, uri: &Uri, follower: ResourceId) -> Option<Response<Body>> {
         let (origin, digest) = uri.path().strip_prefix(FILLS)?.strip_prefix('/')?.split_once('/')?;

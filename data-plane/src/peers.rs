@@ -11,6 +11,7 @@ mod follow;
 pub(crate) mod paths;
 mod survey;
 mod sweep;
+mod tell;
 pub(crate) mod words;
 
 use std::sync::{Arc, Mutex};
@@ -28,12 +29,15 @@ use uuid::Uuid;
 use crate::config::limits;
 use crate::control::Control;
 use crate::jitter::about;
+use crate::memory::Memory;
 
 pub(crate) use ask::AskError;
 pub use client::PeerTlsError;
 pub(crate) use client::{PeerClient, ProbeError};
+pub(crate) use tell::Forget;
 pub(crate) use follow::{Following, Lost};
 use survey::SurveyMetrics;
+use tell::Tellers;
 
 /// The audience of the tokens that nodes call each other with.
 pub(crate) const AUDIENCE: &str = "entrepot.peer.v1";
@@ -64,6 +68,8 @@ struct Inner {
     clock: Clock,
     control: Control,
     client: PeerClient,
+    memory: Memory,
+    tellers: Tellers,
     /// The records of the others, as they were last read.
     known: Arc<ArcSwap<Vec<NodeRecord>>>,
     /// Another life with this node's id that was told of.
@@ -79,15 +85,18 @@ pub(crate) struct Ground {
     pub(crate) key: ClusterKey,
     pub(crate) clock: Clock,
     pub(crate) control: Control,
+    pub(crate) memory: Memory,
 }
 
 impl Peers {
     pub(crate) fn new(me: Me, ground: Ground, client: PeerClient, metrics: &Metrics) -> Self {
-        let Ground { store, key, clock, control } = ground;
+        let Ground { store, key, clock, control, memory } = ground;
         let known = Arc::new(ArcSwap::default());
         let metrics = SurveyMetrics::new(metrics, &known, &clock);
         let (double, last_written) = (Mutex::default(), tokio::sync::Mutex::default());
-        let inner = Inner { me, store, key, clock, control, client, known, double, last_written, metrics };
+        let tellers = Tellers::default();
+        let inner =
+            Inner { me, store, key, clock, control, client, memory, tellers, known, double, last_written, metrics };
         Self { inner: Arc::new(inner) }
     }
 

@@ -31,8 +31,15 @@ pub(crate) enum Kind {
 }
 
 impl Place {
-    /// Reads the record of the repository at `location`, and says what the name is.
+    /// Reads the record of the repository at `location`, and says what the name is. It may be held in memory, and so may
+    /// what is read of the place.
     pub(crate) async fn find(location: Location, repositories: &Repositories) -> Result<Self, PullError> {
+        let live = within_limit(repositories.live_held(&location.repository)).await?;
+        Ok(Self::new(location, live))
+    }
+
+    /// The same from the store, and so is what is read of the place: for who decides what is written.
+    pub(crate) async fn find_anew(location: Location, repositories: &Repositories) -> Result<Self, PullError> {
         let live = within_limit(repositories.live(&location.repository)).await?;
         Ok(Self::new(location, live))
     }
@@ -53,7 +60,7 @@ impl Place {
     /// The place that `fill` fills, with the record as it is now: others may have written it while one waited.
     pub(crate) async fn reread(fill: &FillFrom, repositories: &Repositories) -> Result<Self, PullError> {
         let location = Location { repository: fill.name.clone(), fill: Some(fill.clone()), left_out: None };
-        Self::find(location, repositories).await
+        Self::find_anew(location, repositories).await
     }
 
     /// What fills it, if anything does.

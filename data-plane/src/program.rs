@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_records::layout;
 use entrepot_runtime::{Clock, Condition, Drain, Health, Metrics, Program, Tasks, chain, memory};
 use entrepot_settings::open_store;
 use entrepot_store::cache::OpenError;
@@ -97,6 +96,7 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         peer_address: settings.peer.address,
         peer_ca: settings.peer.ca,
         drain_limit: settings.drain.drain.limit,
+        memory_bytes: settings.node.memory_bytes,
         capacity: capacity(settings.node.memory_limit_bytes),
         index_children: settings.node.index_children,
         ..Config::new(node_id.as_str(), settings.control.apis, settings.node.data_dir.join(SPOOL))
@@ -148,7 +148,8 @@ async fn in_front_of(store: Store, node: &NodeSettings, metrics: &Metrics) -> Re
         dir: dir.join(CACHE),
         size_bytes: node.cache_bytes,
         memory_bytes: node.memory_bytes,
-        records: vec![layout::repositories_prefix()],
+        // The node remembers records itself.
+        records: Vec::new(),
     };
     let opened = NodeCache::open(store, config).await;
     let cache = Arc::new(opened.map_err(|source| BadDataDir { dir: dir.clone(), source })?);

@@ -28,13 +28,14 @@ use crate::config::limits;
 use crate::control::{Client, Line};
 use crate::fill::{FillState, FillView};
 use crate::inspect::{AnswerState, AnswerView, Inspector};
-use crate::peers::AskError;
+use crate::peers::{AskError, Forget, Peers};
 
 /// Replies to what operators ask.
 #[derive(Clone)]
 pub(crate) struct Questions {
     pub(crate) node_id: Arc<str>,
     pub(crate) inspector: Inspector,
+    pub(crate) peers: Peers,
 }
 
 impl Questions {
@@ -94,10 +95,20 @@ impl Questions {
         }
     }
 
+    /// Forgets what the control plane has replaced, and tells the others.
+    async fn forget(&self, forget: pb::ForgetRecords) -> Reply {
+        let pb::ForgetRecords { keys, prefix } = forget;
+        let forget = Forget { keys, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) };
+        self.peers.forget_here(&forget);
+        let lagging = self.peers.tell(&forget).wait().await;
+        Reply::Told(pb::ToldNodes { lagging_count: i32::try_from(lagging).unwrap_or(i32::MAX) })
+    }
+
     async fn reply(&self, asked: pb::TakeQuestionsResponse) -> pb::TakeQuestionsRequest {
         let pb::TakeQuestionsResponse { question, node_id, kind } = asked;
         let is_me = node_id == *self.node_id;
         let reply = match (kind, node_id.parse::<ResourceId>()) {
+            (Some(Kind::Forget(forget)), _) => Ok(self.forget(forget).await),
             (Some(Kind::ListFills(_)), _) if is_me => Ok(fills(&node_id, self.inspector.fills())),
             (Some(Kind::Answer(id)), _) if is_me => Ok(answer(&node_id, self.inspector.answer(&id))),
             (Some(Kind::ListUpstreams(_)), _) if is_me => {

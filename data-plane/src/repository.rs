@@ -20,13 +20,14 @@ use entrepot_records::{
 use entrepot_runtime::{Clock, chain};
 use entrepot_store::{Error, Key, Store};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use serde::de::DeserializeOwned;
 use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::config::limits;
 use crate::control::{FillFrom, LeftOut, Outbox};
 use crate::error::PullError;
+use crate::memory::{Holdable, ManifestBytes, Memory, Presence, Question, Record, Source};
+use crate::peers::{Forget, Peers};
 use crate::trail::{self, Note};
 
 /// How often content that others change meanwhile is claimed and linked anew.
@@ -35,7 +36,12 @@ const TRIES: usize = 3;
 /// Reads and writes the records of repositories.
 #[derive(Clone)]
 pub(crate) struct Repositories {
+    /// Where is written, and where is read what is to be written.
     pub(crate) store: Store,
+    /// What pulls read.
+    pub(crate) memory: Memory,
+    /// Who is told of what is replaced.
+    pub(crate) peers: Peers,
     pub(crate) outbox: Outbox,
     pub(crate) clock: Clock,
 }
@@ -45,6 +51,17 @@ pub(crate) struct Repositories {
 pub(crate) struct Live {
     pub(crate) name: RepositoryName,
     pub(crate) record: RepositoryRecord,
+    /// Where the record was read, and what is in the repository is read.
+    reads: Reads,
+}
+
+/// Where something is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reads {
+    /// From memory, within the hold time.
+    Memory,
+    /// From the store.
+    Store,
 }
 
 /// A manifest that was verified and read.
@@ -63,14 +80,24 @@ pub(crate) struct Linked {
 }
 
 impl Repositories {
-    /// The repository of this name, if it exists.
+    /// The repository of this name, if it exists, as the store says now.
     pub(crate) async fn live(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
+        self.find(name, Reads::Store).await
+    }
+
+    /// The repository of this name, if it exists, as a pull may have it.
+    pub(crate) async fn live_held(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
+        self.find(name, Reads::Memory).await
+    }
+
+    async fn find(&self, name: &RepositoryName, reads: Reads) -> Result<Option<Live>, Error> {
         let key = layout::repository(name);
-        let Some((record, _)) = records::read::<RepositoryRecord>(&*self.store, &key).await? else { return Ok(None) };
+        let record = self.ask(reads, &Record::<RepositoryRecord>::strict(key.clone())).await?;
+        let Some(record) = record else { return Ok(None) };
         if let Some(why) = record.not_understood() {
             return Err(records::not_understood(&key, why));
         }
-        Ok(record.is_live().then(|| Live { name: name.clone(), record }))
+        Ok(record.is_live().then(|| Live { name: name.clone(), record, reads }))
     }
 
     /// What lets the repository show a manifest, as far as what fills it now may use it.
@@ -118,11 +145,22 @@ impl Repositories {
     }
 
     /// A tag or a link. What is damaged is as good as absent where an upstream has it, too.
-    async fn read<T: DeserializeOwned>(&self, live: &Live, key: &Key) -> Result<Option<T>, Error> {
-        if live.record.kind == Kind::Cached {
-            return Ok(records::read_mendable::<T>(&*self.store, key).await?.record());
+    async fn read<T: Holdable>(&self, live: &Live, key: &Key) -> Result<Option<T>, Error> {
+        let is_cached = live.record.kind == Kind::Cached;
+        let record = if is_cached { Record::mendable(key.clone()) } else { Record::strict(key.clone()) };
+        self.ask(live.reads, &record).await
+    }
+
+    /// What memory or the store says. What is only known from before, since the store is away, is noted.
+    async fn ask<Q: Question>(&self, reads: Reads, question: &Q) -> Result<Option<Q::Answer>, Error> {
+        let found = match reads {
+            Reads::Memory => self.memory.read(question).await?,
+            Reads::Store => self.memory.read_anew(question).await?,
+        };
+        if found.source == Source::LastKnown {
+            trail::note(Note::LastKnown);
         }
-        Ok(records::read::<T>(&*self.store, key).await?.map(|(record, _)| record))
+        Ok(found.answer)
     }
 
     /// At most `limit` tags that mean something, as far as what fills the repository now may use them, in byte order,
@@ -181,7 +219,8 @@ impl Repositories {
         link: &ManifestLink,
     ) -> Result<Option<Bytes>, Error> {
         let fits = |bytes: &Bytes| bytes.len() as u64 == link.size_bytes;
-        if let Some(bytes) = self.store.get_content(&link.object, digest).await?.filter(fits) {
+        let linked = ManifestBytes { object: link.object.clone(), digest: digest.clone() };
+        if let Some(bytes) = self.ask(live.reads, &linked).await?.filter(fits) {
             return Ok(Some(bytes));
         }
         let Some(content) = self.elsewhere(digest, &link.object, link.size_bytes).await? else { return Ok(None) };
@@ -201,7 +240,7 @@ impl Repositories {
         digest: &Digest,
         link: &BlobLink,
     ) -> Result<Option<Content>, Error> {
-        if self.store.head(&link.object).await? == Some(link.size_bytes) {
+        if self.ask(live.reads, &Presence(link.object.clone())).await? == Some(link.size_bytes) {
             return Ok(Some(Content { object: link.object.clone(), size_bytes: link.size_bytes }));
         }
         let content = self.elsewhere(digest, &link.object, link.size_bytes).await?;
@@ -269,6 +308,14 @@ impl Repositories {
     ) -> Result<(), Error> {
         let from = fill.provenance();
         filled_tag(live, &from, tag).note(&*self.store, self, digest, validated).await
+    }
+
+    /// Waits until no node believes any more what a tag meant before it was moved.
+    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), Error> {
+        let Some(live) = self.live(name).await? else { return Ok(()) };
+        let key = layout::tag(name, live.record.incarnation, tag);
+        self.peers.tell(&Forget::key(&key)).wait().await;
+        Ok(())
     }
 
     /// The revision of a tag's record, whatever that says; `None` if there is none, or no such repository.

@@ -17,7 +17,7 @@ mod turn;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::{Digest, Reference, RepositoryName};
+use entrepot_domain::{Digest, Reference, RepositoryName, Tag};
 use entrepot_runtime::{Clock, Tasks};
 use moka::future::Cache;
 use uuid::Uuid;
@@ -29,7 +29,7 @@ use crate::error::PullError;
 use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::place::Place;
-use crate::repository::Repositories;
+use crate::repository::{Repositories, within_limit};
 use crate::target;
 use crate::trail::Trail;
 use head::Heads;
@@ -155,6 +155,11 @@ impl Resolver {
     /// The repository that `fill` fills, with its record as it is now.
     async fn reread(&self, fill: &FillFrom) -> Result<Place, PullError> {
         Place::reread(fill, &self.repositories).await
+    }
+
+    /// Waits until no node believes any more what a tag meant before a sync has moved it.
+    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), PullError> {
+        within_limit(self.repositories.settle_tag(name, tag)).await
     }
 
     /// What time it is for whatever is decided here.

@@ -24,10 +24,14 @@ use crate::outcome::Outcome;
 use crate::repository::{Repositories, within_limit};
 use crate::resolve::{Blob, Content, Resolved, UpstreamHead};
 use crate::target;
+use crate::trail::{self, Note};
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const WARNING: HeaderName = HeaderName::from_static("warning");
+
+/// What is served although the store, which may say otherwise by now, does not answer.
+const STORE_AWAY: HeaderValue = HeaderValue::from_static("entrepot; hit; detail=store-away");
 
 /// Content that a digest names never changes.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable, no-transform");
@@ -159,6 +163,9 @@ async fn blob_body(
 fn stamp(response: &mut Response<Body>, outcome: Outcome) {
     response.extensions_mut().insert(outcome);
     response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(cache_status(outcome)));
+    if trail::has(&Note::LastKnown) && !matches!(outcome, Outcome::Miss | Outcome::Follow | Outcome::Bypass) {
+        response.headers_mut().insert(CACHE_STATUS, STORE_AWAY);
+    }
 }
 
 /// Warns a client of what its upstream should have confirmed.

@@ -70,6 +70,11 @@ pub(crate) fn note(note: Note) {
     change(|noted| noted.add(note));
 }
 
+/// Whether something was noted.
+pub(crate) fn has(note: &Note) -> bool {
+    TRAIL.try_with(|trail| trail.lock().notes.contains(note)).unwrap_or(false)
+}
+
 /// Notes as people read them.
 pub(crate) fn sentences(notes: &[Note]) -> Vec<String> {
     notes.iter().map(|note| capped(note.to_string(), NOTE_BYTES)).collect()

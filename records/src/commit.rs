@@ -27,6 +27,9 @@ pub trait Writer: Send + Sync {
     /// Makes events durable that tell of these changes. The records are written after that.
     async fn record(&self, name: &RepositoryName, incarnation: Uuid, changes: Vec<Change>) -> Result<(), Error>;
 
+    /// A record that said something else has been replaced, or may have been. All nodes are to forget it.
+    fn replaced(&self, _key: &Key) {}
+
     /// A step is done. Tests stop a process here.
     fn passed(&self, _step: Step) {}
 }
@@ -202,13 +205,13 @@ async fn write_manifest(
     writer.record(name, incarnation, changes).await?;
     writer.passed(Step::ManifestReported);
 
-    repository.write(store, name).await?;
+    repository.write(store, writer, name).await?;
     writer.passed(Step::RepositoryWritten);
     link.write(store).await?;
     writer.passed(Step::ManifestLinked);
     note_referrer(store, (name, incarnation), filled).await?;
     if let Some(draft) = tag {
-        draft.write(store).await?;
+        draft.write(store, writer).await?;
         writer.passed(Step::TagWritten);
     }
     Ok(Some(Written { incarnation, link_key: link.key, object: object.clone() }))

@@ -5,7 +5,7 @@ use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_store::{BlobStore, Error, Key, Version};
 use uuid::Uuid;
 
-use crate::commit::Change;
+use crate::commit::{Change, Writer};
 use crate::repository::{Kind, Provenance, RepositoryRecord, SettingsRecord, State};
 use crate::tag::{Stamp, TagRecord, next_revision};
 use crate::{ManifestLink, layout, not_understood, read, read_mendable, replace};
@@ -55,11 +55,21 @@ impl RepositoryDraft {
         self.is_changed.then(|| Change::Repository(Box::new(self.record.clone())))
     }
 
-    pub(crate) async fn write(&self, store: &dyn BlobStore, name: &RepositoryName) -> Result<(), Error> {
-        if self.is_changed {
-            replace(store, &layout::repository(name), self.version.as_ref(), &self.record).await?;
+    pub(crate) async fn write(
+        &self,
+        store: &dyn BlobStore,
+        writer: &dyn Writer,
+        name: &RepositoryName,
+    ) -> Result<(), Error> {
+        if !self.is_changed {
+            return Ok(());
         }
-        Ok(())
+        let key = layout::repository(name);
+        let written = replace(store, &key, self.version.as_ref(), &self.record).await;
+        if self.version.is_some() {
+            writer.replaced(&key);
+        }
+        written.map(drop)
     }
 }
 
@@ -164,7 +174,13 @@ impl TagDraft {
         Change::Tag { tag: self.tag.clone(), record: Box::new(self.record.clone()) }
     }
 
-    pub(crate) async fn write(&self, store: &dyn BlobStore) -> Result<(), Error> {
-        replace(store, &self.key, self.version.as_ref(), &self.record).await.map(drop)
+    pub(crate) async fn write(&self, store: &dyn BlobStore, writer: &dyn Writer) -> Result<(), Error> {
+        let written = replace(store, &self.key, self.version.as_ref(), &self.record).await;
+        // What did not exist, and what was confirmed, is told to nobody: it is read before an upstream is asked.
+        let before = self.old.as_ref().and_then(|old| old.digest.as_ref());
+        if before.is_some() && before != self.record.digest.as_ref() {
+            writer.replaced(&self.key);
+        }
+        written.map(drop)
     }
 }

@@ -66,10 +66,22 @@ impl Record for SnapshotHead {
 /// [`Error::BadRecord`] if what is there is not such a record.
 pub async fn read<T: DeserializeOwned>(store: &dyn BlobStore, key: &Key) -> Result<Option<(T, Version)>, Error> {
     let Some(object) = store.get(key).await? else { return Ok(None) };
-    match serde_json::from_slice(&object.bytes) {
-        Ok(record) => Ok(Some((record, object.version))),
-        Err(source) => Err(Error::BadRecord { key: key.clone(), source }),
-    }
+    Ok(Some((decode(key, &object.bytes)?, object.version)))
+}
+
+/// What the bytes of a record say.
+///
+/// # Errors
+/// [`Error::BadRecord`] if they are no such record.
+pub fn decode<T: DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(bytes).map_err(|source| Error::BadRecord { key: key.clone(), source })
+}
+
+/// What the bytes of a record say that heals; that they are damaged is said at ERROR.
+pub fn decode_mendable<T: DeserializeOwned>(key: &Key, bytes: &[u8]) -> Option<T> {
+    serde_json::from_slice(bytes)
+        .inspect_err(|error| tracing::error!("the record `{key}` is damaged, and is fetched anew: {error}"))
+        .ok()
 }
 
 /// A record of a cached repository that whoever fills it can write again.
@@ -105,13 +117,10 @@ impl<T> Mendable<T> {
 /// If the store is away.
 pub async fn read_mendable<T: DeserializeOwned>(store: &dyn BlobStore, key: &Key) -> Result<Mendable<T>, Error> {
     let Some(object) = store.get(key).await? else { return Ok(Mendable::Absent) };
-    match serde_json::from_slice(&object.bytes) {
-        Ok(record) => Ok(Mendable::Record(record, object.version)),
-        Err(error) => {
-            tracing::error!("the record `{key}` is damaged, and is fetched anew: {error}");
-            Ok(Mendable::Damaged(object.version))
-        }
-    }
+    Ok(match decode_mendable(key, &object.bytes) {
+        Some(record) => Mendable::Record(record, object.version),
+        None => Mendable::Damaged(object.version),
+    })
 }
 
 /// Replaces a record that is still at `expected`, under a new write id; `None` creates it.

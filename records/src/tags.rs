@@ -78,7 +78,7 @@ impl FilledTag<'_> {
         }
         writer.record(self.name, self.incarnation, vec![draft.change()]).await?;
         writer.passed(Step::MoveReported);
-        is_first(draft.write(store).await)
+        is_first(draft.write(store, writer).await)
     }
 
     async fn draft(
@@ -109,7 +109,7 @@ impl FilledTag<'_> {
     /// Somebody else's change in between wins.
     async fn write(&self, store: &dyn BlobStore, writer: &dyn Writer, draft: TagDraft) -> Result<(), Error> {
         writer.record(self.name, self.incarnation, vec![draft.change()]).await?;
-        is_first(draft.write(store).await).map(drop)
+        is_first(draft.write(store, writer).await).map(drop)
     }
 }
 

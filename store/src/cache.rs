@@ -35,7 +35,7 @@ use crate::{
     Abilities, BlobStore, ByteStream, Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Store, Upload,
     Version,
 };
-use breaker::{Breaker, SLOW};
+pub use breaker::{Breaker, SLOW};
 use disk::{Counts, Disk};
 use landing::Tee;
 use read::Reading;

@@ -41,6 +41,9 @@ pub struct NodeRecord {
     pub start_time: DateTime<Utc>,
     /// When the record was written.
     pub write_time: DateTime<Utc>,
+    /// For how long the node believes what it has read of records at most, in milliseconds; 0 is not at all.
+    #[serde(default)]
+    pub hold_ms: u64,
 }
 
 impl NodeRecord {
@@ -130,6 +133,7 @@ mod tests {
             running: Some((1, 42)),
             start_time: at(-60),
             write_time: at(0),
+            hold_ms: 5000,
         }
     }
 

@@ -76,6 +76,7 @@ impl Process {
             external_url,
             // The control plane and Postgres are on the same machine.
             capacity: memory::limit_bytes().map_or_else(Capacity::default, |bytes| Capacity::of_memory(bytes / 2)),
+            is_alone: true,
             ..data_plane::Config::new(place.node_id.as_str(), vec![control], place.folder.join("spool"))
         };
         let deps = data_plane::Deps {

@@ -1,8 +1,10 @@
 //! Builds a snapshot from one state of the database.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use entrepot_domain::upstream::PlainHttp;
-use entrepot_proto::convert::{snapshot::rule_to_wire, template, timestamp, upstream::budget_to_wire};
+use entrepot_proto::convert::{duration, snapshot::rule_to_wire, template, timestamp, upstream::budget_to_wire};
 use entrepot_proto::node::v1 as wire;
 
 use super::Version;
@@ -16,7 +18,7 @@ pub(super) async fn version(db: &Db) -> Result<Version, db::Error> {
 }
 
 /// All that nodes need to know, as of one moment.
-pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapshot, db::Error> {
+pub(super) async fn snapshot(db: &Db, hold_time: Duration, now: DateTime<Utc>) -> Result<wire::Snapshot, db::Error> {
     let mut connection = db.connect().await?;
     let tx = connection.begin_snapshot("build_snapshot").await?;
     let registry = registry::get(&tx).await?;
@@ -47,6 +49,7 @@ pub(super) async fn snapshot(db: &Db, now: DateTime<Utc>) -> Result<wire::Snapsh
         upstreams: upstreams.into_iter().map(upstream).collect(),
         principals: principals.into_iter().map(principal).collect(),
         minimum_reader: 0,
+        hold_time: Some(duration(hold_time)),
     })
 }
 

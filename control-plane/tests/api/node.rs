@@ -59,6 +59,7 @@ pub(crate) fn record(world: &World, id: &str, running: Option<&node::SnapshotVer
         running: running.map(|version| (version.epoch, version.revision)),
         start_time: world.clock.now(),
         write_time: world.clock.now(),
+        hold_ms: 0,
     }
 }
 

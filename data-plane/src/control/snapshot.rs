@@ -5,6 +5,7 @@ mod read;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::template::RepositorySettings;
@@ -25,6 +26,9 @@ pub(crate) struct Snapshot {
     pub(crate) version: Version,
     pub(crate) registry_id: Uuid,
     pub(crate) build_time: Option<DateTime<Utc>>,
+    /// For how long nodes may believe what they have read of records; nothing where the control plane does not say, since
+    /// it would not tell nodes what to forget.
+    pub(crate) hold_time: Duration,
     rules: PrefixMap<Item<Rule>>,
     templates: PrefixMap<Item<Template>>,
     upstreams: HashMap<Uuid, Source>,

@@ -20,6 +20,7 @@ impl Peers {
     pub(super) async fn announce(&self) {
         let mut last_written = self.inner.last_written.lock().await;
         let (me, now) = (&self.inner.me, self.inner.clock.now());
+        let (begun, hold_time) = (self.inner.memory.now(), self.inner.memory.hold_to_announce());
         let record = NodeRecord {
             node_id: me.id.clone(),
             boot_id: me.boot_id,
@@ -28,10 +29,14 @@ impl Peers {
             running: self.inner.control.version().map(|version| (version.epoch, version.revision)),
             start_time: me.start_time,
             write_time: now,
+            hold_ms: u64::try_from(hold_time.as_millis()).unwrap_or(u64::MAX),
         };
         let bytes = Bytes::from(self.inner.key.sign_node_record(&record));
         match timeout(limits::NODE_RECORD_IO, self.write_own(last_written.take(), bytes)).await {
-            Ok(Ok(version)) => *last_written = Some(version),
+            Ok(Ok(version)) => {
+                *last_written = Some(version);
+                self.inner.memory.announced(begun, hold_time);
+            }
             Ok(Err(error)) => warn!(error = %chain(&error), "this node's record is not written: {}", chain(&error)),
             Err(_) => warn!("this node's record is not written: the store took too long"),
         }

@@ -9,8 +9,8 @@ use entrepot_trust::Tokens;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::header::{AUTHORIZATION, HOST};
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -21,6 +21,7 @@ use rustls_platform_verifier::BuilderVerifierExt as _;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tracing::debug;
@@ -115,6 +116,48 @@ impl PeerClient {
         Ok((head.headers, Call { body, connection: Some(answer.connection) }))
     }
 
+    /// Sends `body` to the node at `address`, over the connection that is `kept` if that still is one.
+    pub(super) async fn post(
+        &self,
+        kept: &mut Option<Kept>,
+        address: &Url,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(), ProbeError> {
+        let sent = timeout(limits::PEER.1, async {
+            if let Some(kept) = kept.as_mut().filter(|kept| !kept.sender.is_closed())
+                && self.post_on(kept, address, path, body.clone()).await.is_ok()
+            {
+                return Ok(());
+            }
+            let kept = kept.insert(self.keep(address).await?);
+            self.post_on(kept, address, path, body).await
+        });
+        let sent = sent.await.unwrap_or(Err(ProbeError::Slow));
+        if sent.is_err() {
+            *kept = None;
+        }
+        sent
+    }
+
+    async fn post_on(&self, kept: &mut Kept, address: &Url, path: &str, body: Bytes) -> Result<(), ProbeError> {
+        let request = self.request(Method::POST, address, path, Full::new(body))?;
+        kept.sender.ready().await?;
+        let response = kept.sender.send_request(request).await?;
+        let status = response.status();
+        // What is left of an answer would be in the way of the next.
+        Limited::new(response.into_body(), limits::PEER_ANSWER_BYTES).collect().await.map_err(ProbeError::Body)?;
+        if status == StatusCode::OK { Ok(()) } else { Err(ProbeError::Status(status)) }
+    }
+
+    async fn keep(&self, address: &Url) -> Result<Kept, ProbeError> {
+        let (stream, name) = self.connect(address).await?;
+        match name {
+            None => Kept::on(stream).await,
+            Some((tls, name)) => Kept::on(TlsConnector::from(tls).connect(name, stream).await?).await,
+        }
+    }
+
     async fn get(&self, address: &Url, path: &str, limit: usize) -> Result<Bytes, ProbeError> {
         let Answer { response, connection } = self.send(address, path).await?;
         let (mut body, mut connection) = (pin!(Limited::new(response.into_body(), limit).collect()), connection);
@@ -127,6 +170,15 @@ impl PeerClient {
     }
 
     async fn send(&self, address: &Url, path: &str) -> Result<Answer, ProbeError> {
+        let (stream, name) = self.connect(address).await?;
+        match name {
+            None => self.ask(stream, address, path).await,
+            Some((tls, name)) => self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path).await,
+        }
+    }
+
+    /// A connection to `address`, and how it is made safe, if it is.
+    async fn connect(&self, address: &Url) -> Result<(TcpStream, Option<Tls>), ProbeError> {
         let (Some(host), Some(port)) = (address.host_str(), address.port_or_known_default()) else {
             return Err(ProbeError::Address);
         };
@@ -134,14 +186,28 @@ impl PeerClient {
         let connecting = timeout(limits::PEER.0, TcpStream::connect((bare, port)));
         let stream = connecting.await.map_err(|_| ProbeError::Slow)??;
         match address.scheme() {
-            "http" => self.ask(stream, address, path).await,
+            "http" => Ok((stream, None)),
             "https" => {
                 let tls = self.tls.clone().ok_or(ProbeError::NoAuthorities)?;
-                let name = ServerName::try_from(bare.to_owned())?;
-                self.ask(TlsConnector::from(tls).connect(name, stream).await?, address, path).await
+                Ok((stream, Some((tls, ServerName::try_from(bare.to_owned())?))))
             }
             _ => Err(ProbeError::Address),
         }
+    }
+
+    fn request<B>(&self, method: Method, address: &Url, path: &str, body: B) -> Result<Request<B>, ProbeError> {
+        let token = self.tokens.issue_node(&self.node_id, AUDIENCE, self.clock.now());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &address[Position::BeforeHost..Position::AfterPort])
+            .header(AUTHORIZATION, format!("Bearer {}", token.expose()))
+            .body(body)
+            .map_err(|_| ProbeError::Address)?;
+        if let Some(value) = request.headers_mut().get_mut(AUTHORIZATION) {
+            value.set_sensitive(true);
+        }
+        Ok(request)
     }
 
     async fn ask<S>(&self, stream: S, address: &Url, path: &str) -> Result<Answer, ProbeError>
@@ -150,15 +216,7 @@ impl PeerClient {
     {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let mut connection = async { drop(connection.await) }.boxed();
-        let token = self.tokens.issue_node(&self.node_id, AUDIENCE, self.clock.now());
-        let mut request = Request::get(path)
-            .header(HOST, &address[Position::BeforeHost..Position::AfterPort])
-            .header(AUTHORIZATION, format!("Bearer {}", token.expose()))
-            .body(Empty::<Bytes>::new())
-            .map_err(|_| ProbeError::Address)?;
-        if let Some(value) = request.headers_mut().get_mut(AUTHORIZATION) {
-            value.set_sensitive(true);
-        }
+        let request = self.request(Method::GET, address, path, Empty::<Bytes>::new())?;
         let mut exchange = pin!(sender.send_request(request));
         let response = tokio::select! {
             response = &mut exchange => response?,
@@ -168,6 +226,32 @@ impl PeerClient {
             return Err(ProbeError::Status(response.status()));
         }
         Ok(Answer { response, connection })
+    }
+}
+
+/// How a connection is made safe.
+type Tls = (Arc<ClientConfig>, ServerName<'static>);
+
+/// A connection that is kept for what is to be said next.
+pub(super) struct Kept {
+    sender: http1::SendRequest<Full<Bytes>>,
+    driver: AbortHandle,
+}
+
+impl Kept {
+    async fn on<S>(stream: S) -> Result<Self, ProbeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        Ok(Self { sender, driver })
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.driver.abort();
     }
 }
 

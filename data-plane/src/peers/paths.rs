@@ -13,6 +13,8 @@ pub(crate) const CONFIRMED: &str = "entrepot-confirmed";
 pub(crate) const LEASES: &str = "/internal/v1/leases/";
 /// Where a node says what it has seen of upstreams.
 pub(crate) const UPSTREAMS: &str = "/internal/v1/upstreams";
+/// Where a node is told what to forget.
+pub(crate) const FORGET: &str = "/internal/v1/forget";
 /// Below it a node says what it remembers of an answer, under its request id.
 pub(crate) const ANSWERS: &str = "/internal/v1/answers/";
 

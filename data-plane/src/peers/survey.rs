@@ -12,7 +12,7 @@ use entrepot_trust::{NodeRecord, NodeRecordError};
 use futures_util::StreamExt as _;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 use url::Url;
 
@@ -103,7 +103,7 @@ impl SurveyMetrics {
 impl Peers {
     /// Reads the records of all others. While the store is away, those that were read last count until they are old.
     pub(super) async fn survey(&self) {
-        let prefix = layout::nodes_prefix();
+        let (prefix, begun) = (layout::nodes_prefix(), Instant::now());
         let listing = self.inner.store.list(&prefix, None, limits::NODES);
         let entries = match timeout(limits::NODE_RECORD_IO, listing).await {
             Ok(Ok(entries)) => entries,
@@ -115,9 +115,11 @@ impl Peers {
             Some(_) | None => None,
         });
         let ids: Vec<ResourceId> = ids.collect();
-        let read = futures_util::stream::iter(ids.clone()).map(|id| async move { self.read(&id).await });
-        let read: Vec<Option<NodeRecord>> = read.buffer_unordered(AT_ONCE).collect().await;
-        let records: Vec<NodeRecord> = read.into_iter().flatten().collect();
+        let read = futures_util::stream::iter(ids.clone()).map(|id| async move { self.try_read(&id).await });
+        let read: Vec<Result<Option<NodeRecord>, Unread>> = read.buffer_unordered(AT_ONCE).collect().await;
+        let is_whole = read.iter().all(Result::is_ok);
+        let records: Vec<NodeRecord> = read.into_iter().flatten().flatten().collect();
+        self.inner.tellers.listed(begun, &records, is_whole);
         self.forget(&records).await;
         self.inner.known.store(Arc::new(records));
         let mut told = self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,19 +128,24 @@ impl Peers {
 
     /// The record of another node, if there is one and it is to be believed.
     pub(super) async fn read(&self, id: &ResourceId) -> Option<NodeRecord> {
+        self.try_read(id).await.unwrap_or(None)
+    }
+
+    /// As [`Peers::read`], but says whether the store did not answer.
+    async fn try_read(&self, id: &ResourceId) -> Result<Option<NodeRecord>, Unread> {
         match self.record(id).await {
             Ok(record) => {
                 self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner).refused.remove(id);
-                record
+                Ok(record)
             }
-            Err(RecordError::Store) => None,
+            Err(RecordError::Store) => Err(Unread),
             Err(RecordError::Refused(refusal)) => {
                 self.inner.metrics.refused.add(1, &[KeyValue::new("reason", refusal.reason())]);
                 let mut told = self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner);
                 if told.refused.insert(id.clone()) {
                     warn!(node.id = %id, "the record of node `{id}` is not believed: {refusal}");
                 }
-                None
+                Ok(None)
             }
         }
     }
@@ -205,6 +212,9 @@ impl Peers {
         }
     }
 }
+
+/// The store did not answer.
+struct Unread;
 
 /// Why there is no record to be had.
 #[derive(Debug, thiserror::Error)]

@@ -6,14 +6,15 @@ use entrepot_records::{self as records, ListRecord, ReferrerRecord};
 use entrepot_store::{Entry, Error, Key};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-use super::{Live, Repositories};
+use super::{Live, Reads, Repositories};
 use crate::config::limits;
 use crate::control::FillFrom;
+use crate::memory::Record;
 
 impl Repositories {
     /// What was listed at `key`, as far as `fill` may use it.
     pub(crate) async fn listed(&self, key: &Key, fill: &FillFrom) -> Result<Option<ListRecord>, Error> {
-        let record = records::read_mendable::<ListRecord>(&*self.store, key).await?.record();
+        let record = self.ask(Reads::Store, &Record::<ListRecord>::mendable(key.clone())).await?;
         Ok(record.filter(|record| fill.provenance().covers(Some(record.rule_uid), Some(&record.origin))))
     }
 

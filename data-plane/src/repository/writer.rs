@@ -6,11 +6,12 @@ use entrepot_domain::{Digest, RepositoryName};
 use entrepot_proto::convert::event::{Image, Kind};
 use entrepot_records::ManifestLink;
 use entrepot_records::commit::{Change, Step, Writer};
-use entrepot_store::Error;
+use entrepot_store::{Error, Key};
 use uuid::Uuid;
 
 use super::Repositories;
 use crate::failpoint;
+use crate::peers::Forget;
 
 #[async_trait]
 impl Writer for Repositories {
@@ -21,6 +22,10 @@ impl Writer for Repositories {
     async fn record(&self, name: &RepositoryName, incarnation: Uuid, changes: Vec<Change>) -> Result<(), Error> {
         let events = changes.into_iter().filter_map(event).collect();
         self.outbox.record(name, incarnation, events).await
+    }
+
+    fn replaced(&self, key: &Key) {
+        drop(self.peers.tell(&Forget::key(key)));
     }
 
     fn passed(&self, step: Step) {

@@ -100,7 +100,7 @@ impl Resolver {
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
         let began = self.now();
-        let place = &Place::find(location, &self.repositories).await?;
+        let place = &Place::find_anew(location, &self.repositories).await?;
         let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         if place.live.is_none() {
             return Err(PullError::NotFound { asked: Asked::Repository, rule: None });
@@ -126,7 +126,7 @@ impl Resolver {
         platforms: &[String],
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
-        let place = &Place::find(location, &self.repositories).await?;
+        let place = &Place::find_anew(location, &self.repositories).await?;
         let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let from = match reference {
             Reference::Tag(tag) => self.meant(place, tag).await?,

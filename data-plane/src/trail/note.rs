@@ -16,6 +16,8 @@ pub(crate) enum Note {
     Failed(PullError),
     StoreAway,
     StoreSlow,
+    /// The store did not answer, and what it said last was taken.
+    LastKnown,
     /// A record could not be used, for this reason.
     BadRecord(String),
 
@@ -113,6 +115,7 @@ impl fmt::Display for Note {
             Self::Failed(error) => write!(f, "{error}"),
             Self::StoreAway => f.write_str("the registry's storage was away"),
             Self::StoreSlow => f.write_str("the registry's storage took too long"),
+            Self::LastKnown => f.write_str("the registry's storage was away, and what it had said last was taken"),
             Self::BadRecord(reason) => write!(f, "a record could not be used: {reason}"),
             Self::NoRepository(name) => write!(f, "there was no repository `{name}`"),
             Self::NoRuleForContent => {

@@ -159,6 +159,7 @@ impl Ground {
             running: None,
             start_time: write_time,
             write_time,
+            hold_ms: 0,
         }
     }
 }

@@ -7,20 +7,20 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 /// How long the store may take to answer when something is held that can be answered instead.
-pub(super) const SLOW: Duration = Duration::from_secs(2);
+pub const SLOW: Duration = Duration::from_secs(2);
 /// How long a store that did not answer is left alone then.
 pub(super) const REST: Duration = Duration::from_secs(1);
 
 /// Keeps all but one caller from waiting for a store that is away.
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+pub struct Breaker {
     /// Until when the store is left alone; `None` while it answers.
     rests_until: Mutex<Option<Instant>>,
 }
 
 impl Breaker {
     /// Whether to ask the store now. Once it has rested, one caller does so for all.
-    pub(super) fn lets_ask(&self) -> bool {
+    pub fn lets_ask(&self) -> bool {
         let mut rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
         match *rests_until {
             None => true,
@@ -34,7 +34,7 @@ impl Breaker {
     }
 
     /// The store did not answer.
-    pub(super) fn trip(&self) {
+    pub fn trip(&self) {
         let mut rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
         if rests_until.replace(Instant::now() + REST).is_none() {
             warn!("the store does not answer; what is held here is served without it");
@@ -42,7 +42,7 @@ impl Breaker {
     }
 
     /// The store did.
-    pub(super) fn reset(&self) {
+    pub fn reset(&self) {
         let mut rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
         if rests_until.take().is_some() {
             info!("the store answers again");

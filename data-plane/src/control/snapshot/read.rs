@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::DateTime;
 use entrepot_domain::{Action, NamespacePrefix, PrefixMap, Rule, Secret};
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 use super::{AccessKey, Clients, Item, LeftOut, Principal, Snapshot, Source, Version};
 use crate::budget::AccountHandle;
+use crate::config::limits;
 
 /// Why a snapshot cannot be run, or something in it not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +105,19 @@ impl Snapshot {
         let build_time =
             wire.build_time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?));
         let left_out = read.left_out;
-        Ok(Self { version, registry_id, build_time, rules, templates, upstreams, principals, access_keys, left_out })
+        let hold_time = wire.hold_time.and_then(|time| Duration::try_from(time).ok()).unwrap_or_default();
+        Ok(Self {
+            version,
+            registry_id,
+            build_time,
+            hold_time: hold_time.min(limits::HOLD),
+            rules,
+            templates,
+            upstreams,
+            principals,
+            access_keys,
+            left_out,
+        })
     }
 }
 

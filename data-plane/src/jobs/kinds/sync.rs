@@ -16,7 +16,12 @@ impl Work for SyncTag {
         ahead: &Ahead,
     ) -> Result<Synced, PullError> {
         let location = snapshot.locate(&payload.repository).with(Priority::Sync);
-        resolver.sync(location, &payload.tag, payload.known_validate_time, ahead).await
+        let synced = resolver.sync(location, &payload.tag, payload.known_validate_time, ahead).await?;
+        // Somebody waits for this one, and may then rely on it at every node.
+        if payload.known_validate_time.is_none() {
+            resolver.settle_tag(&payload.repository, &payload.tag).await?;
+        }
+        Ok(synced)
     }
 
     fn label(payload: &SyncPayload) -> &'static str {

@@ -1,0 +1,58 @@
+//! Tells nodes to forget records that were replaced, and waits until none of them believes what they said before.
+
+use std::time::Duration;
+
+use entrepot_proto::node::v1 as pb;
+use entrepot_runtime::chain;
+use entrepot_store::{Key, Prefix};
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+use crate::live_nodes;
+use crate::plane::Plane;
+
+/// How many keys are told at once.
+const KEYS: usize = 1000;
+/// How many nodes are counted.
+const NODES: usize = 10_000;
+/// The longest that a node believes what it has read.
+const LONGEST: Duration = Duration::from_secs(30);
+
+impl Plane {
+    /// Tells nodes to forget keys that were just written. Returns how many nodes did not say that they have.
+    pub(crate) async fn tell_keys(&self, keys: &[Key]) -> usize {
+        let mut lagging = 0;
+        for keys in keys.chunks(KEYS) {
+            let keys = keys.iter().map(|key| key.as_str().to_owned()).collect();
+            lagging = lagging.max(self.tell(pb::ForgetRecords { keys, prefix: String::new() }).await);
+        }
+        lagging
+    }
+
+    /// The same for all keys below a prefix.
+    pub(crate) async fn tell_below(&self, prefix: &Prefix) -> usize {
+        self.tell(pb::ForgetRecords { keys: Vec::new(), prefix: prefix.as_str().to_owned() }).await
+    }
+
+    async fn tell(&self, forget: pb::ForgetRecords) -> usize {
+        let written = Instant::now();
+        if let Some(told) = self.inquiries.tell(forget, LONGEST).await {
+            return usize::try_from(told.lagging_count).unwrap_or_default();
+        }
+        // Nobody could be told: what they hold ends by itself.
+        let now = self.clock.now();
+        let live = live_nodes::list(&*self.store, &self.cluster_key, now, None, NODES, &Default::default()).await;
+        let (count, longest) = match live {
+            Ok(live) => {
+                let holders: Vec<u64> = live.iter().map(|node| node.hold_ms).filter(|hold| *hold > 0).collect();
+                (holders.len(), Duration::from_millis(holders.into_iter().max().unwrap_or_default()))
+            }
+            Err(error) => {
+                warn!(error = %chain(&error), "cannot see which nodes there are to tell");
+                (1, LONGEST)
+            }
+        };
+        sleep_until(written + longest.min(LONGEST)).await;
+        count
+    }
+}

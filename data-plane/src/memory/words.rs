@@ -1,0 +1,58 @@
+//! What was to be forgotten of late: a read that was begun before such a word is not held.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use entrepot_store::{Key, Prefix};
+use tokio::time::Instant;
+
+/// How many words are remembered one by one; beyond that all that was begun before them is not held.
+const WORDS: usize = 100_000;
+/// How long a word is remembered at least, where there are many: longer than a read takes.
+const LIFETIME: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct Words {
+    keys: HashMap<Key, (u64, Instant)>,
+    prefixes: Vec<(Prefix, u64, Instant)>,
+    /// Nothing that was begun before this is held, whatever it is.
+    all: u64,
+}
+
+impl Words {
+    pub(super) fn note_key(&mut self, key: &Key, number: u64) {
+        self.make_room(number);
+        self.keys.insert(key.clone(), (number, Instant::now()));
+    }
+
+    pub(super) fn note_prefix(&mut self, prefix: &Prefix, number: u64) {
+        self.make_room(number);
+        self.prefixes.push((prefix.clone(), number, Instant::now()));
+    }
+
+    /// Whether there was a word about `key` since `number`.
+    pub(super) fn are_about(&self, key: &Key, number: u64) -> bool {
+        let about_key = self.keys.get(key).is_some_and(|(word, _)| *word > number);
+        let mut prefixes = self.prefixes.iter();
+        self.all > number || about_key || prefixes.any(|(prefix, word, _)| *word > number && is_below(key, prefix))
+    }
+
+    /// Drops what is too old to matter; if that is not enough, all at once, for which nothing older is kept.
+    fn make_room(&mut self, number: u64) {
+        if self.keys.len() + self.prefixes.len() < WORDS {
+            return;
+        }
+        let is_young = |at: &Instant| at.elapsed() < LIFETIME;
+        self.keys.retain(|_, (_, at)| is_young(at));
+        self.prefixes.retain(|(_, _, at)| is_young(at));
+        if self.keys.len() + self.prefixes.len() >= WORDS / 2 {
+            self.all = number;
+            self.keys.clear();
+            self.prefixes.clear();
+        }
+    }
+}
+
+pub(super) fn is_below(key: &Key, prefix: &Prefix) -> bool {
+    key.as_str().starts_with(prefix.as_str())
+}
