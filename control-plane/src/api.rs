@@ -9,6 +9,7 @@ mod filter;
 mod health;
 mod images;
 mod incoming;
+mod lagging;
 mod live_nodes;
 mod login_tokens;
 mod mask;

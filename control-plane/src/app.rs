@@ -90,6 +90,7 @@ impl ControlPlane {
             Arc::clone(&deps.store),
             (deps.snapshot_signer, deps.snapshot_trust, deps.cluster_key.clone()),
             deps.clock.clone(),
+            config.hold_time,
             &deps.metrics.meter("entrepot.control_plane"),
         );
         let secrets = SecretVerifier::new();

@@ -1,14 +1,20 @@
-//! Where the database is, as a control plane is told before it starts.
+//! What a control plane is told before it starts.
+
+use std::time::Duration;
 
 use entrepot_domain::Secret;
 
 use crate::db;
+
+/// For how long nodes may believe what they have read of records, unless it is said.
+const HOLD_TIME: Duration = Duration::from_secs(5);
 
 /// Where Postgres is and how many connections are kept to it. Does not change while the control plane runs.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub(crate) database: db::Address,
     pub(crate) pool_size: usize,
+    pub(crate) hold_time: Duration,
 }
 
 /// What there is to say about the database besides its address.
@@ -47,6 +53,15 @@ impl Config {
     pub fn with(database: &Secret<String>, login: Login<'_>, pool_size: usize) -> Result<Self, ConfigError> {
         let database = db::Address::parse(database.expose(), login.password, login.ca);
         let database = database.map_err(|error| ConfigError::Database(error.into()))?;
-        if pool_size == 0 { Err(ConfigError::PoolSize) } else { Ok(Self { database, pool_size }) }
+        if pool_size == 0 {
+            return Err(ConfigError::PoolSize);
+        }
+        Ok(Self { database, pool_size, hold_time: HOLD_TIME })
+    }
+
+    /// The same with another time for which nodes may believe what they have read of records.
+    #[must_use]
+    pub fn with_hold_time(self, hold_time: Duration) -> Self {
+        Self { hold_time, ..self }
     }
 }

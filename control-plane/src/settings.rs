@@ -1,6 +1,7 @@
 //! What a control plane reads from its configuration. All mistakes are told together.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use entrepot_runtime::chain;
 use entrepot_runtime::config::{Problems, Reader, Reported, Section};
@@ -15,6 +16,9 @@ use crate::plane::Reflection;
 
 /// The sections that only nodes read.
 pub const FOREIGN: &[&str] = &["registry", "peer", "node", "control", "fill", "redis"];
+
+/// The longest that a node believes what it has read.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// Everything that a control plane is told before it starts, but the key of its first administrator.
 #[derive(Debug)]
@@ -56,6 +60,7 @@ impl Settings {
     pub fn read(reader: &mut Reader) -> Result<Self, Problems> {
         let api = ApiSettings::read(reader);
         let database = database(&mut reader.section("postgres"));
+        let hold_time = hold_time(&mut reader.section("records"));
         let operations = OperationsSettings::read(reader);
         let store = StoreSettings::read(reader);
         let keys = ControlKeys::read(reader);
@@ -65,7 +70,7 @@ impl Settings {
         reader.finish(FOREIGN)?;
         Ok(Self {
             api: api?,
-            database: database?,
+            database: database?.with_hold_time(hold_time?),
             operations: operations?,
             store: store?,
             keys: keys?,
@@ -96,6 +101,16 @@ impl ApiSettings {
         let reflection = if reflection? { Reflection::Open } else { Reflection::Closed };
         Ok(Self { listener, reflection, first_key_file: first_key_file? })
     }
+}
+
+/// `[records]`
+fn hold_time(section: &mut Section<'_>) -> Result<Duration, Reported> {
+    const HOLD_TIME: &str = "hold_time";
+    let hold_time = section.get::<Duration>(HOLD_TIME, "5s")?;
+    if hold_time > LONGEST_HOLD {
+        return Err(section.problem(HOLD_TIME, format!("must be at most {} s", LONGEST_HOLD.as_secs())));
+    }
+    Ok(hold_time)
 }
 
 /// `[postgres]`

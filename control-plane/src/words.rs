@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::chain;
-use entrepot_store::{Key, Prefix};
+use entrepot_store::Key;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
@@ -27,11 +27,6 @@ impl Plane {
             lagging = lagging.max(self.tell(pb::ForgetRecords { keys, prefix: String::new() }).await);
         }
         lagging
-    }
-
-    /// The same for all keys below a prefix.
-    pub(crate) async fn tell_below(&self, prefix: &Prefix) -> usize {
-        self.tell(pb::ForgetRecords { keys: Vec::new(), prefix: prefix.as_str().to_owned() }).await
     }
 
     async fn tell(&self, forget: pb::ForgetRecords) -> usize {

@@ -107,6 +107,7 @@ impl DataPlane {
 
         let (control, work) = (Control::default(), Tasks::new());
         let memory = memory(&config, &deps, &control, &work);
+        memory.observe(&deps.metrics);
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let ground = Ground {
@@ -158,7 +159,8 @@ impl DataPlane {
             &deps.metrics,
         );
         let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), line.clone());
-        let peer_server = PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
+        let peer_server =
+            PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
         let questions = Questions { node_id, inspector, peers: peers.clone() };
         Ok(Self {
             server: Arc::new(server),

@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use entrepot_runtime::{Clock, Tasks};
+use entrepot_runtime::{Clock, Metrics, Tasks};
 use entrepot_store::cache::{Breaker, SLOW};
-use entrepot_store::{Error, Key, Prefix, Store};
+use entrepot_store::{Error, Key, Store};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::time::timeout;
@@ -123,8 +123,7 @@ impl Memory {
         let reads = Cache::builder().max_capacity(SHARED_READS).time_to_idle(SHARED_IDLE).build();
         let (sequence, words, hold) = (AtomicU64::new(1), Mutex::default(), Mutex::new(hold));
         let (breaker, answers_while_away) = (Breaker::default(), AtomicU64::default());
-        let inner =
-            Inner { store, clock, tasks, known, reads, sequence, words, hold, breaker, answers_while_away };
+        let inner = Inner { store, clock, tasks, known, reads, sequence, words, hold, breaker, answers_while_away };
         Self(Arc::new(inner))
     }
 
@@ -191,7 +190,7 @@ impl Memory {
     }
 
     /// Forgets all keys below a prefix.
-    pub(crate) fn forget_below(&self, prefix: &Prefix) {
+    pub(crate) fn forget_below(&self, prefix: &str) {
         let mut words = lock(&self.0.words);
         words.note_prefix(prefix, self.0.next());
         let below = self.0.known.iter().map(|(key, _)| key).filter(|key| words::is_below(key, prefix));
@@ -214,10 +213,33 @@ impl Memory {
         lock(&self.0.hold).announced(begun, now, hold_time);
     }
 
-    /// How many entries there are, how many bytes they take, and how many answers were given while the store was away.
-    pub(crate) fn stats(&self) -> (u64, u64, u64) {
-        let away = self.0.answers_while_away.load(Ordering::Relaxed);
-        (self.0.known.entry_count(), self.0.known.weighted_size(), away)
+    /// Counts what is held, for as long as anybody reads.
+    pub(crate) fn observe(&self, metrics: &Metrics) {
+        let meter = metrics.meter("entrepot.data_plane");
+        let (held, size, away) = (Arc::downgrade(&self.0), Arc::downgrade(&self.0), Arc::downgrade(&self.0));
+        meter
+            .u64_observable_gauge("entrepot.memory.records")
+            .with_description("Records and manifests that this node knows.")
+            .with_callback(move |gauge| {
+                held.upgrade().into_iter().for_each(|inner| gauge.observe(inner.known.entry_count(), &[]));
+            })
+            .build();
+        meter
+            .u64_observable_gauge("entrepot.memory.size")
+            .with_unit("By")
+            .with_description("What they take in memory.")
+            .with_callback(move |gauge| {
+                size.upgrade().into_iter().for_each(|inner| gauge.observe(inner.known.weighted_size(), &[]));
+            })
+            .build();
+        meter
+            .u64_observable_counter("entrepot.memory.answers_while_away")
+            .with_description("Questions that were answered with what the store had said last, since it was away.")
+            .with_callback(move |counter| {
+                let answers = away.upgrade().map(|inner| inner.answers_while_away.load(Ordering::Relaxed));
+                answers.into_iter().for_each(|answers| counter.observe(answers, &[]));
+            })
+            .build();
     }
 
     /// Reads something anew that is held, unless that is done already, and lets nobody wait.

@@ -34,9 +34,9 @@ use crate::memory::Memory;
 pub(crate) use ask::AskError;
 pub use client::PeerTlsError;
 pub(crate) use client::{PeerClient, ProbeError};
-pub(crate) use tell::Forget;
 pub(crate) use follow::{Following, Lost};
 use survey::SurveyMetrics;
+pub(crate) use tell::Forget;
 use tell::Tellers;
 
 /// The audience of the tokens that nodes call each other with.

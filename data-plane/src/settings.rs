@@ -18,7 +18,7 @@ use url::Url;
 use crate::lease::{RedisConfig, RedisMode, RedisServer};
 
 /// The sections that only the control plane reads.
-pub const FOREIGN: &[&str] = &["api", "postgres"];
+pub const FOREIGN: &[&str] = &["api", "postgres", "records"];
 
 /// Everything that a node is told before it starts.
 #[derive(Clone, Debug)]

@@ -115,6 +115,7 @@ fn a_snapshot() -> wire::Snapshot {
         }],
         templates: vec![template::to_snapshot(&template)],
         minimum_reader: 0,
+        hold_time: Some(duration(Duration::from_secs(5))),
     }
 }
 

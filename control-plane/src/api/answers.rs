@@ -42,7 +42,7 @@ async fn answer(plane: &Plane, name: &str) -> Result<pb::Answer, ApiError> {
             remedy: " any more: a node remembers its last 10,000 answers, for as long as it runs",
         }),
         Ok(Reply::Failed(failed)) => Err(ApiError::NodeSilent { node: names::node(&node), why: failed.reason }),
-        Ok(Reply::Fills(_) | Reply::Upstreams(_)) => {
+        Ok(Reply::Fills(_) | Reply::Upstreams(_) | Reply::Told(_)) => {
             Err(ApiError::NodeSilent { node: names::node(&node), why: "its reply is none".to_owned() })
         }
         Err(silence) => Err(ApiError::NodeSilent { node: names::node(&node), why: silence.to_string() }),

@@ -7,6 +7,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_records::layout::{self, Parsed};
 use entrepot_records::tombstone::{self, Buried};
 use entrepot_records::{self as records, ManifestLink, RepositoryRecord, TagRecord};
+use entrepot_store::Key;
 
 use super::images::{self as images_api, absent};
 use super::repositories as repositories_api;
@@ -28,8 +29,18 @@ struct Deleted {
     manifests: Vec<(Digest, Buried)>,
 }
 
-/// Deletes an image with all its tags, or only a tag, and returns the image as it was.
-pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<pb::Image, ApiError> {
+impl Deleted {
+    /// The keys of what was deleted.
+    fn keys(&self, name: &RepositoryName, record: &RepositoryRecord) -> Vec<Key> {
+        let tags = self.tags.iter().map(|(tag, _)| layout::tag(name, record.incarnation, tag));
+        let links = self.manifests.iter().map(|(digest, _)| layout::manifest_link(name, record.incarnation, digest));
+        tags.chain(links).collect()
+    }
+}
+
+/// Deletes an image with all its tags, or only a tag, and returns the image as it was, and how many nodes did not say that
+/// they know.
+pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<(pb::Image, usize), ApiError> {
     let (name, selector) = images_api::parse_name(&request.name)?;
     let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(&name)).await?;
     let record = record.map(|(record, _)| record).filter(RepositoryRecord::is_live);
@@ -42,6 +53,7 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
         ImageSelector::Digest(digest) => delete_manifest(plane, &name, &record, digest, children, &mut deleted).await?,
     };
 
+    let lagging = plane.tell_keys(&deleted.keys(&name, &record)).await;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("delete_image").await?;
     index::ensure(&tx, &name, &record).await?;
@@ -49,7 +61,8 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
     tx.commit().await?;
     // What only the index has may be an image whose record is about to be written: nothing of it could be deleted.
     let before = before.filter(|_| !deleted.tags.is_empty() || !deleted.manifests.is_empty());
-    before.or(unlisted).ok_or_else(|| absent(&request.name))
+    let image = before.or(unlisted).ok_or_else(|| absent(&request.name))?;
+    Ok((image, lagging))
 }
 
 /// The image as the index has it, and the children that are only its own, if it is deleted by its digest.

@@ -170,7 +170,7 @@ async fn seen(plane: &Plane, nodes: &[ResourceId], filter: &Filter) -> Result<Se
     for (id, reply) in at_once::all(calls).await? {
         match reply {
             Ok(Reply::Fills(running)) => seen.fills.extend(running.fills.into_iter().filter(|fill| filter.takes(fill))),
-            Ok(Reply::Answer(_) | Reply::Failed(_) | Reply::Upstreams(_)) => {
+            Ok(Reply::Answer(_) | Reply::Failed(_) | Reply::Upstreams(_) | Reply::Told(_)) => {
                 seen.silent.insert(id.clone(), "its reply is none".to_owned());
             }
             Err(silence) => drop(seen.silent.insert(id.clone(), silence.to_string())),

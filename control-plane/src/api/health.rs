@@ -60,7 +60,7 @@ pub(super) async fn survey(plane: &Plane) -> Survey {
         match reply {
             Ok(Reply::Upstreams(said)) => drop(by_node.insert(id, said.reports)),
             // One of an earlier release knows nothing of this.
-            Ok(Reply::Fills(_) | Reply::Answer(_) | Reply::Failed(_)) | Err(_) => {
+            Ok(Reply::Fills(_) | Reply::Answer(_) | Reply::Failed(_) | Reply::Told(_)) | Err(_) => {
                 survey.silent.insert(id.clone());
             }
         }

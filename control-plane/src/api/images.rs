@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::caller::{Caller, Permission};
 use super::filter::{self, Value};
+use super::lagging::with_lagging;
 use super::operations::{self, Plan};
 use super::page::Page;
 use super::request_id::RequestId;
@@ -56,7 +57,8 @@ impl Images for Api {
 
     async fn delete_image(&self, request: Request<pb::DeleteImageRequest>) -> Result<Response<pb::Image>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(deletion::delete(&self.0, request.get_ref()).await?))
+        let (image, lagging) = deletion::delete(&self.0, request.get_ref()).await?;
+        Ok(with_lagging(image, lagging))
     }
 }
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::Api;
 use super::caller::{Caller, Permission};
 use super::filter::{self, Value};
+use super::lagging::with_lagging;
 use super::mask::{self, Field};
 use super::operations::{self, Plan};
 use super::page::Page;
@@ -71,7 +72,8 @@ impl Repositories for Api {
         request: Request<pb::UpdateRepositoryRequest>,
     ) -> Result<Response<pb::Repository>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(update(&self.0, request.get_ref()).await?))
+        let (repository, lagging) = update(&self.0, request.get_ref()).await?;
+        Ok(with_lagging(repository, lagging))
     }
 
     async fn sync_repository(
@@ -87,7 +89,8 @@ impl Repositories for Api {
         request: Request<pb::DeleteRepositoryRequest>,
     ) -> Result<Response<pb::Repository>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(delete(&self.0, request.get_ref()).await?))
+        let (repository, lagging) = delete(&self.0, request.get_ref()).await?;
+        Ok(with_lagging(repository, lagging))
     }
 }
 
@@ -121,7 +124,7 @@ async fn list(plane: &Plane, request: &pb::ListRepositoriesRequest) -> Result<pb
 
 /// The store decides: its record is changed first, then the index, in a transaction that waits for no store. Of two calls
 /// at once, the index may keep the earlier one's value until the reconciling pass.
-async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<pb::Repository, ApiError> {
+async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<(pb::Repository, usize), ApiError> {
     let sent = request.repository.as_ref().ok_or_else(|| ApiError::field("repository", "must be set"))?;
     let name = parse_name("repository.name", &sent.name)?;
     let stored = find(plane, &name).await?.ok_or_else(|| absent(&name))?;
@@ -133,11 +136,12 @@ async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<
     let (of, now) = ((&name, stored.incarnation), plane.clock.now());
     let record = tombstone::set_automatic_sync(&*plane.store, of, automatic_sync, now).await?;
     record.ok_or_else(|| absent(&name))?;
+    let lagging = plane.tell_keys(&[layout::repository(&name)]).await;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("update_repository").await?;
     repositories::set_automatic_sync(&tx, stored.incarnation, automatic_sync).await?;
     tx.commit().await?;
-    Ok(to_wire(&Repository { automatic_sync, ..stored }))
+    Ok((to_wire(&Repository { automatic_sync, ..stored }), lagging))
 }
 
 async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryRequest) -> Result<pb::Operation, ApiError> {
@@ -180,7 +184,7 @@ async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryReques
 }
 
 /// The store decides: what its record shows is deleted there first, then in the index.
-async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<pb::Repository, ApiError> {
+async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<(pb::Repository, usize), ApiError> {
     let name = parse_name("name", &request.name)?;
     let now = plane.clock.now();
     let indexed = find(plane, &name).await?;
@@ -190,6 +194,8 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     }
 
     let buried = tombstone::bury_repository(&*plane.store, &name, now).await?;
+    // Also where an earlier call had buried it, and could not tell.
+    let lagging = plane.tell_keys(&[layout::repository(&name)]).await;
     let current = match &buried {
         Some(_) => None,
         None => records::read::<RepositoryRecord>(&*plane.store, &layout::repository(&name)).await?,
@@ -207,7 +213,7 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     };
     tx.commit().await?;
     match (indexed, buried) {
-        (Some(row), _) => Ok(to_wire(&row)),
+        (Some(row), _) => Ok((to_wire(&row), lagging)),
         // Its creation has not come here yet.
         (None, Some(record)) => {
             let mut wire = pb::Repository {
@@ -219,7 +225,7 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
                 ..Default::default()
             };
             template::write_repository(&record.settings.settings(), &mut wire);
-            Ok(wire)
+            Ok((wire, lagging))
         }
         (None, None) => Err(absent(&name)),
     }

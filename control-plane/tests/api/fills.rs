@@ -66,7 +66,7 @@ fn reply(node_id: &str, kind: &Kind) -> Reply {
         }
         Kind::Answer(_) => failed(node::QuestionFailure::Forgotten),
         // As one of an earlier release does.
-        Kind::ListUpstreams(_) => failed(node::QuestionFailure::Unspecified),
+        Kind::ListUpstreams(_) | Kind::Forget(_) => failed(node::QuestionFailure::Unspecified),
     }
 }
 

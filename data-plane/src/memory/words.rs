@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use entrepot_store::{Key, Prefix};
+use entrepot_store::Key;
 use tokio::time::Instant;
 
 /// How many words are remembered one by one; beyond that all that was begun before them is not held.
@@ -14,7 +14,7 @@ const LIFETIME: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Words {
     keys: HashMap<Key, (u64, Instant)>,
-    prefixes: Vec<(Prefix, u64, Instant)>,
+    prefixes: Vec<(String, u64, Instant)>,
     /// Nothing that was begun before this is held, whatever it is.
     all: u64,
 }
@@ -25,9 +25,9 @@ impl Words {
         self.keys.insert(key.clone(), (number, Instant::now()));
     }
 
-    pub(super) fn note_prefix(&mut self, prefix: &Prefix, number: u64) {
+    pub(super) fn note_prefix(&mut self, prefix: &str, number: u64) {
         self.make_room(number);
-        self.prefixes.push((prefix.clone(), number, Instant::now()));
+        self.prefixes.push((prefix.to_owned(), number, Instant::now()));
     }
 
     /// Whether there was a word about `key` since `number`.
@@ -53,6 +53,6 @@ impl Words {
     }
 }
 
-pub(super) fn is_below(key: &Key, prefix: &Prefix) -> bool {
-    key.as_str().starts_with(prefix.as_str())
+pub(super) fn is_below(key: &Key, prefix: &str) -> bool {
+    key.as_str().starts_with(prefix)
 }

@@ -49,7 +49,7 @@ impl Forgetful {
     }
 
     fn writing<'a>(&'a self, key: &'a Key) -> Writing<'a> {
-        Writing { memory: &self.memory, key, is_record: is_below(key, &self.records) }
+        Writing { memory: &self.memory, key, is_record: is_below(key, self.records.as_str()) }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use entrepot_domain::ResourceId;
 use entrepot_runtime::chain;
-use entrepot_store::{Key, Prefix};
+use entrepot_store::Key;
 use entrepot_trust::NodeRecord;
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
@@ -48,11 +48,6 @@ impl Forget {
     /// The keys that are any.
     pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
         self.keys.iter().filter_map(|key| key.parse().ok())
-    }
-
-    /// The prefix, if there is one.
-    pub(crate) fn prefix(&self) -> Option<Prefix> {
-        self.prefix.as_ref()?.parse().ok()
     }
 }
 
@@ -161,8 +156,8 @@ impl Peers {
     /// Forgets what another node has replaced, or the control plane.
     pub(crate) fn forget_here(&self, forget: &Forget) {
         forget.keys().for_each(|key| self.inner.memory.forget(&key));
-        if let Some(prefix) = forget.prefix() {
-            self.inner.memory.forget_below(&prefix);
+        if let Some(prefix) = &forget.prefix {
+            self.inner.memory.forget_below(prefix);
         }
     }
 }
@@ -191,7 +186,11 @@ async fn keep_telling(client: PeerClient, address: Url, mut words: mpsc::Receive
         let Ok(body) = serde_json::to_vec(&forget) else { continue };
         match client.post(&mut kept, &address, FORGET, body.into()).await {
             // Who does not wait has left.
-            Ok(()) => told.into_iter().for_each(|told| drop(told.send(()))),
+            Ok(()) => {
+                for told in told {
+                    let _ = told.send(());
+                }
+            }
             Err(error) => debug!("the node at {address} was not told what to forget: {}", chain(&error)),
         }
     }
