@@ -12,6 +12,8 @@ use entrepot_domain::ResourceId;
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::take_questions_request::Reply;
 use entrepot_proto::node::v1::take_questions_response::Kind;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
@@ -98,12 +100,20 @@ impl Inquiries {
 
     /// Has a node, or else another one, tell all nodes what to forget; `None` if none has said that it did.
     pub(crate) async fn tell(&self, forget: pb::ForgetRecords, longest: Duration) -> Option<pb::ToldNodes> {
-        for line in self.some_lines() {
-            let (reply, replied) = oneshot::channel();
-            let question = Question { about: line.node.clone(), kind: Kind::Forget(forget.clone()), reply };
-            if line.questions.try_send(question).is_ok()
-                && let Ok(Ok(Reply::Told(told))) = timeout(longest + PATIENCE, replied).await
-            {
+        // To both at once, since one may be paused.
+        let mut asked: FuturesUnordered<_> = self
+            .some_lines()
+            .into_iter()
+            .map(|line| {
+                let (reply, replied) = oneshot::channel();
+                let question = Question { about: line.node.clone(), kind: Kind::Forget(forget.clone()), reply };
+                // Where there is no room, the reply never comes.
+                drop(line.questions.try_send(question));
+                timeout(longest + PATIENCE, replied)
+            })
+            .collect();
+        while let Some(replied) = asked.next().await {
+            if let Ok(Ok(Reply::Told(told))) = replied {
                 return Some(told);
             }
         }

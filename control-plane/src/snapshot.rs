@@ -129,6 +129,11 @@ impl Snapshots {
         }
     }
 
+    /// For how long nodes may believe what they have read of records.
+    pub(crate) fn hold_time(&self) -> Duration {
+        self.hold_time
+    }
+
     /// What is published, and news of it.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Published>>> {
         self.published.subscribe()

@@ -31,7 +31,7 @@ impl Plane {
 
     async fn tell(&self, forget: pb::ForgetRecords) -> usize {
         let written = Instant::now();
-        if let Some(told) = self.inquiries.tell(forget, LONGEST).await {
+        if let Some(told) = self.inquiries.tell(forget, self.snapshots.hold_time()).await {
             return usize::try_from(told.lagging_count).unwrap_or_default();
         }
         // Nobody could be told: what they hold ends by itself.

@@ -216,6 +216,16 @@ impl Memory {
     /// Counts what is held, for as long as anybody reads.
     pub(crate) fn observe(&self, metrics: &Metrics) {
         let meter = metrics.meter("entrepot.data_plane");
+        let hold = Arc::downgrade(&self.0);
+        meter
+            .f64_observable_gauge("entrepot.memory.hold_time")
+            .with_unit("s")
+            .with_description("For how long this node believes now what it has read of records.")
+            .with_callback(move |gauge| {
+                let time = hold.upgrade().map(|inner| lock(&inner.hold).time_at(inner.now()));
+                time.into_iter().for_each(|time| gauge.observe(time.as_secs_f64(), &[]));
+            })
+            .build();
         let (held, size, away) = (Arc::downgrade(&self.0), Arc::downgrade(&self.0), Arc::downgrade(&self.0));
         meter
             .u64_observable_gauge("entrepot.memory.records")

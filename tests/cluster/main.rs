@@ -16,6 +16,7 @@ mod coalescing;
 mod drain;
 mod failover;
 mod fetches;
+mod forget;
 mod inspector;
 mod links;
 mod memory;

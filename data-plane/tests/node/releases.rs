@@ -54,7 +54,6 @@ fn of_later_release(ground: &Ground, revision: i64, upstream: &FakeUpstream) -> 
         uid: Uuid::from_u128(80).to_string(),
         principal_id: "auditor".to_owned(),
         permission_set: "AUDITOR".to_owned(),
-        actions: Vec::new(),
         access_keys: vec![key("auditor", &hash)],
         actions: ["pull", "audit"].map(str::to_owned).into(),
         minimum_reader: 0,

@@ -1,0 +1,59 @@
+//! What is deleted by the API is seen by every node when the call returns, although nodes hold what they have read.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use entrepot_proto::v1 as pb;
+use entrepot_test_support::{FakeUpstream, images, wait_until};
+
+use crate::cluster::{Cluster, Setup};
+
+/// Until the nodes have been known for long enough to hold anything.
+const KNOWN: Duration = Duration::from_secs(90);
+/// For how long they hold, unless it is set.
+const HOLD: f64 = 5.0;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_is_seen_by_every_node_when_the_call_returns_also_while_one_is_paused() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let Some(cluster) = Cluster::start_with(Setup { nodes: 3, ..Setup::default() }).await? else { return Ok(()) };
+    let api = cluster.api();
+    api.rule("demo", &upstream).await?;
+    for node in &cluster.nodes {
+        wait_until(KNOWN, "the node holds records", async || {
+            node.metric("entrepot_memory_hold_time_seconds", &[]).await.is_ok_and(|time| time == HOLD)
+        })
+        .await;
+    }
+    let (mut before, paused) = (String::new(), &cluster.nodes[2]);
+    for round in 0..6_u64 {
+        let after = upstream.publish_image("app", "v1", &[images::random_bytes(round, 1000)]).manifest;
+        for node in cluster.nodes.iter().filter(|_| round > 0) {
+            assert_eq!(node.client().pull("demo/app", "v1").await?.manifest, before, "`{}` holds it", node.name());
+        }
+        let is_paused = round == 5;
+        if is_paused {
+            paused.program.freeze();
+        }
+        let name = "repositories/demo/app/tags/v1".to_owned();
+        let asked = Instant::now();
+        let deleted = api.images().delete_image(pb::DeleteImageRequest { name }).await;
+        let took = asked.elapsed();
+        if round > 0 {
+            let deleted = deleted?;
+            let lagging = deleted.metadata().get("entrepot-lagging-nodes").map(|count| count.to_str()).transpose()?;
+            assert_eq!(lagging, is_paused.then_some("1"), "round {round}");
+            println!("measured: a delete took {took:?}, with a node paused: {is_paused}");
+        }
+        for node in cluster.nodes.iter().take(if is_paused { 2 } else { 3 }) {
+            assert_eq!(node.client().pull("demo/app", "v1").await?.manifest, after, "`{}`, {round}", node.name());
+        }
+        if is_paused {
+            assert!(took < Duration::from_secs(8), "{took:?}");
+            paused.program.thaw();
+            assert_eq!(paused.client().pull("demo/app", "v1").await?.manifest, after);
+        }
+        before = after;
+    }
+    Ok(())
+}
