@@ -38,6 +38,8 @@ const ENTRY_BYTES: usize = 256;
 /// How many keys are read at once at most with their reads shared, and how long one is remembered as read.
 const SHARED_READS: u64 = 10_000;
 const SHARED_IDLE: Duration = Duration::from_secs(60);
+/// How long a read waits for the one before it.
+const TURN: Duration = Duration::from_secs(1);
 
 /// What was found for a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +142,8 @@ impl Memory {
         }
         let asked = self.0.next();
         let turn = self.0.turn_of(question.key());
-        let mut last = turn.lock().await;
+        // A read that hangs does not hold up all who come after it.
+        let Ok(mut last) = timeout(TURN, turn.lock()).await else { return self.read_anew(question).await };
         // Somebody may have read it while this one waited.
         if let Some((answer, _)) = self.0.held(question) {
             return Ok(Found { answer: Some(answer), source: Source::Memory });
