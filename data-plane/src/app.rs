@@ -22,7 +22,7 @@ use crate::http::server::Server;
 use crate::inspect::{Inspector, observe};
 use crate::jobs::Jobs;
 use crate::lease::Leases;
-use crate::memory::{Forgetful, Hold, Memory};
+use crate::memory::{Hold, Memory};
 use crate::metrics::{FillMetrics, HttpMetrics, JobMetrics, PullMetrics};
 use crate::peer_api::PeerServer;
 use crate::peers::{Ground, Me, PeerClient, PeerTlsError, Peers};
@@ -110,21 +110,10 @@ impl DataPlane {
         memory.observe(&deps.metrics);
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
         let fill_metrics = FillMetrics::new(&deps.metrics);
-        let ground = Ground {
-            store: deps.store.clone(),
-            key: deps.cluster_key.clone(),
-            clock: clock.clone(),
-            control: control.clone(),
-            memory: memory.clone(),
-        };
+        let (key, store) = (deps.cluster_key.clone(), deps.store.clone());
+        let ground = Ground { store, key, clock: clock.clone(), control: control.clone(), memory: memory.clone() };
         let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
-        let repositories = Repositories {
-            store: Arc::new(Forgetful::new(deps.store.clone(), memory.clone())),
-            memory: memory.clone(),
-            peers: peers.clone(),
-            outbox: outbox.clone(),
-            clock: clock.clone(),
-        };
+        let repositories = Repositories::new(deps.store.clone(), memory, peers.clone(), outbox.clone(), clock.clone());
         let company = peers.clone();
         let budgets = Budgets::new(deps.leases.line(), move || company.live_count(), work.clone());
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };

@@ -5,6 +5,7 @@ mod lists;
 mod writer;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -26,7 +27,7 @@ use uuid::Uuid;
 use crate::config::limits;
 use crate::control::{FillFrom, LeftOut, Outbox};
 use crate::error::PullError;
-use crate::memory::{Holdable, ManifestBytes, Memory, Presence, Question, Record, Source};
+use crate::memory::{Forgetful, Holdable, ManifestBytes, Memory, Presence, Question, Record, Source};
 use crate::peers::{Forget, Peers};
 use crate::trail::{self, Note};
 
@@ -80,6 +81,12 @@ pub(crate) struct Linked {
 }
 
 impl Repositories {
+    /// Those of a store. What this node writes there is forgotten at once.
+    pub(crate) fn new(store: Store, memory: Memory, peers: Peers, outbox: Outbox, clock: Clock) -> Self {
+        let store = Arc::new(Forgetful::new(store, memory.clone()));
+        Self { store, memory, peers, outbox, clock }
+    }
+
     /// The repository of this name, if it exists, as the store says now.
     pub(crate) async fn live(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
         self.find(name, Reads::Store).await

@@ -130,8 +130,8 @@ impl World {
         let slow = Arc::new(Slow { inner, reads: Mutex::default(), is_away: Mutex::default() });
         let (key, signer) = (ClusterKey::generate(), SnapshotSigner::generate());
         let rules = [("demo", pb::SnapshotFreshness::default())];
-        let hold_time = Some(entrepot_proto::convert::duration(Duration::from_secs(5)));
-        let snapshot = pb::Snapshot { hold_time, ..published::snapshot(1, &key, &upstream, &rules) };
+        let hold_duration = Some(entrepot_proto::convert::duration(Duration::from_secs(5)));
+        let snapshot = pb::Snapshot { hold_duration, ..published::snapshot(1, &key, &upstream, &rules) };
         published::publish(&slow.inner, &signer, 1, &snapshot).await;
         let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
         let clock = Clock::manual(Clock::system().now());

@@ -115,7 +115,7 @@ fn a_snapshot() -> wire::Snapshot {
         }],
         templates: vec![template::to_snapshot(&template)],
         minimum_reader: 0,
-        hold_time: Some(entrepot_proto::convert::duration(std::time::Duration::from_secs(5))),
+        hold_duration: Some(entrepot_proto::convert::duration(std::time::Duration::from_secs(5))),
     }
 }
 

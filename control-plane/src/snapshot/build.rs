@@ -49,7 +49,7 @@ pub(super) async fn snapshot(db: &Db, hold_time: Duration, now: DateTime<Utc>) -
         upstreams: upstreams.into_iter().map(upstream).collect(),
         principals: principals.into_iter().map(principal).collect(),
         minimum_reader: 0,
-        hold_time: Some(duration(hold_time)),
+        hold_duration: Some(duration(hold_time)),
     })
 }
 

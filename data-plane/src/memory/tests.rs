@@ -1,3 +1,5 @@
+#![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
+
 use std::collections::HashMap;
 use std::sync::atomic::AtomicUsize;
 

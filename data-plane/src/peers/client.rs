@@ -244,6 +244,10 @@ impl Kept {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with what it drives, which aborts it when it is dropped"
+        )]
         let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
         Ok(Self { sender, driver })
     }

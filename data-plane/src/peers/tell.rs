@@ -129,7 +129,10 @@ impl Tellers {
             return Some(line.clone());
         }
         let (line, words) = mpsc::channel(QUEUE);
-        // It ends when its line is dropped.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends when its line is dropped, with this node at the latest"
+        )]
         tokio::spawn(keep_telling(client.clone(), address, words));
         lines.insert(node.node_id.clone(), (node.boot_id, line.clone()));
         Some(line)

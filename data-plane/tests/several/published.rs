@@ -65,7 +65,7 @@ pub(crate) fn snapshot(
             minimum_reader: 0,
         }],
         minimum_reader: 0,
-        hold_time: None,
+        hold_duration: None,
     }
 }
 

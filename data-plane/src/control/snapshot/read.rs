@@ -105,7 +105,7 @@ impl Snapshot {
         let build_time =
             wire.build_time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?));
         let left_out = read.left_out;
-        let hold_time = wire.hold_time.and_then(|time| Duration::try_from(time).ok()).unwrap_or_default();
+        let hold_time = wire.hold_duration.and_then(|time| Duration::try_from(time).ok()).unwrap_or_default();
         Ok(Self {
             version,
             registry_id,
