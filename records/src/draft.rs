@@ -1,6 +1,6 @@
 //! Drafts: records as they will be, with what a conditional write has to find.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_store::{BlobStore, Error, Key, Version};
 use uuid::Uuid;
@@ -100,9 +100,12 @@ impl LinkDraft {
             return Err(not_understood(&key, format!("its state `{}` is of another release", old.state)));
         }
         let is_ours = old.is_live() && from.covers(old.rule_uid, old.origin.as_ref());
-        if is_ours {
-            link.cache_time = old.cache_time;
-        }
+        link.cache_time = if is_ours {
+            old.cache_time
+        } else {
+            // The index goes by this time, so it grows also where the clocks of two nodes differ.
+            link.cache_time.max(old.cache_time + TimeDelta::microseconds(1))
+        };
         (link.revision, link.write, link.rest) = (old.revision, old.write, old.rest.clone());
         let is_changed = link != old;
         if is_changed {

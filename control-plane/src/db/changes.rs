@@ -198,6 +198,33 @@ mod tests {
         assert_eq!(take(&db, "reader").await, []);
     }
 
+    fn image(cached_at: i64) -> Image {
+        Image {
+            digest: Digest::sha256(b"a"),
+            media_type: MediaType::OciIndex,
+            manifest_size_bytes: 1,
+            content_size_bytes: 2,
+            platforms: vec!["linux/amd64".to_owned(), "linux/arm64".to_owned()],
+            children: vec![Digest::sha256(b"child")],
+            config: None,
+            cache_time: DateTime::from_timestamp(cached_at, 0).unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_image_that_was_told_of_too_late_is_deleted_once_that_is_settled() {
+        let db = migrated().await;
+        let mut connection = db.connect().await.unwrap();
+        let tx = connection.begin("test").await.unwrap();
+        let app = create(&tx, "demo/app").await;
+        // Another node's link won, which was cached a second before.
+        images::put(&tx, app, &image(2)).await.unwrap();
+        let (digest, time) = (Digest::sha256(b"a"), DateTime::from_timestamp(1, 0).unwrap());
+        assert_eq!(images::delete(&tx, app, &digest, time).await.unwrap(), 0, "it may have come back since");
+        tx.execute("UPDATE images SET index_time = index_time - interval '2 minutes'", &[]).await.unwrap();
+        assert_eq!(images::delete(&tx, app, &digest, time).await.unwrap(), 1);
+    }
+
     #[tokio::test]
     async fn every_change_is_appended_and_what_changes_nothing_is_not() {
         let db = migrated().await;
@@ -206,16 +233,6 @@ mod tests {
         let app = create(&tx, "demo/app").await;
         begin(&tx, "reader").await.unwrap();
         let digest = Digest::sha256(b"a");
-        let image = |seconds: i64| Image {
-            digest: digest.clone(),
-            media_type: MediaType::OciIndex,
-            manifest_size_bytes: 1,
-            content_size_bytes: 2,
-            platforms: vec!["linux/amd64".to_owned(), "linux/arm64".to_owned()],
-            children: vec![Digest::sha256(b"child")],
-            config: None,
-            cache_time: DateTime::from_timestamp(seconds, 0).unwrap(),
-        };
         for expected in [1, 0] {
             assert_eq!(images::put(&tx, app, &image(1)).await.unwrap(), expected);
             assert_eq!(put_tag(&tx, app, 1, b"a", 1).await, expected);

@@ -178,6 +178,9 @@ pub(crate) async fn put_all(tx: &Tx<'_>, images: &[(Uuid, &Cached)]) -> Result<u
 }
 
 /// Notes that an image is deleted whose link was cached at `cache_time` or before; says how many were not before.
+///
+/// Of two nodes that cache the same image at once, one may have told of a later time than the link has. What was noted for
+/// more than a minute is settled: the tombstone is younger.
 pub(crate) async fn delete(
     tx: &Tx<'_>,
     incarnation: Uuid,
@@ -187,7 +190,8 @@ pub(crate) async fn delete(
     const MARK: &str = "-- images.delete: mark
         WITH changed AS (
             UPDATE images SET deleted = true, last_pull_time = NULL
-             WHERE incarnation = $1 AND digest = $2 AND cache_time <= $3 AND NOT deleted
+             WHERE incarnation = $1 AND digest = $2 AND NOT deleted
+               AND (cache_time <= $3 OR index_time < now() - interval '1 minute')
             RETURNING incarnation, digest)
         INSERT INTO changes (kind, incarnation, repository, digest)
         SELECT 'IMAGE_DELETED', incarnation, name, digest FROM changed JOIN repositories USING (incarnation)";

@@ -46,9 +46,11 @@ impl Books<'_> {
         counts: &mut Reindexed,
     ) -> Result<(), ApiError> {
         let record = match record {
+            // What only another release understands is not taken for absent.
+            Read::Record(record) if record.not_understood().is_some() => return Ok(()),
+            Read::Unreadable => return Ok(()),
             Read::Record(record) => Some(record),
             Read::Absent => None,
-            Read::Unreadable => return Ok(()),
         };
         let verdict = Verdict::of(record.as_ref(), incarnation);
         if let (Verdict::Live, Some(record)) = (verdict, &record) {

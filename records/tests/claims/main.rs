@@ -335,6 +335,7 @@ async fn tombstones_are_of_a_higher_revision_and_so_is_what_comes_after_them() {
     let key = layout::manifest_link(&name, incarnation, &image.digest);
     let (link, _) = read::<ManifestLink>(&ground, &key).await.unwrap().unwrap();
     assert_eq!((link.is_live(), link.revision), (true, first + 2));
+    assert!(link.cache_time > buried.link.cache_time, "the index goes by it, whatever a node's clock says");
 }
 
 #[tokio::test]
