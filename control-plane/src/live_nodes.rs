@@ -16,15 +16,16 @@ use crate::at_once;
 /// How many records are listed at a time.
 const LISTED: usize = 1000;
 
-/// The nodes that are alive at `now`, by id: at most `limit`, those behind `after`, and none that `except` names.
+/// The nodes that are alive at `now`, or with `None` all that have a record, by id: at most `limit`, those behind `after`, and none that `except` names.
 pub(crate) async fn list(
     store: &dyn BlobStore,
     key: &ClusterKey,
-    now: DateTime<Utc>,
+    now: impl Into<Option<DateTime<Utc>>>,
     after: Option<&ResourceId>,
     limit: usize,
     except: &HashSet<String>,
 ) -> Result<Vec<NodeRecord>, Error> {
+    let now = now.into();
     let mut after = after.map(layout::node);
     let mut live = Vec::new();
     loop {
@@ -35,7 +36,7 @@ pub(crate) async fn list(
         });
         let records = ids.map(|id| async move { read(store, key, &id).await });
         let records: Vec<_> = at_once::all(records).await?;
-        live.extend(records.into_iter().flatten().filter(|record| record.is_live(now)));
+        live.extend(records.into_iter().flatten().filter(|record| now.is_none_or(|now| record.is_live(now))));
         if entries.len() < LISTED || live.len() >= limit {
             live.truncate(limit);
             return Ok(live);

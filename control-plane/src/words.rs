@@ -1,10 +1,12 @@
 //! Tells nodes to forget records that were replaced, and waits until none of them believes what they said before.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use entrepot_proto::node::v1 as pb;
 use entrepot_runtime::chain;
 use entrepot_store::Key;
+use futures_util::future::join_all;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
@@ -21,12 +23,11 @@ const LONGEST: Duration = Duration::from_secs(30);
 impl Plane {
     /// Tells nodes to forget keys that were just written. Returns how many nodes did not say that they have.
     pub(crate) async fn tell_keys(&self, keys: &[Key]) -> usize {
-        let mut lagging = 0;
-        for keys in keys.chunks(KEYS) {
+        let told = keys.chunks(KEYS).map(|keys| {
             let keys = keys.iter().map(|key| key.as_str().to_owned()).collect();
-            lagging = lagging.max(self.tell(pb::ForgetRecords { keys, prefix: String::new() }).await);
-        }
-        lagging
+            self.tell(pb::ForgetRecords { keys, prefix: String::new() })
+        });
+        join_all(told).await.into_iter().max().unwrap_or_default()
     }
 
     async fn tell(&self, forget: pb::ForgetRecords) -> usize {
@@ -34,9 +35,9 @@ impl Plane {
         if let Some(told) = self.inquiries.tell(forget, self.snapshots.hold_time()).await {
             return usize::try_from(told.lagging_count).unwrap_or_default();
         }
-        // Nobody could be told: what they hold ends by itself.
-        let now = self.clock.now();
-        let live = live_nodes::list(&*self.store, &self.cluster_key, now, None, NODES, &Default::default()).await;
+        // Nobody could be told: what they hold ends by itself. No clock decides which of them live: all that have a record
+        // count.
+        let live = live_nodes::list(&*self.store, &self.cluster_key, None, None, NODES, &HashSet::new()).await;
         let (count, longest) = match live {
             Ok(live) => {
                 let holders: Vec<u64> = live.iter().map(|node| node.hold_ms).filter(|hold| *hold > 0).collect();

@@ -100,7 +100,14 @@ impl Questions {
         let pb::ForgetRecords { keys, prefix } = forget;
         let forget = Forget { keys, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) };
         self.peers.forget_here(&forget);
-        let lagging = self.peers.tell(&forget).wait().await;
+        let telling = self.peers.tell(&forget);
+        if !telling.knows_all() {
+            return failed(
+                pb::QuestionFailure::Unreachable,
+                "this node does not know which others there are".to_owned(),
+            );
+        }
+        let lagging = telling.wait().await;
         Reply::Told(pb::ToldNodes { lagging_count: i32::try_from(lagging).unwrap_or(i32::MAX) })
     }
 

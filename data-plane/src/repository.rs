@@ -318,8 +318,8 @@ impl Repositories {
     }
 
     /// Waits until no node believes any more what a tag meant before it was moved.
-    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), Error> {
-        let Some(live) = self.live(name).await? else { return Ok(()) };
+    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), PullError> {
+        let Some(live) = within_limit(self.live(name)).await? else { return Ok(()) };
         let key = layout::tag(name, live.record.incarnation, tag);
         self.peers.tell(&Forget::key(&key)).wait().await;
         Ok(())

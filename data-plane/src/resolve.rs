@@ -29,7 +29,7 @@ use crate::error::PullError;
 use crate::fill::Fills;
 use crate::flight::Flights;
 use crate::place::Place;
-use crate::repository::{Repositories, within_limit};
+use crate::repository::Repositories;
 use crate::target;
 use crate::trail::Trail;
 use head::Heads;
@@ -159,7 +159,7 @@ impl Resolver {
 
     /// Waits until no node believes any more what a tag meant before a sync has moved it.
     pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), PullError> {
-        within_limit(self.repositories.settle_tag(name, tag)).await
+        self.repositories.settle_tag(name, tag).await
     }
 
     /// What time it is for whatever is decided here.

@@ -19,7 +19,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use crate::body::{self, Body, Cut};
-use crate::error::{Asked, PullError};
+use crate::error::PullError;
 use crate::outcome::Outcome;
 use crate::repository::{Repositories, within_limit};
 use crate::resolve::{Blob, Content, Resolved, UpstreamHead};
@@ -151,7 +151,11 @@ async fn blob_body(
     match blob {
         Blob::Stored { object, size_bytes, .. } => {
             let read = repositories.store.read(&object, range.unwrap_or(0..size_bytes), Some(digest));
-            let bytes = within_limit(read).await?.ok_or(PullError::NotFound { asked: Asked::Blob, rule: None })?;
+            let Some(bytes) = within_limit(read).await? else {
+                // It went while its presence was held. Whoever asks again has it looked for anew.
+                repositories.memory.forget(&object);
+                return Err(PullError::GaveUp);
+            };
             Ok(body::stream(bytes.map(|chunk| chunk.map_err(Cut::because))))
         }
         Blob::Landing(landed) => Ok(body::stream(landed.stream(range))),

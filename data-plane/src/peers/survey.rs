@@ -110,6 +110,7 @@ impl Peers {
             Ok(Err(error)) => return debug!("the records of nodes cannot be listed: {}", chain(&error)),
             Err(_) => return debug!("the records of nodes cannot be listed: the store took too long"),
         };
+        let entries_are_all = entries.len() < limits::NODES;
         let ids = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
             Some(Parsed::Node { id }) if id != self.inner.me.id => Some(id),
             Some(_) | None => None,
@@ -117,7 +118,7 @@ impl Peers {
         let ids: Vec<ResourceId> = ids.collect();
         let read = futures_util::stream::iter(ids.clone()).map(|id| async move { self.try_read(&id).await });
         let read: Vec<Result<Option<NodeRecord>, Unread>> = read.buffer_unordered(AT_ONCE).collect().await;
-        let is_whole = read.iter().all(Result::is_ok);
+        let is_whole = entries_are_all && read.iter().all(Result::is_ok);
         let records: Vec<NodeRecord> = read.into_iter().flatten().flatten().collect();
         self.inner.tellers.listed(begun, &records, is_whole);
         self.forget(&records).await;

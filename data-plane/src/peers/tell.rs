@@ -81,6 +81,11 @@ pub(crate) struct Telling {
 }
 
 impl Telling {
+    /// Whether it goes to all nodes that there are, as far as their records were read of late.
+    pub(crate) fn knows_all(&self) -> bool {
+        !self.is_list_old
+    }
+
     /// Waits until all have said that they have forgotten, or believe it no more in any case. Returns how many did not
     /// say so.
     pub(crate) async fn wait(self) -> usize {
