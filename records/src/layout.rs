@@ -204,7 +204,7 @@ pub enum Parsed {
     Version,
     /// See [`content`].
     Content { object: Uuid },
-    /// See [`pointer`].
+    /// See [`pointer()`].
     Pointer { digest: Digest },
     /// See [`repository`].
     Repository { name: RepositoryName },
