@@ -1,8 +1,8 @@
-# What the scripts and the client suites share. Sourced, never run.
+# Functions that the scripts and the client suites share. This file is sourced, never run.
 # shellcheck shell=bash
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# Everything that is built or fetched is kept outside the tree.
+# Everything that is built or fetched is kept outside the source tree.
 cache=${ENTREPOT_CACHE:-${XDG_CACHE_HOME:-${HOME:-/var/tmp}/.cache}/entrepot}
 export PATH=$cache/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
 mkdir -p "$cache/bin"
@@ -14,10 +14,10 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Runs a command that may not take longer than so many seconds, never reads this terminal, and ends with Ctrl-C.
+# Runs a command with a time limit in seconds. The command cannot read this terminal, and ends with Ctrl-C.
 bounded() { timeout --foreground --kill-after=10 "$@" </dev/null; }
 
-# Waits at most so many seconds until a command succeeds.
+# Waits until a command succeeds, for the given number of seconds at most.
 wait_until() {
     local deadline=$((SECONDS + $1))
     shift
@@ -27,7 +27,7 @@ wait_until() {
     done
 }
 
-# The same, for what a process that was started does; there is no use in waiting once it has ended.
+# The same for something that a started process does. It stops waiting when that process has ended.
 wait_for_process() {
     local deadline=$((SECONDS + $2)) id=$1
     shift 2
@@ -37,7 +37,7 @@ wait_for_process() {
     done
 }
 
-# A port on the loopback address that nobody listens on; below those that the kernel gives to outgoing connections.
+# A free port on the loopback address, below those that the kernel gives to outgoing connections.
 declare -A given_ports=()
 free_port() {
     while :; do
@@ -48,7 +48,7 @@ free_port() {
     given_ports[$free_port]=1
 }
 
-# Processes that were started here, so that none outlives the script.
+# The processes that were started here, so that all of them can be ended with the script.
 started=()
 stop() {
     local id
@@ -65,7 +65,7 @@ stop_started() {
     started=()
 }
 
-# Installs what is missing, as root where there is apt; elsewhere says the one line that would, and fails.
+# Installs missing packages as root where there is apt; elsewhere prints the command that would, and fails.
 install_packages() {
     local packages=("$@") log=$cache/apt.log
     if [ "$(id -u)" != 0 ] || ! have apt-get; then
@@ -74,7 +74,7 @@ install_packages() {
     fi
     say "installing ${packages[*]}"
     (
-        # Debian starts services as they are installed. Nobody asked for them, and some take ports.
+        # Debian starts services when they are installed. They are not needed here, and some take ports.
         policy=/usr/sbin/policy-rc.d
         if [ -e "$policy" ]; then
             mv "$policy" "$policy.entrepot"
@@ -96,7 +96,7 @@ install_packages() {
     }
 }
 
-# Collects the packages of those commands that are not there: `need COMMAND PACKAGE`, then `install_needed`.
+# Collects the packages of missing commands: `need COMMAND PACKAGE`, then `install_needed`.
 needed=()
 need() { have "$1" || needed+=("$2"); }
 install_needed() {
@@ -104,10 +104,10 @@ install_needed() {
     needed=()
 }
 
-# shellcheck disable=SC2034 # whoever sources this uses them
+# shellcheck disable=SC2034 # the scripts that source this file use them
 crane_version=v0.22.1 grpcurl_version=v1.9.4 oras_version=v1.3.6 helm_version=v3.22.0 cosign_version=v2.6.5
 
-# Builds a client by Go, once: COMMAND PACKAGE VERSION. The client suites skip what is not there, and say so.
+# Builds a client with Go, once: COMMAND PACKAGE VERSION. The client suites skip missing clients, and say so.
 install_go_tool() {
     local tool=$1 package=$2 version=$3
     [ ! -e "$cache/bin/.$tool-$version" ] || return 0
@@ -116,7 +116,7 @@ install_go_tool() {
         return 0
     fi
     say "installing $tool $version"
-    # From a folder without a module, so that nothing of this tree plays a part.
+    # From a folder without a module, so that nothing in this source tree has an effect.
     if (cd / && GOBIN=$cache/bin bounded 600 go install "$package@$version" >"$cache/go.log" 2>&1); then
         : >"$cache/bin/.$tool-$version"
     else

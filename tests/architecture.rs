@@ -1,4 +1,4 @@
-//! Which crate may know which, and where a library may be named at all. The arrows are drawn in ARCHITECTURE.md.
+//! Which crate may use which, and where a library may be used at all. The arrows are drawn in ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// What each crate may depend on, of ours.
+/// For each crate, those of our crates that it may depend on.
 const ARROWS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("runtime", &[]),
@@ -35,7 +35,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ),
 ];
 
-/// The folders and files, by how their paths begin, where alone something may be named.
+/// The only places where something may be used, as beginnings of paths.
 const HOMES: [(&str, &[&str]); 9] = [
     ("tokio_postgres::", &["control-plane/src/db"]),
     ("use tokio_postgres", &["control-plane/src/db"]),
@@ -43,7 +43,7 @@ const HOMES: [(&str, &[&str]); 9] = [
     ("use reqwest", &["upstream/"]),
     ("redis::", &["data-plane/src/lease", "data-plane/src/budget"]),
     ("use redis", &["data-plane/src/lease", "data-plane/src/budget"]),
-    // What is generated; `entrepot_proto::convert`, which leads from it to the domain, is for everybody.
+    // Generated types. `entrepot_proto::convert`, which leads from them to the domain, may be used everywhere.
     ("entrepot_proto::v1", API_EDGES),
     ("entrepot_proto::node", API_EDGES),
     ("entrepot_proto::{", API_EDGES),
@@ -57,7 +57,7 @@ const API_EDGES: &[&str] = &[
     "data-plane/src/jobs",
     "data-plane/src/questions",
     "cli/",
-    // Snapshots and events are kept in the store as the messages that they travel in: who reads or makes them there.
+    // Snapshots and events are stored in the form of their messages, so code that reads or writes them is here.
     "control-plane/src/restore.rs",
     "control-plane/src/index.rs",
     "control-plane/src/inquiries.rs",
@@ -65,9 +65,9 @@ const API_EDGES: &[&str] = &[
     "control-plane/src/words.rs",
 ];
 
-/// The floors inside the big crates, the lowest first. A module names only what is below its floor, so the edges at the
-/// top (`http`, `peer_api`) are named by nobody but what starts the program. Each module of the crate has its place here;
-/// `lib.rs` and `main.rs` may name all.
+/// The layers inside the big crates, the lowest first. A module uses only modules in lower layers, so only the
+/// program's start uses the edges at the top (`http`, `peer_api`). Each module of the crate is listed here; `lib.rs`
+/// and `main.rs` may use all.
 const FLOORS: [(&str, &[&[&str]]); 2] = [("control-plane", CONTROL_PLANE_FLOORS), ("data-plane", DATA_PLANE_FLOORS)];
 
 const CONTROL_PLANE_FLOORS: &[&[&str]] = &[
@@ -86,9 +86,9 @@ const CONTROL_PLANE_FLOORS: &[&[&str]] = &[
 ];
 
 const DATA_PLANE_FLOORS: &[&[&str]] = &[
-    &["body", "capacity", "error", "failpoint", "flight", "jitter", "lease", "measured", "outcome"],
+    &["body", "capacity", "error", "failpoint", "flight", "lease", "measured", "outcome", "turns"],
     &["budget", "config", "metrics", "target", "trail"],
-    &["connection", "control"],
+    &["connection", "control", "readers"],
     &["memory"],
     &["peers", "upstream"],
     &["repository"],
@@ -111,7 +111,7 @@ fn crates_depend_only_along_the_arrows() {
         let name = ours(package).expect("the workspace holds nothing but our crates");
         let (normal, dev) = dependencies(package);
         match name {
-            // The tests may use all; what supports them knows none of those that use it.
+            // The tests may use everything; the crate that supports them uses none of the crates that it helps to test.
             "tests" => continue,
             "hostile-upstream" => {
                 assert_eq!(normal, BTreeSet::from(["test-support".to_owned()]), "it is the scripted one")
@@ -150,7 +150,7 @@ fn libraries_are_named_only_in_their_homes() {
             for file in sources(&root.join(krate)) {
                 let path =
                     file.strip_prefix(&root).expect("it was found below the root").to_string_lossy().into_owned();
-                // Tests may look at anything.
+                // Tests may use anything.
                 let is_test = path.contains("/tests/") || path.ends_with("/tests.rs");
                 if !is_test && !homes.iter().any(|home| path.starts_with(home)) && names(&file, name) {
                     strangers.push(path);
@@ -184,7 +184,7 @@ fn modules_are_found_however_they_are_imported() {
     assert_eq!(modules_named(code), ["a", "b", "d", "f", "i"].map(str::to_owned).into());
 }
 
-/// The modules at the root of a crate, each with those that its code names, but for what is in tests.
+/// The modules at the root of a crate, each with the modules that its code uses, except in tests.
 fn modules(src: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut modules: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for file in sources(src) {
@@ -201,7 +201,7 @@ fn modules(src: &Path) -> BTreeMap<String, BTreeSet<String>> {
     modules
 }
 
-/// The modules of its own crate that some code names from the crate's root.
+/// The modules of its own crate that some code uses, by paths from the crate's root.
 fn modules_named(code: &str) -> BTreeSet<String> {
     let word =
         |text: &str| text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned);
@@ -229,17 +229,17 @@ fn modules_named(code: &str) -> BTreeSet<String> {
             }
         }
     }
-    // What `lib.rs` hands on, such as a type, comes from a module, but not from one of its name.
+    // Items that `lib.rs` re-exports, such as types, are not modules.
     found.retain(|name| name.starts_with(char::is_lowercase));
     found
 }
 
-/// The short name of a crate of ours.
+/// The short name of one of our crates.
 fn ours(package: &Value) -> Option<&str> {
     package["name"].as_str()?.strip_prefix("entrepot-")
 }
 
-/// The crates of ours that a package depends on, to be built and in its tests.
+/// Our crates that a package depends on, for building and for its tests.
 fn dependencies(package: &Value) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut normal, mut dev) = (BTreeSet::new(), BTreeSet::new());
     for dependency in package["dependencies"].as_array().expect("cargo lists dependencies") {
@@ -286,7 +286,7 @@ fn code(file: &Path) -> String {
     text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// Whether the code of a file has this in it, as whole words; comments do not count.
+/// Whether the code of a file contains these words; comments do not count.
 fn names(file: &Path, what: &str) -> bool {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     let ends_in_word = is_word(what.chars().next_back());

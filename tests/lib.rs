@@ -1,1 +1,1 @@
-//! Holds no code: the tests are the targets in the manifest.
+//! Contains no code: the tests are the targets in the manifest.

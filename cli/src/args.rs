@@ -1,4 +1,4 @@
-//! What the command is called with.
+//! The command line.
 
 use std::ffi::OsString;
 
@@ -12,8 +12,8 @@ use crate::up;
 
 /// A container registry whose repositories fill themselves.
 ///
-/// `entrepot up` runs a whole registry on this machine. Everything else administers one: say which with ENTREPOT_API,
-/// and who you are with ENTREPOT_KEY.
+/// `entrepot up` runs a whole registry on this machine. All other commands administer a registry: set its address in
+/// ENTREPOT_API and your access key in ENTREPOT_KEY.
 #[derive(Debug, Parser)]
 #[command(name = "entrepot", version, max_term_width = 100, args_override_self = true, after_help = EXAMPLES)]
 pub struct Cli {
@@ -24,7 +24,7 @@ pub struct Cli {
     #[command(flatten)]
     pub(crate) tls: TlsArgs,
 
-    /// How to show what comes back: a table for people, or one JSON document for programs.
+    /// How to show results: a table for people, or one JSON document for programs.
     #[arg(long, short, global = true, value_enum, default_value_t)]
     pub(crate) output: Output,
 
@@ -56,14 +56,14 @@ pub(crate) enum Command {
     #[command(flatten)]
     Administer(Box<Administration>),
 
-    /// Keys: the files that make programs one cluster.
+    /// Keys: the files that programs of one cluster share.
     #[command(subcommand)]
     Keys(commands::keys::Command),
 
-    /// Say whether a registry process is ready; exit 1 if it is not.
+    /// Check whether a registry process is ready; exit 1 if it is not.
     Health(commands::health::Args),
 
-    /// For emergencies: what is done to a registry's database.
+    /// For emergencies: changes to a registry's database.
     #[command(subcommand)]
     Admin(commands::admin::Command),
 
@@ -76,16 +76,16 @@ pub(crate) enum Command {
 }
 
 impl Cli {
-    /// Reads the command line; the error prints help or what is wrong with it, and knows its exit code.
+    /// Reads the command line. The error prints help or what is wrong, and knows its exit code.
     ///
     /// # Errors
-    /// If the command line asks for help or is not understood.
+    /// If the command line asks for help or is invalid.
     pub fn read() -> Result<Self, clap::Error> {
         Self::try_parse()
     }
 }
 
-/// What the command takes from its environment besides what stands for arguments.
+/// What the command reads from its environment, apart from values of arguments.
 #[derive(Debug, Default)]
 pub struct Environment {
     /// ENTREPOT_KEY.
@@ -101,7 +101,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads it. A variable that is set to nothing counts as not set.
+    /// Reads the environment. An empty variable counts as unset.
     pub fn read() -> Self {
         let get = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
@@ -124,7 +124,7 @@ mod tests {
         fn check(command: &clap::Command) {
             assert!(command.get_about().is_some(), "{}", command.get_name());
             for argument in command.get_arguments() {
-                // What a resource is called speaks for itself.
+                // Names of resources need no explanation.
                 let explained = argument.get_help().is_some() || argument.is_positional();
                 assert!(explained, "{} of {}", argument.get_id(), command.get_name());
             }

@@ -1,4 +1,4 @@
-//! The line to the API.
+//! The connection to the API.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -17,21 +17,21 @@ use crate::tls::TlsArgs;
 
 /// How long to wait for a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long to wait for an answer, unless the call says otherwise.
+/// How long to wait for an answer, unless a call sets its own limit.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// How many items to ask for at once.
+/// How many items to request at once.
 pub(crate) const PAGE_SIZE: i32 = 500;
 
-/// A connection to the API, a caller, and how to show what comes back.
+/// A connection to the API with a caller's credentials, and how to show results.
 #[derive(Debug)]
 pub(crate) struct Session {
     channel: Channel,
     credentials: Credentials,
-    /// How to show what comes back.
+    /// How to show results.
     pub(crate) output: Output,
 }
 
-type Line = InterceptedService<Channel, Credentials>;
+type AuthenticatedChannel = InterceptedService<Channel, Credentials>;
 
 impl Session {
     /// Connects to `api` as the caller whose key is `key`.
@@ -58,69 +58,36 @@ impl Session {
             .map_err(|source| Error::Unreachable { api: api.to_owned(), source })?;
         Ok(Self { channel, credentials, output })
     }
-
-    /// The service of this name.
-    pub(crate) fn rules(&self) -> v1::rules_client::RulesClient<Line> {
-        v1::rules_client::RulesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn templates(&self) -> v1::templates_client::TemplatesClient<Line> {
-        v1::templates_client::TemplatesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn upstreams(&self) -> v1::upstreams_client::UpstreamsClient<Line> {
-        v1::upstreams_client::UpstreamsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn repositories(&self) -> v1::repositories_client::RepositoriesClient<Line> {
-        v1::repositories_client::RepositoriesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn images(&self) -> v1::images_client::ImagesClient<Line> {
-        v1::images_client::ImagesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// Nodes.
-    pub(crate) fn nodes(&self) -> v1::nodes_client::NodesClient<Line> {
-        v1::nodes_client::NodesClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn fills(&self) -> v1::fills_client::FillsClient<Line> {
-        v1::fills_client::FillsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn operations(&self) -> v1::operations_client::OperationsClient<Line> {
-        v1::operations_client::OperationsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn answers(&self) -> v1::answers_client::AnswersClient<Line> {
-        v1::answers_client::AnswersClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn principals(&self) -> v1::principals_client::PrincipalsClient<Line> {
-        v1::principals_client::PrincipalsClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn access_keys(&self) -> v1::access_keys_client::AccessKeysClient<Line> {
-        v1::access_keys_client::AccessKeysClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
-
-    /// The service of this name.
-    pub(crate) fn login_tokens(&self) -> v1::login_tokens_client::LoginTokensClient<Line> {
-        v1::login_tokens_client::LoginTokensClient::with_interceptor(self.channel.clone(), self.credentials.clone())
-    }
 }
 
-/// Follows a list to its end; `page` takes a page token and returns the page's items with the next token.
+/// A method of [`Session`] for each service, which returns a client of it.
+macro_rules! clients {
+    ($($service:ident: $module:ident::$client:ident),* $(,)?) => {
+        impl Session {
+            $(pub(crate) fn $service(&self) -> v1::$module::$client<AuthenticatedChannel> {
+                v1::$module::$client::with_interceptor(self.channel.clone(), self.credentials.clone())
+            })*
+        }
+    };
+}
+
+clients! {
+    rules: rules_client::RulesClient,
+    templates: templates_client::TemplatesClient,
+    upstreams: upstreams_client::UpstreamsClient,
+    repositories: repositories_client::RepositoriesClient,
+    images: images_client::ImagesClient,
+    nodes: nodes_client::NodesClient,
+    damaged_objects: damaged_objects_client::DamagedObjectsClient,
+    fills: fills_client::FillsClient,
+    operations: operations_client::OperationsClient,
+    answers: answers_client::AnswersClient,
+    principals: principals_client::PrincipalsClient,
+    access_keys: access_keys_client::AccessKeysClient,
+    login_tokens: login_tokens_client::LoginTokensClient,
+}
+
+/// Reads a list to its end. `page` takes a page token, and returns the items of a page and the next token.
 pub(crate) async fn all_pages<T>(
     mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), Status>,
 ) -> Result<Vec<T>, Status> {
@@ -136,7 +103,7 @@ pub(crate) async fn all_pages<T>(
     }
 }
 
-/// Puts the access key and a deadline on each call.
+/// Adds the access key and a deadline to each call.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials(MetadataValue<Ascii>);
 

@@ -3,11 +3,13 @@
 mod access_key;
 pub(crate) mod admin;
 pub(crate) mod completions;
+mod damaged;
 mod fills;
 pub(crate) mod health;
 mod image;
 pub(crate) mod keys;
 mod login_password;
+mod mask;
 mod node;
 mod operation;
 mod principal;
@@ -69,6 +71,10 @@ pub(crate) enum Administration {
     #[command(subcommand)]
     Node(node::Command),
 
+    /// Damaged objects of the store: what nodes have found that does not hash to its digest.
+    #[command(subcommand)]
+    Damaged(damaged::Command),
+
     /// Show the fills that run: what nodes are fetching from upstreams right now.
     #[command(after_help = fills::EXAMPLES)]
     Fills(fills::Args),
@@ -99,6 +105,7 @@ impl Administration {
             Self::Warm(args) => return args.run(session).await,
             Self::Operation(command) => return command.run(session).await,
             Self::Node(command) => command.run(session).await?,
+            Self::Damaged(command) => command.run(session).await?,
             Self::Fills(args) => args.run(session).await?,
             Self::Why(args) => args.run(session).await?,
             Self::Principal(command) => command.run(session).await?,

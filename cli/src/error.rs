@@ -1,4 +1,4 @@
-//! What goes wrong, as one paragraph that says what to do next.
+//! Errors, each as one paragraph that says what to do next.
 
 use std::fmt;
 use std::io;
@@ -10,24 +10,24 @@ use tonic_types::StatusExt as _;
 /// Why a command failed.
 #[derive(Debug)]
 pub(crate) enum Error {
-    /// It was called in a way that cannot work.
+    /// The arguments cannot work.
     Usage(String),
     /// No access key was given.
     NoKey,
-    /// The access key is not one.
+    /// The access key is malformed.
     MalformedKey,
     /// Nobody answers at the API's address.
     Unreachable { api: String, source: tonic::transport::Error },
     /// The API refused.
     Refused(Box<Status>),
-    /// Anything else; the text says all.
+    /// Any other failure; the text is complete.
     Failed(String),
-    /// What came back could not be shown.
+    /// The result could not be shown.
     Output(io::Error),
 }
 
 impl Error {
-    /// 2 for a command that cannot work as it is written, otherwise 1.
+    /// 2 if the command cannot work as written, otherwise 1.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Usage(_) | Self::NoKey | Self::MalformedKey => ExitCode::from(2),
@@ -41,8 +41,8 @@ impl fmt::Display for Error {
         match self {
             Self::Usage(text) | Self::Failed(text) => f.write_str(text),
             Self::NoKey => f.write_str(
-                "ENTREPOT_KEY is not set: set it to an access key, as `<key id>:<secret>`. `entrepot up` shows the \
-                 first key at its first start (or takes ENTREPOT_BOOTSTRAP_KEY); an administrator makes further ones \
+                "ENTREPOT_KEY is not set: set it to an access key, as `<key id>:<secret>`. `entrepot up` says \
+                 which file holds the first key (or takes ENTREPOT_BOOTSTRAP_KEY); an administrator makes further ones \
                  with `entrepot access-key create PRINCIPAL`",
             ),
             Self::MalformedKey => f.write_str("ENTREPOT_KEY is not an access key: it must be `<key id>:<secret>`"),
@@ -99,7 +99,7 @@ fn refused(status: &Status, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     }
 }
 
-/// What usually helps against an error of this kind.
+/// Advice that usually helps against an error of this kind.
 fn advice(code: Code) -> Option<&'static str> {
     match code {
         Code::Unauthenticated => Some("is ENTREPOT_KEY the key of this registry, and not revoked?"),

@@ -1,7 +1,8 @@
-//! The `entrepot` command: `up` runs both planes in one process, everything else administers a registry over gRPC.
+//! The `entrepot` command: `up` runs both planes in one process, and all other commands administer a registry over
+//! gRPC.
 //!
-//! Each file below `commands/` is one noun with its arguments and calls; `output` shows what comes back, to people as
-//! a table and to programs as proto JSON; `error` says what went wrong and what to do next.
+//! Each file below `commands/` is one noun with its arguments and calls. `output` shows results, as a table for people
+//! or as proto JSON for programs; `error` says what went wrong and what to do next.
 
 mod args;
 mod client;
@@ -22,7 +23,12 @@ use crate::error::Error;
 
 /// Runs one command to its end.
 pub fn run(cli: Cli, environment: Environment) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Up(_)) {
+        // The first thread does this later, once it has bound its ports.
+        threads.on_thread_start(up::drop_most_privileges);
+    }
+    let runtime = match threads.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Error::Failed(format!("cannot start threads: {error}"))),
     };

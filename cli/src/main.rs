@@ -1,4 +1,4 @@
-//! The `entrepot` command; all of it is in the library, so that tests reach it.
+//! The `entrepot` command. Everything is in the library, so that tests can use it.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use entrepot_cli::{Cli, Environment};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    // An error only says that somebody was faster; the provider is then installed as well.
+    // An error means that somebody was faster, so the provider is installed anyway.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let cli = match Cli::read() {
         Ok(cli) => cli,

@@ -12,9 +12,9 @@ pub(crate) fn short<'a>(collection: &str, name: &'a str) -> &'a str {
     name.strip_prefix(collection).and_then(|rest| rest.strip_prefix('/')).unwrap_or(name)
 }
 
-/// The resource that `<repository>:<tag>`, `<repository>@<digest>` or a full image name means.
+/// The resource for `<repository>:<tag>`, `<repository>@<digest>` or a full image name.
 ///
-/// Where both tag and digest are given, the digest says what is meant.
+/// If both a tag and a digest are given, the digest decides.
 pub(crate) fn image(text: &str) -> Result<String, Error> {
     let path = short("repositories", text);
     if path.contains("/images/sha256:") || path.contains("/images/sha512:") || (path != text && path.contains("/tags/"))
@@ -33,7 +33,7 @@ pub(crate) fn image(text: &str) -> Result<String, Error> {
     }
 }
 
-/// The resource that `<principal>/<key id>` or a full access key name means.
+/// The resource for `<principal>/<key id>` or a full access key name.
 pub(crate) fn access_key(text: &str) -> Result<String, Error> {
     match short("principals", text).split('/').collect::<Vec<_>>()[..] {
         [principal, key] | [principal, "accessKeys", key] => Ok(format!("principals/{principal}/accessKeys/{key}")),

@@ -1,4 +1,4 @@
-//! What comes back, shown to people as tables and to programs as one JSON document.
+//! Results, shown as tables for people and as one JSON document for programs.
 
 mod json;
 mod table;
@@ -9,13 +9,14 @@ use std::io::{self, IsTerminal as _, Write};
 pub(crate) use table::{Cells, details, size, time, timed};
 pub(crate) use word::word;
 
-/// How to show what comes back.
+/// How to show results.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Output {
     /// A table for people.
     #[default]
     Table,
-    /// One JSON document: the answer's proto JSON with the field names of the .proto, enum values without their prefix.
+    /// One JSON document: the answer's proto JSON with the field names of the .proto, and enum values without their
+    /// prefix.
     Json,
 }
 
@@ -24,13 +25,13 @@ pub(crate) trait Shown: prost::Message {
     /// The message's name, such as `entrepot.v1.Rule`.
     const MESSAGE: &'static str;
 
-    /// What people see of it, each with its heading.
+    /// What people see of it, with headings.
     fn details(&self) -> Cells;
 }
 
-/// A resource that lists are made of.
+/// A resource that can be listed.
 pub(crate) trait Listed: Shown {
-    /// The field of the list response that has the items, which is also what people call them.
+    /// The field of the list response with the items; also the word that people use for them.
     const ITEMS: &'static str;
 
     /// What people see of it in a list.
@@ -45,7 +46,7 @@ impl Output {
         self.show(answer, |out| table::details(out, &answer.details()))
     }
 
-    /// Shows one answer, to people in the words of `text`.
+    /// Shows one answer, to people with `text`.
     pub(crate) fn show<T: Shown>(
         self,
         answer: &T,
@@ -76,25 +77,25 @@ impl Output {
     }
 }
 
-/// How a list that changes is shown while it does.
+/// How a changing list is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Screen {
-    /// Each state in the place of the one before.
+    /// Each state replaces the previous one.
     Redrawn,
-    /// One state after the other.
+    /// Each state follows the previous one.
     Appended,
 }
 
 impl Screen {
-    /// What suits standard output.
+    /// The form that suits standard output.
     pub(crate) fn of_stdout() -> Self {
         if io::stdout().is_terminal() { Self::Redrawn } else { Self::Appended }
     }
 }
 
 impl Output {
-    /// Shows one state of a list that changes, with a line of text below it for people; to programs one document a
-    /// line. Returns whether somebody still reads.
+    /// Shows one state of a changing list: for people with a line of text below it, for programs as one document per
+    /// line. Returns whether somebody is still reading.
     pub(crate) fn state<T: Listed, A: Shown>(self, screen: Screen, answer: &A, items: &[T], text: &str) -> bool {
         let mut out = io::stdout().lock();
         let written = match self {
@@ -111,7 +112,7 @@ impl Output {
     }
 }
 
-/// Writes to standard output; a reader that has gone is no failure.
+/// Writes to standard output. It is not an error if the reader has gone.
 pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match write(&mut out).and_then(|()| out.flush()) {
@@ -120,8 +121,21 @@ pub(crate) fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io:
     }
 }
 
+/// Tells people of nodes that did not say in time that they know of a change.
+pub(crate) fn note_lagging(count: i32) {
+    match count {
+        ..=0 => {}
+        1 => note(
+            "1 node did not say in time that it knows of this; if it does not reach the bucket, it serves what was until it does",
+        ),
+        _ => note(&format!(
+            "{count} nodes did not say in time that they know of this; those that do not reach the bucket serve what was until they do"
+        )),
+    }
+}
+
 /// Tells people something that is not part of the answer.
 pub(crate) fn note(text: &str) {
-    // Nobody is left to tell that standard error cannot be written.
+    // If standard error cannot be written, there is nobody to tell.
     let _ = writeln!(io::stderr(), "{text}");
 }

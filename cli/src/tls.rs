@@ -1,4 +1,4 @@
-//! Whom the command believes to be the registry that it calls.
+//! How the command checks the identity of the registry that it calls.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +14,11 @@ use crate::error::Error;
 /// How https:// addresses are checked.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct TlsArgs {
-    /// Whose certificates to trust at https:// addresses, instead of the system's authorities: a PEM file.
+    /// A PEM file with the certificate authorities to trust at https:// addresses, instead of the system's.
     #[arg(long, global = true, env = "ENTREPOT_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
 
-    /// The name that the certificate must have, where that is not the host in the address.
+    /// The name that the certificate must have, if it is not the host in the address.
     #[arg(long, global = true, env = "ENTREPOT_TLS_NAME", value_name = "NAME")]
     tls_name: Option<String>,
 }

@@ -7,13 +7,16 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output};
 
+use entrepot_proto::v1 as pb;
+use entrepot_proto::v1::images_server::{Images, ImagesServer};
 use entrepot_test_support::tls::Authority;
 use entrepot_trust::{ClusterKey, PublicKey, SnapshotSigner};
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::{Request, Response, Status};
 
-/// Runs the command with an environment of its own.
+/// Runs the command in an environment of its own.
 fn entrepot(args: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_entrepot"))
         .args(args)
@@ -164,7 +167,7 @@ fn keys_are_made_once_as_the_programs_want_them() {
     assert!(generate(&["--if-missing"]).status.success());
     assert_eq!(SnapshotSigner::load(out.join("snapshot.key")).unwrap().public_key(), signer.public_key());
 
-    // As another set of keys would have it, after a copy that went wrong.
+    // As if another set of keys had been copied by mistake.
     std::fs::remove_file(out.join("cluster.key")).unwrap();
     let half = generate(&["--if-missing"]);
     assert_eq!(half.status.code(), Some(1));
@@ -223,7 +226,7 @@ async fn the_api_over_tls_is_believed_by_its_authority_and_its_name() {
             assert_eq!(output.status.code(), Some(1));
             errors(&output)
         };
-        // This server has no services: what it answers has come through TLS.
+        // This server has no services: any answer has come through TLS.
         let answer = list(&["--ca", &ca, "--tls-name", "registry.example"]);
         assert!(answer.contains("of another release"), "{answer}");
         for more in [&["--ca", &ca][..], &["--tls-name", "registry.example"]] {
@@ -238,7 +241,7 @@ async fn the_api_over_tls_is_believed_by_its_authority_and_its_name() {
     }
 }
 
-/// A file with the authority's certificate, in a folder that goes with it.
+/// A file with the authority's certificate, in a temporary folder.
 fn ca_file(authority: &Authority) -> (tempfile::TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("ca.pem");
@@ -246,7 +249,7 @@ fn ca_file(authority: &Authority) -> (tempfile::TempDir, String) {
     (folder, path.to_str().unwrap().to_owned())
 }
 
-/// Answers one request with "ready" as `127.0.0.1` and `localhost`, unless the client does not believe that.
+/// Answers one request with "ready" as `127.0.0.1` and `localhost`, unless the client does not trust it.
 fn answering_over_tls(authority: &Authority) -> (String, std::thread::JoinHandle<()>) {
     let config = authority.server_config();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -265,4 +268,49 @@ fn answering_over_tls(authority: &Authority) -> (String, std::thread::JoinHandle
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nready\n").unwrap();
     });
     (address, thread)
+}
+
+/// A control plane that knows nothing but deletes, which one node does not follow.
+struct Deletes;
+
+#[tonic::async_trait]
+impl Images for Deletes {
+    async fn get_image(&self, _: Request<pb::GetImageRequest>) -> Result<Response<pb::Image>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn list_images(&self, _: Request<pb::ListImagesRequest>) -> Result<Response<pb::ListImagesResponse>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn warm_images(&self, _: Request<pb::WarmImagesRequest>) -> Result<Response<pb::Operation>, Status> {
+        Err(Status::unimplemented("not played"))
+    }
+
+    async fn delete_image(&self, request: Request<pb::DeleteImageRequest>) -> Result<Response<pb::Image>, Status> {
+        let lagging_node_count = if request.into_inner().name.ends_with("/tags/lags") { 1 } else { 0 };
+        Ok(Response::new(pb::Image { lagging_node_count, ..Default::default() }))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_that_a_node_does_not_follow_says_so_beside_its_answer() {
+    let incoming = TcpIncoming::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let api = format!("http://{}", incoming.local_addr().unwrap());
+    let server = Server::builder().add_service(ImagesServer::new(Deletes)).serve_with_incoming(incoming);
+    let calls = tokio::task::spawn_blocking(move || {
+        let delete = |image: &str| {
+            let output = entrepot(&["image", "delete", image, "--api", &api], &[("ENTREPOT_KEY", "admin:secret99")]);
+            assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+            (String::from_utf8(output.stdout.clone()).unwrap(), errors(&output))
+        };
+        let (answer, said) = delete("demo/app:lags");
+        assert_eq!(answer, "deleted repositories/demo/app/tags/lags\n");
+        assert!(said.starts_with("1 node did not say in time"), "{said}");
+        assert_eq!(delete("demo/app:v1").1, "");
+    });
+    tokio::select! {
+        served = server => panic!("the server ended: {served:?}"),
+        called = calls => called.unwrap(),
+    }
 }

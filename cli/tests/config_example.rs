@@ -1,4 +1,4 @@
-//! `config.example.toml` says what the two programs read: every key, its default, and nothing else.
+//! `config.example.toml` contains what the two programs read: every key, its default, and nothing else.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use entrepot_test_support::tls::Authority;
 use entrepot_trust::{ClusterKey, SnapshotSigner};
 use toml::{Table, Value};
 
-/// How a program reads its settings.
+/// A function that reads a program's settings.
 type Read = fn(&mut Reader) -> Result<(), Problems>;
 
 const PROGRAMS: [(&str, Read); 2] = [
@@ -23,7 +23,7 @@ const PROGRAMS: [(&str, Read); 2] = [
 /// Section and key.
 type Place = (String, String);
 
-/// A key as the example has it.
+/// A key in the example.
 struct Example {
     value: Value,
     /// Whether it is commented out.
@@ -32,7 +32,7 @@ struct Example {
     comment: String,
 }
 
-/// All keys of the example.
+/// All keys in the example.
 fn examples() -> BTreeMap<Place, Example> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config.example.toml");
     let text = fs::read_to_string(path).unwrap();
@@ -60,7 +60,7 @@ fn examples() -> BTreeMap<Place, Example> {
     examples
 }
 
-/// Key and value of a line, and whether they are commented out.
+/// The key and value of a line, and whether they are commented out.
 fn assignment(line: &str) -> Option<(String, Value, bool)> {
     let (line, is_off) = line.strip_prefix("# ").map_or((line, false), |line| (line, true));
     let key = line.split_once(" = ")?.0;
@@ -69,7 +69,7 @@ fn assignment(line: &str) -> Option<(String, Value, bool)> {
     Some((key.to_owned(), table[key].clone(), is_off))
 }
 
-/// A value as the environment has it.
+/// A value as it would be written in the environment.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -80,14 +80,14 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Which of the keys that exclude each other are used.
+/// Which of the mutually exclusive keys are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Secrets {
     Here,
     InFiles,
 }
 
-/// The example with everything switched on that goes together, and with files that exist in `folder`.
+/// The example with everything enabled that goes together, and with files that exist in `folder`.
 fn complete(kind: &str, secrets: Secrets, folder: &Path) -> String {
     let examples = examples();
     let files = Files::make(folder);
@@ -119,7 +119,7 @@ fn complete(kind: &str, secrets: Secrets, folder: &Path) -> String {
     text
 }
 
-/// The files that the example names, made for this test.
+/// The files that the example names, created for this test.
 struct Files(PathBuf);
 
 impl Files {
@@ -136,7 +136,7 @@ impl Files {
         Self(folder.to_owned())
     }
 
-    /// What a key names that names a file, unless the file holds a secret.
+    /// The value of a key that names a file, unless the file contains a secret.
     fn of(&self, key: &str) -> Option<Value> {
         let path = |name: &str| Value::from(self.0.join(name).to_str().unwrap());
         match key {
@@ -162,7 +162,7 @@ impl Files {
     }
 }
 
-/// Lets a program read a file, and says what it has asked for.
+/// Lets a program read a file, and returns the reader.
 fn read(program: Read, file: &Path) -> Result<Reader, Problems> {
     let mut reader = Reader::load(Some(file), [])?;
     program(&mut reader).map(|()| reader)

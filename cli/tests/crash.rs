@@ -1,6 +1,7 @@
-//! `kill -9` of `entrepot up`: what was answered is whole, nothing is seen by half, and the rest fills.
+//! `kill -9` of `entrepot up`: whatever was answered is complete, nothing is visible in part, and the rest is filled
+//! later.
 //!
-//! The moment of the kill is a number of answers, not of seconds, and comes from a seed.
+//! The moment of the kill is a number of answers, not of seconds, and depends on a seed.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -27,7 +28,7 @@ const ROUNDS: u64 = 12;
 const SEED: u64 = 0x5eed;
 const MIB: usize = 1 << 20;
 
-/// One thing that clients ask for, and what they must get.
+/// Something that clients request, and what they must get.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Content {
     path: String,
@@ -40,9 +41,9 @@ struct Image {
     repository: String,
     tag: String,
     digest: String,
-    /// What is asked for one after the other: the manifest by its tag, then those that it lists.
+    /// Requested one after the other: the manifest by its tag, then those that it lists.
     manifests: Vec<Content>,
-    /// What is asked for at once after that.
+    /// Requested all at once after that.
     blobs: Vec<Content>,
 }
 
@@ -82,7 +83,7 @@ impl Image {
     }
 }
 
-/// What a client has got.
+/// The content of an answer.
 struct Answer {
     digest: String,
     bytes: Vec<u8>,
@@ -112,7 +113,7 @@ impl Client {
         Self { http, url: format!("http://{}", registry.told("registry")) }
     }
 
-    /// Reads something to its last byte.
+    /// Reads an answer to its last byte.
     async fn read(&self, content: &Content) -> reqwest::Result<Answer> {
         let (user, secret) = KEY.split_once(':').unwrap();
         let request = self.http.get(format!("{}{}", self.url, content.path)).basic_auth(user, Some(secret));
@@ -121,14 +122,14 @@ impl Client {
         Ok(Answer { digest, bytes: response.bytes().await?.into() })
     }
 
-    /// Reads something, which must be what it asks for.
+    /// Requests something, and checks that it is right.
     async fn get(&self, content: &Content) -> reqwest::Result<()> {
         self.read(content).await?.assert_is(content);
         Ok(())
     }
 
-    /// Pulls an image whole, and tells of everything that has arrived. The first failure ends it, when what else is
-    /// under way has arrived or failed.
+    /// Pulls a whole image, and reports everything that has arrived. It ends at the first failure, after all other
+    /// requests under way have ended.
     async fn pull(self, image: Image, arrived: mpsc::UnboundedSender<Content>) -> reqwest::Result<()> {
         for manifest in image.manifests {
             self.get(&manifest).await?;
@@ -147,31 +148,31 @@ impl Client {
     }
 }
 
-/// When to kill the registry.
+/// The moment at which to kill the registry.
 #[derive(Clone, Copy, Debug)]
 enum Moment {
-    /// When so many contents have arrived at clients.
+    /// When this many contents have arrived at clients.
     Arrived(usize),
-    /// When the upstream has begun to answer so many requests: what it sends is on its way into the store.
+    /// When the upstream has begun to answer this many requests: what it sends is on its way into the store.
     Fetched(usize),
-    /// When so many records are in the store: the next one is being written.
+    /// When this many records are in the store: the next one is being written.
     Recorded(usize),
 }
 
 impl Moment {
-    /// A moment of the round, before all but one of its contents have arrived.
+    /// A moment in the round, before all but one of its contents have arrived.
     fn of(round: u64, random: u8, content_count: usize) -> Self {
         let up_to = |limit: usize| 1 + usize::from(random) % limit;
         match round % 3 {
             0 => Self::Arrived(up_to(content_count - 1)),
             1 => Self::Fetched(up_to(content_count - 1)),
-            // Manifests come first, and take the most records each.
+            // Manifests come first, and need the most records each.
             _ => Self::Recorded(up_to(16)),
         }
     }
 }
 
-/// New images in three repositories. One layer is shared by all, one is slow, and one stops short of its end.
+/// New images in three repositories. One layer is shared by all, one is slow, and one is cut short.
 fn publish(upstream: &FakeUpstream, round: u64) -> Vec<Image> {
     let layer = |number: u64, len: usize| images::random_bytes(round << 16 | number, len);
     let (shared, slow, stalled) = (layer(0, 3 * MIB / 2), layer(1, 3 * MIB), layer(2, 9 * MIB));
@@ -191,7 +192,7 @@ fn publish(upstream: &FakeUpstream, round: u64) -> Vec<Image> {
     ]
 }
 
-/// Begins first pulls and kills the registry in their middle. Returns what had arrived.
+/// Begins first pulls and kills the registry while they run. Returns what had arrived.
 async fn killed_in_first_pulls(
     registry: Registry,
     store: &StoreFolder,
@@ -227,11 +228,12 @@ async fn killed_in_first_pulls(
             break;
         }
         assert!(Instant::now() < deadline, "{moment:?} does not come");
+        // A short pause, so that the kill comes close to the moment.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     killed.store(true, Ordering::SeqCst);
     registry.kill();
-    // What had been sent is read to its end.
+    // Everything that had been sent is read to its end.
     timeout(LIMIT, pulls.join_all()).await.unwrap();
     while let Some(content) = arrivals.recv().await {
         arrived.push(content);
@@ -239,7 +241,7 @@ async fn killed_in_first_pulls(
     arrived
 }
 
-/// The images that the registry lists in a repository: digest and tags, the latter joined.
+/// The images that the registry lists in a repository: the digest, and the joined tags.
 fn listed(registry: &Registry, repository: &str) -> Vec<(String, String)> {
     let output = registry.run(&format!("entrepot image list {repository} --output json"));
     if !output.status.success() {
@@ -264,7 +266,7 @@ fn repository_names(registry: &Registry) -> Vec<String> {
     list["repositories"].as_array().unwrap().iter().map(name).collect()
 }
 
-/// Waits until these images are listed, each once, and nothing else is.
+/// Waits until exactly these images are listed, each once.
 async fn until_all_are_listed(registry: &Registry, images: &[Image]) {
     let mut repositories: Vec<_> = images.iter().map(|image| image.repository.clone()).collect();
     repositories.sort_unstable();
@@ -343,7 +345,7 @@ async fn kill_9_in_the_middle_of_first_pulls_leaves_only_whole_images() {
     registry.stop();
 }
 
-/// What of an image is pulled last; its last byte is the last that the process lives to send.
+/// The part of an image that is pulled last; the process lives to send exactly its last byte.
 #[derive(Clone, Copy, Debug)]
 enum Last {
     /// As clients do.
@@ -357,7 +359,7 @@ enum Last {
 impl Last {
     fn publish(self, upstream: &FakeUpstream, round: u64) -> (Image, Vec<Content>) {
         let layer = |number: u64, len: usize| images::random_bytes(round << 16 | number, len);
-        // One layer is verified before its first byte leaves, and of the other one its last bytes are held back.
+        // One layer is verified before its first byte is sent, and the last bytes of the other one are held back.
         let layers = [layer(0, 2000), layer(1, 3 * MIB / 2)];
         let name = format!("round-{round:02}");
         let image = match self {

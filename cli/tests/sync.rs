@@ -1,10 +1,9 @@
-//! `entrepot sync`, `warm` and `operation` for real: a registry in a process of its own, and an upstream that is played.
+//! `entrepot sync`, `warm` and `operation` with a real registry in a process of its own, and a simulated upstream.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,12 +29,12 @@ fn out(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// What a command says beside its answer.
+/// What a command prints in addition to its answer.
 fn notes(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The command, begun.
+/// Starts the command.
 fn spawn(registry: &Registry, args: &[&str]) -> Child {
     let mut command = entrepot();
     command.args(args).env("ENTREPOT_API", registry.told("API")).env("ENTREPOT_KEY", KEY);
@@ -55,7 +54,7 @@ async fn images_are_fetched_ahead_and_synced_and_the_exit_code_says_whether_that
     let warm = format!("entrepot warm demo/team/app:v1 --platform linux/amd64 --file {}", list.display());
     let warmed = registry.run(&warm);
     assert!(warmed.status.success(), "{}", notes(&warmed));
-    // Not a terminal: a line for each that has ended, and then the whole as a table.
+    // Without a terminal, there is a line for each ended item, and a table at the end.
     assert!(notes(&warmed).contains("demo/team/app:v1: created sha256:"), "{}", notes(&warmed));
     let rows: Vec<String> = out(&warmed).lines().map(str::to_owned).collect();
     assert!(rows[0].starts_with("IMAGE") && rows.len() == 3, "{rows:?}");
@@ -63,13 +62,10 @@ async fn images_are_fetched_ahead_and_synced_and_the_exit_code_says_whether_that
     assert_eq!(upstream.fetches_of(&old.layers[0]), 1);
 
     let new = upstream.publish_image("team/app", "v1", &[images::random_bytes(3, 1000)]);
-    let deadline = Instant::now() + LIMIT;
-    // The index hears of the tags in a moment.
+    // The index learns of the tags a moment later.
     for tag in ["v1", "v2"] {
-        while !registry.run(&format!("entrepot image get demo/team/app:{tag}")).status.success() {
-            assert!(Instant::now() < deadline, "the tag `{tag}` is not listed");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let get = format!("entrepot image get demo/team/app:{tag}");
+        wait_until(LIMIT, &format!("`{tag}` is listed"), async || registry.run(&get).status.success()).await;
     }
     let synced = registry.run("entrepot sync demo/team/app");
     assert!(synced.status.success(), "{}", notes(&synced));

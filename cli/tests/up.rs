@@ -1,4 +1,4 @@
-//! `entrepot up` for real: both planes, the embedded Postgres, and the lines that scripts rely on.
+//! `entrepot up` as users run it: both planes, the embedded Postgres, and the output that scripts rely on.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -7,7 +7,8 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+
+use entrepot_test_support::wait_until_blocking;
 
 #[path = "shared/registry.rs"]
 mod registry;
@@ -17,7 +18,8 @@ use registry::{KEY, LIMIT, Registry, entrepot, passable, processes_in, up};
 #[test]
 fn the_lines_that_scripts_rely_on_work_as_written() {
     let folder = passable();
-    let registry = Registry::start(&folder.path().join("data"), Some(KEY));
+    let data = folder.path().join("data");
+    let registry = Registry::start_as(up(&data, Some(KEY)).args(["--largest-blob", "8GiB", "--damaged-kept", "30d"]));
 
     registry.text(
         "entrepot upstream create local --kind oci --endpoint http://127.0.0.1:5100 --allow-plain-http --allow-private-addresses",
@@ -28,6 +30,7 @@ fn the_lines_that_scripts_rely_on_work_as_written() {
     let password = registry.text("entrepot login-password");
     assert_eq!(password.trim().split('.').count(), 3, "the token and nothing else");
     assert_eq!(registry.text("entrepot repository list --output json"), "{\"repositories\":[]}\n");
+    assert_eq!(registry.text("entrepot damaged list --output json"), "{\"damaged_objects\":[]}\n");
 
     let rule = registry.json("entrepot rule get rules/demo --output json");
     assert_eq!((&rule["prefix"], &rule["upstream"]), (&"demo".into(), &"upstreams/local".into()));
@@ -43,7 +46,7 @@ fn the_lines_that_scripts_rely_on_work_as_written() {
     let explained = registry.json("entrepot rule explain demo/team/app:latest -o json");
     assert_eq!((&explained["window"], &explained["tag_pattern"]), (&"300s".into(), &"latest".into()), "{explained}");
     let explained = registry.text("entrepot rule explain demo/team/app:v1");
-    assert!(explained.contains("never asked for again, since it matches `v*`"), "{explained}");
+    assert!(explained.contains("never asked about it again, since it matches `v*`"), "{explained}");
     registry.text("entrepot rule update demo --upstream-prefix mirror");
     assert_eq!(registry.json("entrepot rule get demo -o json")["upstream_prefix"], "mirror");
     assert_eq!(registry.text("entrepot rule delete demo"), "deleted rules/demo\n");
@@ -84,21 +87,16 @@ fn templates_are_made_shown_tried_out_and_refused() {
 fn what_nodes_do_and_why_they_answered_so_is_told() {
     let folder = passable();
     let registry = Registry::start(&folder.path().join("data"), Some(KEY));
-    let deadline = Instant::now() + LIMIT;
-    // The node's line to the API may take a moment.
-    while !registry.run("entrepot fills --once").status.success() {
-        assert!(Instant::now() < deadline, "the node cannot be asked");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    // The node's connection to the API may take a moment.
+    let fills = || registry.run("entrepot fills --once").status.success();
+    wait_until_blocking(LIMIT, "the node can be asked", fills);
     assert_eq!(registry.text("entrepot fills --once --output json"), "{\"fills\":[]}\n");
     registry.text(
         "entrepot upstream create hub --kind docker-hub --budget 5000/1d --fallback-endpoint https://mirror.example",
     );
     // Its snapshot may take a moment, too.
-    while !registry.text("entrepot upstream list").contains("healthy") {
-        assert!(Instant::now() < deadline, "the node does not say how the upstream is");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    let is_healthy = || registry.text("entrepot upstream list").contains("healthy");
+    wait_until_blocking(LIMIT, "the node reports the upstream's health", is_healthy);
     assert!(registry.text("entrepot upstream list").contains("5000 of 5000/24h"));
     let shown = registry.text("entrepot upstream get hub");
     for part in ["https://mirror.example", "5000/24h", "ENDPOINT IN USE", "healthy"] {
@@ -164,16 +162,26 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
-fn a_first_key_is_made_shown_once_and_good_and_stopping_leaves_nothing_running() {
+fn a_first_key_is_made_in_a_file_and_never_printed_and_stopping_leaves_nothing_running() {
     let folder = passable();
     let data = folder.path().join("data");
     let registry = Registry::start(&data, None);
-    let key = registry.told("first key").split(' ').next().unwrap().to_owned();
+    let file = data.join("first-key");
+    assert_eq!(registry.told("first key"), format!("cat {}", file.display()));
+    let key = fs::read_to_string(&file).unwrap().trim().to_owned();
+    assert!(registry.welcome.iter().all(|line| !line.contains(&key)), "{:?}", registry.welcome);
     assert!(registry.run_as("entrepot rule list", &key).status.success());
     let probe = format!("{}/readyz", registry.told("operations"));
     assert!(entrepot().args(["health", "--url", &probe]).status().unwrap().success());
 
-    for (name, mode) in [("cluster.key", 0o600), ("snapshot.key", 0o600), ("store", 0o700), ("postgres", 0o700)] {
+    let postgres = if rustix::process::geteuid().is_root() { 0o710 } else { 0o700 };
+    for (name, mode) in [
+        ("cluster.key", 0o600),
+        ("first-key", 0o600),
+        ("snapshot.key", 0o600),
+        ("store", 0o700),
+        ("postgres", postgres),
+    ] {
         assert_eq!(fs::metadata(data.join(name)).unwrap().mode() & 0o777, mode, "{name}");
     }
     let second = up(&data, None).output().unwrap();
@@ -186,8 +194,9 @@ fn a_first_key_is_made_shown_once_and_good_and_stopping_leaves_nothing_running()
     assert!(restored.status.success() && said.contains("the database was not behind"), "{said}");
     assert_eq!(processes_in(&data), 0);
 
+    fs::remove_file(&file).unwrap();
     let registry = Registry::start(&data, None);
-    assert!(registry.told("first key").starts_with("was shown at the first start"));
+    assert!(registry.told("first key").contains("not in"), "{:?}", registry.welcome);
     assert!(registry.run_as("entrepot rule list", &key).status.success());
     registry.stop();
 }
@@ -204,25 +213,23 @@ fn it_comes_back_after_kill_9_and_serves_pulls_without_postgres() {
     assert!(registry.text("entrepot upstream list").contains("quay"));
     registry.stop();
 
-    // A database that cannot be started: the registry itself starts from what is published.
+    // The database cannot be started, but the registry starts from the published snapshot.
     let (database, away) = (data.join("postgres/data"), data.join("postgres/data.away"));
     fs::rename(&database, &away).unwrap();
     fs::create_dir(&database).unwrap();
     fs::write(database.join("PG_VERSION"), "9\n").unwrap();
     let probe = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let mut process = up(&data, Some(KEY)).args(["--operations-listen", &probe]).stdout(Stdio::null()).spawn().unwrap();
-    let deadline = Instant::now() + LIMIT;
     let url = format!("http://{probe}/readyz");
-    while !entrepot().args(["health", "--url", &url]).stderr(Stdio::null()).status().unwrap().success() {
-        assert!(Instant::now() < deadline, "it does not get ready without Postgres");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until_blocking(LIMIT, "it is ready without Postgres", || {
+        entrepot().args(["health", "--url", &url]).stderr(Stdio::null()).status().unwrap().success()
+    });
     process.kill().unwrap();
     process.wait().unwrap();
 }
 
 #[test]
-fn a_taken_port_and_an_open_api_are_refused_before_anything_is_made() {
+fn a_taken_port_and_clear_text_for_others_are_refused_before_anything_is_made() {
     let folder = passable();
     let data = folder.path().join("data");
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -230,6 +237,9 @@ fn a_taken_port_and_an_open_api_are_refused_before_anything_is_made() {
     for (flag, addr, code, parts) in [
         ("--registry-listen", addr.as_str(), 1, [addr.as_str(), "--registry-listen"]),
         ("--api-listen", "0.0.0.0:5001", 2, ["clear-text gRPC", "--allow-plain-api"]),
+        ("--registry-listen", "0.0.0.0:5000", 2, ["clear-text registry", "--allow-plain-registry"]),
+        ("--registry-listen", "[::]:5000", 2, ["clear-text registry", "--allow-plain-registry"]),
+        ("--largest-blob", "8", 2, ["--largest-blob", "8MiB"]),
     ] {
         let output = up(&data, None).args([flag, addr]).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();

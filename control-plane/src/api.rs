@@ -1,15 +1,15 @@
-//! gRPC: a file per service, and what they share – who calls, paging, masks, filters, request ids, errors.
+//! gRPC: one file per service, and what they share: authentication, paging, masks, filters, request ids, errors.
 
 mod access_keys;
 mod answers;
 mod caller;
+mod damaged_objects;
 mod deletion;
 mod fills;
 mod filter;
 mod health;
 mod images;
 mod incoming;
-mod lagging;
 mod live_nodes;
 mod login_tokens;
 mod mask;
@@ -36,6 +36,7 @@ use entrepot_proto::PUBLIC_DESCRIPTORS;
 use entrepot_proto::node::v1::nodes_server::NodesServer;
 use entrepot_proto::v1::access_keys_server::AccessKeysServer;
 use entrepot_proto::v1::answers_server::AnswersServer;
+use entrepot_proto::v1::damaged_objects_server::DamagedObjectsServer;
 use entrepot_proto::v1::fills_server::FillsServer;
 use entrepot_proto::v1::images_server::ImagesServer;
 use entrepot_proto::v1::login_tokens_server::LoginTokensServer;
@@ -46,7 +47,9 @@ use entrepot_proto::v1::repositories_server::RepositoriesServer;
 use entrepot_proto::v1::rules_server::RulesServer;
 use entrepot_proto::v1::templates_server::TemplatesServer;
 use entrepot_proto::v1::upstreams_server::UpstreamsServer;
-use entrepot_runtime::Listener;
+use entrepot_runtime::listen::Bounds;
+use entrepot_runtime::{Listener, descriptors};
+use futures_util::stream::select_all;
 use tonic::Response;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -63,23 +66,26 @@ use crate::snapshot::Version;
 
 use observe::Observe;
 
-/// How long a call may take until its answer begins; validating a rule takes the longest.
+/// How long a call may take until its answer begins. Validating a rule takes longest.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
 /// How often a silent connection is asked whether it lives, and how long it may take to answer.
+/// How long a connection may take to its first call.
+const FIRST_CALL: Duration = Duration::from_secs(10);
+/// The share of the process's file descriptors that connections may use. A node in the same process uses others.
+const DESCRIPTORS_PART: u64 = 6;
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
-/// How many connections are served at once; further ones wait. Each node has one to each control plane that it knows.
-const CONNECTIONS: usize = 4096;
 /// How many calls one connection may have open.
 const STREAMS: u32 = 256;
-/// How long calls may go on once the process is stopping; streams that end with their caller do not end before.
+/// How long calls may continue once the process is stopping. Streams end only with their callers, so they need this
+/// limit.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// Names nodes that do not run a changed configuration yet, separated by commas.
+/// The header that names nodes which do not run a changed configuration yet, separated by commas.
 const LAGGING: &str = "entrepot-lagging-nodes";
 
-/// Why serving ended before it was told to.
+/// Why serving ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The descriptors that reflection serves are broken.
+    /// The descriptors for reflection are broken.
     #[error("reflection cannot be served")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// The listener failed.
@@ -87,12 +93,12 @@ pub enum ServeError {
     Transport(#[from] tonic::transport::Error),
 }
 
-/// All services; clones share what they work with.
+/// All services. Clones share their state.
 #[derive(Clone)]
 pub(crate) struct Api(Arc<Plane>);
 
 impl Api {
-    /// Answers a change of configuration once nodes follow it, or names those that do not yet.
+    /// Answers a change of configuration once the nodes follow it, or names those that do not yet.
     async fn settled<T>(&self, message: T, version: Version) -> Response<T> {
         self.0.sessions.forget();
         let lagging = self.0.snapshots.settle(version).await;
@@ -108,8 +114,8 @@ impl Api {
     }
 }
 
-/// Serves all services on `listener` until the process is stopping.
-pub(crate) async fn serve(plane: Arc<Plane>, listener: Listener) -> Result<(), ServeError> {
+/// Serves all services on all `listeners` until the process is stopping.
+pub(crate) async fn serve(plane: Arc<Plane>, listeners: Vec<Listener>) -> Result<(), ServeError> {
     let stopping = plane.tasks.stopping();
     let routes = routes(&plane)?;
     let server = Server::builder()
@@ -119,7 +125,13 @@ pub(crate) async fn serve(plane: Arc<Plane>, listener: Listener) -> Result<(), S
         .max_concurrent_streams(STREAMS)
         .layer(Observe::new(&plane.metrics.meter("entrepot.control_plane")))
         .add_routes(routes);
-    let incoming = incoming::connections(listener, CONNECTIONS, &plane.tasks);
+    let bounds = Bounds {
+        first_request: Some(FIRST_CALL),
+        exempt: plane.trusted_proxies.clone(),
+        ..Bounds::new(descriptors::connections(plane.connections, DESCRIPTORS_PART))
+    };
+    let connections = |listener| incoming::connections(listener, bounds.clone(), &plane.tasks);
+    let incoming = select_all(listeners.into_iter().map(connections));
     let serving = server.serve_with_incoming_shutdown(incoming, stopping.clone().cancelled_owned());
     tokio::select! {
         ended = serving => Ok(ended?),
@@ -140,6 +152,7 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
         .with(AccessKeysServer::new(api.clone()))
         .with(LoginTokensServer::new(api.clone()))
         .with(LiveNodesServer::new(api.clone()))
+        .with(DamagedObjectsServer::new(api.clone()))
         .with(FillsServer::new(api.clone()))
         .with(AnswersServer::new(api.clone()))
         .with(OperationsServer::new(api.clone()))
@@ -156,14 +169,14 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
     Ok(services.routes)
 }
 
-/// The services, and the names that the health service knows them by.
+/// The services, with the names under which the health service knows them.
 struct Services {
     routes: Routes,
     names: Vec<&'static str>,
 }
 
 impl Services {
-    /// The health service, which knows all of them together by the empty name.
+    /// The health service, in which the empty name stands for all services together.
     fn new(health: HealthServer<HealthService>) -> Self {
         Self { routes: Routes::new(health), names: vec![""] }
     }
@@ -180,7 +193,7 @@ impl Services {
     }
 }
 
-/// Keeps the health service's answer: serving once the start is done, until the process is stopping.
+/// Updates the health service: serving from the end of the start until the process is stopping.
 async fn report_health(plane: Arc<Plane>, reporter: HealthReporter, services: Vec<&'static str>) {
     let set = async |status: ServingStatus| {
         for service in &services {

@@ -1,11 +1,11 @@
-//! What the control plane is made of, and how it starts: at once, with everything that needs Postgres or the store
-//! coming about in the background, again and again until it has.
+//! The parts of the control plane, and its start: it serves at once, while everything that needs Postgres or the store
+//! is set up in the background, with retries until it works.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_domain::Secret;
-use entrepot_runtime::{Clock, Condition, Health, Listener, Metrics, Tasks, chain};
+use entrepot_runtime::{Backoff, Clock, Condition, Health, Listener, Metrics, Tasks, chain};
 use entrepot_store::BlobStore;
 use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotSigner, SnapshotTrust};
 use tokio::sync::watch;
@@ -24,49 +24,44 @@ use crate::recurring;
 use crate::session::Sessions;
 use crate::snapshot::{PublishError, Snapshots};
 
-/// How long a start waits before it tries again, at first and at most.
+/// The first and the longest wait before the start is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// What of readiness is the control plane's own.
+/// The control plane's own condition for readiness.
 ///
-/// It holds from the end of the start on, also while Postgres is away: operators' calls fail then, each with the reason,
-/// but nodes go on to be streamed what is published, and must not be turned away.
+/// It holds from the end of the start on, even while Postgres is away: operators' calls then fail with a reason, but
+/// nodes still get the published snapshot and must not be turned away.
 pub(crate) const CONDITION: &str = "control plane";
 
-/// What a control plane works with.
+/// What a control plane needs.
 pub struct Deps {
-    /// Object storage.
     pub store: Arc<dyn BlobStore>,
-    /// Seals what must not be read, signs tokens.
+    /// Seals secrets, and signs tokens.
     pub cluster_key: ClusterKey,
-    /// Signs snapshots.
     pub snapshot_signer: SnapshotSigner,
-    /// Whose snapshots count as published: the signer's own, and during an exchange of seeds those of the other one.
+    /// The keys whose snapshots count as published: the signer's own, and the other one during an exchange of seeds.
     pub snapshot_trust: SnapshotTrust,
-    /// Tells the time.
     pub clock: Clock,
-    /// Runs what goes on in the background; its end is this control plane's.
+    /// Runs background work. When these tasks end, so does this control plane.
     pub tasks: Tasks,
-    /// Learns when the control plane is ready.
+    /// Is told when the control plane is ready.
     pub health: Health,
-    /// Takes measurements.
     pub metrics: Metrics,
-    /// `<key id>:<secret>` of a key that must work, as `ENTREPOT_BOOTSTRAP_KEY` holds it.
+    /// `<key id>:<secret>` of a key that must work, from `ENTREPOT_BOOTSTRAP_KEY`.
     pub bootstrap_key: Option<Secret<String>>,
-    /// What becomes of a key that is made because there is no other one.
+    /// What happens to a generated first key, if there is no other.
     pub first_key: FirstKey,
-    /// Whether reflection is served.
     pub reflection: Reflection,
 }
 
-/// The control plane. Clones are the same one.
+/// The control plane. Clones share it.
 #[derive(Clone)]
 pub struct ControlPlane(Arc<Plane>);
 
-/// Why a control plane does not start.
+/// Why a control plane is not ready.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StartError {
-    /// Not yet; it goes on trying.
+    /// It is still trying.
     #[error("the control plane is not ready yet: {why}")]
     NotYet {
         /// What it waits for.
@@ -84,7 +79,7 @@ impl ControlPlane {
     /// Makes a control plane that starts in the background. It answers `UNAVAILABLE` until it is ready.
     pub fn new(config: Config, deps: Deps) -> Self {
         let db = Db::new(config.database, config.pool_size);
-        metrics::observe_pool(&deps.metrics, &db);
+        metrics::observe_database(&deps.metrics, &db);
         let snapshots = Snapshots::new(
             db.clone(),
             Arc::clone(&deps.store),
@@ -106,6 +101,8 @@ impl ControlPlane {
             clock: deps.clock,
             tasks: deps.tasks,
             reflection: deps.reflection,
+            connections: config.connections,
+            trusted_proxies: config.trusted_proxies,
             instruments: Instruments::new(&deps.metrics.meter("entrepot.control_plane")),
             metrics: deps.metrics,
             stage: watch::Sender::new(Stage::Starting { why: "it has just begun".to_owned() }),
@@ -125,18 +122,25 @@ impl ControlPlane {
     /// # Errors
     /// If the listener fails.
     pub async fn serve(self, listener: impl Into<Listener>) -> Result<(), ServeError> {
-        api::serve(self.0, listener.into()).await
+        self.serve_all(vec![listener.into()]).await
     }
 
-    /// Waits, at most for `limit`, until the database is migrated, an administrator exists and a snapshot is
-    /// published.
+    /// Serves gRPC on all `listeners` until the tasks are stopping.
     ///
     /// # Errors
-    /// [`StartError::NotYet`] when the limit is over, [`StartError::Refused`] at once where waiting does not help.
+    /// As [`ControlPlane::serve`].
+    pub async fn serve_all(self, listeners: Vec<Listener>) -> Result<(), ServeError> {
+        api::serve(self.0, listeners).await
+    }
+
+    /// Waits, for at most `limit`, until the database is migrated, an administrator exists and a snapshot is published.
+    ///
+    /// # Errors
+    /// [`StartError::NotYet`] after `limit`; [`StartError::Refused`] at once if waiting does not help.
     pub async fn ready(&self, limit: Duration) -> Result<Ready, StartError> {
         let mut stage = self.0.stage.subscribe();
         let settled = stage.wait_for(|stage| !matches!(stage, Stage::Starting { .. }));
-        // Whether it settled or the limit is over, the stage says what there is to say.
+        // Whether the start has finished or the time is over, the stage tells the result.
         drop(tokio::time::timeout(limit, settled).await);
         match self.0.stage() {
             Stage::Ready(ready) => Ok(ready),
@@ -146,7 +150,7 @@ impl ControlPlane {
     }
 }
 
-/// A control plane that starts, and goes on until the tasks are stopping.
+/// Starts the control plane, and keeps its background work going until the tasks are stopping.
 struct Start {
     plane: Arc<Plane>,
     condition: Condition,
@@ -165,15 +169,14 @@ impl Start {
         stopping.run_until_cancelled(Box::pin(publish_and_listen)).await;
     }
 
-    /// Starts, however often it takes; `None` if it has given up.
+    /// Tries to start until it works; `None` if it has given up.
     async fn start(&self) -> Option<()> {
-        let mut wait = RETRY.0;
-        let mut first_key = None;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
-            let failure = match self.attempt(&mut first_key).await {
+            let failure = match self.attempt().await {
                 Ok(registry_id) => {
                     info!(registry.id = %registry_id, "the control plane is ready");
-                    self.plane.stage.send_replace(Stage::Ready(Ready { registry_id, first_key }));
+                    self.plane.stage.send_replace(Stage::Ready(Ready { registry_id }));
                     self.condition.ready();
                     return Some(());
                 }
@@ -188,20 +191,19 @@ impl Start {
             }
             warn!(error = why, "the control plane has not started yet, trying again");
             self.plane.stage.send_replace(Stage::Starting { why });
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(RETRY.1);
+            backoff.wait().await;
         }
     }
 
-    /// One attempt to start. A key that it makes is kept in `first_key`, also if it fails after that.
-    async fn attempt(&self, first_key: &mut Option<Secret<String>>) -> Result<Uuid, AttemptError> {
+    /// One attempt to start.
+    async fn attempt(&self) -> Result<Uuid, AttemptError> {
         self.plane.db.migrate().await?;
         let mut connection = self.plane.db.connect().await?;
         let tx = connection.begin("start").await?;
         let registry = registry::get(&tx).await?;
         drop(tx);
         drop(connection);
-        // Before anything is changed: a stranger's snapshot shows that this is not the place, or not the key.
+        // This comes before any change: a foreign snapshot shows that this is the wrong store or the wrong key.
         self.plane.snapshots.pass_on().await?;
         let published = self.plane.snapshots.head().await?;
         match published.filter(|published| *published > registry.version) {
@@ -211,8 +213,7 @@ impl Start {
                 registry.version
             ),
             None => {
-                let made = bootstrap::run(&self.plane, self.bootstrap_key.as_ref(), &self.first_key).await?;
-                *first_key = made.or(first_key.take());
+                bootstrap::run(&self.plane, self.bootstrap_key.as_ref(), &self.first_key).await?;
                 self.renew().await?;
             }
         }
@@ -220,20 +221,18 @@ impl Start {
         Ok(registry.registry_id)
     }
 
-    /// Begins a revision where what is published has to be published anew.
+    /// Begins a revision if the published snapshot has to be replaced.
     async fn renew(&self) -> Result<(), AttemptError> {
-        if !self.plane.snapshots.is_worn().await? {
-            return Ok(());
-        }
+        let Some(why) = self.plane.snapshots.why_anew().await? else { return Ok(()) };
         let mut connection = self.plane.db.connect().await?;
         let (tx, registry) = self.plane.begin_change(&mut connection, "renew_snapshot").await?;
         tx.commit().await?;
-        info!("publishing the snapshot anew, as {}: it was signed with another seed, or is lost", registry.version);
+        info!("publishing the snapshot anew, as {}: {why}", registry.version);
         Ok(())
     }
 }
 
-/// Why one attempt to start failed.
+/// Why an attempt to start failed.
 #[derive(Debug, thiserror::Error)]
 enum AttemptError {
     #[error(transparent)]

@@ -1,13 +1,13 @@
-//! Waits for many answers of the store, a few at a time.
+//! Makes many calls to the store, a few at a time.
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
-/// How many calls are open at once.
+/// How many calls run at once.
 const AT_ONCE: usize = 16;
 
 /// All results in order, or the first failure.
 ///
-/// Takes futures rather than a closure that makes them: such a closure over borrowed values is not `Send` enough.
+/// It takes futures rather than a closure that makes them, because such a closure over borrowed values is not `Send`.
 pub(crate) async fn all<T, E, F: Future<Output = Result<T, E>>>(
     calls: impl IntoIterator<Item = F>,
 ) -> Result<Vec<T>, E> {

@@ -1,15 +1,17 @@
-//! The first administrator: from the key that the operator set, or made up once.
+//! The first administrator: from the key that the operator set, or generated once.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use entrepot_domain::{AccessKeyId, ResourceId, Secret};
+use entrepot_domain::{AccessKeyId, Network, ResourceId, Secret};
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::snapshot::access_key_purpose;
+use entrepot_trust::Login;
 use entrepot_trust::access_key::{
-    self, AccessKeyHash, ChosenSecretError, PairError, check_chosen, generate_key_id, generate_secret, seal_secret,
+    self, AccessKeyHash, ChosenSecretError, PairError, check_chosen, check_length, generate_key_id, generate_secret,
+    seal_secret,
 };
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -20,9 +22,9 @@ use crate::db::{self, Tx, access_keys, principals};
 use crate::error::ApiError;
 use crate::plane::{FirstKey, Plane};
 
-/// What the first administrator is called where nobody said.
+/// The default name of the first administrator.
 const FIRST: &str = "admin";
-/// How often another control plane may be faster to make the same key true.
+/// How often another control plane may be faster in setting up the same key.
 const ATTEMPTS: usize = 5;
 
 /// Why the bootstrap key cannot be used.
@@ -31,17 +33,17 @@ pub(crate) enum BootstrapKeyError {
     /// Not `<key id>:<secret>`.
     #[error("ENTREPOT_BOOTSTRAP_KEY {0}")]
     Pair(#[from] PairError),
-    /// A secret that is too short.
+    /// The secret is too short or easy to guess.
     #[error("ENTREPOT_BOOTSTRAP_KEY: {0}")]
     Secret(#[from] ChosenSecretError),
 }
 
-/// Why the first administrator could not be seen to.
+/// Why the first administrator could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Key(#[from] BootstrapKeyError),
-    #[error("the first administrator cannot be seen to")]
+    #[error("the first administrator cannot be set up")]
     Change(#[from] ApiError),
     #[error(
         "nobody can administer this registry yet: set ENTREPOT_BOOTSTRAP_KEY=<key id>:<secret> (or ENTREPOT_BOOTSTRAP_KEY_FILE), or api.first_key_file, where a generated key is then written to"
@@ -70,25 +72,20 @@ impl From<db::Error> for Error {
     }
 }
 
-/// Makes the bootstrap key true, or makes a first administrator where there is none; returns its key, if it is to be
-/// shown.
-pub(crate) async fn run(
-    plane: &Plane,
-    key: Option<&Secret<String>>,
-    first_key: &FirstKey,
-) -> Result<Option<Secret<String>>, Error> {
+/// Sets up the bootstrap key, or creates a first administrator if there is none.
+pub(crate) async fn run(plane: &Plane, key: Option<&Secret<String>>, first_key: &FirstKey) -> Result<(), Error> {
     let Some(key) = key else { return generate(plane, first_key).await };
     let (key_id, secret) = access_key::parse_pair(key.expose()).map_err(BootstrapKeyError::from)?;
-    check_chosen(&secret).map_err(BootstrapKeyError::from)?;
+    check_length(&secret).map_err(BootstrapKeyError::from)?;
     for _ in 0..ATTEMPTS {
         if make_true(plane, &key_id, &secret).await? {
-            return Ok(None);
+            return Ok(());
         }
     }
     Err(ApiError::Contended(None).into())
 }
 
-/// Makes a key true; `false` if it was changed meanwhile, as by another control plane that starts.
+/// Sets up a key; `false` if it was changed meanwhile, for example by another control plane that is starting.
 async fn make_true(plane: &Plane, id: &AccessKeyId, secret: &Secret<String>) -> Result<bool, Error> {
     let key_id = id.as_str();
     let principal_id: ResourceId =
@@ -107,13 +104,17 @@ async fn make_true(plane: &Plane, id: &AccessKeyId, secret: &Secret<String>) -> 
     }
     if let (Some(key), Some(principal)) = (&stored, &principal) {
         let is_its_key = key.principal_uid == Some(principal.uid);
-        let is_administrator = principal.permission_set == PermissionSet::Administrator;
-        if is_its_key && is_administrator && holds(plane, key, secret).await {
+        let is_administrator = principal.permission_set.known() == Some(PermissionSet::Administrator);
+        if is_its_key && is_administrator && holds(plane, id, key, secret).await {
+            if let Err(why) = check_chosen(id, secret) {
+                warn!(key.id = key_id, "the key of ENTREPOT_BOOTSTRAP_KEY should be exchanged: {why}");
+            }
             return Ok(true);
         }
     }
+    check_chosen(id, secret).map_err(BootstrapKeyError::from)?;
 
-    // Slow on purpose, so before anything is locked.
+    // Hashing is slow on purpose, so it comes before any lock.
     let hash = access_key::hash_chosen(secret).await;
     let (tx, _) = plane.begin_change(&mut connection, "make_bootstrap_key_true").await?;
     let current = access_keys::get(&tx, key_id).await?;
@@ -123,35 +124,36 @@ async fn make_true(plane: &Plane, id: &AccessKeyId, secret: &Secret<String>) -> 
     }
     put_administrator(plane, &tx, principal_id, id, Stored { hash, sealed_secret: None }).await?;
     tx.commit().await?;
-    info!(key.id = key_id, "made the key of ENTREPOT_BOOTSTRAP_KEY true");
+    info!(key.id = key_id, "set up the key of ENTREPOT_BOOTSTRAP_KEY");
     Ok(true)
 }
 
-/// Whether `secret` is the one of a stored key.
-async fn holds(plane: &Plane, key: &AccessKey, secret: &Secret<String>) -> bool {
+/// Whether `secret` belongs to a stored key.
+async fn holds(plane: &Plane, id: &AccessKeyId, key: &AccessKey, secret: &Secret<String>) -> bool {
     let hash = plane.cluster_key.unseal(&access_key_purpose(&key.key_id), &key.sealed_hash).ok();
     match hash.and_then(|bytes| AccessKeyHash::decode(bytes.expose()).ok()) {
-        Some(hash) => plane.secrets.verify(&key.key_id, secret.expose(), &hash).await == Ok(true),
+        Some(hash) => {
+            let login = Login { key_id: id, secret: secret.expose(), from: Network::LOOPBACK };
+            plane.secrets.verify(login, Some(&hash)).await == Ok(true)
+        }
         None => false,
     }
 }
 
-/// Makes an administrator with a generated key, if nobody can administer.
-async fn generate(plane: &Plane, first_key: &FirstKey) -> Result<Option<Secret<String>>, Error> {
+/// Creates an administrator with a generated key, if there is no administrator.
+async fn generate(plane: &Plane, first_key: &FirstKey) -> Result<(), Error> {
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("look_for_administrator").await?;
     let exists = principals::count_administrator_keys(&tx, None, None).await? > 0;
     drop(tx);
     if exists {
-        return Ok(None);
+        return Ok(());
     }
-    if matches!(first_key, FirstKey::None) {
-        return Err(Error::Nobody);
-    }
+    let FirstKey::File(path) = first_key else { return Err(Error::Nobody) };
     let (tx, _) = plane.begin_change(&mut connection, "make_first_administrator").await?;
     // Another control plane may have been faster.
     if principals::count_administrator_keys(&tx, None, None).await? > 0 {
-        return Ok(None);
+        return Ok(());
     }
     let id = FIRST.parse().expect("a legal id");
     let (key_id, secret) = (generate_key_id(), generate_secret());
@@ -159,22 +161,15 @@ async fn generate(plane: &Plane, first_key: &FirstKey) -> Result<Option<Secret<S
     let stored = Stored { hash: access_key::hash_generated(&secret), sealed_secret };
     put_administrator(plane, &tx, id, &key_id, stored).await?;
     let pair = Secret::new(format!("{key_id}:{}", secret.expose()));
-    if let FirstKey::File(path) = first_key {
-        // Before it is true: a key that is true and nowhere to be found would lock everybody out.
-        write(path, &pair).map_err(|source| Error::File { path: path.clone(), source })?;
-    }
+    // The file is written first: a key that works but was never shown would lock everybody out.
+    write(path, &pair).map_err(|source| Error::File { path: path.clone(), source })?;
     tx.commit().await?;
-    match first_key {
-        FirstKey::Shown => Ok(Some(pair)),
-        FirstKey::File(path) => {
-            info!(key.id = %key_id, "wrote the first administrator's key to `{}`", path.display());
-            Ok(None)
-        }
-        FirstKey::None => Ok(None),
-    }
+    info!(key.id = %key_id, "wrote the first administrator's key to `{}`", path.display());
+    Ok(())
 }
 
-/// Writes a key to a file that only its owner can read; one that is there is of an administrator that is no more.
+/// Writes a key to a file that only its owner can read. An existing file belongs to an administrator that no longer
+/// exists.
 fn write(path: &Path, pair: &Secret<String>) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
@@ -188,7 +183,7 @@ fn write(path: &Path, pair: &Secret<String>) -> io::Result<()> {
     fs::rename(&new, path)
 }
 
-/// What is kept of a secret: the secret itself only if it was generated.
+/// The stored form of a secret; the secret itself is kept only if it was generated.
 struct Stored {
     hash: AccessKeyHash,
     sealed_secret: Option<Vec<u8>>,
@@ -203,7 +198,8 @@ async fn put_administrator(
 ) -> Result<(), db::Error> {
     let now = plane.clock.now();
     let uid = principals::get(tx, &id).await?.map_or_else(Uuid::now_v7, |principal| principal.uid);
-    let principal = Principal { uid, id, permission_set: PermissionSet::Administrator, create_time: now };
+    let permission_set = PermissionSet::Administrator.into();
+    let principal = Principal { uid, id, permission_set, minimum_reader: 0, create_time: now };
     principals::put(tx, &principal).await?;
     let key = AccessKey {
         key_id: key_id.to_string(),

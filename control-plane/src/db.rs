@@ -1,17 +1,19 @@
-//! Postgres: the only SQL, a file per table, a function per query.
+//! Postgres. All SQL is here: a file per table, a function per query.
 //!
 //! Transactions are explicit: [`Connection::begin`], queries, [`Tx::commit`]; a dropped [`Tx`] rolls back. Every change
 //! of configuration begins with [`registry::bump`], whose row lock makes such changes happen one after the other.
-//! Connections are probed before they are handed out, so after Postgres was away everything works again by itself.
+//! Connections are tested before they are handed out, so everything works again by itself once Postgres is back.
 
 pub(crate) mod access_keys;
 pub(crate) mod address;
 #[cfg_attr(not(test), expect(dead_code, reason = "replication and scanning will read the log; tests do so far"))]
 pub(crate) mod changes;
+pub(crate) mod comparison;
 pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod images;
 pub(crate) mod jobs;
+mod left_out;
 pub(crate) mod migrate;
 pub(crate) mod news;
 pub(crate) mod operations;
@@ -27,6 +29,7 @@ pub(crate) mod templates;
 mod tls;
 pub(crate) mod upstreams;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Status, Timeouts};
@@ -36,24 +39,32 @@ use tokio_postgres::{IsolationLevel, Row};
 pub(crate) use address::Address;
 use address::CONNECT_LIMIT;
 pub(crate) use error::Error;
+pub(crate) use left_out::LeftOut;
 
-/// How long a caller waits for a connection to become free.
+/// How long a caller waits for a free connection.
 const WAIT_LIMIT: Duration = Duration::from_secs(1);
-/// How long an idle connection may take to show that it is alive.
+/// How long the test of an idle connection may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
-/// The database, through a pool of connections. Nothing connects before the first [`Db::connect`].
+/// The database, through a pool of connections. The first connection is made by [`Db::connect`].
 #[derive(Clone)]
 pub(crate) struct Db {
     pool: Pool,
     address: Address,
+    left_out: Arc<LeftOut>,
 }
 
-/// One connection, given back to the pool when it is dropped.
-pub(crate) struct Connection(Object);
+/// A connection, which is returned to the pool when it is dropped.
+pub(crate) struct Connection {
+    object: Object,
+    left_out: Arc<LeftOut>,
+}
 
-/// A transaction that rolls back unless it is committed.
-pub(crate) struct Tx<'c>(deadpool_postgres::Transaction<'c>);
+/// A transaction, which rolls back unless it is committed.
+pub(crate) struct Tx<'c> {
+    transaction: deadpool_postgres::Transaction<'c>,
+    left_out: &'c LeftOut,
+}
 
 impl Db {
     pub(crate) fn new(address: Address, pool_size: usize) -> Self {
@@ -65,16 +76,21 @@ impl Db {
             .runtime(Runtime::Tokio1)
             .build()
             .expect("a pool with a runtime can have timeouts");
-        Self { pool, address }
+        Self { pool, address, left_out: Arc::default() }
     }
 
     pub(crate) async fn connect(&self) -> Result<Connection, Error> {
-        Ok(Connection(self.pool.get().await?))
+        Ok(Connection { object: self.pool.get().await?, left_out: Arc::clone(&self.left_out) })
     }
 
-    /// How the pool stands.
+    /// The state of the pool.
     pub(crate) fn status(&self) -> Status {
         self.pool.status()
+    }
+
+    /// The rows that were left out because only another release understands them.
+    pub(crate) fn left_out(&self) -> &LeftOut {
+        &self.left_out
     }
 
     fn address(&self) -> &Address {
@@ -83,42 +99,43 @@ impl Db {
 }
 
 impl Connection {
-    /// Begins a transaction at READ COMMITTED: decide under a row lock.
+    /// Begins a transaction at READ COMMITTED: decide only under a row lock.
     pub(crate) async fn begin(&mut self, name: &'static str) -> Result<Tx<'_>, Error> {
         tracing::trace!(transaction.name = name, "begin");
-        Ok(Tx(self.0.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await?))
+        let builder = self.object.build_transaction().isolation_level(IsolationLevel::ReadCommitted);
+        Ok(Tx { transaction: builder.start().await?, left_out: &self.left_out })
     }
 
-    /// Begins a transaction that sees one state of the database, and changes nothing.
+    /// Begins a read-only transaction that sees one state of the database.
     pub(crate) async fn begin_snapshot(&mut self, name: &'static str) -> Result<Tx<'_>, Error> {
         tracing::trace!(transaction.name = name, "begin");
-        let builder = self.0.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
-        Ok(Tx(builder.start().await?))
+        let builder = self.object.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true);
+        Ok(Tx { transaction: builder.start().await?, left_out: &self.left_out })
     }
 }
 
 impl Tx<'_> {
     pub(crate) async fn commit(self) -> Result<(), Error> {
-        Ok(self.0.commit().await?)
+        Ok(self.transaction.commit().await?)
     }
 
     async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
-        let statement = self.0.prepare_cached(sql).await?;
-        Ok(self.0.query(&statement, parameters).await?)
+        let statement = self.transaction.prepare_cached(sql).await?;
+        Ok(self.transaction.query(&statement, parameters).await?)
     }
 
     async fn query_opt(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, Error> {
-        let statement = self.0.prepare_cached(sql).await?;
-        Ok(self.0.query_opt(&statement, parameters).await?)
+        let statement = self.transaction.prepare_cached(sql).await?;
+        Ok(self.transaction.query_opt(&statement, parameters).await?)
     }
 
     async fn query_one(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
-        let statement = self.0.prepare_cached(sql).await?;
-        Ok(self.0.query_one(&statement, parameters).await?)
+        let statement = self.transaction.prepare_cached(sql).await?;
+        Ok(self.transaction.query_one(&statement, parameters).await?)
     }
 
     async fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<u64, Error> {
-        let statement = self.0.prepare_cached(sql).await?;
-        Ok(self.0.execute(&statement, parameters).await?)
+        let statement = self.transaction.prepare_cached(sql).await?;
+        Ok(self.transaction.execute(&statement, parameters).await?)
     }
 }

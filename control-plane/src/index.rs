@@ -1,9 +1,9 @@
-//! Takes in what nodes have learnt. The records in the store are the truth; the rows here are their index.
+//! Takes in what nodes have learned. The records in the store are the truth; the rows here are an index of them.
 //!
-//! Events come late, twice, and out of order between nodes, and no harm is done: each is applied once, tags only go
-//! forward, last pulls only grow, and what is said of a dead incarnation is ignored. An event may also come before the
-//! record that it tells of is written, so a repository without a record is taken on trust; the reconciling pass
-//! removes it again if the record never appears.
+//! Events may be late, repeated, and out of order between nodes, without harm: each is applied once, tags only move
+//! forward, times of last pulls only grow, and events about a dead incarnation are ignored. An event may also arrive
+//! before its record is written, so a repository without a record is accepted at first; the reconciling pass removes it
+//! again if the record never appears.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
@@ -15,7 +15,10 @@ use entrepot_proto::convert::event::{Event, Image, Kind, Unread};
 use entrepot_proto::node::v1::ReportEventsRequest;
 use entrepot_records::layout;
 use entrepot_records::{self as records, ManifestLink, RepositoryRecord, State};
+use entrepot_runtime::chain;
+use entrepot_store::Error;
 use tokio::time::timeout;
+use tracing::error;
 use uuid::Uuid;
 
 use crate::at_once;
@@ -28,9 +31,9 @@ use crate::plane::Plane;
 
 /// How many events a batch may have.
 const MAX_EVENTS: usize = 1000;
-/// How often a batch is tried again when others are in its way, or a record that it tells of is not written yet.
+/// How often a batch is tried if others are in its way, or if a record for it is not written yet.
 const ATTEMPTS: u32 = 5;
-/// How much longer it waits before each further attempt.
+/// Each further attempt waits this much longer.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long the store may take for a record.
 const STORE_LIMIT: Duration = Duration::from_secs(3);
@@ -38,9 +41,8 @@ const STORE_LIMIT: Duration = Duration::from_secs(3);
 /// What a repository's record says about an incarnation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// It is the live one.
     Live,
-    /// It was deleted, or never came to be.
+    /// It was deleted, or never existed.
     Dead,
     /// Its record is not written yet, or never will be.
     Undecided,
@@ -53,20 +55,21 @@ impl Verdict {
             Some(record) if record.incarnation == incarnation => match record.state.known() {
                 Some(State::Live) => Self::Live,
                 Some(State::Deleted) => Self::Dead,
-                // Another release knows.
+                // Only another release can tell.
                 None => Self::Undecided,
             },
-            // The name is another's: this one came before it, or has lost against it.
+            // The name belongs to another incarnation: this one is older, or has lost a race against it.
             Some(record) if record.state == State::Live => Self::Dead,
             Some(_) | None => Self::Undecided,
         }
     }
 }
 
-/// Applies a batch as a node sends it, also when other batches are in its way.
+/// Applies a node's batch, and retries if other batches are in its way.
 ///
 /// # Errors
-/// [`ApiError::UnknownEvents`] if some are of a later release. All others were applied then.
+/// [`ApiError::UnknownEvents`] if some events are of a later release; [`ApiError::DamagedRecord`] if some are about a
+/// repository whose record cannot be read. Then all others were applied, and these must be reported again.
 pub(crate) async fn report(plane: &Plane, request: &ReportEventsRequest) -> Result<(), ApiError> {
     if request.events.len() > MAX_EVENTS {
         return Err(ApiError::field("events", format!("must be at most {MAX_EVENTS}")));
@@ -81,17 +84,18 @@ pub(crate) async fn report(plane: &Plane, request: &ReportEventsRequest) -> Resu
         }
     }
     let events = violations.finish(Some(events))?;
-    apply_patiently(plane, &events).await?;
-    match unknown.first() {
-        Some(first) => {
+    let damaged = apply_patiently(plane, &events).await?;
+    match (unknown.first(), damaged) {
+        (Some(first), _) => {
             plane.instruments.unknown_events(unknown.len());
             Err(ApiError::UnknownEvents { count: unknown.len(), first: first.clone() })
         }
-        None => Ok(()),
+        (None, Some(damaged)) => Err(damaged),
+        (None, None) => Ok(()),
     }
 }
 
-async fn apply_patiently(plane: &Plane, events: &[Event]) -> Result<(), ApiError> {
+async fn apply_patiently(plane: &Plane, events: &[Event]) -> Result<Option<ApiError>, ApiError> {
     for attempt in 1..ATTEMPTS {
         match apply(plane, events, Rivals::Wait).await {
             Err(ApiError::Contended(_)) => tokio::time::sleep(PAUSE * attempt).await,
@@ -101,37 +105,41 @@ async fn apply_patiently(plane: &Plane, events: &[Event]) -> Result<(), ApiError
     apply(plane, events, Rivals::Replace).await
 }
 
-/// What happens when two nodes have reported that they create the same repository, and its record does not say yet which
-/// of them it was.
+/// What to do when two nodes have reported that they create the same repository, and its record does not yet tell which
+/// of them won.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rivals {
-    /// The batch is tried again in a moment.
+    /// Try the batch again in a moment.
     Wait,
-    /// The later report is believed; the reconciling pass has the last word.
+    /// Believe the later report; the reconciling pass corrects it if needed.
     Replace,
 }
 
-/// Applies events, all or none of them.
-async fn apply(plane: &Plane, batch: &[Event], rivals: Rivals) -> Result<(), ApiError> {
+/// Applies either all or no events, except for those about repositories whose records cannot be read. If there are such
+/// events, returns the reason.
+async fn apply(plane: &Plane, batch: &[Event], rivals: Rivals) -> Result<Option<ApiError>, ApiError> {
     let now = plane.clock.now();
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("find_incarnations").await?;
     let unknown = unknown(&tx, batch).await?;
     drop(tx);
     drop(connection);
-    // With no connection to the database, since the store may take its time.
-    let records = read_records(plane, unknown).await?;
+    // No database connection is held here, since the store may take its time.
+    let (records, damaged) = read_records(plane, unknown).await?;
+    let batch: Vec<&Event> = batch.iter().filter(|event| !damaged.contains(&event.incarnation)).collect();
 
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("apply_events").await?;
-    let alive = alive(&tx, batch, &records, rivals, now).await?;
+    let alive = alive(&tx, &batch, &records, rivals, now).await?;
 
-    let ids: Vec<Uuid> = batch.iter().map(|event| event.id).collect();
+    // An ignored event may come again when its repository is known.
+    let ids: Vec<Uuid> =
+        batch.iter().filter(|event| alive.contains(&event.incarnation)).map(|event| event.id).collect();
     let fresh: HashSet<Uuid> = events::note(&tx, &ids, now).await?.into_iter().collect();
     let mut rows = Rows::default();
     let mut applied = HashSet::new();
     let mut outcomes = Vec::with_capacity(batch.len());
-    for event in batch {
+    for event in &batch {
         let outcome = if !alive.contains(&event.incarnation) {
             EventOutcome::Ignored
         } else if fresh.contains(&event.id) && applied.insert(event.id) {
@@ -144,12 +152,12 @@ async fn apply(plane: &Plane, batch: &[Event], rivals: Rivals) -> Result<(), Api
     }
     rows.write(&tx).await?;
     tx.commit().await?;
-    // What was rolled back has not happened.
+    // Only counted now, since a rolled-back event has not happened.
     outcomes.into_iter().for_each(|(kind, outcome)| plane.instruments.event(kind, outcome));
-    Ok(())
+    Ok(damaged.cause)
 }
 
-/// Makes sure that the index has a repository whose live record is `record`; says whether it lacked it.
+/// Makes sure that the index has the repository with the live record `record`. Returns whether it was missing.
 pub(crate) async fn ensure(tx: &Tx<'_>, name: &RepositoryName, record: &RepositoryRecord) -> Result<bool, db::Error> {
     repositories::lock_name(tx, name).await?;
     let is_new = repositories::known(tx, &[record.incarnation]).await?.is_empty();
@@ -159,24 +167,26 @@ pub(crate) async fn ensure(tx: &Tx<'_>, name: &RepositoryName, record: &Reposito
     Ok(is_new)
 }
 
-/// What the index keeps of a manifest link; `None` if it is of a kind that only another release knows.
-pub(crate) fn image(digest: &Digest, link: &ManifestLink) -> Option<Image> {
-    Some(Image {
+/// What the index keeps of a manifest link.
+pub(crate) fn image(digest: &Digest, link: &ManifestLink) -> Image {
+    Image {
         digest: digest.clone(),
-        media_type: link.media_type.known()?,
+        media_type: link.media_type.clone(),
         manifest_size_bytes: i64::try_from(link.size_bytes).unwrap_or(i64::MAX),
         content_size_bytes: i64::try_from(link.content_size_bytes).unwrap_or(i64::MAX),
         platforms: link.platforms.clone(),
         children: link.children.iter().map(|child| child.digest.clone()).collect(),
         config: link.config.as_ref().map(|config| config.digest.clone()),
         cache_time: link.cache_time,
-    })
+        revision: link.revision,
+    }
 }
 
-/// A repository of a batch, and what its record says.
+/// A repository in a batch, and its record.
 type Met<'b> = ((&'b RepositoryName, Uuid), Option<RepositoryRecord>);
 
-/// The repositories of a batch that the index does not know, by name, so that two batches lock names in one order.
+/// The repositories in a batch that the index does not know, sorted by name so that two batches lock them in the same
+/// order.
 async fn unknown<'b>(tx: &Tx<'_>, batch: &'b [Event]) -> Result<BTreeSet<(&'b RepositoryName, Uuid)>, ApiError> {
     let all: BTreeSet<Uuid> = batch.iter().map(|event| event.incarnation).collect();
     let all: Vec<Uuid> = all.into_iter().collect();
@@ -185,23 +195,48 @@ async fn unknown<'b>(tx: &Tx<'_>, batch: &'b [Event]) -> Result<BTreeSet<(&'b Re
     Ok(unknown.map(|event| (&event.repository, event.incarnation)).collect())
 }
 
+/// The repositories in a batch whose records cannot be read.
+#[derive(Default)]
+struct Damaged {
+    incarnations: HashSet<Uuid>,
+    cause: Option<ApiError>,
+}
+
+impl Damaged {
+    fn contains(&self, incarnation: &Uuid) -> bool {
+        self.incarnations.contains(incarnation)
+    }
+}
+
 async fn read_records<'b>(
     plane: &Plane,
     unknown: BTreeSet<(&'b RepositoryName, Uuid)>,
-) -> Result<Vec<Met<'b>>, ApiError> {
+) -> Result<(Vec<Met<'b>>, Damaged), ApiError> {
     let read = unknown.into_iter().map(|(name, incarnation)| async move {
         let key = layout::repository(name);
         let record = timeout(STORE_LIMIT, records::read::<RepositoryRecord>(&*plane.store, &key)).await;
-        let record = record.map_err(|elapsed| ApiError::Away { what: "the store", cause: elapsed.into() })??;
-        Ok::<_, ApiError>(((name, incarnation), record.map(|(record, _)| record)))
+        let record = record.map_err(|elapsed| ApiError::Away { what: "the store", cause: elapsed.into() })?;
+        Ok::<_, ApiError>(((name, incarnation), record))
     });
-    at_once::all(read).await
+    let (mut met, mut damaged) = (Vec::new(), Damaged::default());
+    for (repository, record) in at_once::all::<_, ApiError, _>(read).await? {
+        match record {
+            Ok(record) => met.push((repository, record.map(|(record, _)| record))),
+            Err(error @ (Error::BadRecord { .. } | Error::TooLarge { .. })) => {
+                error!(error = %chain(&error), "the record of `{}` is damaged: events about it wait", repository.0);
+                damaged.incarnations.insert(repository.1);
+                damaged.cause = Some(ApiError::DamagedRecord { repository: repository.0.to_string() });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok((met, damaged))
 }
 
-/// Those incarnations of a batch that are alive, locked; ones that the index did not know are in it then.
+/// Locks and returns the live incarnations in a batch, after adding those that the index did not know.
 async fn alive(
     tx: &Tx<'_>,
-    batch: &[Event],
+    batch: &[&Event],
     records: &[Met<'_>],
     rivals: Rivals,
     now: DateTime<Utc>,
@@ -214,13 +249,13 @@ async fn alive(
     Ok(repositories::lock(tx, &all).await?.into_iter().collect())
 }
 
-/// Decides about an incarnation that the index does not know, by a record that was read before: who deletes the
-/// repository meanwhile writes its record first and then waits for the name, so that the deletion has the last word.
+/// Decides about an incarnation that the index does not know, by a record that was read before. Whoever deletes the
+/// repository meanwhile writes the record first and then waits for the name, so the deletion wins.
 async fn meet(
     tx: &Tx<'_>,
     (name, incarnation): (&RepositoryName, Uuid),
     record: Option<&RepositoryRecord>,
-    batch: &[Event],
+    batch: &[&Event],
     rivals: Rivals,
     now: DateTime<Utc>,
 ) -> Result<(), ApiError> {
@@ -246,7 +281,7 @@ async fn meet(
 }
 
 /// What a batch says about the creation of a repository.
-fn creation<'n>(batch: &[Event], name: &'n RepositoryName, incarnation: Uuid) -> Option<Created<'n>> {
+fn creation<'n>(batch: &[&Event], name: &'n RepositoryName, incarnation: Uuid) -> Option<Created<'n>> {
     batch.iter().filter(|event| event.incarnation == incarnation).find_map(|event| match &event.kind {
         Kind::RepositoryCreated { rule_uid, create_time, settings } => {
             let (rule_uid, create_time, settings) = (*rule_uid, *create_time, settings.into());
@@ -267,8 +302,8 @@ fn created<'n>(name: &'n RepositoryName, record: &RepositoryRecord) -> Created<'
     }
 }
 
-/// What a batch says of each row, one word for each however many events there are: the index's rows are written in a
-/// handful of statements.
+/// The last thing that a batch says about each row. So the rows are written in a handful of statements, however many
+/// events there are.
 #[derive(Default)]
 struct Rows<'e> {
     rules: BTreeMap<Uuid, Option<Uuid>>,
@@ -283,13 +318,13 @@ impl<'e> Rows<'e> {
     fn note(&mut self, event: &'e Event) {
         let incarnation = event.incarnation;
         match &event.kind {
-            // The index has it by now; a repository may have come under another rule since it was created.
+            // The index has the repository by now, but it may have come under another rule since it was created.
             Kind::RepositoryCreated { rule_uid, .. } => {
                 self.rules.insert(incarnation, *rule_uid);
             }
             Kind::ImageCached(image) => {
                 let latest = self.images.entry((incarnation, &image.digest)).or_insert(image);
-                if image.cache_time > latest.cache_time {
+                if image.revision > latest.revision {
                     *latest = image;
                 }
             }

@@ -1,8 +1,8 @@
-//! The control plane: owns Postgres, answers operators and nodes, moves no blob bytes.
+//! The control plane: it owns Postgres, answers operators and nodes, and moves no blob bytes.
 //!
-//! Read `app` to see what it is made of and how it starts. `api` has a file per gRPC service, `db` the only SQL.
-//! `snapshot` builds what nodes need to know, signs and publishes it; `index` takes in what nodes have learnt;
-//! `recurring` work keeps that index true to the records in object storage.
+//! Read `app` to see its parts and how it starts. `api` has a file per gRPC service, and `db` has all SQL. `snapshot`
+//! builds, signs and publishes what nodes need to know; `index` takes in what nodes have learned; `recurring` work
+//! keeps the index consistent with the records in object storage.
 
 mod api;
 mod app;

@@ -1,5 +1,5 @@
-//! What a control plane measures. Names and attributes of calls and connections are OpenTelemetry's conventions, all
-//! others are ours.
+//! The metrics of a control plane. Names and attributes for calls and connections follow OpenTelemetry's conventions;
+//! all others are ours.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use opentelemetry::metrics::{Counter, Histogram, Meter};
 
 use crate::db::Db;
 
-/// The instruments that are used all over the place.
+/// The instruments that many parts use.
 #[derive(Clone, Debug)]
 pub(crate) struct Instruments {
     events: Counter<u64>,
@@ -18,25 +18,24 @@ pub(crate) struct Instruments {
     lost_leases: Counter<u64>,
 }
 
-/// What has become of an event.
+/// What happened to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EventOutcome {
-    /// It has had its effect.
+    /// It was applied.
     Applied,
-    /// It had its effect before.
+    /// It had been applied before.
     Repeated,
-    /// It is about a repository that is no more, or not yet.
+    /// It is about a repository that no longer exists, or not yet.
     Ignored,
 }
 
-/// How a pass of recurring work has ended.
+/// How a pass of recurring work ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PassOutcome {
     /// Nothing is left to do.
     Done,
     /// More is waiting.
     More,
-    /// It failed.
     Failed,
 }
 
@@ -70,13 +69,13 @@ impl Instruments {
         self.events.add(1, &[KeyValue::new("event.kind", kind), KeyValue::new("outcome", outcome)]);
     }
 
-    /// Events of a later release, which were left to be taken by a control plane of it.
+    /// Counts events of a later release, which are left to a control plane of that release.
     pub(crate) fn unknown_events(&self, count: usize) {
         let attributes = [KeyValue::new("event.kind", "unknown"), KeyValue::new("outcome", "left")];
         self.events.add(count as u64, &attributes);
     }
 
-    /// A word of this sort on a job that was not the node's any more.
+    /// Counts a report of this kind about a job that no longer belonged to the node.
     pub(crate) fn lost_lease(&self, report: &'static str) {
         self.lost_leases.add(1, &[KeyValue::new("job.report", report)]);
     }
@@ -92,9 +91,15 @@ impl Instruments {
     }
 }
 
-/// Has the pool of database connections watched.
-pub(crate) fn observe_pool(metrics: &Metrics, db: &Db) {
+/// Adds metrics of the database pool, and of the rows that are left out.
+pub(crate) fn observe_database(metrics: &Metrics, db: &Db) {
     let meter = metrics.meter("entrepot.control_plane");
+    let watched = db.clone();
+    meter
+        .u64_observable_counter("entrepot.row.left_out")
+        .with_description("How often a row was left out of a list, since only another release understands it")
+        .with_callback(move |observer| observer.observe(watched.left_out().count(), &[]))
+        .build();
     let count = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
     let state = |state: &'static str| [pool(), KeyValue::new("db.client.connection.state", state)];
     let watched = db.clone();

@@ -1,12 +1,12 @@
-//! What the edges, the recurring work and the start stand on. It knows none of them.
+//! The shared base of the edges, the recurring work and the start. It knows none of them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use entrepot_domain::Secret;
 use entrepot_runtime::{Clock, Metrics, Tasks};
 use entrepot_store::BlobStore;
 use entrepot_trust::{ClusterKey, SecretVerifier, Tokens};
+use ipnet::IpNet;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -31,6 +31,10 @@ pub(crate) struct Plane {
     pub(crate) clock: Clock,
     pub(crate) tasks: Tasks,
     pub(crate) reflection: Reflection,
+    /// How many connections the API serves at once; further ones wait.
+    pub(crate) connections: usize,
+    /// Whose word on who calls is believed.
+    pub(crate) trusted_proxies: Vec<IpNet>,
     pub(crate) metrics: Metrics,
     pub(crate) instruments: Instruments,
     pub(crate) stage: watch::Sender<Stage>,
@@ -43,10 +47,10 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// Begins it in a transaction that is open already; no other change goes on until that has ended.
+    /// Begins it in an open transaction. No other change proceeds until that transaction has ended.
     ///
     /// # Errors
-    /// [`ApiError::Behind`] if the published snapshot is ahead of this database.
+    /// [`ApiError::Behind`] if the published snapshot is newer than this database.
     pub(crate) async fn begin(&self, tx: &Tx<'_>) -> Result<Registry, ApiError> {
         let registry = registry::bump(tx).await?;
         match self.published {
@@ -56,14 +60,14 @@ impl Change {
     }
 }
 
-/// How far the start has come.
+/// The stage of the start.
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
-    /// It goes on.
+    /// It is under way.
     Starting { why: String },
-    /// Done.
+    /// It is done.
     Ready(Ready),
-    /// Given up.
+    /// It was given up.
     Refused { why: String },
 }
 
@@ -77,15 +81,16 @@ impl Plane {
         self.stage.subscribe()
     }
 
-    /// Looks at what a change of configuration must not fall behind. Before any lock: the store can be slow.
+    /// Reads the published version, which a change must not fall behind. This comes before any lock, since the store
+    /// may be slow.
     pub(crate) async fn prepare_change(&self) -> Result<Change, ApiError> {
         Ok(Change { published: self.snapshots.head().await? })
     }
 
-    /// Begins a change of configuration, which no other one overtakes.
+    /// Begins a change of configuration. No other one can overtake it.
     ///
     /// # Errors
-    /// [`ApiError::Behind`] if the published snapshot is ahead of this database.
+    /// [`ApiError::Behind`] if the published snapshot is newer than this database.
     pub(crate) async fn begin_change<'c>(
         &self,
         connection: &'c mut Connection,
@@ -98,27 +103,23 @@ impl Plane {
     }
 }
 
-/// What is known once a control plane has started.
+/// The facts that are known once a control plane has started.
 #[derive(Clone, Debug)]
 pub struct Ready {
-    /// Identifies the registry; the audience of its tokens.
+    /// The id of the registry, which is the audience of its tokens.
     pub registry_id: Uuid,
-    /// `<key id>:<secret>` of the first administrator, if this start made it. It is nowhere else.
-    pub first_key: Option<Secret<String>>,
 }
 
-/// What becomes of the first administrator's key where it has to be made up.
+/// What to do if the first administrator's key has to be generated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FirstKey {
-    /// [`Ready`] has it: whoever starts the control plane shows it, once.
-    Shown,
-    /// It is written to this file, for its owner only.
+    /// Write it to this file, readable only by its owner.
     File(PathBuf),
-    /// None is made: the start is refused.
+    /// Generate none: the start is refused.
     None,
 }
 
-/// Whether callers may ask for the API's description.
+/// Whether callers may read the API's description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reflection {
     /// Everybody may.

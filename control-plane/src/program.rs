@@ -1,5 +1,5 @@
-//! A control plane as a program of its own: it opens what it works with, however long that takes, and serves until it
-//! is told to stop.
+//! A control plane as a program: it opens everything that it needs, however long that takes, and serves until it is
+//! told to stop.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ use entrepot_domain::{ResourceId, Secret};
 use entrepot_runtime::{Clock, Condition, Health, Metrics, Program, Tasks, chain};
 use entrepot_settings::open_store;
 use entrepot_store::Store;
-use entrepot_trust::access_key::{self, check_chosen};
+use entrepot_trust::access_key::{self, check_length};
 use tracing::error;
 use uuid::Uuid;
 
@@ -18,10 +18,10 @@ use crate::app::{ControlPlane, Deps, StartError};
 use crate::plane::FirstKey;
 use crate::settings::Settings;
 
-/// What a control plane is called in telemetry.
+/// The service name in telemetry.
 pub const SERVICE: &str = "entrepot-control-plane";
 
-/// How long a start may take before it is looked at anew; there is no end to that.
+/// How long a start may take before its state is checked again; there is no final limit.
 const START_LOOK: Duration = Duration::from_secs(60);
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -34,10 +34,10 @@ pub struct BootstrapKeyProblem {
     what: String,
 }
 
-/// Reads `ENTREPOT_BOOTSTRAP_KEY`, or the file that `ENTREPOT_BOOTSTRAP_KEY_FILE` names, out of an environment.
+/// Reads `ENTREPOT_BOOTSTRAP_KEY`, or the file that `ENTREPOT_BOOTSTRAP_KEY_FILE` names, from the environment.
 ///
 /// # Errors
-/// If both are set, or the file cannot be read, or what they hold is no key.
+/// If both are set, the file cannot be read, or the key is invalid.
 pub fn bootstrap_key(environment: &[(String, String)]) -> Result<Option<Secret<String>>, BootstrapKeyProblem> {
     const KEY: &str = "ENTREPOT_BOOTSTRAP_KEY";
     const FILE: &str = "ENTREPOT_BOOTSTRAP_KEY_FILE";
@@ -54,11 +54,11 @@ pub fn bootstrap_key(environment: &[(String, String)]) -> Result<Option<Secret<S
     };
     let text = text.trim_end();
     let (_, secret) = access_key::parse_pair(text).map_err(|error| problem(variable, error.to_string()))?;
-    check_chosen(&secret).map_err(|error| problem(variable, error.to_string()))?;
+    check_length(&secret).map_err(|error| problem(variable, error.to_string()))?;
     Ok(Some(Secret::new(text.to_owned())))
 }
 
-/// Runs a control plane to its end.
+/// Runs a control plane until its end.
 pub async fn run(settings: Settings, bootstrap_key: Option<Secret<String>>) -> ExitCode {
     let instance = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let program = match Program::start(settings.telemetry.config(SERVICE, instance)) {
@@ -69,12 +69,13 @@ pub async fn run(settings: Settings, bootstrap_key: Option<Secret<String>>) -> E
         }
     };
     let health = program.health();
-    // Before anybody can ask: with nothing to wait for, it would look ready. Its own is there from the start, too, so that
-    // it does not look ready between the store and what comes behind it.
+    // The conditions are added before anybody can ask: without any condition the program would seem ready. The control
+    // plane's own condition is added now, too, so that the program does not seem ready between opening the store and
+    // the start.
     let (_, store) = (health.condition(crate::app::CONDITION), health.condition("store"));
     let around = Around { clock: program.clock(), tasks: program.tasks(), health, metrics: program.metrics(), store };
     match settings.operations.listener.bind(&around.tasks) {
-        // Probes are answered while all else comes about.
+        // Probes are answered while everything else is being set up.
         Ok(listener) => program.serve_operations(listener).await,
         Err(error) => {
             error!("{error}");
@@ -85,17 +86,17 @@ pub async fn run(settings: Settings, bootstrap_key: Option<Secret<String>>) -> E
     program.run(drain, Box::pin(control_plane(settings, bootstrap_key, around))).await
 }
 
-/// What the program has that a control plane needs.
+/// The program's parts that a control plane needs.
 struct Around {
     clock: Clock,
     tasks: Tasks,
     health: Health,
     metrics: Metrics,
-    /// Whether the store is there.
+    /// Whether the store is available.
     store: Condition,
 }
 
-/// Opens what the control plane works with, and lets it serve.
+/// Opens what the control plane needs, and serves.
 async fn control_plane(
     settings: Settings,
     bootstrap_key: Option<Secret<String>>,
@@ -110,7 +111,8 @@ async fn control_plane(
     };
     let store: Store = Arc::new(bucket?);
     condition.ready();
-    // Before the store is there, nobody is kept waiting: connections are refused, and a load balancer looks elsewhere.
+    // Before the store is open, connections are refused, so that a load balancer uses another control plane.
+    settings.api.listener.warn_of_clear_text();
     let listener = settings.api.listener.bind(&tasks)?;
     let deps = Deps {
         store,
@@ -125,15 +127,17 @@ async fn control_plane(
         first_key: settings.api.first_key_file.map_or(FirstKey::None, FirstKey::File),
         reflection: settings.api.reflection,
     };
-    let plane = ControlPlane::new(settings.database, deps);
+    let config =
+        settings.database.with_connections(settings.api.connections).with_trusted_proxies(settings.api.trusted_proxies);
+    let plane = ControlPlane::new(config, deps);
     tokio::select! {
         served = plane.clone().serve(listener) => Ok(served?),
-        refused = refused(&plane) => Err(refused.into()),
+        refused = wait_for_refusal(&plane) => Err(refused.into()),
     }
 }
 
-/// Waits until the start is given up, for ever if it is not.
-async fn refused(plane: &ControlPlane) -> StartError {
+/// Waits until the start is given up; if it never is, waits for ever.
+async fn wait_for_refusal(plane: &ControlPlane) -> StartError {
     loop {
         match plane.ready(START_LOOK).await {
             Ok(_) => std::future::pending().await,
@@ -143,7 +147,7 @@ async fn refused(plane: &ControlPlane) -> StartError {
     }
 }
 
-/// Whose uploads would be this process'. It makes none, but a store has to have an owner.
+/// The owner of this process's uploads. There are none, but a store needs an owner.
 fn owner() -> ResourceId {
     format!("control-plane-{}", Uuid::new_v4().simple()).parse().expect("letters, digits and hyphens are an id")
 }

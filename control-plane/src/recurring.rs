@@ -1,5 +1,5 @@
-//! Recurring work: each pass reads the stored state, does a bounded batch, may run anywhere and twice, and the next
-//! pass is the retry.
+//! Recurring work. Each pass reads the stored state and does a limited batch. It may run anywhere and twice, and the
+//! next pass is the retry.
 
 mod leftovers;
 mod prune;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_runtime::chain;
+use entrepot_runtime::retry::jittered;
 use tokio::time::{Instant, sleep};
 use tracing::{Instrument as _, debug, info_span, warn};
 
@@ -17,16 +18,16 @@ use crate::error::ApiError;
 use crate::metrics::PassOutcome;
 use crate::plane::Plane;
 
-/// How long there is between two batches of a pass that has more to do.
+/// The pause between two batches of a pass that has more to do.
 const BREATH: Duration = Duration::from_millis(50);
 
-/// Recurring work.
+/// A kind of recurring work.
 pub(crate) trait Job: Send + 'static {
     const NAME: &'static str;
-    /// From the end of one run to the beginning of the next.
+    /// The time from the end of one run to the beginning of the next.
     const EVERY: Duration;
 
-    /// Does a bounded batch.
+    /// Does a limited batch.
     fn pass(&mut self, plane: &Plane) -> impl Future<Output = Result<Progress, ApiError>> + Send;
 }
 
@@ -37,7 +38,7 @@ pub(crate) enum Progress {
     More,
 }
 
-/// Starts all jobs; they end with the process.
+/// Starts all jobs. They end with the process.
 pub(crate) fn spawn(plane: &Arc<Plane>) {
     spawn_one(plane, reconcile::Reconcile::default());
     spawn_one(plane, leftovers::Leftovers::default());
@@ -77,10 +78,4 @@ fn outcome(ended: &Result<Progress, ApiError>) -> PassOutcome {
         Ok(Progress::More) => PassOutcome::More,
         Err(_) => PassOutcome::Failed,
     }
-}
-
-/// Between 0.9 and 1.1 times `period`, so that control planes which start together do not work together.
-fn jittered(period: Duration) -> Duration {
-    let random = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
-    period.mul_f64(0.9 + 0.2 * random)
 }

@@ -1,9 +1,7 @@
-//! What an operator does after a restore of the database: begins a new epoch, and rebuilds the index.
+//! What an operator runs after restoring the database: it begins a new epoch, and rebuilds the index.
 
 use bytes::Bytes;
 use entrepot_proto::node::v1 as wire;
-use entrepot_records::layout;
-use entrepot_records::{self as records, SnapshotHead};
 use entrepot_runtime::{Clock, chain};
 use entrepot_store::BlobStore;
 use prost::Message as _;
@@ -13,33 +11,32 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::db::{self, Db, registry};
 use crate::error::ApiError;
-use crate::reconcile::{Books, Reindexed};
-use crate::snapshot::Version;
+use crate::reconcile::{Books, Reads, Reindexed};
+use crate::snapshot::{Head, Version};
 
-/// What a restore has come to.
+/// The result of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restored {
-    /// The configuration's version now.
+    /// The version of the configuration now.
     pub version: Version,
-    /// Whether a new epoch has begun: the database was behind what is published.
+    /// Whether a new epoch has begun, because the database was behind the published snapshot.
     pub raised: bool,
-    /// What was done to the index.
+    /// The changes to the index.
     pub index: Reindexed,
 }
 
-/// What to do with a database that is of another registry than what is published.
+/// What to do if the database belongs to another registry than the published snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// Somebody has named the wrong database or the wrong bucket.
+    /// Refuse: somebody has named the wrong database or the wrong bucket.
     Refused,
-    /// It is made anew, since no backup is left: what it has replaces what is published.
+    /// Accept: the database was created anew because there is no backup, and its content replaces what is published.
     Adopted,
 }
 
-/// Why a restore came to nothing, or to half of it: it can be repeated.
+/// Why a restore failed, completely or halfway. It can be repeated.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
-    /// The database.
     #[error("the database cannot be used")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// It is not a backup of this registry.
@@ -54,10 +51,8 @@ pub enum RestoreError {
         /// The registry of the store.
         published: Uuid,
     },
-    /// The store.
     #[error("the published snapshot cannot be read from the store")]
     Store(#[from] entrepot_store::Error),
-    /// The index.
     #[error("the index cannot be rebuilt")]
     Index(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -75,25 +70,25 @@ impl From<ApiError> for RestoreError {
 }
 
 /// Raises the epoch of a database that is behind the published snapshot, as after a restore from a backup, and rebuilds
-/// the index from the store. The registry keeps the identity that is published, so that tokens stay good.
+/// the index from the store. The registry keeps its published identity, so tokens stay valid.
 ///
-/// Control planes and nodes may run meanwhile: they take the new epoch up by themselves.
+/// Control planes and nodes may keep running: they adopt the new epoch by themselves.
 ///
 /// # Errors
-/// If the database or the store is away, or the database is [`Foreign`] and that is refused.
+/// If the database or the store is away, or if the database is [`Foreign`] and that is refused.
 pub async fn restore(config: Config, store: &dyn BlobStore, foreign: Foreign) -> Result<Restored, RestoreError> {
     let db = Db::new(config.database, config.pool_size);
     db.migrate().await?;
-    let (version, raised) = begin_epoch(&db, published(store).await?, foreign).await?;
+    let (version, raised) = begin_epoch(&db, read_published(store).await?, foreign).await?;
     if raised && let Err(error) = db.tell_published().await {
-        // Those that run look by themselves every few seconds.
+        // Running control planes look by themselves every few seconds.
         debug!(error = %chain(&error), "running control planes were not told of the new epoch");
     }
-    let index = Books::new(&db, store, &Clock::system()).run().await?;
+    let index = Books::new(&db, store, &Clock::system(), Reads::All).run().await?;
     Ok(Restored { version, raised, index })
 }
 
-/// Begins an epoch if the database is behind what is published; says which version it has, and whether it was.
+/// Begins an epoch if the database is behind the published snapshot. Returns the version, and whether it was behind.
 async fn begin_epoch(
     db: &Db,
     published: Option<(Version, Option<Uuid>)>,
@@ -101,7 +96,7 @@ async fn begin_epoch(
 ) -> Result<(Version, bool), RestoreError> {
     let mut connection = db.connect().await?;
     let tx = connection.begin("restore").await?;
-    // Locked, so that of two who restore at once one finds that it is done.
+    // The row is locked, so that of two concurrent restores one finds that it is done already.
     let registry = registry::lock(&tx).await?;
     let Some((head, id)) = published.filter(|(version, _)| *version > registry.version) else {
         return Ok((registry.version, false));
@@ -115,25 +110,27 @@ async fn begin_epoch(
     Ok((raised.version, true))
 }
 
-/// Rebuilds the index from the store: rows that the store does not show go, missing ones come. Only rows of the last
-/// minute are left alone where the store does not show them, since nodes tell of content before they write its record.
+/// Rewrites unreadable records of repositories from their rows, and then rebuilds the index from the store: rows that
+/// the store does not have are removed, and missing ones are added. Only rows of the last minute are left alone if the
+/// store does not have them, since nodes report content before they write its record.
 ///
-/// Control planes and nodes may run meanwhile.
+/// Control planes and nodes may keep running.
 ///
 /// # Errors
 /// If the database or the store is away.
 pub async fn reindex(config: Config, store: &dyn BlobStore) -> Result<Reindexed, RestoreError> {
     let db = Db::new(config.database, config.pool_size);
     db.migrate().await?;
-    Ok(Books::new(&db, store, &Clock::system()).run().await?)
+    let clock = Clock::system();
+    let books = Books::new(&db, store, &clock, Reads::All);
+    books.mend_repositories().await?;
+    Ok(books.run().await?)
 }
 
-/// Which configuration is published, and by which registry, as far as that can be read.
-async fn published(store: &dyn BlobStore) -> Result<Option<(Version, Option<Uuid>)>, RestoreError> {
-    let Some((head, _)) = records::read::<SnapshotHead>(store, &layout::snapshot_head()).await? else {
-        return Ok(None);
-    };
+/// The published version and its registry, as far as they can be read.
+async fn read_published(store: &dyn BlobStore) -> Result<Option<(Version, Option<Uuid>)>, RestoreError> {
+    let Some((version, key)) = Head::read(store).await?.published(store).await? else { return Ok(None) };
     let id = |bytes: Bytes| wire::Snapshot::decode(bytes).ok()?.registry_id.parse().ok();
-    let registry_id = store.get(&head.key).await?.and_then(|object| id(object.bytes));
-    Ok(Some((Version { epoch: head.epoch, revision: head.revision }, registry_id)))
+    let registry_id = store.get(&key).await?.and_then(|object| id(object.bytes));
+    Ok(Some((version, registry_id)))
 }

@@ -1,15 +1,18 @@
-//! Who calls: what a credential was found to be, remembered until the configuration changes. No secret is kept.
+//! Identified callers. What a credential stands for is remembered until the configuration changes; no secret is kept.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use entrepot_domain::{AccessKeyId, ResourceId};
+use entrepot_domain::ResourceId;
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::snapshot::access_key_purpose;
-use entrepot_trust::{AccessKeyHash, ClusterKey, SecretVerifier};
+use entrepot_runtime::chain;
+use entrepot_trust::cluster_key::UnsealError;
+use entrepot_trust::{AccessKeyHash, ClusterKey, Login, NotChecked, SecretVerifier};
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::db::access_keys::{self, AccessKey};
@@ -20,43 +23,44 @@ use crate::snapshot::Version;
 
 /// How many sessions are remembered.
 const REMEMBERED: usize = 10_000;
-/// How long a session is taken for granted while nothing is heard of a change. This bounds for how long a key works here
-/// that was revoked at another control plane whose news does not arrive.
+/// How long a session is trusted while no change is heard of. This limits how long a revoked key still works here if
+/// the news from another control plane does not arrive.
 const TRUSTED_FOR: Duration = Duration::from_secs(5);
 
-/// A caller that has shown who it is.
+/// A caller whose identity is proven.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
     pub(crate) caller: Caller,
     principal: ResourceId,
-    permission_set: PermissionSet,
-    /// Of the key as it was found. A key whose secret was exchanged is another one.
+    /// `None` is a set of another release, which grants nothing here.
+    permission_set: Option<PermissionSet>,
+    /// The hash of the key's secret at that time. A key with another secret counts as another key.
     sealed_hash: Vec<u8>,
     revision: Revision,
     confirm_time: Instant,
 }
 
-/// A principal, and the key that it has shown.
+/// A principal, and the key that it has used.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
     pub(crate) principal_uid: Uuid,
     pub(crate) key_id: String,
 }
 
-/// What a call takes.
+/// What a call requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Permission {
-    /// To change, and to see what only administrators see.
+    /// Changing things, and reading what only administrators may read.
     Administer,
-    /// To see what can be pulled, and what is one's own.
+    /// Reading what can be pulled, and what belongs to the caller.
     Read,
 }
 
-/// The state of the configuration that something was found in, as far as it is known here.
+/// A state of the configuration, as far as it is known here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Revision {
     published: Option<Version>,
-    /// How many changes this control plane has made, which may not be published yet.
+    /// How many changes this control plane has made. They may not be published yet.
     own_changes: u64,
 }
 
@@ -65,12 +69,12 @@ pub(crate) struct Sessions {
     db: Db,
     cluster_key: ClusterKey,
     secrets: SecretVerifier,
-    /// Of this process alone: what is remembered is of no use to anybody who reads its memory later.
+    /// Private to this process, so that remembered fingerprints are useless to somebody who reads its memory later.
     salt: [u8; 32],
     memory: Mutex<Memory>,
 }
 
-/// What credentials were found to be in one revision.
+/// The credentials that were identified in one revision.
 #[derive(Default)]
 struct Memory {
     revision: Revision,
@@ -88,9 +92,9 @@ impl Permission {
 
 impl Session {
     /// # Errors
-    /// [`ApiError::Denied`] if the caller may not do what takes `permission`.
+    /// [`ApiError::Denied`] if the caller lacks `permission`.
     pub(crate) fn require(&self, permission: Permission) -> Result<(), ApiError> {
-        if permission.is_in(self.permission_set) {
+        if self.permission_set.is_some_and(|set| permission.is_in(set)) {
             return Ok(());
         }
         Err(ApiError::Denied { principal: format!("principals/{}", self.principal) })
@@ -109,20 +113,15 @@ impl Sessions {
         Self { db, cluster_key, secrets, salt, memory: Mutex::default() }
     }
 
-    /// Who has the key `key_id` with this secret. `published` is the configuration that is published by now: the database
-    /// is asked once for each.
+    /// Identifies the caller of `login`. `published` is the currently published configuration: the database is asked
+    /// once for each version of it.
     ///
     /// # Errors
-    /// [`ApiError::Unauthenticated`] if nobody has it.
-    pub(crate) async fn identify(
-        &self,
-        published: Option<Version>,
-        key_id: &AccessKeyId,
-        secret: &str,
-    ) -> Result<Session, ApiError> {
-        let key_id = key_id.as_str();
-        let fingerprint = self.fingerprint(key_id, secret);
-        // Before the database is asked: what it says of an earlier revision must not count for a later one.
+    /// [`ApiError::Unauthenticated`] if nobody has this login.
+    pub(crate) async fn identify(&self, published: Option<Version>, login: Login<'_>) -> Result<Session, ApiError> {
+        let key_id = login.key_id.as_str();
+        let fingerprint = self.fingerprint(key_id, login.secret);
+        // Read before the database is asked: an answer for an earlier revision must not count for a later one.
         let revision = {
             let mut memory = self.lock();
             let revision = memory.enter(published);
@@ -131,20 +130,18 @@ impl Sessions {
             }
             revision
         };
+        let found = self.usable(key_id).await?;
+        let hash = found.as_ref().map(|(key, _)| self.hash(key)).transpose()?;
+        let is_right = self.secrets.verify(login, hash.as_ref()).await.map_err(|why| match why {
+            NotChecked::TooMany { retry_after } => ApiError::TooManyAttempts { retry_after },
+            NotChecked::Busy => ApiError::TooManyAttempts { retry_after: Duration::from_secs(1) },
+        })?;
         let wrong = ApiError::Unauthenticated(LoginFault::Wrong);
-        let Some((key, principal)) = self.usable(key_id).await? else { return Err(wrong) };
-        let hash = self.cluster_key.unseal(&access_key_purpose(key_id), &key.sealed_hash);
-        let hash = hash.map_err(|error| ApiError::Internal(error.into()))?;
-        let hash = AccessKeyHash::decode(hash.expose()).map_err(|error| ApiError::Internal(error.into()))?;
-        match self.secrets.verify(key_id, secret, &hash).await {
-            Ok(true) => {}
-            Ok(false) => return Err(wrong),
-            Err(error) => return Err(ApiError::TooManyAttempts { retry_after: error.retry_after }),
-        }
+        let (key, principal) = found.filter(|_| is_right).ok_or(wrong)?;
         let session = Session {
             caller: Caller { principal_uid: principal.uid, key_id: key.key_id },
             principal: principal.id,
-            permission_set: principal.permission_set,
+            permission_set: principal.permission_set.known(),
             sealed_hash: key.sealed_hash,
             revision,
             confirm_time: Instant::now(),
@@ -153,10 +150,26 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Looks whether a session still holds, as for a stream that goes on. Asks nobody while nothing has changed.
+    /// The stored hash of a key's secret.
+    fn hash(&self, key: &AccessKey) -> Result<AccessKeyHash, ApiError> {
+        let key_id = key.key_id.as_str();
+        let hash = match self.cluster_key.unseal(&access_key_purpose(key_id), &key.sealed_hash) {
+            Err(UnsealError::Refused) => return Err(ApiError::Internal(UnsealError::Refused.into())),
+            // The form of another release: nobody can log in with it here.
+            Err(error @ UnsealError::Malformed) => Err(chain(&error).to_string()),
+            Ok(hash) => AccessKeyHash::decode(hash.expose()).map_err(|error| chain(&error).to_string()),
+        };
+        hash.map_err(|why| {
+            warn!(key.id = key_id, "refused the key `{key_id}`, which is of another release: {why}");
+            ApiError::Unauthenticated(LoginFault::Wrong)
+        })
+    }
+
+    /// Checks that a session is still valid, for a long-running stream. Nothing is read while nothing has changed.
     ///
     /// # Errors
-    /// [`ApiError::Unauthenticated`] if its key was revoked or exchanged since. Other errors say that it is not known.
+    /// [`ApiError::Unauthenticated`] if its key was revoked or exchanged since. Other errors mean that this is not
+    /// known.
     pub(crate) async fn confirm(&self, published: Option<Version>, session: &mut Session) -> Result<(), ApiError> {
         let revision = self.lock().enter(published);
         if session.is_current(revision) {
@@ -168,12 +181,12 @@ impl Sessions {
         };
         let found = found.filter(is_same);
         let (_, principal) = found.ok_or(ApiError::Unauthenticated(LoginFault::Wrong))?;
-        session.permission_set = principal.permission_set;
+        session.permission_set = principal.permission_set.known();
         (session.revision, session.confirm_time) = (revision, Instant::now());
         Ok(())
     }
 
-    /// Forgets everybody: this control plane has changed the configuration.
+    /// Forgets all sessions, since this control plane has changed the configuration.
     pub(crate) fn forget(&self) {
         let mut memory = self.lock();
         memory.revision.own_changes += 1;
@@ -196,12 +209,12 @@ impl Sessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock()
     }
 }
 
 impl Memory {
-    /// Forgets everybody if something else is published than before; returns the revision now.
+    /// Forgets all sessions if another version is published than before. Returns the current revision.
     fn enter(&mut self, published: Option<Version>) -> Revision {
         if self.revision.published != published {
             self.revision.published = published;
@@ -230,7 +243,7 @@ mod tests {
         Session {
             caller: Caller { principal_uid: Uuid::nil(), key_id: "ak".to_owned() },
             principal: "ops".parse().unwrap(),
-            permission_set: PermissionSet::Puller,
+            permission_set: Some(PermissionSet::Puller),
             sealed_hash: Vec::new(),
             revision,
             confirm_time: Instant::now(),

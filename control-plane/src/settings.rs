@@ -1,5 +1,7 @@
 //! What a control plane reads from its configuration. All mistakes are told together.
 
+#![warn(missing_docs)]
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +10,9 @@ use entrepot_runtime::config::{Problems, Reader, Reported, Section};
 use entrepot_runtime::tls::Alpn;
 use entrepot_settings::{
     AccountSettings, ControlKeys, DrainSettings, ListenerSettings, OperationsSettings, StoreSettings,
-    TelemetrySettings, ca_file, required_secret, secret,
+    TelemetrySettings, ca_file, required_secret, secret, trusted_proxies,
 };
+use ipnet::IpNet;
 
 use crate::config::{Config, ConfigError, Login};
 use crate::plane::Reflection;
@@ -48,6 +51,10 @@ pub struct ApiSettings {
     pub listener: ListenerSettings,
     /// Whether callers may ask for the API's description.
     pub reflection: Reflection,
+    /// How many connections are served at once.
+    pub connections: usize,
+    /// Whose word on who calls is believed.
+    pub trusted_proxies: Vec<IpNet>,
     /// Where a generated first key is written to.
     pub first_key_file: Option<PathBuf>,
 }
@@ -88,9 +95,11 @@ impl ApiSettings {
         let listener = ListenerSettings::read(&mut section, "127.0.0.1:5001", Alpn::Http2);
         let allow_plain = section.get::<bool>("allow_plain_api", "false");
         let reflection = section.get::<bool>("reflection", "true");
+        let connections = connections(&mut section);
+        let trusted_proxies = trusted_proxies(&mut section);
         let first_key_file = section.optional::<PathBuf>("first_key_file");
         let listener = listener?;
-        if listener.tls.is_none() && !listener.listen.ip().is_loopback() && !allow_plain? {
+        if listener.is_open_clear_text() && !allow_plain? {
             let what = format!(
                 "{} is not loopback, and access keys would cross the network readable: set tls_certificate_file and \
                  tls_key_file, or allow_plain_api = true where nobody listens",
@@ -99,7 +108,21 @@ impl ApiSettings {
             return Err(section.problem(LISTEN, what));
         }
         let reflection = if reflection? { Reflection::Open } else { Reflection::Closed };
-        Ok(Self { listener, reflection, first_key_file: first_key_file? })
+        Ok(Self {
+            listener,
+            reflection,
+            connections: connections?,
+            trusted_proxies: trusted_proxies?,
+            first_key_file: first_key_file?,
+        })
+    }
+}
+
+fn connections(section: &mut Section<'_>) -> Result<usize, Reported> {
+    const CONNECTIONS: &str = "connections";
+    match section.get::<usize>(CONNECTIONS, "4096")? {
+        0 => Err(section.problem(CONNECTIONS, "must be at least 1")),
+        connections => Ok(connections),
     }
 }
 

@@ -1,16 +1,17 @@
-//! What nodes need to know, as one value: built in one transaction, signed, published in the store.
+//! The snapshot: everything that nodes need to know, built in one transaction, signed, and published in the store.
 //!
-//! The database's revision says how far the configuration is; `snapshot/head` says how far nodes can be. Whoever
-//! changes the configuration commits, then wakes the publisher, which brings the head forward, never back, by
-//! compare-and-swap. Nodes are sent only what was read back from the store, so the bytes of an outage are the bytes
-//! of every day.
+//! The database's revision is the version of the configuration; `snapshot/head` is the version that nodes can have.
+//! After a change of configuration is committed, the publisher is woken. It moves the head forward, never back, by
+//! compare-and-swap. Nodes are sent only what was read back from the store, so they get the same bytes as during an
+//! outage.
 //!
-//! Several control planes may publish at once: one of them wins, wakes the others, and each passes on to its own nodes
-//! what won. To exchange the seed that snapshots are signed with, first every node and every control plane gets both
-//! public keys, then one control plane after the other the new seed (the last of them sees to it that what is published
-//! is signed with it), and then the old key goes from everywhere.
+//! Several control planes may publish at once. One of them wins and wakes the others, and each passes the result on to
+//! its own nodes. To exchange the seed that signs snapshots, first give both public keys to every node and every
+//! control plane, then the new seed to one control plane after the other (the last of them publishes a snapshot signed
+//! with it), and finally remove the old key everywhere.
 
 mod build;
+mod head;
 mod settle;
 mod watchers;
 
@@ -19,33 +20,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use entrepot_proto::convert::duration;
+use entrepot_proto::node::v1 as wire;
 use entrepot_records::layout::{self, Parsed};
 use entrepot_records::{self as records, SnapshotHead};
-use entrepot_runtime::{Clock, chain};
+use entrepot_runtime::{Backoff, Clock, chain};
 use entrepot_store::{BlobStore, Key};
 use entrepot_trust::{ClusterKey, Signature, SnapshotSigner, SnapshotTrust, Statement};
+use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Gauge, Meter};
 use prost::Message as _;
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::db::{self, Db};
 
 pub(crate) use crate::version::Version;
+pub(crate) use head::Head;
 pub(crate) use settle::runs;
 pub(crate) use watchers::{Watcher, Watchers};
 
-/// How often the database and the head are compared without anybody saying so: another control plane may publish.
+/// How often the database and the head are compared without a notification, since another control plane may publish.
 const PERIOD: Duration = Duration::from_secs(5);
-/// How long the publisher waits after a failure, at first and at most.
+/// The publisher's first and longest wait after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// How many snapshots before the published one are kept, for nodes that are reading them.
+/// How many earlier snapshots are kept, for nodes that are still reading them.
 const KEPT: usize = 3;
 /// How long the store may take for one small object.
 const STORE_LIMIT: Duration = Duration::from_secs(10);
-/// How often another control plane may be faster before this one leaves it to the next round.
+/// How often another control plane may be faster before this one waits for the next round.
 const ATTEMPTS: usize = 8;
 
 /// A published snapshot, as it is in the store.
@@ -86,21 +91,21 @@ impl PublishError {
     }
 }
 
-/// Publishes snapshots and knows who watches them.
+/// Publishes snapshots, and knows which nodes watch them.
 pub(crate) struct Snapshots {
     db: Db,
     store: Arc<dyn BlobStore>,
     signer: SnapshotSigner,
-    /// Whose heads count as published: its own, and those of the seed before it during an exchange.
+    /// The keys whose heads count as published: its own, and during an exchange that of the previous seed.
     trust: SnapshotTrust,
-    /// Nodes' records are signed with it.
+    /// The key with which nodes sign their records.
     cluster_key: ClusterKey,
     clock: Clock,
     wake: Notify,
     published: watch::Sender<Option<Arc<Published>>>,
     watchers: Watchers,
     revision: Gauge<i64>,
-    /// For how long nodes may believe what they have read of records.
+    /// How long nodes may rely on records that they have read.
     hold_time: Duration,
 }
 
@@ -114,6 +119,17 @@ impl Snapshots {
         meter: &Meter,
     ) -> Self {
         let (signer, trust, cluster_key) = keys;
+        let watchers = Watchers::default();
+        let watched = watchers.clone();
+        meter
+            .u64_observable_gauge("entrepot.node.left_out")
+            .with_description("Items that the nodes which watch here do not understand, of the snapshots that they run")
+            .with_callback(move |gauge| {
+                for (kind, count) in watched.left_out() {
+                    gauge.observe(count, &[KeyValue::new("kind", kind)]);
+                }
+            })
+            .build();
         Self {
             db,
             store,
@@ -123,80 +139,102 @@ impl Snapshots {
             clock,
             wake: Notify::new(),
             published: watch::Sender::new(None),
-            watchers: Watchers::default(),
+            watchers,
             revision: meter.i64_gauge("entrepot.snapshot.revision").with_description("Published revision").build(),
             hold_time,
         }
     }
 
-    /// For how long nodes may believe what they have read of records.
+    /// How long nodes may rely on records that they have read.
     pub(crate) fn hold_time(&self) -> Duration {
         self.hold_time
     }
 
-    /// What is published, and news of it.
+    /// The published snapshot, with its changes.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Published>>> {
         self.published.subscribe()
     }
 
-    /// Notes that a node watches, for as long as the watcher lives.
+    /// Notes that a node watches, for as long as the returned watcher lives.
     pub(crate) fn watch(&self, node_id: &str) -> Watcher {
         self.watchers.enter(node_id)
     }
 
-    /// Has the publisher look whether there is something to publish, or to pass on.
+    /// Wakes the publisher, which checks whether there is something to publish or to pass on.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
     }
 
-    /// What is known to be published.
+    /// The published version, as far as it is known.
     pub(crate) fn published_version(&self) -> Option<Version> {
         self.published.borrow().as_ref().map(|published| published.version)
     }
 
-    /// Whether what is published should be published anew, though it is not behind: it is signed with the seed before
-    /// this one, which nodes shall not have to trust for ever, or it is lost, so that no node can start from it.
-    pub(crate) async fn is_worn(&self) -> Result<bool, PublishError> {
-        let Some((head, _)) = self.read_head().await? else { return Ok(false) };
-        let is_signed_by_own = head.key_id == self.signer.public_key().id();
-        Ok(!is_signed_by_own || bounded(self.store.head(&head.key)).await?.is_none())
+    /// Why a snapshot should be published again although it is up to date: it is signed with the previous seed, which
+    /// nodes should not have to trust for ever; it is lost, so that no node can start from it; or its hold time, which
+    /// no database has, differs from the one that this control plane was given.
+    pub(crate) async fn why_anew(&self) -> Result<Option<&'static str>, PublishError> {
+        let head = match self.read_head().await? {
+            Head::Readable(head, ..) => head,
+            Head::Absent => return Ok(None),
+            Head::Unreadable(_) => return Ok(Some("its head cannot be read")),
+        };
+        if head.key_id != self.signer.public_key().id() {
+            return Ok(Some("it was signed with another seed"));
+        }
+        if with_limit(self.store.head(&head.key)).await?.is_none() {
+            return Ok(Some("it is lost"));
+        }
+        let published = self.published.borrow().clone();
+        let snapshot = published.and_then(|published| wire::Snapshot::decode(published.body.clone()).ok());
+        let is_other = snapshot.is_some_and(|snapshot| snapshot.hold_duration != Some(duration(self.hold_time)));
+        Ok(is_other.then_some("`records.hold_time` was changed"))
     }
 
-    /// The version of the head in the store.
+    /// The version of the head in the store, or the highest that it may have if it cannot be read.
     pub(crate) async fn head(&self) -> Result<Option<Version>, PublishError> {
-        Ok(self.read_head().await?.map(|(head, _)| version(&head)))
+        with_limit(async { Head::read(&*self.store).await?.version(&*self.store).await }).await
     }
 
     /// Publishes whenever the configuration has changed, for ever.
     pub(crate) async fn keep_published(&self) {
-        let mut wait = RETRY.0;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             match self.publish().await {
                 Ok(()) => {
-                    wait = RETRY.0;
+                    backoff.reset();
                     drop(timeout(PERIOD, self.wake.notified()).await);
                 }
                 Err(error) => {
                     warn!(error = %chain(&error), "the snapshot was not published, trying again");
-                    sleep(wait).await;
-                    wait = (wait * 2).min(RETRY.1);
+                    backoff.wait().await;
                 }
             }
         }
     }
 
-    /// Brings the head up to the database, if it is behind, and hands what is published to whoever watches.
+    /// Moves the head forward if it is behind the database, and passes the published snapshot on to watchers.
     pub(crate) async fn publish(&self) -> Result<(), PublishError> {
         self.pass_on().await?;
         for _ in 0..ATTEMPTS {
             let current = build::version(&self.db).await?;
             let head = self.read_head().await?;
-            if head.as_ref().is_some_and(|(head, _)| version(head) >= current) {
+            let published = with_limit(head.version(&*self.store)).await?;
+            // An unreadable head is replaced even if nothing has changed.
+            let is_done = published >= Some(current) && matches!(head, Head::Readable(..));
+            if is_done || published > Some(current) {
                 return self.load().await;
             }
             let snapshot = build::snapshot(&self.db, self.hold_time, self.clock.now()).await?;
-            let expected = head.as_ref().map(|(_, version)| version);
-            match self.put(&snapshot, expected).await {
+            let expected = match head {
+                Head::Absent => None,
+                Head::Readable(_, _, version) | Head::Unreadable(Some(version)) => Some(version),
+                Head::Unreadable(None) => {
+                    with_limit(self.store.delete(&layout::snapshot_head())).await?;
+                    None
+                }
+            };
+            match self.put(&snapshot, expected.as_ref()).await {
                 Err(PublishError::Store(error)) if error.is_conflict() => {}
                 Err(error) => return Err(error),
                 Ok(()) => {
@@ -210,13 +248,13 @@ impl Snapshots {
         Err(PublishError::Contended)
     }
 
-    /// Hands what others have published to whoever watches, with the database away, too.
+    /// Passes on to watchers what others have published, even while the database is away.
     ///
     /// # Errors
-    /// [`PublishError::Untrusted`] if it was published by a stranger.
+    /// [`PublishError::Untrusted`] if somebody else has signed it.
     pub(crate) async fn pass_on(&self) -> Result<(), PublishError> {
         match self.load().await {
-            // Nodes cannot start from that one; a newer one is the remedy.
+            // Nodes cannot start from this snapshot; publishing a newer one is the remedy.
             Err(error @ PublishError::Missing(_)) => {
                 warn!(error = %chain(&error), "what is published cannot be read");
                 Ok(())
@@ -225,7 +263,8 @@ impl Snapshots {
         }
     }
 
-    /// Wakes other control planes, which pass on to their nodes what was published. Without it they look by themselves.
+    /// Wakes other control planes, which pass the published snapshot on to their nodes. Without this they look by
+    /// themselves.
     async fn tell_others(&self) {
         if let Err(error) = self.db.tell_published().await {
             warn!(error = %chain(&error), "other control planes will see the published snapshot a little later");
@@ -234,7 +273,7 @@ impl Snapshots {
 
     async fn put(
         &self,
-        snapshot: &entrepot_proto::node::v1::Snapshot,
+        snapshot: &wire::Snapshot,
         expected: Option<&entrepot_store::Version>,
     ) -> Result<(), PublishError> {
         let version = snapshot.version.map(Version::from).unwrap_or_default();
@@ -250,16 +289,16 @@ impl Snapshots {
             key_id,
             signature,
         };
-        bounded(self.store.put_once(&key, body)).await?;
-        let replaced = bounded(records::replace(&*self.store, &layout::snapshot_head(), expected, &head)).await;
+        with_limit(self.store.put_once(&key, body)).await?;
+        let replaced = with_limit(records::replace(&*self.store, &layout::snapshot_head(), expected, &head)).await;
         match replaced {
             Ok(_) => {}
             Err(PublishError::Store(error)) if error.is_conflict() => {
-                // A write whose answer was lost is tried again by the store's client, and then finds itself in its way.
-                let found = self.read_head().await?;
-                if found.is_none_or(|(found, _)| found.key != key) {
-                    // Nothing names it; if it stays, a later round deletes it.
-                    drop(bounded(self.store.delete(&key)).await);
+                // If the answer to a write was lost, the store's client repeats the write, which then conflicts with
+                // itself.
+                if !matches!(self.read_head().await?, Head::Readable(found, ..) if found.key == key) {
+                    // Nothing refers to it; if it stays, a later round deletes it.
+                    drop(with_limit(self.store.delete(&key)).await);
                     return Err(error.into());
                 }
             }
@@ -273,15 +312,15 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Reads back what is published, unless it is known.
+    /// Reads back the published snapshot, unless it is known already.
     async fn load(&self) -> Result<(), PublishError> {
-        let Some((head, bytes)) = self.read_head_bytes().await? else { return Ok(()) };
-        let version = version(&head);
+        let Head::Readable(head, bytes, _) = self.read_head().await? else { return Ok(()) };
+        let version = head::version(&head);
         let known = self.published.borrow().as_ref().map(|published| published.version);
         if known.is_some_and(|known| known >= version) {
             return Ok(());
         }
-        let object = bounded(self.store.get(&head.key)).await?;
+        let object = with_limit(self.store.get(&head.key)).await?;
         let body = object.ok_or_else(|| PublishError::Missing(head.key.clone()))?.bytes;
         let statement = Statement::of(version.epoch, version.revision, &body);
         let signature = Signature { key_id: head.key_id, signature: head.signature };
@@ -298,21 +337,13 @@ impl Snapshots {
         Ok(())
     }
 
-    async fn read_head(&self) -> Result<Option<(SnapshotHead, entrepot_store::Version)>, PublishError> {
-        bounded(records::read(&*self.store, &layout::snapshot_head())).await
+    async fn read_head(&self) -> Result<Head, PublishError> {
+        with_limit(Head::read(&*self.store)).await
     }
 
-    async fn read_head_bytes(&self) -> Result<Option<(SnapshotHead, Bytes)>, PublishError> {
-        let key = layout::snapshot_head();
-        let Some(object) = bounded(self.store.get(&key)).await? else { return Ok(None) };
-        let head = serde_json::from_slice(&object.bytes);
-        let head = head.map_err(|source| entrepot_store::Error::BadRecord { key, source })?;
-        Ok(Some((head, object.bytes)))
-    }
-
-    /// Deletes snapshots that were published a while ago. What fails is left to the next round.
+    /// Deletes snapshots that were published a while ago. If that fails, the next round tries again.
     async fn delete_old(&self) {
-        let Ok(entries) = bounded(self.store.list(&layout::snapshots_prefix(), None, 1000)).await else { return };
+        let Ok(entries) = with_limit(self.store.list(&layout::snapshots_prefix(), None, 1000)).await else { return };
         let Some(current) = self.published.borrow().as_ref().map(|published| published.version) else { return };
         let is_older = |key: &&Key| match layout::parse(key) {
             Some(Parsed::Snapshot { epoch, revision, .. }) => {
@@ -322,17 +353,13 @@ impl Snapshots {
         };
         let older: Vec<&Key> = entries.iter().map(|entry| &entry.key).filter(is_older).collect();
         for key in older.iter().rev().skip(KEPT) {
-            if let Err(error) = bounded(self.store.delete(key)).await {
+            if let Err(error) = with_limit(self.store.delete(key)).await {
                 warn!(error = %chain(&error), "left the old snapshot `{key}` in the store");
             }
         }
     }
 }
 
-fn version(head: &SnapshotHead) -> Version {
-    Version { epoch: head.epoch, revision: head.revision }
-}
-
-async fn bounded<T>(call: impl Future<Output = Result<T, entrepot_store::Error>>) -> Result<T, PublishError> {
+async fn with_limit<T>(call: impl Future<Output = Result<T, entrepot_store::Error>>) -> Result<T, PublishError> {
     Ok(timeout(STORE_LIMIT, call).await.map_err(|_| PublishError::Slow)??)
 }

@@ -1,11 +1,11 @@
-//! Which configuration.
+//! Versions of the configuration.
 
 use std::fmt;
 
-/// Which configuration: a later epoch beats any revision.
+/// A version of the configuration: a later epoch is newer, whatever the revisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version {
-    /// Raised by a restore of the database.
+    /// Raised when the database is restored.
     pub epoch: i64,
     /// Raised by each change.
     pub revision: i64,

@@ -22,7 +22,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 
 impl Plane {
     /// Tells nodes to forget keys that were just written. Returns how many nodes did not say that they have.
-    pub(crate) async fn tell_keys(&self, keys: &[Key]) -> usize {
+    pub(crate) async fn tell_keys(&self, keys: &[Key]) -> i32 {
         let told = keys.chunks(KEYS).map(|keys| {
             let keys = keys.iter().map(|key| key.as_str().to_owned()).collect();
             self.tell(pb::ForgetRecords { keys, prefix: String::new() })
@@ -30,17 +30,22 @@ impl Plane {
         join_all(told).await.into_iter().max().unwrap_or_default()
     }
 
-    async fn tell(&self, forget: pb::ForgetRecords) -> usize {
+    /// Tells nodes to forget all below a prefix.
+    pub(crate) async fn tell_below(&self, prefix: &str) -> i32 {
+        self.tell(pb::ForgetRecords { keys: Vec::new(), prefix: prefix.to_owned() }).await
+    }
+
+    async fn tell(&self, forget: pb::ForgetRecords) -> i32 {
         let written = Instant::now();
         if let Some(told) = self.inquiries.tell(forget, self.snapshots.hold_time()).await {
-            return usize::try_from(told.lagging_count).unwrap_or_default();
+            return told.lagging_count;
         }
         // Nobody could be told: what they hold ends by itself. No clock decides which of them live: all that have a record
         // count.
         let live = live_nodes::list(&*self.store, &self.cluster_key, None, None, NODES, &HashSet::new()).await;
         let (count, longest) = match live {
             Ok(live) => {
-                let holders: Vec<u64> = live.iter().map(|node| node.hold_ms).filter(|hold| *hold > 0).collect();
+                let holders: Vec<u64> = live.iter().map(|node| node.record.hold_ms).filter(|hold| *hold > 0).collect();
                 (holders.len(), Duration::from_millis(holders.into_iter().max().unwrap_or_default()))
             }
             Err(error) => {
@@ -49,6 +54,6 @@ impl Plane {
             }
         };
         sleep_until(written + longest.min(LONGEST)).await;
-        count
+        i32::try_from(count).unwrap_or(i32::MAX)
     }
 }

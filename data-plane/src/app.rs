@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_domain::ResourceId;
-use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks};
+use entrepot_runtime::listen::Bounds;
+use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks, descriptors};
 use entrepot_store::Store;
 use entrepot_trust::{ClusterKey, SecretVerifier, SnapshotTrust};
 use uuid::Uuid;
@@ -15,9 +16,8 @@ use crate::auth::Auth;
 use crate::budget::Budgets;
 use crate::config::{Config, limits};
 use crate::connection::serve;
-use crate::control::{Clients, Control, Gate, Line, NodeToken, Outbox, Watch};
-use crate::fill::{Fills, Places};
-use crate::http::readers::Readers;
+use crate::control::{Clients, Control, ControlChannels, Gate, NodeToken, Outbox, Watch};
+use crate::fill::{Fills, Grants, Places};
 use crate::http::server::Server;
 use crate::inspect::{Inspector, observe};
 use crate::jobs::Jobs;
@@ -28,26 +28,25 @@ use crate::peer_api::PeerServer;
 use crate::peers::{Ground, Me, PeerClient, PeerTlsError, Peers};
 use crate::pull::Node;
 use crate::questions::Questions;
-use crate::repository::Repositories;
+use crate::readers::Readers;
+use crate::repository::{Aside, Damaged, Repositories};
 use crate::resolve::{Refusals, Resolver};
 
-/// What a node is given by the process that it runs in.
+/// What a node gets from its process.
 pub struct Deps {
-    /// Where content is.
+    /// The store with the content.
     pub store: Store,
-    /// Shared by all nodes and the control plane.
+    /// The key that all nodes and the control plane share.
     pub cluster_key: ClusterKey,
-    /// Whose snapshots to believe.
+    /// The keys whose snapshots are trusted.
     pub snapshot_trust: SnapshotTrust,
-    /// What time it is.
     pub clock: Clock,
-    /// Where to spawn, and when to stop.
+    /// Runs the node's work, and tells it when to stop.
     pub tasks: Tasks,
-    /// Where to say that it is ready.
+    /// Is told when the node is ready.
     pub health: Health,
-    /// Where to count.
     pub metrics: Metrics,
-    /// Where nodes agree on which of them fills.
+    /// The leases by which nodes agree on which of them fills.
     pub leases: Leases,
 }
 
@@ -59,16 +58,11 @@ pub enum StartError {
     NodeId(#[from] entrepot_domain::name::NameError),
     /// The folder for spools cannot be used.
     #[error("the folder for spools, `{path}`, cannot be used")]
-    SpoolDir {
-        /// Which folder.
-        path: String,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The way to the control plane cannot be.
+    SpoolDir { path: String, source: io::Error },
+    /// The connection to the control plane is configured wrongly.
     #[error("the control plane cannot be reached in this way; are its address and its authorities right?")]
     Control(#[from] tonic::transport::Error),
-    /// Nor can the one to other nodes.
+    /// The connections to other nodes are configured wrongly.
     #[error(transparent)]
     Peers(#[from] PeerTlsError),
 }
@@ -79,60 +73,64 @@ pub struct DataPlane {
     peer_server: Arc<PeerServer>,
     peer_listener: Option<Listener>,
     peers: Peers,
+    aside: Aside,
     watch: Watch,
     questions: Questions,
     jobs: Jobs,
     outbox: Outbox,
-    line: Line,
+    channels: ControlChannels,
     drain_limit: Duration,
-    /// What the process knows of. It says when to stop.
+    /// The limits of connections from clients, and from other nodes.
+    bounds: (Bounds, Bounds),
+    /// The tasks of the process. They tell when to stop.
     tasks: Tasks,
-    /// Connections and fills: what may go on for a while then.
+    /// Connections and fills, which may continue for a while after that.
     work: Tasks,
 }
 
 impl DataPlane {
-    /// Puts a node together. Nothing runs yet.
+    /// Builds a node. Nothing runs yet.
     ///
     /// # Errors
     /// If the configuration cannot work.
     pub fn new(config: Config, deps: Deps) -> Result<Self, StartError> {
         let (me, tokens) = (me(&config, &deps)?, deps.cluster_key.tokens());
         let (node_id, clock): (Arc<str>, Clock) = (me.id.as_str().into(), deps.clock.clone());
-        empty_folder(&config.spool_dir)
-            .map_err(|source| StartError::SpoolDir { path: config.spool_dir.display().to_string(), source })?;
+        empty_spool(&config.spool_dir)?;
         let token = NodeToken { tokens: tokens.clone(), node_id: node_id.clone(), clock: clock.clone() };
-        let line = Line::new(&config, token, me.boot_id)?;
+        let channels = ControlChannels::new(&config, token, me.boot_id)?;
         let client = PeerClient::new(node_id.clone(), tokens.clone(), clock.clone(), config.peer_ca.as_deref())?;
 
         let (control, work) = (Control::default(), Tasks::new());
         let memory = memory(&config, &deps, &control, &work);
-        memory.observe(&deps.metrics);
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let (key, store) = (deps.cluster_key.clone(), deps.store.clone());
         let ground = Ground { store, key, clock: clock.clone(), control: control.clone(), memory: memory.clone() };
         let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
-        let repositories = Repositories::new(deps.store.clone(), memory, peers.clone(), outbox.clone(), clock.clone());
+        let (damaged, told) = Damaged::new(&deps.metrics);
+        let repositories =
+            Repositories::new(deps.store.clone(), memory, peers.clone(), outbox.clone(), clock.clone(), damaged);
+        let (store, times) = (repositories.store.clone(), config.damage);
+        let aside = Aside { store, peers: peers.clone(), clock: clock.clone(), times, told };
         let company = peers.clone();
-        let budgets = Budgets::new(deps.leases.line(), move || company.live_count(), work.clone());
+        let budgets = Budgets::new(deps.leases.redis_client(), move || company.live_count(), work.clone());
         let places = Places { repositories: repositories.clone(), leases: deps.leases, peers: peers.clone() };
-        let fills = Fills::new(places, config.spool_dir, work.clone(), config.capacity, fill_metrics);
+        let fills = Fills::new(places, Grants::of(&config), work.clone(), fill_metrics);
         let inspector = Inspector::new(fills.clone(), control.clone(), peers.clone(), clock.clone());
         observe(&control, &deps.metrics);
         let refusals = Refusals::new(clock.clone(), &deps.metrics);
         let (ours, filled, children) = (repositories.clone(), fills.clone(), config.index_children);
         let resolver = Resolver::new(ours, filled, refusals, clock.clone(), work.clone(), children);
-        let job_metrics = JobMetrics::new(&deps.metrics);
-        let (most, own) = (config.capacity.fills, control.clone());
-        let jobs = Jobs::new(node_id.clone(), own, resolver.clone(), line.clone(), most, job_metrics);
+        let (most, own, job_metrics) = (config.capacity.fills, control.clone(), JobMetrics::new(&deps.metrics));
+        let jobs = Jobs::new(node_id.clone(), own, resolver.clone(), channels.clone(), most, job_metrics);
         let auth = Auth { tokens: tokens.clone(), secrets: SecretVerifier::new(), clock: clock.clone() };
+        let (readers, bounds) = (Readers::new(config.capacity.readers, &deps.metrics), bounds(&config));
         let server = Server {
-            node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone() },
+            node: Node { control: control.clone(), auth, resolver, repositories, outbox: outbox.clone(), readers },
             node_id: node_id.clone(),
             external_url: config.external_url,
             trusted_proxies: config.trusted_proxies,
-            readers: Readers::new(config.capacity.readers, &deps.metrics),
             pulls: PullMetrics::new(&deps.metrics),
             requests: HttpMetrics::new(&deps.metrics),
             answers: inspector.answers.clone(),
@@ -147,7 +145,7 @@ impl DataPlane {
             clients,
             &deps.metrics,
         );
-        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), line.clone());
+        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone());
         let peer_server =
             PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
         let questions = Questions { node_id, inspector, peers: peers.clone() };
@@ -156,45 +154,48 @@ impl DataPlane {
             peer_server: Arc::new(peer_server),
             peer_listener: None,
             peers,
+            aside,
             watch,
             questions,
             jobs,
             outbox,
-            line,
+            channels,
             drain_limit: config.drain_limit,
+            bounds,
             tasks: deps.tasks,
             work,
         })
     }
 
-    /// Lets other nodes reach this one at `listener`.
+    /// Accepts other nodes at `listener`.
     #[must_use]
     pub fn with_peer_listener(mut self, listener: impl Into<Listener>) -> Self {
         self.peer_listener = Some(listener.into());
         self
     }
 
-    /// Serves until the tasks are told to stop, and ends in order: no new connections; open answers and fills end, as
-    /// far as the limit lets them; what was learnt is delivered; the node's record is removed.
+    /// Serves until the tasks are told to stop, and then shuts down in order: no new connections are accepted; open
+    /// answers and fills end, as far as the limit permits; what was learned is delivered; the node's record is removed.
     pub async fn serve(self, listener: impl Into<Listener>) {
         let (listener, stopping) = (listener.into(), self.tasks.stopping());
         if stopping.run_until_cancelled(self.peers.begin()).await.is_none() {
             return;
         }
-        // What others look for in this node goes on until its work has ended.
+        // The services for other nodes continue until this node's work has ended.
         let company = Tasks::new();
         self.watch.spawn(&company);
         self.peers.spawn(&company);
-        self.questions.spawn(&self.line, &company);
-        company.spawn("outbox", self.outbox.deliver(self.line, company.clone()));
+        company.spawn("damaged objects", self.aside.work(company.stopping()));
+        self.questions.spawn(&self.channels, &company);
+        company.spawn("outbox", self.outbox.deliver(self.channels, company.clone()));
         if let Some(listener) = self.peer_listener {
-            // Others follow its fills to their end, and new ones may.
-            let serving = serve(self.peer_server, listener, limits::PEER_CONNECTIONS, company.clone());
+            // Other nodes follow its fills to their end, and new ones may join.
+            let serving = serve(self.peer_server, listener, self.bounds.1, company.clone());
             company.spawn("peer.listener", serving);
         }
-        // At the stop they are given back at once, so that others take them while answers end here.
+        // At the stop, jobs are given back at once, so that other nodes take them while answers end here.
         self.work.spawn("jobs", self.jobs.work(self.work.stopping()));
-        self.work.spawn("listener", serve(self.server, listener, limits::CONNECTIONS, self.work.clone()));
+        self.work.spawn("listener", serve(self.server, listener, self.bounds.0, self.work.clone()));
 
         stopping.cancelled().await;
         self.work.drain(self.drain_limit).await;
@@ -206,7 +207,7 @@ impl DataPlane {
     }
 }
 
-/// What the node may hold of records: nothing, where nobody could tell it to forget something.
+/// The node's memory of records. It holds nothing if nobody could tell the node to forget something.
 fn memory(config: &Config, deps: &Deps, control: &Control, work: &Tasks) -> Memory {
     let own = control.clone();
     let wanted = move || own.current().map_or(Duration::ZERO, |snapshot| snapshot.hold_time);
@@ -215,7 +216,9 @@ fn memory(config: &Config, deps: &Deps, control: &Control, work: &Tasks) -> Memo
         Some(_) => Hold::announced_for(wanted),
         None => Hold::never(),
     };
-    Memory::new(deps.store.clone(), deps.clock.clone(), work.clone(), config.memory_bytes, hold)
+    let memory = Memory::new(deps.store.clone(), deps.clock.clone(), work.clone(), config.memory_bytes, hold);
+    memory.observe(&deps.metrics);
+    memory
 }
 
 fn me(config: &Config, deps: &Deps) -> Result<Me, StartError> {
@@ -224,7 +227,11 @@ fn me(config: &Config, deps: &Deps) -> Result<Me, StartError> {
     Ok(Me { id, boot_id, address: config.peer_address.clone(), start_time })
 }
 
-/// Makes a folder and removes the files in it: what an earlier process left there is of no use.
+fn empty_spool(path: &Path) -> Result<(), StartError> {
+    empty_folder(path).map_err(|source| StartError::SpoolDir { path: path.display().to_string(), source })
+}
+
+/// Creates a folder, or removes the files in it: leftovers of an earlier process are useless.
 fn empty_folder(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)?;
     for entry in std::fs::read_dir(path)? {
@@ -234,4 +241,12 @@ fn empty_folder(path: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// How many connections it accepts, from clients and from other nodes.
+fn bounds(config: &Config) -> (Bounds, Bounds) {
+    let (clients, peers) = limits::DESCRIPTORS_PARTS;
+    let clients = Bounds::new(descriptors::connections(config.connections, clients));
+    let peers = Bounds::new(descriptors::connections(limits::PEER_CONNECTIONS, peers));
+    (Bounds { exempt: config.trusted_proxies.clone(), ..clients }, peers)
 }

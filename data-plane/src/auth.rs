@@ -1,4 +1,4 @@
-//! Who asks, and may they? Answered from the snapshot alone.
+//! Authentication and permissions, answered from the snapshot alone.
 
 pub(crate) mod challenge;
 pub(crate) mod token;
@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use entrepot_domain::{AccessKeyId, Action, RepositoryName};
+use entrepot_domain::{AccessKeyId, Action, Network, RepositoryName};
 use entrepot_runtime::Clock;
-use entrepot_trust::{Access, SecretVerifier, TokenError, Tokens};
+use entrepot_trust::{Access, Login, NotChecked, SecretVerifier, TokenError, Tokens};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use uuid::Uuid;
@@ -26,47 +26,47 @@ pub(crate) struct Auth {
     pub(crate) clock: Clock,
 }
 
-/// Who asks.
+/// The caller of a request.
 #[derive(Clone, Debug)]
 pub(crate) enum Caller {
-    /// Nobody known.
+    /// Not logged in.
     Anonymous,
-    /// A principal, by its password.
+    /// A principal that has sent a password.
     Principal(Principal),
-    /// A principal, by a bearer token and for what that grants.
+    /// A principal with a bearer token, limited to what the token grants.
     Bearer(Principal, Vec<Access>),
 }
 
-/// For whom missing content is fetched.
+/// On whose behalf missing content is fetched.
 pub(crate) struct Asker {
-    /// The principal, unless the node asks for itself.
+    /// The principal, unless the node acts for itself.
     pub(crate) principal: Option<Uuid>,
-    /// Why nothing may be fetched for it.
+    /// Why nothing may be fetched on its behalf.
     refusal: Option<PullError>,
 }
 
 impl Asker {
-    /// The node itself, which does what the control plane asks for.
+    /// The node itself, doing what the control plane asks for.
     pub(crate) const NODE: Self = Self { principal: None, refusal: None };
 
-    /// Whether what is missing may be fetched.
+    /// Whether missing content may be fetched.
     pub(crate) fn may_fill(&self) -> Result<(), PullError> {
         self.refusal.clone().map_or(Ok(()), Err)
     }
 }
 
-/// A principal that has shown who it is.
+/// A principal whose identity is proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Principal {
     pub(crate) uid: Uuid,
     pub(crate) key_id: String,
-    /// What it may do.
+    /// Its permitted actions.
     pub(crate) actions: Arc<[Action]>,
 }
 
 impl Caller {
-    /// Whether the caller may do this at `place`. A token for pulling covers what a pull entails, as far as its principal
-    /// may do that.
+    /// Whether the caller may do this at `place`. A token for pulling includes the actions that a pull needs, as far as
+    /// its principal has them.
     pub(crate) fn require(&self, action: Action, place: &Place) -> Result<(), PullError> {
         let principal = self.require_login()?;
         if let Self::Bearer(_, access) = self
@@ -77,23 +77,23 @@ impl Caller {
         if principal.actions.contains(&action) { Ok(()) } else { Err(PullError::Denied { action }) }
     }
 
-    /// Whether the caller may have missing content fetched to `place`, and the repository created if there is none.
+    /// Whether the caller may have missing content fetched to `place`, and the repository created if it is missing.
     fn require_fill(&self, place: &Place) -> Result<(), PullError> {
         self.require(Action::Fill, place)?;
         if place.live.is_some() { Ok(()) } else { self.require(Action::Create, place) }
     }
 
-    /// The caller as one for whom something may have to be fetched to `place`.
+    /// The caller, as somebody on whose behalf content may have to be fetched to `place`.
     pub(crate) fn asker(&self, place: &Place) -> Asker {
         Asker { principal: self.principal(), refusal: self.require_fill(place).err() }
     }
 
-    /// The principal behind the caller, if there is one.
+    /// The caller's principal, if there is one.
     pub(crate) fn principal(&self) -> Option<Uuid> {
         self.require_login().ok().map(|principal| principal.uid)
     }
 
-    /// The principal behind the caller.
+    /// The caller's principal; an error if there is none.
     pub(crate) fn require_login(&self) -> Result<&Principal, PullError> {
         match self {
             Self::Anonymous => Err(PullError::Unauthenticated(LoginFault::Missing)),
@@ -107,14 +107,19 @@ fn grants_pull(access: &Access, repository: &RepositoryName) -> bool {
 }
 
 impl Auth {
-    /// Who sends a request with these headers.
-    pub(crate) async fn identify(&self, headers: &HeaderMap, snapshot: &Snapshot) -> Result<Caller, PullError> {
+    /// Identifies the sender of a request with these headers, from this network.
+    pub(crate) async fn identify(
+        &self,
+        headers: &HeaderMap,
+        from: Network,
+        snapshot: &Snapshot,
+    ) -> Result<Caller, PullError> {
         let wrong = PullError::Unauthenticated(LoginFault::Wrong);
         let Some(header) = headers.get(AUTHORIZATION) else { return Ok(Caller::Anonymous) };
         let (scheme, value) = header.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(wrong.clone())?;
         if scheme.eq_ignore_ascii_case("basic") {
             let (username, password) = basic(value.trim()).ok_or(wrong)?;
-            return self.password(&username, &password, snapshot).await;
+            return self.password((&username, &password), from, snapshot).await;
         }
         if !scheme.eq_ignore_ascii_case("bearer") {
             return Err(wrong);
@@ -124,17 +129,19 @@ impl Auth {
         Ok(Caller::Bearer(current_principal(uid, key_id, snapshot)?, claims.access))
     }
 
-    /// Whom a user name and password mean: a login token under any name, or an access key's secret under its id.
+    /// The principal for a user name and password: a login token with any user name, or an access key's secret with its
+    /// id.
     pub(crate) async fn password(
         &self,
-        username: &str,
-        password: &str,
+        (username, password): (&str, &str),
+        from: Network,
         snapshot: &Snapshot,
     ) -> Result<Caller, PullError> {
         if username.is_empty() && password.is_empty() {
             return Ok(Caller::Anonymous);
         }
-        // Tokens first: one under a key's name must not count as a failed attempt at that key's secret.
+        // Tokens are checked first: a token with a key's id as user name must not count as a failed attempt at that
+        // key.
         match self.tokens.verify_login(snapshot.registry_id, password, self.clock.now()) {
             Ok(claims) => {
                 return current_principal(claims.principal_uid, claims.key_id, snapshot).map(Caller::Principal);
@@ -143,16 +150,20 @@ impl Auth {
             Err(TokenError::Invalid) => {}
         }
         let key_id: AccessKeyId = username.parse().map_err(|_| fault(TokenError::Invalid))?;
-        let key = snapshot.access_key(key_id.as_str()).ok_or_else(|| fault(TokenError::Invalid))?;
-        match self.secrets.verify(key_id.as_str(), password, &key.hash).await {
-            Ok(true) => current_principal(key.principal_uid, key_id.to_string(), snapshot).map(Caller::Principal),
-            Ok(false) => Err(fault(TokenError::Invalid)),
-            Err(busy) => Err(PullError::TooManyLogins { retry_after: busy.retry_after }),
+        let key = snapshot.access_key(key_id.as_str());
+        let login = Login { key_id: &key_id, secret: password, from };
+        match (self.secrets.verify(login, key.map(|key| &key.hash)).await, key) {
+            (Ok(true), Some(key)) => {
+                current_principal(key.principal_uid, key_id.to_string(), snapshot).map(Caller::Principal)
+            }
+            (Ok(_), _) => Err(fault(TokenError::Invalid)),
+            (Err(NotChecked::TooMany { retry_after }), _) => Err(PullError::TooManyLogins { retry_after }),
+            (Err(NotChecked::Busy), _) => Err(PullError::Busy),
         }
     }
 }
 
-/// The principal that has this key. A token is good for as long as the key that it was made with.
+/// The principal of this key. A token is valid only as long as the key with which it was made.
 fn current_principal(uid: Uuid, key_id: String, snapshot: &Snapshot) -> Result<Principal, PullError> {
     let known = snapshot.access_key(&key_id).is_some_and(|key| key.principal_uid == uid);
     let principal = snapshot.principal(uid).filter(|_| known);

@@ -1,4 +1,4 @@
-//! Bodies of answers: bytes in hand, or a stream with its own back-pressure.
+//! Bodies of answers: bytes in memory, or a stream with its own back-pressure.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,13 +9,13 @@ use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full, StreamBody};
 
-/// Why a body ends early. The connection ends with it, short of what was promised, so that the client notices.
+/// Why a body ends early. The connection is closed before all promised bytes are sent, so that the client notices.
 #[derive(Debug, thiserror::Error)]
 #[error("the body ends early")]
 pub(crate) struct Cut(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 impl Cut {
-    /// A cut because of `source`.
+    /// A cut caused by `source`.
     pub(crate) fn because(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self(source.into())
     }
@@ -24,7 +24,7 @@ impl Cut {
 /// The body of an answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, Cut>;
 
-/// Keeps something until the body is sent or given up.
+/// Keeps `held` until the body is sent or given up.
 pub(crate) fn holding(body: Body, held: impl Send + Unpin + 'static) -> Body {
     Holding { body, _held: held }.boxed_unsync()
 }
@@ -61,12 +61,12 @@ pub(crate) fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// Bytes as they come.
+/// A stream of bytes.
 pub(crate) fn stream(bytes: impl Stream<Item = Result<Bytes, Cut>> + Send + 'static) -> Body {
     let frames = bytes.then(async |chunk| {
         if chunk.is_err() {
-            // What is buffered leaves while there is nothing more for a moment. Otherwise a body that breaks off at once
-            // takes the answer's head with it, and the client sees no answer at all.
+            // Buffered data is sent whenever nothing more comes for a moment. Otherwise, if the body breaks off at
+            // once, the answer's head would be lost with it, and the client would see no answer at all.
             tokio::task::yield_now().await;
         }
         chunk.map(Frame::data)

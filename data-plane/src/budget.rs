@@ -1,54 +1,55 @@
-//! What upstreams let us ask for: one bucket for each account, which all nodes draw from by way of Redis.
+//! Budgets of requests to upstreams: one bucket for each account, which all nodes share through Redis.
 //!
-//! The arithmetic is the domain's (`domain/src/budget.rs`), and the same in Redis, whose clock counts there. A node alone
-//! keeps its buckets in memory. So does one whose Redis is away: then each takes no more than its share of the budget.
-//! Nobody asks Redis for an upstream that has no budget and tells of no limit.
+//! The arithmetic is in `domain/src/budget.rs`; Redis does the same arithmetic, by its own clock. A single node keeps
+//! its buckets in memory. While Redis is away, each node keeps its own bucket, too, and takes no more than its share of
+//! the budget. Redis is not asked about an upstream without a budget or reported limit.
 
 mod redis;
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_domain::budget::{Admission, Bucket, Pace, Source, Told};
+use entrepot_domain::budget::{Admission, Bucket, Pace, ReportedLimit, Source};
 use entrepot_domain::{Budget, Digest, Priority, Upstream};
 use entrepot_runtime::Tasks;
 use entrepot_upstream::Account;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::redis::Shared;
-use crate::lease::Line;
+use crate::lease::RedisClient;
 
-/// How many digits tell an account from all others.
+/// The number of hex digits in an account's name.
 const ACCOUNT_DIGITS: usize = 32;
 
-/// What upstreams let us ask for. Clones share it.
+/// The budgets of all upstreams. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Budgets {
     ground: Ground,
     accounts: Arc<Mutex<Accounts>>,
 }
 
-/// Accounts by the upstream and the user that it is asked as.
+/// Accounts by the upstream and the user name that it is asked with.
 type Accounts = HashMap<(Uuid, String), Arc<BudgetAccount>>;
 
 #[derive(Clone)]
 struct Ground {
-    /// Where nodes share buckets; `None` for a node alone.
-    line: Option<Line>,
-    /// How many nodes live.
+    /// Where nodes share buckets; `None` if this is the only node.
+    redis: Option<RedisClient>,
+    /// Returns how many nodes are alive.
     nodes: Arc<dyn Fn() -> u32 + Send + Sync>,
     tasks: Tasks,
-    /// From when on time is counted.
+    /// The origin of time.
     began: Instant,
 }
 
-/// What one upstream lets us ask for as one user.
+/// The budget of one upstream for one user name.
 pub(crate) struct BudgetAccount {
     ground: Ground,
     shared: Option<Shared>,
@@ -57,49 +58,52 @@ pub(crate) struct BudgetAccount {
 
 #[derive(Default)]
 struct State {
-    /// What an operator has set.
+    /// The budget that an operator has set.
     set: Option<Budget>,
-    /// The limit that the upstream tells.
-    told: Option<Budget>,
+    /// The limit that the upstream reports.
+    reported: Option<Budget>,
     /// What is left, as far as this node knows.
     bucket: Option<Bucket>,
-    /// What this node asks for.
+    /// The pace of this node's requests.
     pace: Pace,
-    /// Whether Redis is being told what the upstream has said.
-    is_telling: bool,
+    /// Whether the upstream's report is being passed on to Redis.
+    is_sharing: bool,
 }
 
-/// An account as the client of its upstream sees it.
+/// The account in the form that the upstream's client needs.
 pub(crate) struct AccountHandle(pub(crate) Arc<BudgetAccount>);
 
-/// How an account stands.
+/// What is left of a budget, and how fast this node uses it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Standing {
+pub(crate) struct BudgetState {
     pub(crate) budget: Budget,
     pub(crate) left: f64,
-    /// The pace of this node.
+    /// This node's requests per hour.
     pub(crate) per_hour: f64,
 }
 
 impl Budgets {
-    /// Budgets that nodes share by way of `line`; `nodes` says how many live.
-    pub(crate) fn new(line: Option<Line>, nodes: impl Fn() -> u32 + Send + Sync + 'static, tasks: Tasks) -> Self {
-        let ground = Ground { line, nodes: Arc::new(nodes), tasks, began: Instant::now() };
+    /// Budgets that nodes share through `redis`; `nodes` returns how many are alive.
+    pub(crate) fn new(
+        redis: Option<RedisClient>,
+        nodes: impl Fn() -> u32 + Send + Sync + 'static,
+        tasks: Tasks,
+    ) -> Self {
+        let ground = Ground { redis, nodes: Arc::new(nodes), tasks, began: Instant::now() };
         Self { ground, accounts: Arc::default() }
     }
 
-    /// The account that `upstream` is asked on. It is the same one after a change of the upstream's settings, unless it is
-    /// asked as another user.
+    /// The account for `upstream`. It stays the same when the upstream's settings change, unless the user name changes.
     pub(crate) fn account(&self, upstream: &Upstream) -> Arc<BudgetAccount> {
         let user = upstream.credential.as_ref().map(|credential| credential.username.clone()).unwrap_or_default();
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        // What no snapshot has any more is forgotten.
+        let mut accounts = self.accounts.lock();
+        // Accounts that no snapshot refers to any more are dropped.
         accounts.retain(|_, account| Arc::strong_count(account) > 1);
         let key = (upstream.uid, user);
         let account = accounts.entry(key).or_insert_with_key(|(uid, user)| {
-            // Others may look into Redis, and need not learn as whom we log in.
+            // Others may be able to read Redis, and should not learn the user name.
             let name = Digest::sha256(format!("{uid}\n{user}").as_bytes()).hex()[..ACCOUNT_DIGITS].to_owned();
-            let shared = self.ground.line.clone().map(|line| Shared::new(line, &name));
+            let shared = self.ground.redis.clone().map(|redis| Shared::new(redis, &name));
             Arc::new(BudgetAccount { ground: self.ground.clone(), shared, state: Mutex::default() })
         });
         account.lock().set(upstream.budget);
@@ -108,7 +112,7 @@ impl Budgets {
 }
 
 impl BudgetAccount {
-    /// Whether a request that counts may go out now for the sake of `priority`.
+    /// Asks to send a counted request now, with this `priority`.
     pub(crate) async fn admit(&self, priority: Priority) -> Admission {
         let (now, budget) = {
             let state = self.lock();
@@ -130,22 +134,22 @@ impl BudgetAccount {
         admission
     }
 
-    /// How the account stands; `None` if it has no budget, and the upstream tells of no limit.
-    pub(crate) async fn standing(&self) -> Option<Standing> {
-        let known = self.known()?;
+    /// What is left of the budget for all nodes; `None` if there is no budget and the upstream reports no limit.
+    pub(crate) async fn shared_state(&self) -> Option<BudgetState> {
+        let known = self.own_state()?;
         let shared = match &self.shared {
-            Some(shared) => shared.look(known.budget).await,
+            Some(shared) => shared.read_left(known.budget).await,
             None => None,
         };
-        Some(Standing { left: shared.unwrap_or(known.left), ..known })
+        Some(BudgetState { left: shared.unwrap_or(known.left), ..known })
     }
 
-    /// As [`Self::standing`], as far as this node knows by itself.
-    pub(crate) fn known(&self) -> Option<Standing> {
+    /// As [`Self::shared_state`], but only as far as this node knows.
+    pub(crate) fn own_state(&self) -> Option<BudgetState> {
         let (now, mut state) = (self.now(), self.lock());
         let (budget, _) = state.budget()?;
         let bucket = state.bucket.unwrap_or_else(|| Bucket::full(budget, now));
-        Some(Standing { budget, left: bucket.refilled(budget, now).left, per_hour: state.pace.per_hour(now) })
+        Some(BudgetState { budget, left: bucket.refilled(budget, now).left, per_hour: state.pace.per_hour(now) })
     }
 
     async fn take_shared(&self, budget: Budget, priority: Priority) -> Option<(Bucket, Admission)> {
@@ -153,7 +157,7 @@ impl BudgetAccount {
         Some((Bucket { left, at: self.now() }, admission))
     }
 
-    /// Takes from what this node has for itself: all if it is alone, else its share.
+    /// Takes a request from this node's own bucket: the whole budget if it is the only node, else its share.
     fn take_own(&self, budget: Budget, priority: Priority) -> Admission {
         let budget = if self.shared.is_some() { budget.share((self.ground.nodes)()) } else { budget };
         let (now, mut state) = (self.now(), self.lock());
@@ -168,7 +172,7 @@ impl BudgetAccount {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -183,31 +187,31 @@ impl Account for AccountHandle {
         .boxed()
     }
 
-    fn told(&self, told: Told) {
+    fn observe(&self, reported: ReportedLimit) {
         let account = &self.0;
         let (now, mut state) = (account.now(), account.lock());
-        state.told = Some(told.budget);
+        state.reported = Some(reported.budget);
         let Some((budget, source)) = state.budget() else { return };
         let bucket = state.bucket.unwrap_or_else(|| Bucket::full(budget, now));
-        state.bucket = Some(bucket.told(budget, told.remaining, source, now));
-        // One at a time: what is said next says more.
-        if account.shared.is_some() && !std::mem::replace(&mut state.is_telling, true) {
+        state.bucket = Some(bucket.with_reported(budget, reported.remaining, source, now));
+        // Only one report at a time: the next one is more recent anyway.
+        if account.shared.is_some() && !std::mem::replace(&mut state.is_sharing, true) {
             let account = account.clone();
             self.0.ground.tasks.spawn("budget", async move {
                 if let Some(shared) = &account.shared {
-                    shared.tell(budget, told.remaining, source).await;
+                    shared.tell(budget, reported.remaining, source).await;
                 }
-                account.lock().is_telling = false;
+                account.lock().is_sharing = false;
             });
         }
     }
 }
 
 impl State {
-    /// The budget, and who says it: an operator before the upstream.
+    /// The budget and its source: an operator's budget comes before the upstream's report.
     fn budget(&self) -> Option<(Budget, Source)> {
         let set = self.set.map(|budget| (budget, Source::Operator));
-        set.or_else(|| self.told.map(|budget| (budget, Source::Upstream)))
+        set.or_else(|| self.reported.map(|budget| (budget, Source::Upstream)))
     }
 
     fn set(&mut self, budget: Option<Budget>) {

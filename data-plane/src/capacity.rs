@@ -1,37 +1,39 @@
-//! How much a node does at once, from the memory that it may use.
+//! How much a node does at once, derived from the memory that it may use.
 //!
-//! A fill costs two parts on their way into the store and what is being read for it; a reader costs one chunk from the
-//! spool and what its connection buffers, and so does a node that follows. All else is a constant. So a node that keeps to its counts keeps to its
-//! memory, and what is too much for it is refused before it begins.
+//! A fill needs memory for two parts on their way into the store, and for what is being read for it. A reader needs one
+//! chunk from the spool and the buffers of its connection, and so does a node that follows. Everything else is
+//! constant. So a node that limits these numbers also limits its memory, and refuses further work before it begins.
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
 
-/// What a node needs at rest: code, connections, snapshots.
+/// What an idle node needs for code, connections and snapshots.
 const BASE_BYTES: u64 = 96 * MIB;
-/// What the memory of records takes, unless it is configured otherwise.
+/// The default size of the memory of records.
 const RECORDS_BYTES: u64 = 64 * MIB;
-/// What one fill takes: two parts of 8 MiB, one being gathered and one being sent, and chunks on their way to the spool.
+/// The memory of one fill: two parts of 8 MiB, one being gathered and one being sent, and chunks on their way to the
+/// spool.
 const FILL_BYTES: u64 = 16 * MIB + 512 * KIB;
-/// What one reader takes, be it a client or a node that follows: a chunk of 256 KiB from the spool or the store, and its connection's buffer.
+/// The memory of one reader (a client or a node that follows): a chunk of 256 KiB from the spool or the store, and its
+/// connection's buffer.
 const READER_BYTES: u64 = 384 * KIB;
-/// How much of what is left fills, readers and followers may have, in hundredths. The rest is for connections and for what
-/// is freed late.
+/// The percentages of the remaining memory for fills, readers and followers. The rest is for connections, and for
+/// memory that is freed late.
 const SHARES: (u64, u64, u64) = (40, 30, 10);
 
 /// How much a node does at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Fetches from upstreams.
+    /// How many fetches from upstreams.
     pub fills: usize,
-    /// Answers with a blob that are being sent.
+    /// How many answers with a blob.
     pub readers: usize,
-    /// Fills that are read by other nodes, counted for each of these.
+    /// How many other nodes reading fills, counted per fill.
     pub followers: usize,
 }
 
 impl Capacity {
-    /// What a node may do that may use so much memory.
+    /// The capacity of a node that may use this much memory.
     #[must_use]
     pub fn of_memory(bytes: u64) -> Self {
         let left = bytes.saturating_sub(BASE_BYTES + RECORDS_BYTES);
@@ -45,7 +47,7 @@ impl Capacity {
         }
     }
 
-    /// How much memory that takes at most, apart from connections.
+    /// How much memory that takes at most, not counting connections.
     #[must_use]
     pub fn memory_bytes(self) -> u64 {
         let (fills, readers) = (self.fills as u64, (self.readers + self.followers) as u64);
@@ -54,7 +56,7 @@ impl Capacity {
 }
 
 impl Default for Capacity {
-    /// That of a node with 1 GiB.
+    /// The capacity of a node with 1 GiB.
     fn default() -> Self {
         Self::of_memory(1024 * MIB)
     }

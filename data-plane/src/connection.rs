@@ -1,8 +1,10 @@
-//! Connections: taken, read as HTTP/1 or HTTP/2, watched for clients that take nothing, and drained.
+//! Connections: they are accepted, served as HTTP/1 or HTTP/2, watched for clients that read nothing, and drained.
 //!
-//! Clear text is HTTP/1.1; over TLS the handshake has decided. hyper bounds the wait for an HTTP/1 head, ours the time
-//! that it takes; an HTTP/2 connection has many requests at once, so it is looked at from time to time instead.
+//! Clear text is HTTP/1.1; over TLS the handshake has decided. hyper limits the wait for an HTTP/1 head, and we limit
+//! the time that the head takes. An HTTP/2 connection carries many requests at once, so it is checked from time to time
+//! instead.
 
+mod abrupt;
 mod answers;
 mod head_limit;
 
@@ -14,34 +16,37 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_runtime::listen::{Accepted, Stream};
+use entrepot_runtime::listen::{Accepted, Bounds, Stream};
 use entrepot_runtime::{Listener, Tasks, chain};
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::header::CONTENT_LENGTH;
+use http::{Request, Response, Version};
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::MissedTickBehavior;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use abrupt::Abrupt;
 use answers::{Answers, Counted};
 use head_limit::HeadLimit;
 
 use crate::body::Body;
 use crate::config::limits;
 
-/// How often an HTTP/2 connection is looked at.
+/// How often an HTTP/2 connection is checked.
 const LOOK: Duration = Duration::from_secs(15);
 
-/// What answers requests.
+/// Something that answers requests.
 pub(crate) trait Edge: Send + Sync + 'static {
-    /// What its connections are called in logs and among tasks.
+    /// The name of its connections in logs and for tasks.
     const NAME: &'static str;
 
-    /// The answer to one request.
+    /// Answers one request.
     fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -58,16 +63,16 @@ pub(crate) struct Remote {
 
 impl Remote {
     fn new(peer: SocketAddr, is_tls: bool) -> Self {
-        // A socket for both families writes IPv4 addresses as IPv6.
+        // A socket for both address families shows IPv4 addresses as IPv6.
         Self { address: peer.ip().to_canonical(), is_tls }
     }
 }
 
-/// Takes connections until the tasks stop, at most `limit` at once. Open answers finish as tasks.
-pub(crate) async fn serve<E: Edge>(edge: Arc<E>, listener: Listener, limit: usize, tasks: Tasks) {
+/// Accepts connections within `bounds` until the tasks stop. Open answers are finished as tasks.
+pub(crate) async fn serve<E: Edge>(edge: Arc<E>, listener: Listener, bounds: Bounds, tasks: Tasks) {
     let inner = tasks.clone();
     let converse = move |accepted, peer| converse(Arc::clone(&edge), accepted, peer, inner.clone());
-    listener.serve(E::NAME, limit, &tasks, converse).await;
+    listener.serve(E::NAME, bounds, &tasks, converse).await;
 }
 
 async fn converse<E: Edge>(edge: Arc<E>, accepted: Accepted, peer: SocketAddr, tasks: Tasks) {
@@ -77,7 +82,7 @@ async fn converse<E: Edge>(edge: Arc<E>, accepted: Accepted, peer: SocketAddr, t
     };
     let _ = stream.set_nodelay(true);
     let (remote, is_http2) = (Remote::new(peer, stream.is_tls()), stream.is_http2());
-    let answers = Answers::new();
+    let answers = Answers::new(stream.visit());
     let end = if is_http2 {
         http2(edge, stream, remote, &answers, &tasks).await
     } else {
@@ -95,7 +100,8 @@ async fn http1<E: Edge>(
     answers: &Answers,
     stopping: CancellationToken,
 ) -> Result<(), hyper::Error> {
-    let stream = HeadLimit::new(Box::pin(bounded(stream)), limits::HEAD, answers.clone());
+    let stream = Abrupt::new(stream, answers.clone());
+    let stream = HeadLimit::new(Box::pin(with_timeouts(stream)), limits::HEAD, answers.clone());
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits::IDLE)
@@ -132,14 +138,14 @@ async fn http2<E: Edge>(
         .keep_alive_interval(limits::HTTP2_PING)
         .keep_alive_timeout(limits::HTTP2_PING)
         .serve_connection(
-            TokioIo::new(Box::pin(bounded(stream))),
+            TokioIo::new(Box::pin(with_timeouts(stream))),
             service(edge, remote, answers, limits::HTTP2_SLICE_BYTES),
         );
-    watched(connection, answers, tasks.stopping()).await
+    drive(connection, answers, tasks.stopping()).await
 }
 
-/// Drives a connection of many requests, and ends it when it is idle for long or its client takes nothing.
-async fn watched<C: GracefulConnection>(
+/// Drives a connection with many requests, and ends it when it is idle for long or its client reads nothing.
+async fn drive<C: GracefulConnection>(
     connection: C,
     answers: &Answers,
     stopping: CancellationToken,
@@ -169,7 +175,7 @@ async fn watched<C: GracefulConnection>(
     }
 }
 
-fn bounded(stream: Stream) -> TimeoutStream<Stream> {
+fn with_timeouts<S: AsyncRead + AsyncWrite>(stream: S) -> TimeoutStream<S> {
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(limits::WRITE_STALL));
     stream
@@ -189,14 +195,20 @@ fn service<E: Edge>(
     let answers = answers.clone();
     service_fn(move |request| {
         let (edge, answering) = (edge.clone(), answers.begin());
+        let has_chunks = request.version() >= Version::HTTP_11;
         async move {
             let response = edge.answer(request, remote).await;
+            let is_sized =
+                response.headers().contains_key(CONTENT_LENGTH) || response.body().size_hint().exact().is_some();
+            if !has_chunks && !is_sized {
+                answering.end_by_connection();
+            }
             Ok(response.map(|body| Counted::new(body, answering, slice_bytes)))
         }
     })
 }
 
-/// Runs the streams of HTTP/2 as tasks that shutdown waits for.
+/// Runs the streams of HTTP/2 as tasks, for which shutdown waits.
 #[derive(Clone)]
 struct OnTasks(Tasks);
 

@@ -1,11 +1,11 @@
-//! The line to the control plane: the snapshot and the jobs that come in, the events that go out, and what operators ask.
+//! The connection to the control plane: it brings snapshots, jobs and operators' questions, and takes events away.
 //!
-//! A node starts from the snapshot that is published in the store, always, and goes on looking there; the stream from
-//! the control plane is only quicker. Without a control plane it serves on with the last good one, and what it learns
-//! waits.
+//! A node always starts from the snapshot that is published in the store, and keeps checking for newer ones there; the
+//! stream from the control plane is only faster. Without a control plane it continues with the last good snapshot, and
+//! what it learns waits.
 
+mod channels;
 mod gate;
-mod line;
 pub(crate) mod outbox;
 mod snapshot;
 mod watch;
@@ -22,13 +22,13 @@ use tonic::service::Interceptor;
 
 use crate::error::PullError;
 
+pub(crate) use channels::{Client, ControlChannels, Replica};
 pub(crate) use gate::Gate;
-pub(crate) use line::{Client, Line, Replica};
 pub(crate) use outbox::Outbox;
 pub(crate) use snapshot::{Clients, FillFrom, LeftOut, Location, Snapshot, Source, Version};
 pub(crate) use watch::Watch;
 
-/// The audience of the tokens that nodes call the control plane with.
+/// The audience of the tokens with which nodes call the control plane.
 pub(crate) const AUDIENCE: &str = "entrepot.node.v1";
 
 /// The snapshot that this node runs. Clones share it.
@@ -39,22 +39,22 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// What to serve by.
+    /// The current snapshot; an error if there is none yet.
     pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>, PullError> {
         self.current().ok_or(PullError::NoSnapshot)
     }
 
-    /// The snapshot that runs, if there is one yet.
+    /// The current snapshot, if there is one yet.
     pub(crate) fn current(&self) -> Option<Arc<Snapshot>> {
         self.current.load_full()
     }
 
-    /// The version that runs.
+    /// The version of the current snapshot.
     pub(crate) fn version(&self) -> Option<Version> {
         self.current.load().as_ref().map(|snapshot| snapshot.version)
     }
 
-    /// Tells when another version runs.
+    /// Tells when the version changes.
     pub(crate) fn versions(&self) -> notice::Receiver<Option<Version>> {
         self.version.subscribe()
     }
@@ -66,7 +66,7 @@ impl Control {
     }
 }
 
-/// Puts a fresh node token on every call.
+/// Adds a fresh node token to every call.
 #[derive(Clone)]
 pub(crate) struct NodeToken {
     pub(crate) tokens: Tokens,

@@ -5,22 +5,23 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::freshness::exact;
+use entrepot_domain::hops::Loop;
 use entrepot_domain::{Action, ResourceId};
 use entrepot_upstream::Login;
 
-/// Why a pull fails. Cheap to clone, since all readers of a fill get the same one.
+/// Why a pull fails. It is cheap to clone, since all readers of a fill get the same error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PullError {
-    /// The path or method is not one of ours, or a name in it is malformed.
+    /// The path or method is unknown, or a name in it is malformed.
     #[error(transparent)]
     Route(#[from] RouteError),
-    /// Nobody, or nobody known, is asking.
+    /// The caller is not logged in, or not known.
     #[error("{0}")]
     Unauthenticated(LoginFault),
-    /// The token does not cover the repository; another one could.
+    /// The token does not cover the repository; another token could.
     #[error("the token does not allow pulling from this repository; ask the token endpoint for its scope")]
     InsufficientScope,
-    /// The principal may not do what this would take.
+    /// The principal lacks a permission.
     #[error("this principal may not {}", match .action {
         Action::Pull => "pull from this repository",
         Action::Push => "push to this repository",
@@ -29,34 +30,33 @@ pub enum PullError {
         Action::Fill => "have content fetched from an upstream, and this is not cached",
         Action::Replicate => "replicate to this repository",
     })]
-    Denied {
-        /// What it may not do.
-        action: Action,
-    },
-    /// Too many failed logins with this key.
-    #[error("too many failed logins with this key")]
-    TooManyLogins {
-        /// When to try again.
-        retry_after: Duration,
-    },
-    /// No rule covers the name, and no repository has it.
+    Denied { action: Action },
+    /// The request goes round in a circle of registries, or may do so.
+    #[error("this request goes no further: {0}")]
+    Loop(Loop),
+    /// Too many logins with this key from the client's network have failed.
+    #[error("too many failed logins with this key from your network")]
+    TooManyLogins { retry_after: Duration },
+    /// No rule covers the name, and there is no repository with it.
     #[error("no rule covers this name; `entrepot rule list` shows the prefixes that rules cover")]
     NoRule,
-    /// What covers the name is not understood here; a node of a later release may serve it.
+    /// The item that covers the name is not understood here; a node of a later release may serve it.
     #[error("`{item}` covers this name, and this node is of a release that does not understand it")]
     LeftOut {
-        /// What is not understood, such as `rules/hub`.
+        /// The item, such as `rules/hub`.
         item: Arc<str>,
     },
-    /// The repository is there or could be, the content is not.
+    /// The repository exists or could exist, but the content does not.
     #[error("{} is unknown{}", asked_name(*.asked), .rule.as_ref().map_or(String::new(), |rule| format!(": the upstream of rule `{rule}` does not have it")))]
     NotFound {
-        /// What was asked for.
         asked: Asked,
         /// The rule whose upstream was asked.
         rule: Option<ResourceId>,
     },
-    /// The upstream refuses us.
+    /// The stored content is damaged, and there is no upstream to fetch it again from.
+    #[error("{} is damaged in the registry's storage, and no rule covers it that could fetch it anew; see the node's log", asked_name(*.asked))]
+    Damaged { asked: Asked },
+    /// The upstream denies access.
     #[error(
         "the upstream `{upstream}` of rule `{rule}` denies access (status {status}): {}",
         match .login {
@@ -65,129 +65,125 @@ pub enum PullError {
         }
     )]
     UpstreamDenied {
-        /// The rule.
         rule: ResourceId,
-        /// Its upstream.
         upstream: ResourceId,
-        /// What it, or its token server, answered.
+        /// The status of the upstream or its token server.
         status: u16,
-        /// As whom it was asked.
+        /// The login that was used.
         login: Login,
     },
-    /// The upstream has had enough requests from us.
+    /// The upstream limits our requests.
     #[error(
-        "the upstream `{upstream}` of rule `{rule}` limits our requests (status 429){}; what is cached goes on being served",
+        "the upstream `{upstream}` of rule `{rule}` limits our requests (status 429){}; what is cached is still served",
         pause(*.retry_after)
     )]
     UpstreamThrottled {
-        /// The rule.
         rule: ResourceId,
-        /// Its upstream.
         upstream: ResourceId,
-        /// When the upstream wants to be asked again.
+        /// When to ask the upstream again.
         retry_after: Option<Duration>,
     },
-    /// What the upstream lets us ask for is kept for clients that wait.
+    /// The rest of the upstream's budget is reserved for clients that wait.
     #[error("the budget of upstream `{upstream}` of rule `{rule}` is kept for clients that wait")]
     OverBudget {
-        /// The rule.
         rule: ResourceId,
-        /// Its upstream.
         upstream: ResourceId,
-        /// When there is more of it.
+        /// When there will be more.
         retry_after: Duration,
     },
     /// The upstream does not answer, or answers that it is broken.
     #[error("the upstream `{upstream}` of rule `{rule}` is away{}", status.map_or(String::new(), |status| format!(" (status {status})")))]
     UpstreamAway {
-        /// The rule.
         rule: ResourceId,
-        /// Its upstream.
         upstream: ResourceId,
-        /// What it answered, if it did.
+        /// The status, if there was an answer.
         status: Option<u16>,
     },
-    /// The upstream leads to an address or token realm that it has no leave for.
+    /// The upstream has noticed that the request goes round in a circle.
+    #[error(
+        "the upstream `{upstream}` of rule `{rule}` leads back to this registry, or through too many others (status 508)"
+    )]
+    UpstreamLoops { rule: ResourceId, upstream: ResourceId },
+    /// The upstream leads to an address or token realm that is not allowed.
     #[error("the upstream `{upstream}` of rule `{rule}` is refused: {what}")]
     UpstreamRefused {
-        /// The rule.
         rule: ResourceId,
-        /// Its upstream.
         upstream: ResourceId,
-        /// What was refused, and the remedy.
+        /// What was refused, and how to allow it.
         what: String,
     },
-    /// The upstream delivered something that is not what was asked for.
+    /// The upstream delivered something else than was requested.
     #[error("the upstream `{upstream}` of rule `{rule}` delivered bad content: {what}")]
-    BadContent {
-        /// The rule.
-        rule: ResourceId,
-        /// Its upstream.
-        upstream: ResourceId,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// The upstream did not confirm a tag that was last confirmed longer ago than the rule allows.
+    BadContent { rule: ResourceId, upstream: ResourceId, what: String },
+    /// The upstream did not confirm a tag whose last confirmation is older than the rule allows.
     #[error(
         "rule `{rule}` serves a tag unconfirmed for {} at most, and this one was last confirmed {}: {cause}",
         exact(*.max_stale), .validated.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")))
     )]
     TooStale {
-        /// The rule.
         rule: ResourceId,
-        /// What it allows.
+        /// The rule's limit.
         max_stale: Duration,
         /// When the upstream last confirmed the tag.
         validated: Option<DateTime<Utc>>,
-        /// Why it did not do so now.
+        /// Why it did not confirm it now.
         cause: Box<PullError>,
     },
     /// The store does not answer.
     #[error("the registry's storage is away")]
     StoreAway,
+    /// A record cannot be used, and only the control plane can write it again.
+    #[error(
+        "the record `{record}` cannot be used; the node's log says why, and `entrepot admin reindex` writes that of a \
+         repository again"
+    )]
+    BadRecord { record: String },
     /// The node does not know its configuration yet.
     #[error("this node has no configuration yet")]
     NoSnapshot,
     /// This node is doing as much as it may.
     #[error("this node is busy")]
     Busy,
-    /// The work did not end in time, or was broken off; what was done of it is not lost.
+    /// The work did not finish in time, or was broken off. Its progress is not lost.
     #[error("this node has given up for now; what is under way goes on, so try again")]
     GaveUp,
-    /// Something that cannot be.
+    /// Something that must not happen.
     #[error("an internal error; the node's log says more")]
     Internal,
 }
 
 impl PullError {
-    /// Whether the upstream has said that the repository may not have this, or does not have it.
+    /// Whether the upstream has said that the repository does not have this, or must not be read.
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::NotFound { .. } | Self::UpstreamDenied { .. })
     }
+
+    /// Whether this is about the path of one request only, and says nothing about what the upstream has.
+    pub(crate) fn is_loop(&self) -> bool {
+        matches!(self, Self::Loop(_) | Self::UpstreamLoops { .. })
+    }
 }
 
-/// Why a request asks for nothing that exists.
+/// Why a request is for something that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// No such path.
     #[error("there is nothing at this path; images are below `/v2/`")]
     NoSuchPath,
-    /// A name with an encoded slash, which is no separator.
+    /// A name contains an encoded slash, which is not a separator.
     #[error("the repository name holds an encoded slash")]
     EncodedSlash,
-    /// A path that exists, and a method that it does not offer.
+    /// The path exists, but does not support the method.
     #[error("this registry serves pulls: only GET and HEAD are supported here")]
     Method,
-    /// The repository name breaks the grammar.
+    /// The repository name is illegal.
     #[error("the repository name {0}")]
     Name(#[from] entrepot_domain::name::NameError),
-    /// The tag breaks the grammar, so no such tag can exist.
+    /// The tag is illegal, so it cannot exist.
     #[error("the tag {0}")]
     Tag(entrepot_domain::reference::TagError),
-    /// The size of a page is no number.
+    /// The page size is not a number.
     #[error("`n` must be a whole number, such as `n=100`")]
     PageSize,
-    /// The digest is malformed.
     #[error("the digest must be `sha256:` with 64, or `sha512:` with 128 lower-case hex digits")]
     MalformedDigest,
     /// The digest's algorithm is not known here, so nothing can have it.
@@ -195,32 +191,28 @@ pub enum RouteError {
     UnknownAlgorithm(Asked),
 }
 
-/// What was asked for, where that is all that matters.
+/// The kind of content that was requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// A manifest.
     Manifest,
-    /// A blob.
     Blob,
-    /// A repository.
     Repository,
 }
 
-/// Why nobody known is asking.
+/// Why the caller is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoginFault {
-    /// No credentials.
     #[error("log in first: `entrepot login-password | docker login --username AWS --password-stdin <registry>`")]
     Missing,
-    /// Credentials that are not ours, or wrong.
+    /// The credentials are not ours, or wrong.
     #[error("the credentials are wrong or revoked; get a new token with `entrepot login-password`")]
     Wrong,
-    /// A token that was right once.
+    /// The token has expired.
     #[error("the token has expired; get a new one with `entrepot login-password`")]
     Expired,
 }
 
-/// For how long an upstream is asked nothing, rounded up: who comes then is not too early.
+/// For how long an upstream is not asked, rounded up so that a client does not come back too early.
 fn pause(left: Option<Duration>) -> String {
     match left.filter(|left| !left.is_zero()) {
         Some(left) => {

@@ -1,7 +1,7 @@
-//! Places at which a test can have a node die, as by a power cut: nothing is flushed, nothing is told to anybody.
+//! Places at which a test can make a node die, as in a power cut: nothing is flushed, and nobody is told.
 //!
-//! Without the feature `failpoints` this is nothing at all. With it, the environment variable `ENTREPOT_FAILPOINT`
-//! names the place: `fill.after_upload`, or `fill.after_upload:3` for the third time that it is reached.
+//! Without the feature `failpoints` this does nothing. With it, the environment variable `ENTREPOT_FAILPOINT` names the
+//! place: `fill.after_upload`, or `fill.after_upload:3` for the third time that it is reached.
 
 /// All places, in the order in which a pull of an image reaches them.
 pub const NAMES: [&str; 16] = [
@@ -23,7 +23,7 @@ pub const NAMES: [&str; 16] = [
     "fill.before_release",
 ];
 
-/// Those that a sync of a tag that has moved reaches besides.
+/// The further places that a sync of a moved tag reaches.
 pub const SYNC_NAMES: [&str; 2] = ["sync.before_content", "sync.before_tag"];
 
 /// Ends the process here, if a test wants that.
@@ -46,7 +46,7 @@ mod armed {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// Where this process is to die.
+    /// The place where this process should die.
     pub(super) static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
         #[expect(clippy::disallowed_methods, reason = "no configuration of a registry: only tests know of it")]
         let text = std::env::var("ENTREPOT_FAILPOINT").ok()?;
@@ -55,7 +55,7 @@ mod armed {
 
     pub(super) struct Armed {
         name: String,
-        /// How often it is to be reached until it is the time.
+        /// How many more times the place must be reached.
         left: AtomicU32,
     }
 

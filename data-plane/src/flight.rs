@@ -1,20 +1,25 @@
-//! Work that many wait for is done once, and for its own sake: it goes on when those who wait have gone.
+//! Work that many callers wait for is done once. It continues even if all callers have gone.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use entrepot_runtime::Tasks;
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 /// Runs work by key, at most once at a time for each.
 pub(crate) struct Flights<K, V> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    running: Running<K, V>,
     tasks: Tasks,
 }
+
+/// What runs, and since when.
+type Running<K, V> = Arc<Mutex<HashMap<K, (Instant, watch::Receiver<Option<V>>)>>>;
 
 impl<K, V> Flights<K, V>
 where
@@ -25,35 +30,54 @@ where
         Self { running: Arc::default(), tasks }
     }
 
-    /// The result of the work that runs under `key`, begun now if none does. `None` if the work was torn down.
+    /// The result of the running work for `key`, which is started now if none is running. `None` if it was torn down.
     pub(crate) async fn join_or_start<F>(&self, key: K, work: impl FnOnce() -> F) -> Option<V>
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut result = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            match running.entry(key.clone()) {
-                Entry::Occupied(entry) => entry.get().clone(),
-                Entry::Vacant(entry) => {
-                    let (sender, receiver) = watch::channel(None);
-                    entry.insert(receiver.clone());
-                    self.spawn(key, work(), sender);
-                    receiver
-                }
-            }
-        };
-        result.wait_for(Option::is_some).await.ok()?.clone()
+        self.join_or_start_if(key, |_, _| true, work).await
     }
 
-    /// Begins the work under `key`, unless it runs, and waits for nothing.
+    /// The same, if `accepts` takes the result of work that was begun then. Other work is waited for, and then done anew.
+    pub(crate) async fn join_or_start_if<F>(
+        &self,
+        key: K,
+        accepts: impl Fn(&V, Instant) -> bool,
+        work: impl FnOnce() -> F,
+    ) -> Option<V>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut own = loop {
+            let (begun, mut others) = {
+                let mut running = self.running.lock();
+                match running.entry(key.clone()) {
+                    Entry::Occupied(entry) => entry.get().clone(),
+                    Entry::Vacant(entry) => {
+                        let (sender, receiver) = watch::channel(None);
+                        entry.insert((Instant::now(), receiver.clone()));
+                        self.spawn(key, work(), sender);
+                        break receiver;
+                    }
+                }
+            };
+            let value = others.wait_for(Option::is_some).await.ok()?.clone()?;
+            if accepts(&value, begun) {
+                return Some(value);
+            }
+        };
+        own.wait_for(Option::is_some).await.ok()?.clone()
+    }
+
+    /// Starts the work for `key`, unless it is running, and does not wait for it.
     pub(crate) fn start<F>(&self, key: K, work: impl FnOnce() -> F)
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock();
         if let Entry::Vacant(entry) = running.entry(key.clone()) {
             let (sender, receiver) = watch::channel(None);
-            entry.insert(receiver);
+            entry.insert((Instant::now(), receiver));
             self.spawn(key, work(), sender);
         }
     }
@@ -62,24 +86,24 @@ where
         let landing = Landing { running: self.running.clone(), key };
         let work = async move {
             let value = work.await;
-            // First out of the table: who comes from now on looks at what the work has left behind.
+            // It is taken out of the table first: later callers use what the work has left behind.
             drop(landing);
             sender.send_replace(Some(value));
         };
-        // Part of the trace of whoever began it, although it may outlive it.
+        // It belongs to the trace of the caller that started it, although it may outlive that caller.
         self.tasks.spawn("flight", work.in_current_span());
     }
 }
 
-/// Takes a flight out of the table however it ends.
+/// Takes the work out of the table, however it ends.
 struct Landing<K: Eq + Hash, V> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    running: Running<K, V>,
     key: K,
 }
 
 impl<K: Eq + Hash, V> Drop for Landing<K, V> {
     fn drop(&mut self) {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.running.lock().remove(&self.key);
     }
 }
 
@@ -113,6 +137,22 @@ mod tests {
         assert_eq!(second.await, Some(1));
         go.notify_one();
         assert_eq!(start().await, Some(2));
+    }
+
+    #[tokio::test]
+    async fn work_that_was_begun_too_early_is_waited_for_and_done_anew() {
+        let flights = Flights::<u8, u32>::new(Tasks::new());
+        let go = Arc::new(Notify::new());
+        let early = go.clone();
+        flights.start(1, || async move {
+            early.notified().await;
+            1
+        });
+        let asked = Instant::now();
+        let mut late = Box::pin(flights.join_or_start_if(1, |_, begun| begun >= asked, || async { 2 }));
+        assert!(futures_util::poll!(&mut late).is_pending(), "one at a time");
+        go.notify_one();
+        assert_eq!(late.await, Some(2));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
-//! The registry's edge: it reads requests, has them answered, and writes failures the way clients expect them.
+//! The registry's edge for clients: it reads requests, gets answers for them, and sends errors in the form that clients
+//! expect.
 
 mod error;
 mod forwarded;
-pub(crate) mod readers;
 mod route;
 pub(crate) mod server;

@@ -1,7 +1,7 @@
-//! What operators may ask a node: which fills run on it, and why it answered as it did. It lives in memory only.
+//! What operators may ask a node: which fills it runs, and why it answered as it did. All of it is in memory only.
 //!
-//! Questions come over the lines to the control plane (`questions.rs`), and from other nodes on the listener for
-//! them, which ask on behalf of a control plane that this node has no line to.
+//! Questions come over the streams to the control plane (`questions.rs`). They also come from other nodes, on the
+//! listener for nodes, on behalf of a control plane to which this node has no stream.
 
 mod answers;
 mod upstreams;
@@ -20,10 +20,10 @@ use crate::peers::{AskError, Peers, ProbeError};
 pub(crate) use answers::{AnswerState, AnswerView, Answers, Remembered};
 pub(crate) use upstreams::{BudgetView, DisagreementView, EndpointState, EndpointView, UpstreamView, observe};
 
-/// How many fills are told of at once; the oldest ones.
+/// How many fills are reported at once; the oldest ones.
 const FILLS_TOLD: usize = 1000;
 
-/// Tells what goes on in this node. Clones tell the same.
+/// Answers questions about this node. Clones give the same answers.
 #[derive(Clone)]
 pub(crate) struct Inspector {
     pub(crate) fills: Fills,
@@ -33,13 +33,13 @@ pub(crate) struct Inspector {
     clock: Clock,
 }
 
-/// The fills of a node, as nodes tell each other.
+/// The fills of a node, in the form that nodes exchange.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FillsAnswer {
     pub(crate) fills: Vec<FillView>,
 }
 
-/// What a node has seen of upstreams, as nodes tell each other.
+/// What a node has observed about upstreams, in the form that nodes exchange.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct UpstreamsAnswer {
     pub(crate) upstreams: Vec<UpstreamView>,
@@ -50,12 +50,12 @@ impl Inspector {
         Self { fills, answers: Answers::default(), control, peers, clock }
     }
 
-    /// What this node has seen of upstreams.
+    /// What this node has observed about upstreams.
     pub(crate) async fn upstreams(&self) -> Vec<UpstreamView> {
         upstreams::views(&self.control, self.clock.now()).await
     }
 
-    /// The fills that run.
+    /// The running fills.
     pub(crate) fn fills(&self) -> Vec<FillView> {
         let mut views = self.fills.views();
         views.sort_by(|a, b| a.begin_time.cmp(&b.begin_time).then_with(|| a.id.cmp(&b.id)));
@@ -68,13 +68,13 @@ impl Inspector {
         self.answers.get(request_id)
     }
 
-    /// The fills that run on another node.
+    /// The running fills of another node.
     pub(crate) async fn fills_of(&self, id: &ResourceId) -> Result<Vec<FillView>, AskError> {
         let answer: FillsAnswer = self.peers.get(id, FILLS, limits::PEER_FILLS_BYTES).await?;
         Ok(answer.fills)
     }
 
-    /// What another node has seen of upstreams.
+    /// What another node has observed about upstreams.
     pub(crate) async fn upstreams_of(&self, id: &ResourceId) -> Result<Vec<UpstreamView>, AskError> {
         let answer: UpstreamsAnswer = self.peers.get(id, UPSTREAMS, limits::PEER_FILLS_BYTES).await?;
         Ok(answer.upstreams)

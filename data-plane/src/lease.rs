@@ -1,11 +1,11 @@
-//! Leases: which of the nodes leads a fill.
+//! Leases, which decide which node leads a fill.
 //!
-//! A lease saves work and protects nothing. It may be lost at any moment, and whoever holds it does not even have to
-//! notice: content is addressed by its digest, and records are replaced only as they were read. So whenever Redis is
-//! away, slow or wrong, nodes go on without: each leads its own fills, and at worst something is fetched twice.
+//! A lease only saves work and protects nothing. It may be lost at any moment, and its holder need not even notice:
+//! content is addressed by digest, and records are replaced only if they are still as they were read. So while Redis is
+//! away, slow or wrong, nodes work without leases: each leads its own fills, and at worst something is fetched twice.
 
+mod client;
 mod config;
-mod line;
 mod redis;
 
 use std::fmt;
@@ -21,24 +21,24 @@ use uuid::Uuid;
 
 pub use config::{RedisConfig, RedisConfigError, RedisMode, RedisServer};
 
-pub(crate) use self::line::Line;
+pub(crate) use self::client::RedisClient;
 pub(crate) use self::redis::WorkEnds;
 use self::redis::{Held, Redis};
 
-/// What a lease is about. Names only, since others may look into Redis.
+/// The key of a lease. It contains only hashes, since others may be able to read Redis.
 ///
-/// Two nodes have the same key for the same work. The braces make it one place in Redis Cluster, whatever is added to a
-/// key one day.
+/// Two nodes use the same key for the same work. The braces keep the key in one slot of Redis Cluster, even if
+/// something is added to it one day.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct LeaseKey(Arc<str>);
 
 impl LeaseKey {
-    /// Content under one origin: the rule, and where it points.
+    /// The key for content under one origin (the rule, and where it points).
     pub fn content(origin: Uuid, digest: &Digest) -> Self {
         Self(format!("f:{origin}:{{{digest}}}").into())
     }
 
-    /// What a reference means in a repository: a tag's manifest, or the content with a digest.
+    /// The key for the meaning of a reference in a repository: a tag's manifest, or the content with a digest.
     pub fn reference(origin: Uuid, repository: &RepositoryName, reference: &Reference) -> Self {
         match reference {
             Reference::Tag(tag) => Self(format!("t:{origin}:{{{repository}:{tag}}}").into()),
@@ -46,12 +46,12 @@ impl LeaseKey {
         }
     }
 
-    /// The list of a repository's tags.
+    /// The key for the list of a repository's tags.
     pub fn tags(origin: Uuid, repository: &RepositoryName) -> Self {
         Self(format!("l:{origin}:{{{repository}}}").into())
     }
 
-    /// The list of what refers to a manifest of a repository.
+    /// The key for the list of a manifest's referrers.
     pub fn referrers(origin: Uuid, repository: &RepositoryName, subject: &Digest) -> Self {
         Self(format!("l:{origin}:{{{repository}@{subject}}}").into())
     }
@@ -68,30 +68,30 @@ impl fmt::Display for LeaseKey {
     }
 }
 
-/// Where this node takes leases. Clones share it.
+/// The leases of this node. Clones share them.
 #[derive(Clone)]
 pub struct Leases(Place);
 
 #[derive(Clone)]
 enum Place {
-    /// One node leads everything. The table of what runs in it is all it needs.
+    /// A single node leads everything. Its table of running work is enough.
     Local,
     Redis(Arc<Redis>, Histogram<f64>),
 }
 
-/// What came of a claim.
+/// The result of a claim.
 #[derive(Debug)]
 pub enum Claim {
     /// The lease is ours.
     Granted(Lease),
-    /// Another holds it.
+    /// Another node holds it.
     Busy(Holder),
-    /// Nobody can say. Go on without.
+    /// Leases are unavailable. Continue without.
     Uncoordinated,
 }
 
 impl Claim {
-    /// The word in metrics and traces.
+    /// The name in metrics and traces.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Granted(_) => "granted",
@@ -101,9 +101,9 @@ impl Claim {
     }
 }
 
-/// Who holds a lease: a token that is its own, which begins with the id of its node.
+/// The holder of a lease, identified by a token that begins with the id of its node.
 ///
-/// Others may write into Redis, so this is a hint. Where the node is stands in its signed record.
+/// Others may be able to write to Redis, so this is only a hint. The node's address comes from its signed record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder(Arc<str>);
 
@@ -112,24 +112,24 @@ impl Holder {
         Self(token.into())
     }
 
-    /// The node that holds it, if the token says one.
+    /// The node that holds it, if the token names one.
     pub fn node(&self) -> Option<ResourceId> {
         self.0.split('.').next()?.parse().ok()
     }
 
-    /// What tells this lease from all others.
+    /// Identifies the lease among all others.
     pub(crate) fn token(&self) -> &str {
         &self.0
     }
 }
 
 impl Leases {
-    /// For a node that shares its store with no other: it is granted everything.
+    /// Leases for the only node of a store: every claim is granted.
     pub fn local() -> Self {
         Self(Place::Local)
     }
 
-    /// Leases in Redis, for the nodes that share it. Redis may be away: then this node goes on without until it is back.
+    /// Leases in Redis, for the nodes that share it. While Redis is away, this node continues without leases.
     ///
     /// # Errors
     /// If the configuration cannot work.
@@ -149,8 +149,9 @@ impl Leases {
         Ok(Self(Place::Redis(Arc::new(redis), duration)))
     }
 
-    /// Asks for the lease once: it is free, or still that of `lost`, a holder that does not work any more. So of many
-    /// who have lost the same holder one succeeds it. It never fails, and takes at most a quarter of a second.
+    /// Asks for the lease once. It is granted if it is free, or still held by `lost`, a holder that no longer works. So
+    /// if many nodes have lost the same holder, one of them succeeds it. This never fails, and takes at most a quarter
+    /// of a second.
     pub async fn claim(&self, key: &LeaseKey, lost: Option<&Holder>) -> Claim {
         match &self.0 {
             Place::Local => Claim::Granted(Lease(None)),
@@ -158,20 +159,20 @@ impl Leases {
         }
     }
 
-    /// Whether there may be other nodes that do the same work.
+    /// Whether other nodes may do the same work.
     pub(crate) fn are_shared(&self) -> bool {
         matches!(self.0, Place::Redis(..))
     }
 
-    /// The line to Redis, for what else nodes share there; `None` for a node alone.
-    pub(crate) fn line(&self) -> Option<Line> {
+    /// The client of Redis, for other data that nodes share there; `None` for a single node.
+    pub(crate) fn redis_client(&self) -> Option<RedisClient> {
         match &self.0 {
             Place::Local => None,
-            Place::Redis(redis, _) => Some(redis.line.clone()),
+            Place::Redis(redis, _) => Some(redis.client.clone()),
         }
     }
 
-    /// Tells the end of the work that this node does under the lease with `token`; `None` if there is none.
+    /// Signals the end of this node's work under the lease with `token`; `None` if there is no such work.
     pub(crate) fn work(&self, token: &str) -> Option<WorkEnds> {
         match &self.0 {
             Place::Local => None,
@@ -193,22 +194,22 @@ async fn measured_claim(redis: &Redis, duration: &Histogram<f64>, key: &LeaseKey
     claim
 }
 
-/// The right to lead, for as long as it is held. It renews itself; dropped, it is given back as soon as may be.
+/// A held lease, which renews itself. When it is dropped, it is given back soon.
 pub struct Lease(Option<Held>);
 
-/// What came of giving a lease back.
+/// The result of giving a lease back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Released {
     /// It is free.
     Now,
-    /// It was not ours any more, and is left alone.
+    /// It no longer belonged to us, and was left alone.
     AlreadyLost,
-    /// Redis does not say. If it is still ours, it runs out.
+    /// Redis did not answer. If it still belongs to us, it will expire.
     Unknown,
 }
 
 impl Lease {
-    /// Whether another may hold it by now. That is no reason to stop.
+    /// Whether another node may hold it by now. This is not a reason to stop.
     pub fn is_lost(&self) -> bool {
         self.0.as_ref().is_some_and(Held::is_lost)
     }

@@ -1,5 +1,5 @@
-//! The store, with every call measured: how long it takes, and whether the store is away; and what the node's cache
-//! in front of it has done.
+//! The store with metrics for every call (how long it takes, and whether the store is away), and for the node's cache
+//! in front of it.
 
 use std::future::Future;
 use std::ops::Range;
@@ -16,7 +16,7 @@ use entrepot_store::{
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{AsyncInstrument, Gauge, Histogram, Meter};
 
-/// A call that was given up after this time counts as one that found the store away.
+/// A call that was given up after at least this time counts as one for which the store was away.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A store whose calls are measured.
@@ -60,13 +60,13 @@ impl StoreMetrics {
             Ok(_) => "ok",
             Err(Error::Away(_)) => "away",
             Err(Error::AlreadyExists | Error::Conflict) => "conflict",
-            Err(Error::TooLarge { .. } | Error::BadRecord { .. }) => "bad_object",
+            Err(Error::TooLarge { .. } | Error::BadRecord { .. } | Error::Damaged { .. }) => "bad_object",
         };
         result
     }
 }
 
-/// A call under way. It counts itself when it has ended, also if nobody waits for it any more.
+/// A call that is under way. It counts itself at its end, even if nobody waits for it any more.
 struct Measurement<'a> {
     metrics: &'a StoreMetrics,
     operation: &'static str,
@@ -78,7 +78,7 @@ impl Drop for Measurement<'_> {
     fn drop(&mut self) {
         let took = self.began.elapsed();
         let is_given_up = self.outcome == "given_up";
-        // Whoever gave up early has hung up, which says nothing of the store.
+        // If the caller gave up earlier, that says nothing about the store.
         if !is_given_up || took >= PATIENCE {
             self.metrics.away.record(u64::from(is_given_up || self.outcome == "away"), &[]);
         }
@@ -168,26 +168,20 @@ impl Upload for MeasuredUpload {
     }
 }
 
-/// Counts what `cache` does, for as long as it lives.
+/// Adds metrics of `cache`, for as long as it lives.
 pub(crate) fn observe(cache: &Arc<NodeCache>, metrics: &Metrics) {
     let meter = metrics.meter("entrepot.data_plane");
     count_cache(cache, &meter);
-    let blob_bytes = of(cache, |stats, gauge| gauge.observe(stats.blob_bytes, &[KeyValue::new("kind", "blob")]));
-    let record_bytes = of(cache, |stats, gauge| gauge.observe(stats.record_bytes, &[KeyValue::new("kind", "record")]));
     meter
         .u64_observable_gauge("entrepot.cache.size")
         .with_unit("By")
-        .with_description("What the node's cache takes, on the disk for blobs and in memory for records.")
-        .with_callback(blob_bytes)
-        .with_callback(record_bytes)
+        .with_description("What the blobs on the node's disk take.")
+        .with_callback(of(cache, |stats, gauge| gauge.observe(stats.blob_bytes, &[])))
         .build();
-    let blobs = of(cache, |stats, gauge| gauge.observe(stats.blobs, &[KeyValue::new("kind", "blob")]));
-    let records = of(cache, |stats, gauge| gauge.observe(stats.records, &[KeyValue::new("kind", "record")]));
     meter
         .u64_observable_gauge("entrepot.cache.objects")
-        .with_description("What the node's cache holds.")
-        .with_callback(blobs)
-        .with_callback(records)
+        .with_description("Blobs on the node's disk.")
+        .with_callback(of(cache, |stats, gauge| gauge.observe(stats.blobs, &[])))
         .build();
 }
 
@@ -211,14 +205,9 @@ fn count_cache(cache: &Arc<NodeCache>, meter: &Meter) {
         .with_description("Blobs that were not cached, since their bytes did not hash to their digest.")
         .with_callback(of(cache, |stats, counter| counter.observe(stats.rejected, &[])))
         .build();
-    meter
-        .u64_observable_counter("entrepot.cache.answers_while_away")
-        .with_description("Questions to the store that were answered with what it had said before, since it was away.")
-        .with_callback(of(cache, |stats, counter| counter.observe(stats.answers_while_away, &[])))
-        .build();
 }
 
-/// A callback that says something of the cache, if it is still there.
+/// A callback that reads something from the cache, if that still exists.
 fn of(
     cache: &Arc<NodeCache>,
     observe: impl Fn(&Stats, &dyn AsyncInstrument<u64>) + Send + Sync + 'static,

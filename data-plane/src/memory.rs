@@ -7,8 +7,10 @@
 //! nothing: see [`Hold`].
 //!
 //! What is not there is never held, since nobody is told of what appears: such reads are only shared, and never with a
-//! question that came after the read was begun. When the store is away, what was read last is believed, and marked.
+//! question that came after the read was begun. When the store is away, what was read last is believed, and marked; so is
+//! what is on the disk.
 
+mod breaker;
 mod hold;
 mod question;
 mod words;
@@ -16,18 +18,21 @@ mod writes;
 
 use std::any::Any;
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use entrepot_domain::RepositoryName;
+use entrepot_records::layout;
 use entrepot_runtime::{Clock, Metrics, Tasks};
-use entrepot_store::cache::{Breaker, SLOW};
 use entrepot_store::{Error, Key, Store};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use tokio::time::timeout;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
 
+use breaker::{Breaker, SLOW};
 pub(crate) use hold::{Hold, Moment};
 pub(crate) use question::{Holdable, ManifestBytes, Presence, Question, Record};
 use words::Words;
@@ -38,6 +43,9 @@ const ENTRY_BYTES: usize = 256;
 /// How many keys are read at once at most with their reads shared, and how long one is remembered as read.
 const SHARED_READS: u64 = 10_000;
 const SHARED_IDLE: Duration = Duration::from_secs(60);
+/// Of how many repositories it is known when a word last came, and for how long: longer than anything is waited for.
+const TOLD: u64 = 100_000;
+const TOLD_IDLE: Duration = Duration::from_secs(600);
 /// How long a read waits for the one before it.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -55,7 +63,6 @@ pub(crate) struct Found<T> {
 pub(crate) enum Source {
     /// From memory, within the hold time.
     Memory,
-    /// From the store.
     Store,
     /// From memory, although it may be no more true: the store did not answer.
     LastKnown,
@@ -75,6 +82,8 @@ struct Inner {
     /// Orders reads, questions and words.
     sequence: AtomicU64,
     words: Mutex<Words>,
+    /// When this node was last told to forget something of a repository, by what its keys begin with.
+    told: Cache<String, Instant>,
     hold: Mutex<Hold>,
     breaker: Breaker,
     answers_while_away: AtomicU64,
@@ -125,7 +134,9 @@ impl Memory {
         let reads = Cache::builder().max_capacity(SHARED_READS).time_to_idle(SHARED_IDLE).build();
         let (sequence, words, hold) = (AtomicU64::new(1), Mutex::default(), Mutex::new(hold));
         let (breaker, answers_while_away) = (Breaker::default(), AtomicU64::default());
-        let inner = Inner { store, clock, tasks, known, reads, sequence, words, hold, breaker, answers_while_away };
+        let told = Cache::builder().max_capacity(TOLD).time_to_idle(TOLD_IDLE).build();
+        let inner =
+            Inner { store, clock, tasks, known, reads, sequence, words, told, hold, breaker, answers_while_away };
         Self(Arc::new(inner))
     }
 
@@ -134,7 +145,7 @@ impl Memory {
     /// # Errors
     /// As the store, if nothing is known.
     pub(crate) async fn read<Q: Question>(&self, question: &Q) -> Result<Found<Q::Answer>, Error> {
-        if let Some((answer, is_old)) = self.0.held(question) {
+        if let Some((answer, is_old)) = self.0.lookup(question) {
             if is_old {
                 self.read_behind(question);
             }
@@ -145,7 +156,7 @@ impl Memory {
         // A read that hangs does not hold up all who come after it.
         let Ok(mut last) = timeout(TURN, turn.lock()).await else { return self.read_anew(question).await };
         // Somebody may have read it while this one waited.
-        if let Some((answer, _)) = self.0.held(question) {
+        if let Some((answer, _)) = self.0.lookup(question) {
             return Ok(Found { answer: Some(answer), source: Source::Memory });
         }
         if let Some((begun, absent)) = &last.absent
@@ -167,14 +178,25 @@ impl Memory {
 
     /// Forgets a key: whoever asks from now on is told what the store says from now on.
     pub(crate) fn forget(&self, key: &Key) {
-        let mut words = lock(&self.0.words);
+        self.0.note_told(key.as_str());
+        let mut words = self.0.words.lock();
         words.note_key(key, self.0.next());
         self.0.known.invalidate(key);
     }
 
+    /// Since when work for a repository must have begun for whoever asks now to believe what comes of it: since the last
+    /// word about the repository, and within the hold time, since words are lost. `None` if that does not matter.
+    pub(crate) fn believed_since(&self, name: &RepositoryName) -> Option<Instant> {
+        let told = repository_of(layout::repository(name).as_str()).and_then(|repository| self.0.told.get(repository));
+        let hold_time = self.hold_to_announce();
+        // Where nothing is ever held, nobody waits for nodes to forget.
+        let held = (!hold_time.is_zero()).then(|| Instant::now().checked_sub(hold_time)).flatten();
+        told.max(held)
+    }
+
     /// This node has written a record: that is what it is known as, but read before it is believed.
     fn wrote(&self, key: &Key, bytes: &Bytes) {
-        let mut words = lock(&self.0.words);
+        let mut words = self.0.words.lock();
         let number = self.0.next();
         words.note_key(key, number);
         // A slice would keep alive all that it was cut from.
@@ -185,7 +207,7 @@ impl Memory {
 
     /// This node may have written a record. What was read before is believed no more, unless the store is away.
     fn may_have_written(&self, key: &Key) {
-        let mut words = lock(&self.0.words);
+        let mut words = self.0.words.lock();
         words.note_key(key, self.0.next());
         if let Some(known) = self.0.known.get(key) {
             self.0.known.insert(key.clone(), Known { is_there: false, ..known });
@@ -194,7 +216,8 @@ impl Memory {
 
     /// Forgets all keys below a prefix.
     pub(crate) fn forget_below(&self, prefix: &str) {
-        let mut words = lock(&self.0.words);
+        self.0.note_told(prefix);
+        let mut words = self.0.words.lock();
         words.note_prefix(prefix, self.0.next());
         let below = self.0.known.iter().map(|(key, _)| key).filter(|key| words::is_below(key, prefix));
         below.collect::<Vec<_>>().iter().for_each(|key| self.0.known.invalidate(&**key));
@@ -207,13 +230,19 @@ impl Memory {
 
     /// The largest hold time that this node uses, or is about to use: what its record has to say.
     pub(crate) fn hold_to_announce(&self) -> Duration {
-        lock(&self.0.hold).wanted()
+        self.0.hold.lock().wanted()
     }
 
     /// This node's record was written, begun at that time, and says this hold time.
     pub(crate) fn announced(&self, begun: Moment, hold_time: Duration) {
         let now = self.0.now();
-        lock(&self.0.hold).announced(begun, now, hold_time);
+        self.0.hold.lock().announced(begun, now, hold_time);
+    }
+
+    /// Another node is called as this one, so that others may take the one for the other. Nothing is held until this one's
+    /// record has been the only one for as long as after a start.
+    pub(crate) fn doubled(&self) {
+        self.0.hold.lock().doubled();
     }
 
     /// Counts what is held, for as long as anybody reads.
@@ -225,7 +254,7 @@ impl Memory {
             .with_unit("s")
             .with_description("For how long this node believes now what it has read of records.")
             .with_callback(move |gauge| {
-                let time = hold.upgrade().map(|inner| lock(&inner.hold).time_at(inner.now()));
+                let time = hold.upgrade().map(|inner| inner.hold.lock().time_at(inner.now()));
                 time.into_iter().for_each(|time| gauge.observe(time.as_secs_f64(), &[]));
             })
             .build();
@@ -271,6 +300,12 @@ impl Inner {
         self.sequence.fetch_add(1, Ordering::Relaxed)
     }
 
+    fn note_told(&self, key: &str) {
+        if let Some(repository) = repository_of(key) {
+            self.told.insert(repository.to_owned(), Instant::now());
+        }
+    }
+
     fn turn_of(&self, key: &Key) -> Arc<tokio::sync::Mutex<LastRead>> {
         self.reads.get_with_by_ref(key, Arc::default)
     }
@@ -280,10 +315,10 @@ impl Inner {
     }
 
     /// What is held, and whether it is in the second half of its hold time.
-    fn held<Q: Question>(&self, question: &Q) -> Option<(Q::Answer, bool)> {
+    fn lookup<Q: Question>(&self, question: &Q) -> Option<(Q::Answer, bool)> {
         let known = self.known.get(question.key())?;
         let now = self.now();
-        let (age, hold_time) = (known.begun.age_at(now), lock(&self.hold).time_at(now));
+        let (age, hold_time) = (known.begun.age_at(now), self.hold.lock().time_at(now));
         if !known.is_there || age >= hold_time {
             return None;
         }
@@ -333,16 +368,16 @@ impl Inner {
     /// Asks the store; not for long, where there is another answer.
     async fn ask<Q: Question>(&self, question: &Q) -> Result<Option<(Q::Answer, usize)>, Error> {
         let asking = question.ask(&self.store);
-        let answer = if self.last_known(question).is_none() {
-            asking.await
-        } else if self.breaker.lets_ask() {
-            within(asking).await
+        let (request, answer) = if self.last_known(question).is_none() {
+            let request = self.breaker.enter_anyway();
+            (request, asking.await)
         } else {
-            return Err(Error::Away(Box::new(Unheard::LeftAlone)));
+            let request = self.breaker.enter().ok_or_else(|| Error::Away(Box::new(Unheard::LeftAlone)))?;
+            (request, within(asking).await)
         };
         match &answer {
-            Err(error) if error.retry() => self.breaker.trip(),
-            Ok(_) | Err(_) => self.breaker.reset(),
+            Err(error) if error.retry() => request.unanswered(),
+            Ok(_) | Err(_) => request.answered(),
         }
         answer
     }
@@ -350,7 +385,7 @@ impl Inner {
     /// Keeps what was read, unless something newer is known, or there was a word about it since. What took longer than the
     /// hold time is kept for when the store is away, and believed by nobody before.
     fn keep(&self, key: &Key, known: Known) {
-        let words = lock(&self.words);
+        let words = self.words.lock();
         let is_newest = self.known.get(key).is_none_or(|other| other.number < known.number);
         if is_newest && !words.are_about(key, known.number) {
             self.known.insert(key.clone(), known);
@@ -359,7 +394,7 @@ impl Inner {
 
     /// What was read last, for when the store does not answer.
     fn last_known<Q: Question>(&self, question: &Q) -> Option<Q::Answer> {
-        let known = self.known.get(question.key())?;
+        let Some(known) = self.known.get(question.key()) else { return question.at_hand(&self.store) };
         match known.answer.downcast_ref::<Written>() {
             Some(Written(bytes)) => question.decode(bytes),
             None => known.answer.downcast_ref::<Q::Answer>().cloned(),
@@ -367,12 +402,13 @@ impl Inner {
     }
 }
 
-async fn within<T>(asking: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    timeout(SLOW, asking).await.unwrap_or_else(|_| Err(Error::Away(Box::new(Unheard::Slow))))
+/// What all keys of the repository begin with that this is a key of, or a prefix of some. No part of a name begins so.
+fn repository_of(key: &str) -> Option<&str> {
+    key.split_once("/_").map(|(repository, _)| repository)
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+async fn within<T>(asking: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(SLOW, asking).await.unwrap_or_else(|_| Err(Error::Away(Box::new(Unheard::Slow))))
 }
 
 #[cfg(test)]

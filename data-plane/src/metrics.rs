@@ -1,4 +1,4 @@
-//! What this node counts.
+//! The metrics of this node.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,13 @@ use crate::body::Body;
 use crate::error::PullError;
 use crate::outcome::Outcome;
 
-/// Pulls, by what was asked for and how they ended.
+/// Pulls, by what was requested and how they ended.
 pub(crate) struct PullMetrics {
     duration: Histogram<f64>,
     active: UpDownCounter<i64>,
 }
 
-/// Counts a pull, or a fill, as active until it is dropped.
+/// Counts a pull or a fill as active until it is dropped.
 pub(crate) struct Active(UpDownCounter<i64>);
 
 impl Drop for Active {
@@ -48,7 +48,7 @@ impl PullMetrics {
         Active(self.active.clone())
     }
 
-    /// Counts one pull that has an answer.
+    /// Counts a pull that has an answer.
     pub(crate) fn observe(&self, result: &Result<Response<Body>, PullError>, took: Duration, is_manifest: bool) {
         let outcome = match result {
             Ok(response) => response.extensions().get().map_or("miss", |outcome: &Outcome| outcome.as_str()),
@@ -60,7 +60,7 @@ impl PullMetrics {
     }
 }
 
-/// Jobs, by what they were and how they ended.
+/// Jobs, by kind and how they ended.
 pub(crate) struct JobMetrics {
     duration: Histogram<f64>,
     lost_leases: Counter<u64>,
@@ -81,12 +81,12 @@ impl JobMetrics {
         Self { duration, lost_leases }
     }
 
-    /// Counts a job that was taken from this node while it worked at it.
+    /// Counts a job that was taken away from this node while it worked on it.
     pub(crate) fn lost_lease(&self) {
         self.lost_leases.add(1, &[]);
     }
 
-    /// Counts a job that this node does not work at any more.
+    /// Counts a job that this node has stopped working on.
     pub(crate) fn observe(&self, kind: &'static str, outcome: &'static str, took: Duration) {
         let attributes = [KeyValue::new("job.kind", kind), KeyValue::new("outcome", outcome)];
         self.duration.record(took.as_secs_f64(), &attributes);
@@ -132,18 +132,18 @@ impl FillMetrics {
         self.lost.add(1, &[KeyValue::new("reason", reason)]);
     }
 
-    /// Counts content that could not be stored or shown.
+    /// Counts content that could not be stored or linked.
     pub(crate) fn commit_failed(&self, content: &'static str) {
         self.failed_commits.add(1, &[KeyValue::new("content", content)]);
     }
 
-    /// Counts one that has ended.
+    /// Counts a fill that has ended.
     pub(crate) fn observe(&self, outcome: &'static str, took: Duration) {
         self.duration.record(took.as_secs_f64(), &[KeyValue::new("outcome", outcome)]);
     }
 }
 
-/// Requests, by what OpenTelemetry's conventions want to know of them.
+/// Requests, by OpenTelemetry's conventions.
 #[derive(Clone)]
 pub(crate) struct HttpMetrics {
     duration: Histogram<f64>,
@@ -161,7 +161,7 @@ impl HttpMetrics {
     }
 }
 
-/// One request, from its head to its answer's last byte. Counts itself when it is dropped.
+/// A request, from its head to the last byte of its answer. It counts itself when it is dropped.
 pub(crate) struct Exchange {
     pub(crate) metrics: HttpMetrics,
     pub(crate) began: Instant,
@@ -185,7 +185,7 @@ impl Drop for Exchange {
     }
 }
 
-/// A method as metrics name it: clients can make up others without end.
+/// The name of a method in metrics. Clients could invent any number of other methods.
 pub(crate) fn method_name(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",

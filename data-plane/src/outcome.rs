@@ -3,24 +3,24 @@
 /// How a pull ended, for people and for metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// From the store, without asking anybody.
+    /// From the store, without asking the upstream.
     Hit,
     /// From the store, after the upstream had confirmed it.
     Revalidated,
     /// From the upstream.
     Miss,
-    /// From the upstream, by way of another node that fetches it.
+    /// From the upstream, through another node that fetches it.
     Follow,
-    /// From the store, while the upstream is asked behind it.
+    /// From the store, while the upstream is asked in the background.
     Background,
     /// From the store, although the upstream should have confirmed it and did not.
     Stale,
-    /// From the upstream, and not stored.
+    /// From the upstream, without storing it.
     Bypass,
 }
 
 impl Outcome {
-    /// The word in logs and metrics.
+    /// The name in logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",

@@ -1,4 +1,4 @@
-//! What other nodes may ask this one.
+//! The API for other nodes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,11 +23,13 @@ use crate::control::Control;
 use crate::fill::Fills;
 use crate::inspect::{FillsAnswer, Inspector, UpstreamsAnswer};
 use crate::lease::WorkEnds;
-use crate::peers::paths::{ANSWERS, CONFIRMED, FILLS, FORGET, LEASES, NODE, NodeAnswer, Running, UPSTREAMS};
+use crate::peers::paths::{
+    ANSWERS, CONFIRMED, FILLS, FORGET, LEASES, NODE, NodeAnswer, Running, SIZES, SizeAnswer, UPSTREAMS,
+};
 use crate::peers::words::Word;
 use crate::peers::{AUDIENCE, Forget, Me, Peers, RELEASE};
 
-/// The listener for other nodes.
+/// The server for other nodes.
 pub(crate) struct PeerServer {
     pub(crate) me: Me,
     pub(crate) control: Control,
@@ -57,6 +59,9 @@ impl Edge for PeerServer {
             (&Method::GET, path) if path.starts_with(FILLS) => {
                 self.fill(request.uri(), caller).unwrap_or_else(|| empty(StatusCode::NOT_FOUND))
             }
+            (&Method::GET, path) if path.starts_with(SIZES) => {
+                self.size(request.uri()).map_or_else(|| empty(StatusCode::NOT_FOUND), |size| json(&size))
+            }
             (&Method::GET, path) if path.starts_with(LEASES) => {
                 let work = self.fills.leases().work(&path[LEASES.len()..]);
                 work.map_or_else(|| empty(StatusCode::NOT_FOUND), |ends| Response::new(body::stream(beats(ends))))
@@ -71,7 +76,7 @@ impl Edge for PeerServer {
 }
 
 impl PeerServer {
-    /// Forgets what another node has replaced.
+    /// Forgets records that another node has replaced.
     async fn forget(&self, request: Request<Incoming>) -> Response<Body> {
         let body = Limited::new(request.into_body(), limits::FORGET_BYTES).collect();
         let Ok(Ok(body)) = timeout(limits::FORM, body).await else { return empty(StatusCode::BAD_REQUEST) };
@@ -84,13 +89,16 @@ impl PeerServer {
         }
     }
 
-    /// What a fill of this node brings, for another one; `None` if there is no such fill, or for too many already.
+    /// The stream of one of this node's fills for another node; `None` if there is no such fill, or if it has too many
+    /// followers.
     fn fill(&self, uri: &Uri, follower: ResourceId) -> Option<Response<Body>> {
         let (origin, digest) = uri.path().strip_prefix(FILLS)?.strip_prefix('/')?.split_once('/')?;
         let query: HashMap<_, _> = url::form_urlencoded::parse(uri.query()?.as_bytes()).collect();
         let at = query.get("from")?.parse().ok()?;
         let repository: RepositoryName = query.get("repository")?.parse().ok()?;
-        let landing = self.fills.running(origin.parse().ok()?, &digest.parse().ok()?)?;
+        let (origin, digest) = (origin.parse().ok()?, digest.parse().ok()?);
+        let promised = self.fills.promises().of(origin, &repository, &digest);
+        let landing = self.fills.running(origin, &digest, promised)?;
         let mut response = Response::new(body::stream(landing.tail(&self.fills, at, follower)?));
         if landing.is_confirmed_for(&repository) {
             response.headers_mut().insert(CONFIRMED, HeaderValue::from_static("1"));
@@ -98,7 +106,16 @@ impl PeerServer {
         Some(response)
     }
 
-    /// Which node asks.
+    /// The size of a blob according to the manifests that this node has served; `None` for another question.
+    fn size(&self, uri: &Uri) -> Option<SizeAnswer> {
+        let (origin, digest) = uri.path().strip_prefix(SIZES)?.split_once('/')?;
+        let query: HashMap<_, _> = url::form_urlencoded::parse(uri.query()?.as_bytes()).collect();
+        let repository: RepositoryName = query.get("repository")?.parse().ok()?;
+        let size_bytes = self.fills.promises().of(origin.parse().ok()?, &repository, &digest.parse().ok()?);
+        Some(SizeAnswer { size_bytes })
+    }
+
+    /// The node that sends the request.
     fn caller(&self, headers: &HeaderMap) -> Option<ResourceId> {
         let token = headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")?;
         let claims = self.tokens.verify_node(AUDIENCE, token, self.clock.now()).ok()?;
@@ -115,7 +132,7 @@ impl PeerServer {
     }
 }
 
-/// Says that some work goes on, and when it has ended.
+/// Regular signs that some work is under way, until it has ended.
 fn beats(ends: WorkEnds) -> impl Stream<Item = Result<Bytes, Cut>> + Send {
     let begun = Some((ends, tokio::time::interval(limits::BEAT)));
     stream::unfold(begun, async |begun| {
@@ -135,7 +152,7 @@ fn json(answer: &impl Serialize) -> Response<Body> {
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
-        // Plain text and numbers: nothing that JSON could not hold.
+        // Plain text and numbers can always be written as JSON.
         Err(_) => empty(StatusCode::INTERNAL_SERVER_ERROR),
     }
 }

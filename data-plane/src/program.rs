@@ -1,5 +1,5 @@
-//! A node as a program of its own: it opens what it works with, however long that takes, and serves until it is told
-//! to stop.
+//! A node as a program: it opens everything that it needs, however long that takes, and serves until it is told to
+//! stop.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -13,22 +13,22 @@ use entrepot_store::cache::OpenError;
 use entrepot_store::{CacheConfig, NodeCache, Store};
 use tracing::{error, info};
 
-use crate::config::limits;
+use crate::config::{DamageTimes, limits};
 use crate::measured::{self, Measured};
 use crate::settings::{NodeSettings, Settings};
 use crate::{Capacity, Config, DataPlane, Deps, Leases};
 
-/// What a node is called in telemetry.
+/// The service name in telemetry.
 pub const SERVICE: &str = "entrepot-data-plane";
 
-/// The folder for spools, below the node's own.
+/// The folder for spools, inside the node's own.
 const SPOOL: &str = "spool";
 /// The folder for cached blobs, beside it.
 const CACHE: &str = "cache";
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// Runs a node to its end.
+/// Runs a node until its end.
 pub async fn run(settings: Settings) -> ExitCode {
     let program = match Program::start(settings.telemetry.config(SERVICE, settings.node.id.to_string())) {
         Ok(program) => program,
@@ -42,34 +42,34 @@ pub async fn run(settings: Settings) -> ExitCode {
         tasks: program.tasks(),
         health: program.health(),
         metrics: program.metrics(),
-        // Before anybody can ask: with nothing to wait for, it would look ready.
+        // Added before anybody can ask: without any condition the program would seem ready.
         store: program.health().condition("store"),
     };
     match settings.operations.listener.bind(&around.tasks) {
-        // Probes are answered while all else comes about.
+        // Probes are answered while everything else is being set up.
         Ok(listener) => program.serve_operations(listener).await,
         Err(error) => {
             error!("{error}");
             return ExitCode::FAILURE;
         }
     }
-    // Open work may take the limit; the node's own farewell comes after it.
+    // Open work may take the limit; the node's own shutdown comes after it.
     let Drain { notice, limit } = settings.drain.drain;
     let drain = Drain { notice, limit: limit + limits::FAREWELL + Duration::from_secs(1) };
     program.run(drain, Box::pin(node(settings, around))).await
 }
 
-/// What the program has that a node needs.
+/// The program's parts that a node needs.
 struct Around {
     clock: Clock,
     tasks: Tasks,
     health: Health,
     metrics: Metrics,
-    /// Whether the store is there.
+    /// Whether the store is available.
     store: Condition,
 }
 
-/// Opens what the node works with, and lets it serve.
+/// Opens what the node needs, and serves.
 async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
     let Around { clock, tasks, health, metrics, store: condition } = around;
     let stopping = tasks.stopping();
@@ -84,7 +84,8 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         Some(config) => Leases::redis(config, &node_id, &tasks, &metrics).await?,
         None => Leases::local(),
     };
-    // Before the store is there, nobody is kept waiting: connections are refused, and a load balancer looks elsewhere.
+    // Before the store is open, connections are refused, so that a load balancer uses another node.
+    settings.registry.listener.warn_of_clear_text();
     let (registry, peer) = (settings.registry.listener.bind(&tasks)?, settings.peer.listener.bind(&tasks)?);
     if settings.peer.address.is_none() {
         info!("other nodes do not reach this one, since peer.address is not set");
@@ -98,6 +99,8 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         drain_limit: settings.drain.drain.limit,
         memory_bytes: settings.node.memory_bytes,
         capacity: capacity(settings.node.memory_limit_bytes),
+        largest_blob: settings.fill.largest_blob,
+        damage: DamageTimes { kept: settings.node.damaged_kept, ..DamageTimes::default() },
         index_children: settings.node.index_children,
         ..Config::new(node_id.as_str(), settings.control.apis, settings.node.data_dir.join(SPOOL))
     };
@@ -112,13 +115,13 @@ async fn node(settings: Settings, around: Around) -> Result<(), Failure> {
         leases,
     };
     let plane = DataPlane::new(config, deps)?.with_peer_listener(peer);
-    // Not before the node has conditions of its own: between the two, it would look ready.
+    // Not before the node has conditions of its own, since the program would seem ready in between.
     condition.ready();
     plane.serve(registry).await;
     Ok(())
 }
 
-/// What the node may do at once, told in the log since it decides when pulls are refused.
+/// How much the node may do at once. This is logged, since it decides when pulls are refused.
 fn capacity(limit_bytes: Option<u64>) -> Capacity {
     let bytes = limit_bytes.or_else(memory::limit_bytes);
     let capacity = bytes.map_or_else(Capacity::default, Capacity::of_memory);
@@ -133,7 +136,7 @@ fn capacity(limit_bytes: Option<u64>) -> Capacity {
     capacity
 }
 
-/// The folder that a node was given is of no use.
+/// The node's folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("node.data_dir, {}, cannot be used", .dir.display())]
 struct BadDataDir {
@@ -144,13 +147,7 @@ struct BadDataDir {
 /// Puts the node's cache in front of its store.
 async fn in_front_of(store: Store, node: &NodeSettings, metrics: &Metrics) -> Result<Store, BadDataDir> {
     let dir = &node.data_dir;
-    let config = CacheConfig {
-        dir: dir.join(CACHE),
-        size_bytes: node.cache_bytes,
-        memory_bytes: node.memory_bytes,
-        // The node remembers records itself.
-        records: Vec::new(),
-    };
+    let config = CacheConfig { dir: dir.join(CACHE), size_bytes: node.cache_bytes };
     let opened = NodeCache::open(store, config).await;
     let cache = Arc::new(opened.map_err(|source| BadDataDir { dir: dir.clone(), source })?);
     measured::observe(&cache, metrics);

@@ -1,21 +1,20 @@
-//! What operators ask: it comes from the control plane on lines that the node has opened, so that nobody has to reach the
-//! node.
+//! Operators' questions. They come from the control plane on streams that the node has opened, so nobody has to be able
+//! to reach the node.
 //!
-//! A line leads to each address that the node was given. A control plane that a node has no line to, as behind a load
-//! balancer, asks it through any other node; that one asks on the listener for nodes.
+//! The node opens a stream to each of its configured addresses. If a control plane has no stream to a node, as may
+//! happen behind a load balancer, it asks through any other node, which uses the listener for nodes.
 
 mod reports;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use entrepot_domain::ResourceId;
 use entrepot_proto::convert::{duration, timestamp};
 use entrepot_proto::node::v1::take_questions_request::Reply;
 use entrepot_proto::node::v1::take_questions_response::Kind;
 use entrepot_proto::{node::v1 as pb, v1};
-use entrepot_runtime::{Tasks, chain};
+use entrepot_runtime::{Backoff, Tasks, chain};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
@@ -25,12 +24,12 @@ use tonic::Status;
 use tracing::debug;
 
 use crate::config::limits;
-use crate::control::{Client, Line};
+use crate::control::{Client, ControlChannels};
 use crate::fill::{FillState, FillView};
 use crate::inspect::{AnswerState, AnswerView, Inspector};
 use crate::peers::{AskError, Forget, Peers};
 
-/// Replies to what operators ask.
+/// Answers operators' questions.
 #[derive(Clone)]
 pub(crate) struct Questions {
     pub(crate) node_id: Arc<str>,
@@ -39,9 +38,9 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Spawns a line to each address of the control plane; they end when the tasks stop.
-    pub(crate) fn spawn(&self, line: &Line, tasks: &Tasks) {
-        for client in line.clients() {
+    /// Opens a stream of questions to each address of the control plane; they end when the tasks stop.
+    pub(crate) fn spawn(&self, channels: &ControlChannels, tasks: &Tasks) {
+        for client in channels.clients() {
             let (questions, stopping) = (self.clone(), tasks.stopping());
             tasks.spawn("questions", async move {
                 stopping.run_until_cancelled(questions.keep_taking(client)).await;
@@ -50,28 +49,20 @@ impl Questions {
     }
 
     async fn keep_taking(&self, client: Client) {
-        let backoff = || {
-            ExponentialBuilder::default()
-                .with_jitter()
-                .with_min_delay(limits::CONTROL_RETRY / 4)
-                .with_max_delay(limits::QUESTIONS_RETRY)
-                .without_max_times()
-                .build()
-        };
-        let mut delays = backoff();
+        let mut backoff = Backoff::new(limits::CONTROL_RETRY / 4, limits::QUESTIONS_RETRY);
         loop {
             let opened = Instant::now();
             if let Err(status) = self.take(client.clone()).await {
-                debug!("no line for questions to a control plane: {status}");
+                debug!("a control plane takes no stream of questions: {status}");
             }
             if opened.elapsed() > limits::QUESTIONS_RETRY {
-                delays = backoff();
+                backoff.reset();
             }
-            tokio::time::sleep(delays.next().unwrap_or(limits::QUESTIONS_RETRY)).await;
+            backoff.wait().await;
         }
     }
 
-    /// Replies to what comes on one line, until it breaks.
+    /// Answers the questions on one stream, until it breaks.
     async fn take(&self, mut client: Client) -> Result<(), Status> {
         let (say, said) = mpsc::channel(limits::QUESTIONS);
         let hello = pb::TakeQuestionsRequest { node_id: self.node_id.to_string(), question: 0, reply: None };
@@ -95,16 +86,16 @@ impl Questions {
         }
     }
 
-    /// Forgets what the control plane has replaced, and tells the others.
+    /// Forgets records that the control plane has replaced, and tells the other nodes.
     async fn forget(&self, forget: pb::ForgetRecords) -> Reply {
         let pb::ForgetRecords { keys, prefix } = forget;
         let forget = Forget { keys, prefix: Some(prefix).filter(|prefix| !prefix.is_empty()) };
         self.peers.forget_here(&forget);
         let telling = self.peers.tell(&forget);
         if !telling.knows_all() {
-            return failed(
+            return failure_reply(
                 pb::QuestionFailure::Unreachable,
-                "this node does not know which others there are".to_owned(),
+                "this node does not know which other nodes there are".to_owned(),
             );
         }
         let lagging = telling.wait().await;
@@ -131,11 +122,12 @@ impl Questions {
                 self.inspector.answer_of(&node, &id).await.map(|view| answer(&node_id, view))
             }
             (None, _) | (_, Err(_)) => {
-                Ok(failed(pb::QuestionFailure::Unspecified, "this node does not know what is asked".to_owned()))
+                Ok(failure_reply(pb::QuestionFailure::Unspecified, "this node does not know what is asked".to_owned()))
             }
         };
-        let reply =
-            reply.unwrap_or_else(|error: AskError| failed(pb::QuestionFailure::Unreachable, chain(&error).to_string()));
+        let reply = reply.unwrap_or_else(|error: AskError| {
+            failure_reply(pb::QuestionFailure::Unreachable, chain(&error).to_string())
+        });
         pb::TakeQuestionsRequest { node_id: String::new(), question, reply: Some(reply) }
     }
 }
@@ -146,12 +138,12 @@ fn fills(node_id: &str, views: Vec<FillView>) -> Reply {
 
 fn answer(node_id: &str, view: Option<AnswerView>) -> Reply {
     match view {
-        Some(view) => Reply::Answer(remembered(node_id, view)),
-        None => failed(pb::QuestionFailure::Forgotten, "the node does not remember this answer".to_owned()),
+        Some(view) => Reply::Answer(answer_to_wire(node_id, view)),
+        None => failure_reply(pb::QuestionFailure::Forgotten, "the node does not remember this answer".to_owned()),
     }
 }
 
-fn failed(failure: pb::QuestionFailure, reason: String) -> Reply {
+fn failure_reply(failure: pb::QuestionFailure, reason: String) -> Reply {
     Reply::Failed(pb::FailedQuestion { failure: failure.into(), reason })
 }
 
@@ -172,18 +164,18 @@ fn fill(node_id: &str, view: FillView) -> v1::Fill {
         digest: view.digest,
         repository: format!("repositories/{}", view.repository),
         state: state.into(),
-        size_bytes: view.size_bytes.map(signed),
-        landed_bytes: signed(view.landed_bytes),
-        released_bytes: signed(view.released_bytes),
+        size_bytes: view.size_bytes.map(to_i64),
+        landed_bytes: to_i64(view.landed_bytes),
+        released_bytes: to_i64(view.released_bytes),
         reader_count: i32::try_from(view.readers).unwrap_or(i32::MAX),
-        bytes_per_second: signed(view.bytes_per_second),
+        bytes_per_second: to_i64(view.bytes_per_second),
         begin_time: Some(timestamp(view.begin_time)),
         leader: view.leader.map(|leader| format!("nodes/{leader}")).unwrap_or_default(),
         followers: view.followers.iter().map(|follower| format!("nodes/{follower}")).collect(),
     }
 }
 
-fn remembered(node_id: &str, view: AnswerView) -> v1::Answer {
+fn answer_to_wire(node_id: &str, view: AnswerView) -> v1::Answer {
     let state = match view.state {
         AnswerState::Sending => v1::AnswerState::Sending,
         AnswerState::Complete => v1::AnswerState::Complete,
@@ -205,12 +197,12 @@ fn remembered(node_id: &str, view: AnswerView) -> v1::Answer {
         http_status: view.status.into(),
         outcome: view.outcome,
         reasons: view.reasons,
-        sent_bytes: signed(view.sent_bytes),
+        sent_bytes: to_i64(view.sent_bytes),
         state: state.into(),
         duration: Some(duration(Duration::from_millis(view.duration_ms))),
     }
 }
 
-fn signed(bytes: u64) -> i64 {
+fn to_i64(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

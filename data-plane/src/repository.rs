@@ -1,16 +1,20 @@
 //! Repositories as the store's records have them: what may be shown, and what a node writes when content is verified.
 //! In which order that is written is said in [`entrepot_records::commit`].
 
+mod aside;
+mod damaged;
 mod lists;
 mod writer;
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::claim::Claimer;
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
+use entrepot_records::claim::Lookup;
 use entrepot_records::commit::{self, FilledBlob, FilledManifest};
 use entrepot_records::layout::Parsed;
 use entrepot_records::tags::FilledTag;
@@ -19,7 +23,7 @@ use entrepot_records::{
     SettingsRecord, TagRecord, claim, layout,
 };
 use entrepot_runtime::{Clock, chain};
-use entrepot_store::{Error, Key, Store};
+use entrepot_store::{ByteStream, Error, Key, SMALL_BYTES, Store};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tracing::{error, warn};
 use uuid::Uuid;
@@ -30,6 +34,9 @@ use crate::error::PullError;
 use crate::memory::{Forgetful, Holdable, ManifestBytes, Memory, Presence, Question, Record, Source};
 use crate::peers::{Forget, Peers};
 use crate::trail::{self, Note};
+
+pub(crate) use aside::Aside;
+pub(crate) use damaged::Damaged;
 
 /// How often content that others change meanwhile is claimed and linked anew.
 const TRIES: usize = 3;
@@ -45,6 +52,8 @@ pub(crate) struct Repositories {
     pub(crate) peers: Peers,
     pub(crate) outbox: Outbox,
     pub(crate) clock: Clock,
+    /// What this node has seen to be wrong.
+    pub(crate) damaged: Damaged,
 }
 
 /// A repository that exists.
@@ -73,6 +82,23 @@ pub(crate) struct Verified {
     pub(crate) manifest: Manifest,
 }
 
+/// A blob that is in the store, ready to be served.
+pub(crate) enum Ready {
+    /// In hand, and right.
+    Small(Bytes),
+    /// To be read from there, and verified on its way.
+    Large(Content),
+}
+
+impl Ready {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Small(bytes) => bytes.len() as u64,
+            Self::Large(content) => content.size_bytes,
+        }
+    }
+}
+
 /// A blob that is in the store, linked where it could be.
 pub(crate) struct Linked {
     pub(crate) content: Content,
@@ -82,9 +108,16 @@ pub(crate) struct Linked {
 
 impl Repositories {
     /// Those of a store. What this node writes there is forgotten at once.
-    pub(crate) fn new(store: Store, memory: Memory, peers: Peers, outbox: Outbox, clock: Clock) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        memory: Memory,
+        peers: Peers,
+        outbox: Outbox,
+        clock: Clock,
+        damaged: Damaged,
+    ) -> Self {
         let store = Arc::new(Forgetful::new(store, memory.clone()));
-        Self { store, memory, peers, outbox, clock }
+        Self { store, memory, peers, outbox, clock, damaged }
     }
 
     /// The repository of this name, if it exists, as the store says now.
@@ -119,8 +152,8 @@ impl Repositories {
         if link.state.known().is_none() {
             return Err(records::not_understood(&key, format!("its state `{}` is of another release", link.state)));
         }
-        let is_usable = link.is_live() && link.media_type.known().is_some();
-        Ok(Some(link).filter(|link| is_usable && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
+        let is_live = link.is_live();
+        Ok(Some(link).filter(|link| is_live && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
     }
 
     /// What lets the repository show a blob, as far as what fills it now may use it.
@@ -212,12 +245,13 @@ impl Repositories {
     }
 
     /// The content of a digest, if the store has it and the upstream of `fill` has delivered it before.
-    pub(crate) async fn delivered(&self, digest: &Digest, fill: &FillFrom) -> Result<Option<Content>, Error> {
+    pub(crate) async fn find_delivered(&self, digest: &Digest, fill: &FillFrom) -> Result<Option<Content>, Error> {
         let host = fill.provenance().origin.host;
-        claim::find(&*self.store, digest, Some(&host), self.clock.now()).await
+        let found = claim::find(&*self.store, digest, Some(&host)).await?;
+        Ok(self.sound(digest, found))
     }
 
-    /// The bytes of a manifest that is linked. Where the link's object is missing or has another size, the pointer's is
+    /// The bytes of a manifest that is linked. Where the link's object is missing or is something else, the pointer's is
     /// taken, and linked.
     pub(crate) async fn manifest_bytes(
         &self,
@@ -227,11 +261,12 @@ impl Repositories {
     ) -> Result<Option<Bytes>, Error> {
         let fits = |bytes: &Bytes| bytes.len() as u64 == link.size_bytes;
         let linked = ManifestBytes { object: link.object.clone(), digest: digest.clone() };
-        if let Some(bytes) = self.ask(live.reads, &linked).await?.filter(fits) {
+        let read = self.ask(live.reads, &linked).await;
+        if let Some(bytes) = self.unless_damaged(read)?.filter(fits) {
             return Ok(Some(bytes));
         }
         let Some(content) = self.elsewhere(digest, &link.object, link.size_bytes).await? else { return Ok(None) };
-        let bytes = self.store.get_content(&content.object, digest).await?.filter(fits);
+        let bytes = self.small(digest, &content).await?.filter(fits);
         if bytes.is_some() {
             let key = layout::manifest_link(&live.name, live.record.incarnation, digest);
             commit::move_manifest_link(&*self.store, &key, &link.object, &content.object).await?;
@@ -239,40 +274,118 @@ impl Repositories {
         Ok(bytes)
     }
 
-    /// Where a blob is that is linked. Where the link's object is missing or has another size, the pointer's is taken, and
-    /// linked.
-    pub(crate) async fn blob_content(
+    /// The blob that is linked, ready to be served. Where the link's object is missing or is something else, the pointer's
+    /// is taken, and linked.
+    pub(crate) async fn linked_blob(
         &self,
         live: &Live,
         digest: &Digest,
         link: &BlobLink,
-    ) -> Result<Option<Content>, Error> {
-        if self.ask(live.reads, &Presence(link.object.clone())).await? == Some(link.size_bytes) {
-            return Ok(Some(Content { object: link.object.clone(), size_bytes: link.size_bytes }));
+    ) -> Result<Option<Ready>, Error> {
+        let linked = Content { object: link.object.clone(), size_bytes: link.size_bytes };
+        let is_small = link.size_bytes <= SMALL_BYTES;
+        let held = if is_small { None } else { self.ask(live.reads, &Presence(link.object.clone())).await? };
+        let is_there = is_small || held == Some(link.size_bytes);
+        if is_there && let Some(ready) = self.ready(digest, linked).await? {
+            return Ok(Some(ready));
         }
-        let content = self.elsewhere(digest, &link.object, link.size_bytes).await?;
-        if let Some(content) = &content {
+        let Some(content) = self.elsewhere(digest, &link.object, link.size_bytes).await? else {
+            if held.is_some() {
+                trail::note(Note::Damaged);
+            }
+            return Ok(None);
+        };
+        let ready = self.ready(digest, content.clone()).await?;
+        if ready.is_some() {
             let key = layout::blob_link(&live.name, live.record.incarnation, digest);
             commit::move_blob_link(&*self.store, &key, &link.object, &content.object).await?;
         }
-        Ok(content)
+        Ok(ready)
+    }
+
+    /// Content that is there with its size, ready to be served, unless it is damaged: what is small is in hand, and
+    /// right.
+    pub(crate) async fn ready(&self, digest: &Digest, content: Content) -> Result<Option<Ready>, Error> {
+        if self.damaged.is_known(&content.object) {
+            trail::note(Note::Damaged);
+            return Ok(None);
+        }
+        if content.size_bytes > SMALL_BYTES {
+            return Ok(Some(Ready::Large(content)));
+        }
+        let fits = |bytes: &Bytes| bytes.len() as u64 == content.size_bytes;
+        Ok(self.small(digest, &content).await?.filter(fits).map(Ready::Small))
+    }
+
+    /// The bytes of `range` of an object that is to have the content `digest`; `None` if it is missing, or known to be
+    /// damaged. What those find who are further on, their streams say.
+    pub(crate) async fn open(
+        &self,
+        object: &Key,
+        range: Range<u64>,
+        digest: &Digest,
+    ) -> Result<Option<ByteStream>, Error> {
+        let read = self.store.read(object, range, Some(digest)).await;
+        self.unless_damaged(read)
+    }
+
+    /// Reads small content; `None` if it is missing or damaged.
+    async fn small(&self, digest: &Digest, content: &Content) -> Result<Option<Bytes>, Error> {
+        let read = self.store.get_content(&content.object, digest).await;
+        self.unless_damaged(read)
+    }
+
+    /// What is damaged is as good as missing, and is noted.
+    fn unless_damaged<T>(&self, read: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+        match read {
+            Err(Error::Damaged { key, digest }) => {
+                self.damaged.note(&key, &digest);
+                trail::note(Note::Damaged);
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
     /// The content of the pointer, if that is another object, of this size.
     async fn elsewhere(&self, digest: &Digest, object: &Key, size_bytes: u64) -> Result<Option<Content>, Error> {
-        let found = claim::find(&*self.store, digest, None, self.clock.now()).await?;
+        let found = claim::find(&*self.store, digest, None).await?;
+        let found = self.sound(digest, found);
         Ok(found.filter(|content| content.object != *object && content.size_bytes == size_bytes))
+    }
+
+    /// Content of which nothing bad is known. The pointer to what is damaged stays: whoever has the right bytes replaces
+    /// it, and without any it takes more than one node's word.
+    fn sound(&self, digest: &Digest, found: Lookup) -> Option<Content> {
+        match found {
+            Lookup::Content(content) => Some(content).filter(|content| !self.damaged.is_known(&content.object)),
+            Lookup::Lost(content) => {
+                self.damaged.note(&content.object, digest);
+                trail::note(Note::Damaged);
+                None
+            }
+            Lookup::Nothing => None,
+        }
+    }
+
+    /// Lets content that is in hand take the place of what this node has seen to be damaged.
+    pub(crate) async fn make_way(&self, digest: &Digest) -> Result<(), Error> {
+        match self.damaged.of_digest(digest) {
+            Some(object) => claim::disown(&*self.store, digest, &object, self.clock.now()).await,
+            None => Ok(()),
+        }
     }
 
     /// Stores a verified manifest and makes it visible, under a tag where there is one, unless the tag has been validated
     /// since the upstream was asked at that time. Creates the repository if need be. Returns the incarnation that it is in; `None`
-    /// if the repository is not to be created here, since its template is not understood.
+    /// if it is not to be visible: its repository is not to be created here, since its template is not understood, or what
+    /// it would bring back was deleted since.
     pub(crate) async fn commit_manifest(
         &self,
         name: &RepositoryName,
         fill: &FillFrom,
         verified: &Verified,
-        tag: Option<(&Tag, DateTime<Utc>)>,
+        (tag, asked): (Option<&Tag>, DateTime<Utc>),
     ) -> Result<Option<Uuid>, Error> {
         let settings = fill.settings();
         let filled = FilledManifest {
@@ -283,7 +396,9 @@ impl Repositories {
             bytes: &verified.bytes,
             manifest: &verified.manifest,
             tag,
+            asked,
         };
+        self.make_way(&verified.digest).await?;
         let committed = commit::commit_manifest(&*self.store, self, &filled).await?;
         if let (None, Err(LeftOut { item, reason })) = (committed, settings) {
             warn!(repository.name = %name, "`{name}` is not created here, since `{item}` is left out: {reason}");
@@ -317,12 +432,13 @@ impl Repositories {
         filled_tag(live, &from, tag).note(&*self.store, self, digest, validated).await
     }
 
-    /// Waits until no node believes any more what a tag meant before it was moved.
-    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), PullError> {
-        let Some(live) = within_limit(self.live(name)).await? else { return Ok(()) };
+    /// Waits until no node believes any more what a tag meant before it was moved. Returns how many did not say that they
+    /// know.
+    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<u32, PullError> {
+        let Some(live) = within_limit(self.live(name)).await? else { return Ok(0) };
         let key = layout::tag(name, live.record.incarnation, tag);
-        self.peers.tell(&Forget::key(&key)).wait().await;
-        Ok(())
+        let lagging = self.peers.tell(&Forget::key(&key)).wait().await;
+        Ok(u32::try_from(lagging).unwrap_or(u32::MAX))
     }
 
     /// The revision of a tag's record, whatever that says; `None` if there is none, or no such repository.
@@ -431,7 +547,13 @@ pub(crate) async fn within_limit<T>(work: impl Future<Output = Result<T, Error>>
         Ok(Err(problem @ Error::BadRecord { .. })) => {
             error!(error = %chain(&problem), "a record cannot be used");
             trail::note(Note::BadRecord(chain(&problem).to_string()));
-            Err(PullError::Internal)
+            let Error::BadRecord { key, .. } = problem else { return Err(PullError::Internal) };
+            Err(PullError::BadRecord { record: key.to_string() })
+        }
+        Ok(Err(error @ Error::Damaged { .. })) => {
+            warn!(error = %chain(&error), "content cannot be used");
+            trail::note(Note::Damaged);
+            Err(PullError::GaveUp)
         }
         Ok(Err(error)) => {
             warn!(error = %chain(&error), "the store did not answer");

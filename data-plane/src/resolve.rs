@@ -1,10 +1,11 @@
-//! Which content does a reference mean now, and may this repository show it?
+//! Resolves references: which content does a reference mean now, and may this repository show it?
 //!
-//! What the records have is served at once. Everything else asks the upstream, once for all who wait, and goes on for
-//! its own sake: a client that hangs up takes nothing away from the next.
+//! What the records have is served at once. For everything else the upstream is asked, once for all callers that wait.
+//! That work continues by itself: a client that disconnects does not disturb the next one.
 
 mod blob;
 mod head;
+mod leadership;
 mod lists;
 mod manifest;
 mod referrers;
@@ -12,7 +13,6 @@ mod refusals;
 mod sync;
 mod tag;
 mod tags;
-mod turn;
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ pub(crate) use head::UpstreamHead;
 pub(crate) use manifest::Resolved;
 pub(crate) use referrers::ReferrerList;
 pub(crate) use refusals::Refusals;
-pub(crate) use sync::Ahead;
+pub(crate) use sync::FetchProgress;
 pub(crate) use tags::TagList;
 
 /// Resolves references. Clones share everything.
@@ -51,7 +51,7 @@ pub(crate) struct Resolver {
     fills: Fills,
     clock: Clock,
     manifests: Arc<Flights<ManifestKey, Resolution>>,
-    /// Tags whose upstream did not confirm them when it was last asked.
+    /// Tags that their upstream did not confirm when it was last asked.
     unconfirmed: Cache<ManifestKey, RecentFailure>,
     refusals: Refusals,
     lists: Lists,
@@ -63,26 +63,26 @@ pub(crate) struct Resolver {
 /// What a pull asks for, ready to be served.
 pub(crate) enum Content {
     Manifest(Resolved),
-    /// What the upstream says of a manifest of which nobody wants the bytes.
+    /// What the upstream says about a manifest whose bytes are not wanted.
     ManifestHead(UpstreamHead),
     Blob(Blob),
 }
 
-/// What the records have of what a pull asks for.
+/// What the records have for a pull.
 pub(crate) enum Found {
-    /// All of it.
+    /// Everything.
     Here(Content),
-    /// Less than that.
+    /// Something is missing.
     Missing(Missing),
 }
 
-/// What is to be filled, or confirmed by its upstream.
+/// What must be fetched, or confirmed by the upstream.
 pub(crate) enum Missing {
     Manifest(Reference, Cached),
     Blob(Digest),
 }
 
-/// A question to an upstream that has led to nothing a moment ago.
+/// A question to an upstream that has failed recently.
 #[derive(Clone)]
 struct RecentFailure {
     error: PullError,
@@ -90,19 +90,19 @@ struct RecentFailure {
     until: DateTime<Utc>,
 }
 
-/// What of a known tag needs no other confirmation.
+/// When a known tag needs no further confirmation.
 #[derive(Clone, Copy, Debug)]
 enum Trust {
-    /// What the rule's window covers, and what the upstream has confirmed since then, while whoever asks was waiting.
+    /// If the rule's window covers it, or if the upstream has confirmed it since then, while the caller was waiting.
     Rule(Option<DateTime<Utc>>),
-    /// Only what the upstream has confirmed since then.
+    /// Only if the upstream has confirmed it since then.
     Since(DateTime<Utc>),
 }
 
-/// What a flight gives to all who wait for it: the answer, and why it is that.
+/// What a flight gives to all callers that wait for it: the answer and its reasons.
 type Resolution = (Result<Resolved, PullError>, Trail);
 
-/// What one flight is about.
+/// The key of a flight.
 type ManifestKey = (Uuid, RepositoryName, Reference);
 
 impl Resolver {
@@ -120,7 +120,7 @@ impl Resolver {
         Self { repositories, fills, clock, manifests, unconfirmed, refusals, lists, heads, index_children }
     }
 
-    /// Looks for what a pull asks for in the records and the store. No upstream is asked.
+    /// Looks in the records and the store for what a pull asks for. No upstream is asked.
     pub(crate) async fn find(&self, place: &Place, wanted: &target::Content) -> Result<Found, PullError> {
         Ok(match wanted {
             target::Content::Manifest(reference) => {
@@ -138,7 +138,7 @@ impl Resolver {
         })
     }
 
-    /// Gets what was not found, as far as `asker` may have it fetched.
+    /// Gets what was not found, if it may be fetched on behalf of `asker`.
     pub(crate) async fn fill(
         &self,
         place: &Place,
@@ -152,17 +152,18 @@ impl Resolver {
         }
     }
 
-    /// The repository that `fill` fills, with its record as it is now.
+    /// The repository that `fill` fills, with its current record.
     async fn reread(&self, fill: &FillFrom) -> Result<Place, PullError> {
         Place::reread(fill, &self.repositories).await
     }
 
-    /// Waits until no node believes any more what a tag meant before a sync has moved it.
-    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<(), PullError> {
+    /// Waits until no node relies any more on what a tag meant before a sync has moved it. Returns how many nodes did
+    /// not confirm this.
+    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<u32, PullError> {
         self.repositories.settle_tag(name, tag).await
     }
 
-    /// What time it is for whatever is decided here.
+    /// The current time, for all decisions here.
     pub(crate) fn now(&self) -> DateTime<Utc> {
         self.clock.now()
     }

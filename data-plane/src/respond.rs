@@ -1,4 +1,4 @@
-//! Answers to pulls: exact bytes, exact media type, the headers that clients look at.
+//! Answers to pulls: exact bytes, exact media type, and the headers that clients use.
 //!
 //! Source: OCI distribution specification 1.1 "Pull"; RFC 9110 for ranges and conditions; RFC 9211 for Cache-Status.
 
@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::range::{Wanted, wanted};
-use entrepot_domain::{Digest, Reference};
+use entrepot_domain::{Digest, MediaType, Reference};
+use entrepot_records as records;
 use futures_util::StreamExt as _;
 use http::header::{
     ACCEPT_RANGES, AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE,
@@ -21,7 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use crate::body::{self, Body, Cut};
 use crate::error::PullError;
 use crate::outcome::Outcome;
-use crate::repository::{Repositories, within_limit};
+use crate::repository::{Ready, Repositories, within_limit};
 use crate::resolve::{Blob, Content, Resolved, UpstreamHead};
 use crate::target;
 use crate::trail::{self, Note};
@@ -30,28 +31,29 @@ const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const WARNING: HeaderName = HeaderName::from_static("warning");
 
-/// What is served although the store, which may say otherwise by now, does not answer.
+/// For content that is served although the store, which may have newer data, does not answer.
 const STORE_AWAY: HeaderValue = HeaderValue::from_static("entrepot; hit; detail=store-away");
 
-/// Content that a digest names never changes.
+/// Content with a digest never changes.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable, no-transform");
 /// Caches in between must ask us what a tag means.
 const MOVABLE: HeaderValue = HeaderValue::from_static("no-cache, no-transform");
 
-/// The answer that holds what a pull asks for.
+/// The answer with the content of a pull; `None` if the content is gone since it was found, or turns out to be damaged,
+/// and has to be looked for again.
 pub(crate) async fn content(
     request: &Parts,
     wanted: &target::Content,
     content: Content,
     repositories: &Repositories,
     now: DateTime<Utc>,
-) -> Result<Response<Body>, PullError> {
+) -> Result<Option<Response<Body>>, PullError> {
     match (content, wanted) {
         (Content::Manifest(resolved), target::Content::Manifest(reference)) => {
-            Ok(manifest(request, reference, resolved, now))
+            Ok(Some(manifest(request, reference, resolved, now)))
         }
         (Content::ManifestHead(head), target::Content::Manifest(reference)) => {
-            Ok(manifest_head(request, reference, &head))
+            Ok(Some(manifest_head(request, reference, &head)))
         }
         (Content::Blob(found), target::Content::Blob(digest)) => blob(request, digest, found, repositories).await,
         (Content::Blob(_), target::Content::Manifest(_))
@@ -59,7 +61,7 @@ pub(crate) async fn content(
     }
 }
 
-/// The answer that holds a manifest, exactly as it was verified, whatever the client says that it accepts.
+/// The answer with a manifest, exactly as it was verified, whatever the client says that it accepts.
 ///
 /// For a tag, `Age` says how long ago the upstream last confirmed it.
 fn manifest(request: &Parts, reference: &Reference, resolved: Resolved, now: DateTime<Utc>) -> Response<Body> {
@@ -67,7 +69,7 @@ fn manifest(request: &Parts, reference: &Reference, resolved: Resolved, now: Dat
     stamp(&mut response, resolved.outcome);
     let headers = response.headers_mut();
     content_headers(headers, &resolved.digest);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(resolved.media_type.as_str()));
+    headers.insert(CONTENT_TYPE, content_type(&resolved.media_type));
     headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
     if let Some(at) = resolved.validated {
         headers.insert(AGE, (now - at).to_std().unwrap_or_default().as_secs().into());
@@ -82,13 +84,19 @@ fn manifest(request: &Parts, reference: &Reference, resolved: Resolved, now: Dat
     response
 }
 
+/// A manifest's type. Each fits into a header.
+fn content_type(media_type: &MediaType) -> HeaderValue {
+    let octets = HeaderValue::from_static("application/octet-stream");
+    HeaderValue::from_str(media_type.as_str()).unwrap_or(octets)
+}
+
 /// The answer to who asks what a manifest is that is not here, as its upstream says it.
 fn manifest_head(request: &Parts, reference: &Reference, head: &UpstreamHead) -> Response<Body> {
     let mut response = Response::new(body::empty());
     stamp(&mut response, Outcome::Bypass);
     let headers = response.headers_mut();
     content_headers(headers, &head.digest);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(head.media_type.as_str()));
+    headers.insert(CONTENT_TYPE, content_type(&head.media_type));
     headers.insert(CACHE_CONTROL, if matches!(reference, Reference::Tag(_)) { MOVABLE } else { IMMUTABLE });
     if matches_etag(&request.headers, &head.digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -98,15 +106,15 @@ fn manifest_head(request: &Parts, reference: &Reference, head: &UpstreamHead) ->
     response
 }
 
-/// The answer that holds a blob, or the part of it that was asked for.
+/// The answer with a blob, or the requested part of it.
 async fn blob(
     request: &Parts,
     digest: &Digest,
     blob: Blob,
     repositories: &Repositories,
-) -> Result<Response<Body>, PullError> {
+) -> Result<Option<Response<Body>>, PullError> {
     let (size_bytes, outcome) = match &blob {
-        Blob::Stored { size_bytes, outcome, .. } => (Some(*size_bytes), *outcome),
+        Blob::Stored { ready, outcome } => (Some(ready.size_bytes()), *outcome),
         Blob::Landing(landed) => (landed.size_bytes, landed.outcome()),
         Blob::Known { size_bytes } => (*size_bytes, Outcome::Miss),
     };
@@ -119,7 +127,7 @@ async fn blob(
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if matches_etag(&request.headers, digest) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return Ok(response);
+        return Ok(Some(response));
     }
     let range = match size_bytes.map(|size| (size, wanted(range_header(request, digest), size))) {
         None | Some((_, Wanted::Whole)) => None,
@@ -132,14 +140,15 @@ async fn blob(
             *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
             content_range(response.headers_mut(), &format!("bytes */{size}"));
             response.headers_mut().insert(CONTENT_LENGTH, 0.into());
-            return Ok(response);
+            return Ok(Some(response));
         }
     };
     if let Some(length) = range.as_ref().map(|range| range.end - range.start).or(size_bytes) {
         response.headers_mut().insert(CONTENT_LENGTH, length.into());
     }
-    *response.body_mut() = blob_body(blob, digest, range, repositories).await?;
-    Ok(response)
+    let Some(body) = blob_body(blob, digest, range, repositories).await? else { return Ok(None) };
+    *response.body_mut() = body;
+    Ok(Some(response))
 }
 
 async fn blob_body(
@@ -147,23 +156,36 @@ async fn blob_body(
     digest: &Digest,
     range: Option<Range<u64>>,
     repositories: &Repositories,
-) -> Result<Body, PullError> {
+) -> Result<Option<Body>, PullError> {
     match blob {
-        Blob::Stored { object, size_bytes, .. } => {
-            let read = repositories.store.read(&object, range.unwrap_or(0..size_bytes), Some(digest));
-            let Some(bytes) = within_limit(read).await? else {
-                // It went while its presence was held. Whoever asks again has it looked for anew.
-                repositories.memory.forget(&object);
-                return Err(PullError::GaveUp);
-            };
-            Ok(body::stream(bytes.map(|chunk| chunk.map_err(Cut::because))))
+        Blob::Stored { ready: Ready::Small(bytes), .. } => {
+            let at = |end: u64| usize::try_from(end).unwrap_or(usize::MAX).min(bytes.len());
+            Ok(Some(body::full(match range {
+                Some(range) => bytes.slice(at(range.start)..at(range.end)),
+                None => bytes,
+            })))
         }
-        Blob::Landing(landed) => Ok(body::stream(landed.stream(range))),
-        Blob::Known { .. } => Ok(body::empty()),
+        Blob::Stored { ready: Ready::Large(records::Content { object, size_bytes }), .. } => {
+            let read = repositories.open(&object, range.unwrap_or(0..size_bytes), digest);
+            let Some(bytes) = within_limit(read).await? else {
+                // It may have been deleted while its presence was held in memory.
+                repositories.memory.forget(&object);
+                return Ok(None);
+            };
+            let damaged = repositories.damaged.clone();
+            Ok(Some(body::stream(bytes.map(move |chunk| {
+                chunk.map_err(|error| {
+                    damaged.note_if(&error);
+                    Cut::because(error)
+                })
+            }))))
+        }
+        Blob::Landing(landed) => Ok(Some(body::stream(landed.stream(range)))),
+        Blob::Known { .. } => Ok(Some(body::empty())),
     }
 }
 
-/// Says how the answer came about.
+/// Adds how the answer came about.
 fn stamp(response: &mut Response<Body>, outcome: Outcome) {
     response.extensions_mut().insert(outcome);
     response.headers_mut().insert(CACHE_STATUS, HeaderValue::from_static(cache_status(outcome)));
@@ -172,7 +194,7 @@ fn stamp(response: &mut Response<Body>, outcome: Outcome) {
     }
 }
 
-/// Warns a client of what its upstream should have confirmed.
+/// Warns a client about content that its upstream should have confirmed.
 fn warning(headers: &mut HeaderMap, outcome: Outcome, what: &str, confirmed: Option<DateTime<Utc>>) {
     if outcome == Outcome::Stale {
         let since = confirmed.map_or_else(|| "never".to_owned(), |at| format!("at {}", at.format("%FT%TZ")));
@@ -199,7 +221,7 @@ fn cache_status(outcome: Outcome) -> &'static str {
     }
 }
 
-/// `If-None-Match` with a list, or `*`. Weak marks do not matter: equal digests are equal bytes.
+/// `If-None-Match` with a list, or `*`. Weak tags match as well, since equal digests mean equal bytes.
 fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
     let wanted = digest.to_string();
     let values = headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
@@ -207,7 +229,7 @@ fn matches_etag(headers: &HeaderMap, digest: &Digest) -> bool {
     tags.any(|tag| tag == "*" || tag.trim_start_matches("W/").trim_matches('"') == wanted)
 }
 
-/// The range that counts: none on HEAD, and none if `If-Range` names other bytes.
+/// The range that applies: none on HEAD, and none if `If-Range` names other bytes.
 fn range_header<'r>(request: &'r Parts, digest: &Digest) -> Option<&'r str> {
     if request.method == Method::HEAD {
         return None;

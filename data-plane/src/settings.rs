@@ -1,15 +1,16 @@
 //! What a node reads from its configuration. All mistakes are told together.
 
-use std::net::IpAddr;
+#![warn(missing_docs)]
+
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::time::Duration;
 
 use entrepot_domain::ResourceId;
 use entrepot_runtime::config::{ByteSize, Parsed, Problems, Reader, Reported, Section};
 use entrepot_runtime::tls::Alpn;
 use entrepot_settings::{
     AccountSettings, DrainSettings, ListenerSettings, NodeKeys, OperationsSettings, StoreSettings, TelemetrySettings,
-    ca_file, secret,
+    ca_file, secret, trusted_proxies,
 };
 use ipnet::IpNet;
 use tonic::transport::Uri;
@@ -31,6 +32,8 @@ pub struct Settings {
     pub node: NodeSettings,
     /// Where the control plane is.
     pub control: ControlSettings,
+    /// What it fetches.
+    pub fill: FillSettings,
     /// Where leases are; without it, this node leads all of its fills.
     pub redis: Option<RedisConfig>,
     /// Where probes and Prometheus connect.
@@ -84,6 +87,15 @@ pub struct NodeSettings {
     pub memory_limit_bytes: Option<u64>,
     /// How many children of an index are linked, reported and fetched ahead.
     pub index_children: usize,
+    /// For how long damaged objects are kept.
+    pub damaged_kept: Duration,
+}
+
+/// `[fill]`
+#[derive(Clone, Debug)]
+pub struct FillSettings {
+    /// The largest blob that is kept.
+    pub largest_blob: u64,
 }
 
 /// `[control]`
@@ -105,6 +117,7 @@ impl Settings {
         let peer = PeerSettings::read(reader);
         let node = NodeSettings::read(reader);
         let control = ControlSettings::read(reader);
+        let fill = FillSettings::read(reader);
         let redis = redis(reader);
         let operations = OperationsSettings::read(reader);
         let store = StoreSettings::read(reader);
@@ -118,6 +131,7 @@ impl Settings {
             peer: peer?,
             node: node?,
             control: control?,
+            fill: fill?,
             redis: redis?,
             operations: operations?,
             store: store?,
@@ -132,14 +146,21 @@ impl Settings {
 impl RegistrySettings {
     fn read(reader: &mut Reader) -> Result<Self, Reported> {
         let mut section = reader.section("registry");
-        let listener = ListenerSettings::read(&mut section, "0.0.0.0:5000", Alpn::Http1And2);
+        let listener = ListenerSettings::read(&mut section, "127.0.0.1:5000", Alpn::Http1And2);
+        let allow_plain = section.get::<bool>("allow_plain", "false");
         let external_url = own_url(&mut section, "external_url", "https://registry.example");
-        let trusted = section.get::<Vec<Parsed<Network>>>("trusted_proxies", "");
-        Ok(Self {
-            listener: listener?,
-            external_url: external_url?,
-            trusted_proxies: trusted?.into_iter().map(|Parsed(Network(net))| net).collect(),
-        })
+        let trusted = trusted_proxies(&mut section);
+        let listener = listener?;
+        if listener.is_open_clear_text() && !allow_plain? {
+            let what = format!(
+                "{} is not loopback, and logins and content would cross the network readable: set \
+                 tls_certificate_file and tls_key_file, or allow_plain = true where nobody listens, as behind a load \
+                 balancer that has TLS",
+                listener.listen
+            );
+            return Err(section.problem("listen", what));
+        }
+        Ok(Self { listener, external_url: external_url?, trusted_proxies: trusted? })
     }
 }
 
@@ -162,6 +183,7 @@ impl NodeSettings {
         let memory = section.get::<ByteSize>("memory_size", "64MiB");
         let limit = section.optional::<ByteSize>("memory_limit");
         let index_children = section.get::<usize>("index_children", "1000");
+        let damaged_kept = section.get::<Duration>("damaged_kept", "7d");
         Ok(Self {
             id: id?,
             data_dir: data_dir?,
@@ -169,7 +191,15 @@ impl NodeSettings {
             memory_bytes: memory?.0,
             memory_limit_bytes: limit?.map(|size| size.0),
             index_children: index_children?,
+            damaged_kept: damaged_kept?,
         })
+    }
+}
+
+impl FillSettings {
+    fn read(reader: &mut Reader) -> Result<Self, Reported> {
+        let largest = reader.section("fill").get::<ByteSize>("largest_blob", "100GiB")?;
+        Ok(Self { largest_blob: largest.0 })
     }
 }
 
@@ -259,18 +289,6 @@ fn legal(name: &str) -> Option<ResourceId> {
     id.trim_end_matches('-').parse().ok()
 }
 
-/// A network, or one address.
-struct Network(IpNet);
-
-impl FromStr for Network {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let one = || text.parse::<IpAddr>().map(IpNet::from);
-        text.parse().or_else(|_| one()).map(Self).map_err(|_| "must be a network or an address, such as `10.0.0.0/8`")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,14 +306,5 @@ mod tests {
             assert_eq!(legal(name).as_ref().map(ResourceId::as_str), id, "{name}");
         }
         assert_eq!(legal(&format!("{}-b", "a".repeat(62))).unwrap().as_str(), "a".repeat(62));
-    }
-
-    #[test]
-    fn networks_may_be_single_addresses() {
-        let net = |text: &str| text.parse::<Network>().map(|Network(net)| net.to_string());
-        assert_eq!(net("10.0.0.0/8"), Ok("10.0.0.0/8".to_owned()));
-        assert_eq!(net("10.0.0.7"), Ok("10.0.0.7/32".to_owned()));
-        assert_eq!(net("fd00::1"), Ok("fd00::1/128".to_owned()));
-        assert!(net("registry.example").is_err());
     }
 }

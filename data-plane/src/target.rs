@@ -1,30 +1,28 @@
-//! What a request asks for: which content of which repository, and which part of a list.
+//! What a request asks for: content of a repository, or a part of a list.
 
 use entrepot_domain::{Digest, Reference, Referrer, RepositoryName};
 use url::form_urlencoded;
 
 use crate::error::RouteError;
 
-/// Which content of which repository.
+/// Content of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     /// The repository, in the client's spelling.
     pub(crate) repository: RepositoryName,
-    /// What in it.
+    /// The content.
     pub(crate) content: Content,
 }
 
-/// Which content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     /// A manifest or index.
     Manifest(Reference),
-    /// A blob.
     Blob(Digest),
 }
 
 impl Content {
-    /// The tag or digest that names it.
+    /// The tag or digest.
     pub(crate) fn reference(&self) -> String {
         match self {
             Self::Manifest(reference) => reference.to_string(),
@@ -33,38 +31,39 @@ impl Content {
     }
 }
 
-/// The most tags in one answer, and as many as there are unless a client wants fewer.
+/// The most tags in one answer, which is also the default.
 const MOST: usize = 1000;
 
-/// Which part of a list is asked for.
+/// The requested part of a list of tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TagPage {
     /// How many tags at most.
     pub(crate) count: usize,
-    /// The tag that they come behind; it need not exist.
+    /// The tag after which the page begins; it need not exist.
     pub(crate) last: String,
 }
 
-/// Which referrers are asked for.
+/// Which referrers are requested.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReferrerFilter {
-    /// Those of any of these types; empty is all.
+    /// Only those of any of these types; empty means all.
     pub(crate) artifact_types: Vec<String>,
 }
 
 impl ReferrerFilter {
     /// Reads the query of a request.
     pub(crate) fn parse(query: &str) -> Self {
-        // Types hold `+`, which clients send as it is, too; none holds a space, which it would mean here.
+        // Types contain `+`, which some clients do not encode. It would be read as a space, which no type contains.
         let query = query.replace('+', "%2B");
         let types = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "artifactType");
         let artifact_types = types.map(|(_, value)| value.into_owned()).filter(|value| !value.is_empty()).collect();
         Self { artifact_types }
     }
 
+    /// Whether a referrer matches. If its type is unknown, it is included, and the client has to find out itself.
     pub(crate) fn takes(&self, referrer: &Referrer) -> bool {
-        let is = |wanted: &String| referrer.artifact_type.as_deref() == Some(wanted.as_str());
-        self.artifact_types.is_empty() || self.artifact_types.iter().any(is)
+        let Some(known) = referrer.known_type() else { return true };
+        self.artifact_types.is_empty() || self.artifact_types.iter().any(|wanted| wanted == known)
     }
 }
 
@@ -72,7 +71,7 @@ impl TagPage {
     /// Reads the query of a request.
     ///
     /// # Errors
-    /// If `n` is no number.
+    /// If `n` is not a number.
     pub(crate) fn parse(query: &str) -> Result<Self, RouteError> {
         let mut page = Self { count: MOST, last: String::new() };
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -114,7 +113,7 @@ mod tests {
         };
         let filter = ReferrerFilter::parse("artifactType=a&artifactType=b");
         let taken = [Some("a"), Some("b"), Some("c"), None].map(|text| filter.takes(&referrer(text)));
-        assert_eq!(taken, [true, true, false, false]);
+        assert_eq!(taken, [true, true, false, true], "what nobody has told of may be anything");
         assert!(ReferrerFilter::default().takes(&referrer(None)));
     }
 }

@@ -1,18 +1,19 @@
-//! Why a request is answered as it is: each step that decides something leaves a note, and whoever answers collects them.
+//! The reasons for an answer: each step that decides something leaves a note, and the code that answers collects them.
 //!
-//! The notes go with the task, so that no function has to hand them on. Work that is done once for many requests keeps
-//! notes of its own, which each of the requests takes over with the result.
+//! The notes belong to the task, so no function has to pass them on. Work that is done once for many requests keeps its
+//! own notes, which each of the requests takes over with the result.
 
 mod note;
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use entrepot_domain::RepositoryName;
+use parking_lot::{Mutex, MutexGuard};
 
 pub(crate) use note::{Note, age};
 
-/// How many notes are kept of one request, and how many bytes of each are shown.
+/// How many notes are kept per request, and how many bytes of each are shown.
 const NOTES: usize = 12;
 const NOTE_BYTES: usize = 240;
 
@@ -20,16 +21,16 @@ tokio::task_local! {
     static TRAIL: Trail;
 }
 
-/// The notes of one request, or of work that is done for many. Clones share them.
+/// The notes of one request, or of work for many. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Trail(Arc<Mutex<Noted>>);
 
 /// What was noted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Noted {
-    /// The repository in the spelling under which it is kept.
+    /// The repository, in the spelling under which it is kept.
     pub(crate) repository: Option<String>,
-    /// The id of the principal that asks.
+    /// The id of the caller's principal.
     pub(crate) principal: Option<String>,
     /// What was found and decided, in order.
     pub(crate) notes: Vec<Note>,
@@ -41,19 +42,19 @@ impl Trail {
         TRAIL.scope(self.clone(), work).await
     }
 
-    /// Runs `work`, and returns its notes with what it gives.
+    /// Runs `work`, and returns its result with its notes.
     pub(crate) async fn of<F: Future>(work: F) -> (F::Output, Self) {
         let trail = Self::default();
         (trail.follow(work).await, trail)
     }
 
-    /// What was noted so far.
+    /// Everything noted so far.
     pub(crate) fn noted(&self) -> Noted {
         self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Noted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -65,32 +66,32 @@ impl Noted {
     }
 }
 
-/// Notes something, if anybody collects notes.
+/// Adds a note, if anybody collects notes.
 pub(crate) fn note(note: Note) {
     change(|noted| noted.add(note));
 }
 
-/// Whether something was noted.
+/// Whether this was noted.
 pub(crate) fn has(note: &Note) -> bool {
     TRAIL.try_with(|trail| trail.lock().notes.contains(note)).unwrap_or(false)
 }
 
-/// Notes as people read them.
+/// The notes as sentences for people.
 pub(crate) fn sentences(notes: &[Note]) -> Vec<String> {
-    notes.iter().map(|note| capped(note.to_string(), NOTE_BYTES)).collect()
+    notes.iter().map(|note| truncated(note.to_string(), NOTE_BYTES)).collect()
 }
 
-/// Notes which repository the request is about.
+/// Notes the repository of the request.
 pub(crate) fn about(repository: &RepositoryName) {
     change(|noted| noted.repository = Some(repository.to_string()));
 }
 
-/// Notes who asks.
+/// Notes the caller.
 pub(crate) fn asked_by(principal_id: &str) {
     change(|noted| noted.principal = Some(principal_id.to_owned()));
 }
 
-/// Takes over the notes of work that was done for several.
+/// Takes over the notes of shared work.
 pub(crate) fn take_over(other: &Trail) {
     let notes = other.noted().notes;
     change(|noted| notes.into_iter().for_each(|note| noted.add(note)));
@@ -100,8 +101,8 @@ fn change(change: impl FnOnce(&mut Noted)) {
     let _ = TRAIL.try_with(|trail| change(&mut trail.lock()));
 }
 
-/// At most `limit` bytes of `text`, without breaking a character.
-pub(crate) fn capped(mut text: String, limit: usize) -> String {
+/// At most `limit` bytes of `text`, without splitting a character.
+pub(crate) fn truncated(mut text: String, limit: usize) -> String {
     if text.len() > limit {
         let end = (0..=limit.saturating_sub('…'.len_utf8())).rev().find(|at| text.is_char_boundary(*at));
         text.truncate(end.unwrap_or(0));

@@ -1,4 +1,4 @@
-//! Questions to an upstream, and what its failure means to the client.
+//! Requests to an upstream, and what their failures mean for the client.
 
 use std::future::Future;
 
@@ -9,8 +9,8 @@ use tracing::{Instrument as _, field, info_span, warn};
 use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
 
-/// Puts one question to the upstream, as a step in the trace of the pull. It ends with the head of the answer; what
-/// comes after that is the fill's.
+/// Sends one request to the upstream, as a span in the trace of the pull. It ends with the head of the answer; the rest
+/// belongs to the fill.
 pub(crate) async fn request<T>(
     fill: &FillFrom,
     method: &'static str,
@@ -21,7 +21,7 @@ pub(crate) async fn request<T>(
         upstream.id = %fill.source.upstream.id, upstream.repository = %fill.repository, upstream.priority = ?fill.priority,
         error.message = field::Empty
     );
-    // Boxed, since these futures are large, and would be part of everybody's who waits for one.
+    // Boxed, because these futures are large and would be part of every waiting future.
     let answer = Box::pin(question).instrument(span.clone()).await;
     if let Err(error) = &answer {
         span.record("error.message", field::display(chain(error)));
@@ -29,7 +29,7 @@ pub(crate) async fn request<T>(
     answer
 }
 
-/// The failure of a pull whose upstream failed. Logged here, where it is handled.
+/// The error of a pull whose upstream failed. It is logged here, where it is handled.
 pub(crate) fn failure(fill: &FillFrom, asked: Asked, error: &Error) -> PullError {
     let (rule, upstream) = (fill.rule.id.clone(), fill.source.upstream.id.clone());
     let failure = match error {
@@ -40,6 +40,7 @@ pub(crate) fn failure(fill: &FillFrom, asked: Asked, error: &Error) -> PullError
         Error::Throttled { retry_after } => PullError::UpstreamThrottled { rule, upstream, retry_after: *retry_after },
         Error::OverBudget { retry_after } => PullError::OverBudget { rule, upstream, retry_after: *retry_after },
         Error::Away { .. } => PullError::UpstreamAway { rule, upstream, status: error.status() },
+        Error::Loop => PullError::UpstreamLoops { rule, upstream },
         Error::AddressRefused { .. } | Error::RealmRefused { .. } => {
             PullError::UpstreamRefused { rule, upstream, what: error.to_string() }
         }

@@ -1,10 +1,15 @@
 //! A node without a control plane: it starts from the published snapshot, serves, and keeps what it learns.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "alone/damaged.rs"]
+mod damaged;
+#[path = "alone/ends.rs"]
+mod ends;
 #[path = "several/published.rs"]
 mod published;
+#[path = "alone/shares.rs"]
+mod shares;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +29,7 @@ use published::KEY;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A store with keys, as a control plane would leave them.
+/// A store and keys, as a control plane would leave them.
 struct Ground {
     dir: TempDir,
     store: Store,
@@ -46,11 +51,23 @@ impl Ground {
         published::publish(&*self.store, signer, revision, &snapshot).await;
     }
 
-    /// Starts a node whose control plane is where nobody listens.
+    /// Publishes a snapshot without rules.
+    async fn publish_no_rules(&self, revision: i64, upstream: &FakeUpstream) {
+        let snapshot = published::snapshot(revision, &self.cluster_key, upstream, &[]);
+        published::publish(&*self.store, &self.signer, revision, &snapshot).await;
+    }
+
+    /// Starts a node at whose control-plane address nobody listens.
     async fn node(&self) -> Node {
+        self.node_with(|_| {}).await
+    }
+
+    /// The same, with changes to its configuration.
+    async fn node_with(&self, change: impl FnOnce(&mut Config)) -> Node {
         let (tasks, health) = (Tasks::new(), Health::new());
         let nowhere = "http://127.0.0.1:1".parse().unwrap();
-        let config = Config::new("node-1", vec![nowhere], self.dir.path().join(Uuid::new_v4().to_string()));
+        let mut config = Config::new("node-1", vec![nowhere], self.dir.path().join(Uuid::new_v4().to_string()));
+        change(&mut config);
         let deps = Deps {
             store: self.store.clone(),
             cluster_key: self.cluster_key.clone(),
@@ -80,8 +97,25 @@ impl Node {
     }
 
     async fn get(&self, path: &str) -> reqwest::Response {
+        self.request(path).send().await.unwrap()
+    }
+
+    async fn head(&self, path: &str) -> reqwest::Response {
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-        client.get(format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap()
+        client.head(format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap()
+    }
+
+    async fn get_range(&self, path: &str, range: &str) -> reqwest::Response {
+        self.request(path).header("range", range).send().await.unwrap()
+    }
+
+    fn request(&self, path: &str) -> reqwest::RequestBuilder {
+        self.request_as(KEY, path)
+    }
+
+    fn request_as(&self, key: (&str, &str), path: &str) -> reqwest::RequestBuilder {
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        client.get(format!("{}{path}", self.url)).basic_auth(key.0, Some(key.1))
     }
 }
 
@@ -105,7 +139,7 @@ async fn first_pulls_and_cached_pulls_need_only_the_published_snapshot() {
         let bytes = node.get(&format!("/v2/demo/app/blobs/{blob}")).await.bytes().await.unwrap();
         assert_eq!(images::sha256(&bytes), blob);
     }
-    // What it has learnt waits in the store until a control plane takes it.
+    // What it has learned waits in the store until a control plane takes it.
     let waiting = ground.store.list(&layout::events_prefix(&"node-1".parse().unwrap()), None, 100).await.unwrap();
     assert!(!waiting.is_empty());
 
@@ -125,7 +159,7 @@ async fn a_snapshot_that_others_have_signed_is_not_run() {
     assert_eq!(answer.status(), 503);
     assert!(!node.health.is_ready());
 
-    // It goes on looking, so a right one is run as soon as it is there.
+    // It keeps checking, so it runs a correct snapshot as soon as one is there.
     ground.publish(2, &upstream, &ground.signer).await;
     node.ready().await;
     assert_eq!(node.get("/v2/").await.status(), 200);

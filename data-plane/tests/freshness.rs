@@ -1,8 +1,6 @@
-//! A clock that is moved through windows of 24 h: three nodes that share a store and a Redis, 100 clients, and an
-//! upstream that moves tags, deletes them, throttles, denies and goes away. How often it is asked is exactly what the
-//! rule says.
+//! Windows of 24 h with a clock that is moved: three nodes share a store and a Redis, 100 clients pull, and an upstream
+//! moves tags, deletes them, throttles, denies and goes away. It is asked exactly as often as the rule says.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
@@ -10,13 +8,13 @@
 mod ground;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use entrepot_proto::node::v1 as pb;
 use entrepot_test_support::{Fault, Image, images, wait_until};
 use entrepot_upstream::Limits;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use reqwest::StatusCode;
 
 use ground::{Ground, LIMIT, Node};
@@ -25,18 +23,18 @@ const NODES: usize = 3;
 const CLIENTS: usize = 100;
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// For how long an upstream that did not confirm a tag is left alone.
+/// How long an upstream that did not confirm a tag is left alone.
 const LEFT_ALONE: Duration = Duration::from_secs(15);
 
 /// Three nodes under one rule, `demo`.
 struct Cluster {
     ground: Ground,
     nodes: Vec<Node>,
-    /// How many requests for each tag were counted by the rounds before.
+    /// How many requests for each tag were counted in earlier rounds.
     counted: Mutex<BTreeMap<(&'static str, String), usize>>,
 }
 
-/// What a client got.
+/// An answer to a client.
 #[derive(Debug)]
 struct Answer {
     status: StatusCode,
@@ -46,14 +44,14 @@ struct Answer {
     text: String,
 }
 
-/// What came of one round of pulls: all answers, and how often the upstream was asked.
+/// The result of one round of pulls: all answers, and how often the upstream was asked.
 struct Round {
     answers: Vec<Answer>,
     heads: usize,
     gets: usize,
 }
 
-/// What the upstream does about a tag in a round.
+/// How the upstream treats a tag in a round.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Upstream {
     Confirms,
@@ -76,21 +74,22 @@ impl Cluster {
         self.ground.upstream.publish_image("app", tag, &[images::random_bytes(seed, 100)])
     }
 
-    /// How often the upstream was asked for the tag since the last round, so that what comes late is counted, too.
+    /// How often the upstream was asked about the tag since the last round. Late requests are counted in the next
+    /// round.
     fn asked(&self, method: &'static str, tag: &str) -> usize {
         let path = format!("/v2/app/manifests/{tag}");
         let log = self.ground.upstream.log();
         let count = log.iter().filter(|entry| entry.method == method && entry.path == path).count();
-        count - self.counted.lock().unwrap().get(&(method, tag.to_owned())).copied().unwrap_or_default()
+        count - self.counted.lock().get(&(method, tag.to_owned())).copied().unwrap_or_default()
     }
 
-    /// How many claims for a lease each node has made that ended so.
+    /// How many claims for a lease with this outcome each node has made.
     fn claims(&self, outcome: &str) -> Vec<f64> {
         let line = format!("entrepot_lease_claim_duration_seconds_count{{outcome=\"{outcome}");
         self.nodes.iter().map(|node| node.metric(&line)).collect()
     }
 
-    /// All clients pull the tag at once, from all nodes, and all answers come before this returns.
+    /// All clients pull the tag at once, from all nodes. Returns after all answers.
     async fn pull(&self, tag: &str) -> Vec<Answer> {
         let clients = (0..CLIENTS).map(|number| {
             let request = self.nodes[number % NODES].request(&format!("demo/app/manifests/{tag}"));
@@ -109,15 +108,15 @@ impl Cluster {
         join_all(clients).await
     }
 
-    /// One round, in which the pulls wait for what is asked of the upstream.
+    /// One round in which the pulls wait for the upstream.
     async fn round(&self, tag: &str) -> Round {
         let answers = self.pull(tag).await;
         self.settled().await;
         self.count(tag, answers)
     }
 
-    /// One round, in which each node asks behind the pulls: they end while the upstream's answers are held back. If the
-    /// upstream confirms the tag to one node, the others need no turn of their own.
+    /// One round in which each node asks in the background: the pulls end while the upstream's answers are held back.
+    /// If the upstream confirms the tag to one node, the others need no request of their own.
     async fn round_with_work_behind(&self, tag: &str, upstream: Upstream) -> Round {
         let outcome = if upstream == Upstream::Confirms { "" } else { "granted" };
         let before = self.claims(outcome);
@@ -132,14 +131,14 @@ impl Cluster {
 
     fn count(&self, tag: &str, answers: Vec<Answer>) -> Round {
         let (heads, gets) = (self.asked("HEAD", tag), self.asked("GET", tag));
-        let mut counted = self.counted.lock().unwrap();
+        let mut counted = self.counted.lock();
         for (method, more) in [("HEAD", heads), ("GET", gets)] {
             *counted.entry((method, tag.to_owned())).or_default() += more;
         }
         Round { answers, heads, gets }
     }
 
-    /// Waits until no node is at work with the upstream.
+    /// Waits until no node is asking the upstream.
     async fn settled(&self) {
         let redis = &self.ground.redis;
         wait_until(LIMIT, "all leases are given back", async || redis.dump().await.is_empty()).await;
@@ -162,7 +161,7 @@ impl Round {
         self
     }
 
-    /// Asserts that all clients were refused, and told why.
+    /// Asserts that all clients were refused, with these words.
     #[track_caller]
     fn refused(self, status: StatusCode, words: &[&str]) -> Self {
         let fits = |a: &Answer| a.status == status && words.iter().all(|word| a.text.contains(word));
@@ -237,7 +236,7 @@ async fn blocking_asks_once_in_a_window_and_before_it_serves() {
     upstream.heal();
     upstream.remove("app", "latest");
     clock.advance(DAY).await;
-    cluster.round("latest").await.asked(NODES, 0).got(&new).all(STALE, DAY);
+    cluster.round("latest").await.asked(NODES, NODES).got(&new).all(STALE, DAY);
 }
 
 #[tokio::test]
@@ -269,7 +268,7 @@ async fn background_serves_what_is_cached_and_asks_once_behind_it() {
     upstream.resume().await;
     upstream.remove("app", "latest");
     clock.advance(LEFT_ALONE).await;
-    cluster.round_with_work_behind("latest", Upstream::Fails).await.asked(NODES, 0).got(&new);
+    cluster.round_with_work_behind("latest", Upstream::Fails).await.asked(NODES, NODES).got(&new);
 }
 
 #[tokio::test]
@@ -327,7 +326,8 @@ async fn a_tag_that_the_upstream_has_no_more_is_dropped_where_the_rule_says_so()
     cluster.round("latest").await.asked(0, 0).got(&image);
     cluster.ground.advance(DAY / 2).await;
     let gone = ["MANIFEST_UNKNOWN", "the upstream of rule `demo` does not have it"];
-    cluster.round("latest").await.asked(1, 0).refused(StatusCode::NOT_FOUND, &gone);
+    // Some upstreams do not support HEAD and answer like this: one fetch shows the truth.
+    cluster.round("latest").await.asked(1, 1).refused(StatusCode::NOT_FOUND, &gone);
     cluster.round("latest").await.asked(0, 0).refused(StatusCode::NOT_FOUND, &gone);
     cluster.round(&image.manifest).await.asked(0, 0).got(&image);
 
@@ -346,7 +346,7 @@ async fn a_denial_is_passed_on_where_the_rule_says_so() {
         cluster.round("latest").await.asked(0, 1).got(&image);
         cluster.ground.upstream.script("manifests/", Fault::Status(403, None));
         cluster.ground.advance(DAY).await;
-        // Some upstreams refuse HEAD alone, so a GET decides.
+        // Some upstreams refuse only HEAD, so a GET decides.
         let denied = ["DENIED", "the upstream `local` of rule `demo` denies access"];
         if mode == "BLOCKING" {
             cluster.round("latest").await.asked(asked, asked).refused(StatusCode::FORBIDDEN, &denied);

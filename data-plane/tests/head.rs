@@ -1,6 +1,5 @@
-//! Looking at a tag that is not here, at one node, and pulling what it means, at another.
+//! A HEAD for a tag at one node, where it is missing, followed by a pull of its digest at another.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
@@ -8,7 +7,7 @@
 mod ground;
 
 use entrepot_store::Prefix;
-use entrepot_test_support::{images, wait_until};
+use entrepot_test_support::{Fault, images, wait_until};
 use reqwest::{Method, StatusCode};
 
 use ground::{Ground, KEY, LIMIT, Node};
@@ -35,5 +34,85 @@ async fn a_tag_that_one_node_looked_at_is_noted_when_another_pulls_what_it_means
     ground.upstream.stop().await;
     for node in [&one, &two] {
         assert_eq!(node.get("app/manifests/v1").await.unwrap(), (StatusCode::OK, image.manifest.clone()));
+    }
+}
+
+#[tokio::test]
+async fn what_no_content_can_be_is_not_repeated_after_an_upstream() {
+    // A manifest is never this large, or the upstream names another kind of digest: then a GET answers.
+    for fault in [Fault::WrongLength(1 << 50), Fault::DigestHeader(format!("sha512:{}", "0".repeat(128)))] {
+        let ground = Ground::new().await;
+        let image = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
+        ground.upstream.script("HEAD /v2/app/", fault.clone());
+        let node = ground.node("node-1").await;
+        let head = async |path: String| {
+            let request = node.client.request(Method::HEAD, format!("{}/v2/demo/app/{path}", node.url));
+            let answer = request.basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap();
+            let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+            (answer.status(), header("docker-content-digest"), header("content-length"))
+        };
+        let layer = image.layers[0].clone();
+        let size = if matches!(fault, Fault::WrongLength(_)) { None } else { Some("1000".to_owned()) };
+        assert_eq!(head(format!("blobs/{layer}")).await, (StatusCode::OK, Some(layer), size));
+        let size = image.manifest_bytes.len().to_string();
+        assert_eq!(head("manifests/v1".to_owned()).await, (StatusCode::OK, Some(image.manifest), Some(size)));
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_of_a_type_that_is_not_known_is_kept_and_its_head_says_what_its_get_does() {
+    const OTHER: &str = "application/vnd.example.thing.v1+json";
+    let image = r#""schemaVersion":2,"layers":[{"mediaType":"a/b","digest":"sha256:1","size":1}]"#;
+    let own = format!(r#"{{"mediaType":"{OTHER}",{image}}}"#);
+    let ground = Ground::new().await;
+    // By the header, where the body does not say it, or is no JSON; by the body, whatever the header says.
+    let published = [
+        ("bare", OTHER, &format!("{{{image}}}")),
+        ("params", "application/vnd.example.thing.v1+json; v=1", &"no json".to_owned()),
+        ("own", "application/json", &own),
+        ("other-header", images::OCI_MANIFEST, &own),
+    ];
+    let (one, two) = ground.two().await;
+    let ask = async |node: &Node, method: Method, reference: &str| {
+        let request = node.client.request(method, format!("{}/v2/demo/app/manifests/{reference}", node.url));
+        // Who does not accept the type gets it all the same.
+        let request = request.header("accept", images::OCI_INDEX).basic_auth(KEY.0, Some(KEY.1));
+        let answer = request.send().await.unwrap();
+        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
+        let said = ["content-type", "docker-content-digest", "content-length"].map(header);
+        (answer.status(), said, answer.bytes().await.unwrap())
+    };
+    for (tag, header, body) in published {
+        let digest = ground.upstream.publish_manifest("app", Some(tag), header, body);
+        let said = [OTHER, &digest, &body.len().to_string()].map(|text| Some(text.to_owned()));
+        if header == images::OCI_MANIFEST {
+            // What an upstream says by HEAD of a type that is known is repeated until the body is here.
+            assert_eq!(ask(&one, Method::GET, tag).await.0, StatusCode::OK);
+        }
+        for (node, reference) in [(&one, tag), (&two, &*digest), (&two, tag), (&one, &*digest)] {
+            let about = format!("`{tag}` by `{reference}`");
+            let head = ask(node, Method::HEAD, reference).await;
+            assert_eq!((head.0, &head.1), (StatusCode::OK, &said), "HEAD {about}");
+            let get = ask(node, Method::GET, reference).await;
+            assert_eq!((get.0, &get.1), (StatusCode::OK, &said), "GET {about}");
+            assert_eq!(get.2, body.as_bytes(), "{about}");
+        }
+    }
+    // Docker's first schema, and what may be anybody's page, stay what they are.
+    for (tag, header, body) in [
+        ("schema-1", "application/vnd.docker.distribution.manifest.v1+prettyjws", r#"{"schemaVersion":1}"#),
+        ("page", "text/html", "<html>"),
+        ("error", "application/json", r#"{"errors":[]}"#),
+        ("both", OTHER, r#"{"manifests":[],"config":{}}"#),
+    ] {
+        ground.upstream.publish_manifest("app", Some(tag), header, body);
+        assert_eq!(ask(&one, Method::GET, tag).await.0, StatusCode::BAD_GATEWAY, "{tag}");
+    }
+    ground.upstream.stop().await;
+    for node in [&one, &two] {
+        for (tag, _, body) in published {
+            let answer = ask(node, Method::GET, tag).await;
+            assert_eq!((answer.1[0].as_deref(), answer.2.as_ref()), (Some(OTHER), body.as_bytes()), "{tag}");
+        }
     }
 }

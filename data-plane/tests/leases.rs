@@ -1,10 +1,8 @@
-//! Leases in a real Redis: who gets them, who loses them, and what it costs when Redis is away, slow or another one.
+//! Leases in a real Redis: who gets them, who loses them, and what it costs when Redis is away, slow or replaced.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::cell::RefCell;
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use entrepot_data_plane::lease::{Claim, Lease, LeaseKey, Leases, RedisConfig, RedisMode, Released};
@@ -13,14 +11,18 @@ use entrepot_runtime::{Metrics, Tasks};
 use entrepot_test_support::redis::{Login, Options};
 use entrepot_test_support::tls::Authority;
 use entrepot_test_support::{Redis, RedisCluster, RedisSentinels, wait_until};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
-/// How long anything may take: longer than a lease lives.
+/// The limit of every wait: longer than a lease lives.
 const LIMIT: Duration = Duration::from_secs(30);
-/// What no claim may take, however Redis is. Its limit is a quarter of a second; the machine may be busy.
+/// The time that a claim must not exceed, whatever the state of Redis. The limit of a claim is a quarter of a second,
+/// but the machine may be busy.
 const SLOW: Duration = Duration::from_millis(150);
+/// How often leases are claimed while Redis is away.
+const CLAIM_PACE: Duration = Duration::from_millis(1);
 
-/// A node, as far as leases see one.
+/// A node, as far as leases are concerned.
 struct Node {
     leases: Leases,
     tasks: Tasks,
@@ -54,11 +56,11 @@ impl Node {
     async fn granted_soon(&self, key: &LeaseKey) -> Lease {
         let lease = Mutex::new(None);
         wait_until(LIMIT, "the lease is granted", async || match self.claim(key).await {
-            Claim::Granted(granted) => lease.lock().unwrap().replace(granted).is_none(),
+            Claim::Granted(granted) => lease.lock().replace(granted).is_none(),
             Claim::Busy(_) | Claim::Uncoordinated => false,
         })
         .await;
-        lease.into_inner().unwrap().unwrap()
+        lease.into_inner().unwrap()
     }
 
     async fn is_busy(&self, key: &LeaseKey) -> bool {
@@ -102,7 +104,7 @@ fn key(number: usize) -> LeaseKey {
     LeaseKey::content(Uuid::from_u128(1), &Digest::sha256(&number.to_be_bytes()))
 }
 
-/// The time that redis gives a lease.
+/// The remaining time of a lease in Redis.
 async fn time_left(redis: &Redis, key: &LeaseKey) -> i64 {
     redis.command(&["PTTL", key.as_str()]).await.parse().unwrap()
 }
@@ -131,7 +133,7 @@ async fn of_many_who_have_lost_the_same_holder_one_succeeds_it() {
     let Claim::Granted(_successor) = two.leases.claim(&key(1), Some(&holder)).await else { panic!("it is lost") };
     let Claim::Busy(next) = three.leases.claim(&key(1), Some(&holder)).await else { panic!("it has a successor") };
     assert_eq!(next.node().unwrap().as_str(), "node-2");
-    // Who was lost, and lives, takes nothing away.
+    // The lost holder, which is alive, takes nothing away.
     assert_eq!(lost.release().await, Released::AlreadyLost);
     assert!(three.is_busy(&key(1)).await);
 }
@@ -233,7 +235,7 @@ async fn redis_paused_costs_at_most_one_slow_claim_a_second_and_never_an_error()
         assert!(matches!(two.claim(&key(claims)).await, Claim::Uncoordinated));
         slow += u32::from(began.elapsed() > SLOW);
         slowest = slowest.max(began.elapsed());
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(CLAIM_PACE).await;
     }
     println!("measured: paused, {claims} claims in {:?}, {slow} slow ones, the slowest {slowest:?}", since.elapsed());
     assert!((1..=4).contains(&slow), "{slow}");
@@ -242,7 +244,7 @@ async fn redis_paused_costs_at_most_one_slow_claim_a_second_and_never_an_error()
     redis.resume();
     drop(two.granted_soon(&key(0xffff)).await);
     assert_eq!(two.metric("entrepot_lease_breaker_open"), 0.0);
-    // A pause that is shorter than a lease costs nobody a lease.
+    // A pause that is shorter than a lease's life costs nobody a lease.
     assert!(two.is_busy(&key(0)).await && !lease.is_lost());
 }
 
@@ -327,7 +329,8 @@ async fn a_cluster_holds_the_leases_on_all_its_members() {
     }
     drop(two.granted(&key(1)).await);
 
-    // Without one member, the keys of the others go on: or the whole cluster stops, which its own setting decides.
+    // Without one member, the keys of the others remain available, or the whole cluster stops, depending on its
+    // settings.
     cluster.stop_one().await;
     let began = Instant::now();
     for number in 0..10 {
@@ -342,7 +345,7 @@ async fn a_cluster_holds_the_leases_on_all_its_members() {
 
 #[tokio::test]
 async fn users_with_few_rights_and_certificates_of_ones_own_are_enough() {
-    // The least that a user needs. What a script does, its user must be allowed to do.
+    // The minimal permissions of a user. A user needs the permissions for everything that its scripts do.
     let rules = "~f:* ~t:* ~b:* +ping +set +get +del +pexpire +time +evalsha +script|load".to_owned();
     let login = Login::User { name: "leases".into(), password: "correct-horse".into(), rules };
     let redis = Redis::start_with(Options { login: Some(login), tls: None }).await;
@@ -379,7 +382,7 @@ async fn an_outage_is_told_once_and_no_password_with_it() {
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(3) {
         assert!(matches!(node.claim(&key(2)).await, Claim::Uncoordinated));
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(CLAIM_PACE).await;
     }
     redis.start_again().await;
     drop(node.granted_soon(&key(3)).await);
@@ -397,15 +400,15 @@ thread_local! {
     static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// What this thread has logged. A test has one thread for all that it does. (A subscriber for this thread alone would
-/// miss what another thread was the first to say.)
+/// What this thread has logged. A test does everything on one thread. (A subscriber for this thread alone would miss
+/// messages that another thread was the first to log.)
 #[derive(Clone, Copy)]
 struct Log;
 
 impl Log {
     fn of_this_thread() -> Self {
         let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
-        // Another test may have done it.
+        // Another test may have installed it already.
         let _ = subscriber.with_writer(|| Log).try_init();
         LINES.with_borrow_mut(Vec::clear);
         Self

@@ -1,7 +1,6 @@
-//! What refers to a manifest: the upstream's view, remembered for a while and shared by the nodes, and what there is
-//! when it is away.
+//! Lists of referrers: the upstream's list, remembered for a while and shared by the nodes, and what is served while
+//! the upstream is away.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
@@ -24,10 +23,10 @@ const WINDOW: Duration = Duration::from_secs(6 * 60 * 60);
 const SIGNATURE: &str = "application/vnd.example.signature+json";
 const SBOM: &str = "application/vnd.example.sbom";
 
-/// Counts the leases that a node found in another's hands.
+/// Counts the claims for which another node held the lease.
 const BUSY: &str = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
 
-/// An answer to a client that asks what refers to something.
+/// An answer to a client that lists referrers.
 #[derive(Debug)]
 struct Listed {
     status: StatusCode,
@@ -57,7 +56,7 @@ fn path(subject: &Image) -> String {
     format!("demo/app/referrers/{}", subject.manifest)
 }
 
-/// An image with a signature and a list of parts, in the order in which the upstream lists them.
+/// An image with a signature and a bill of materials, in the order in which the upstream lists them.
 fn signed(ground: &Ground) -> (Image, Vec<String>) {
     let image = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
     let publish = |kind, layer| ground.upstream.publish_referrer("app", None, &image.manifest_bytes, kind, layer);
@@ -66,7 +65,7 @@ fn signed(ground: &Ground) -> (Image, Vec<String>) {
     (image, digests)
 }
 
-/// How often the upstream was asked what refers to something.
+/// How often the upstream was asked for referrers.
 fn asked(ground: &Ground) -> usize {
     ground.upstream.log().iter().filter(|entry| entry.path.contains("/referrers/")).count()
 }
@@ -93,7 +92,7 @@ async fn the_upstreams_view_is_asked_for_once_in_a_window_by_all_nodes() {
     }
     assert_eq!(asked(&ground), 1, "once for 20 clients of two nodes");
 
-    // A node that starts later knows what the others have asked for.
+    // A node that starts later knows what the others have fetched.
     let three = ground.node("node-3").await;
     ground.advance(WINDOW - Duration::from_secs(1)).await;
     let answer = list(&three, &path).await;
@@ -163,7 +162,7 @@ async fn an_upstream_that_is_away_leaves_its_last_list_and_what_is_cached_and_ne
     assert_eq!(one.get("app/manifests/v1").await.unwrap().0, StatusCode::OK);
     let unknown = list(&one, &path(&image)).await;
     assert_eq!(unknown.status, StatusCode::SERVICE_UNAVAILABLE, "an empty list would say that nothing was signed");
-    // What refers to it and was pulled is known by itself.
+    // A referrer that was pulled is known without a list.
     assert_eq!(one.get(&format!("app/manifests/{}", digests[0])).await.unwrap().0, StatusCode::OK);
     for node in [&one, &two] {
         let cached = list(node, &path(&image)).await;
@@ -189,7 +188,7 @@ async fn an_upstream_that_is_away_leaves_its_last_list_and_what_is_cached_and_ne
     }
     assert_eq!(asked(&ground) - before, 2, "each node left it alone after it had failed");
 
-    // Without a rule, what is cached is all that is known.
+    // Without a rule, only what is cached is known.
     ground.publish(2, &[]).await;
     let three = ground.node("node-3").await;
     let mut cached = vec![digests[0].clone(), late];

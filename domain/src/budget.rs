@@ -1,30 +1,28 @@
-//! How many requests an upstream may get, and who comes first when there are few left.
+//! How many requests an upstream may get, and who comes first when few are left.
 //!
-//! A bucket holds what is left and fills up steadily, by a whole budget in a window. Clients that wait may take all of it,
-//! and are never held up: whether there was too much of that, the upstream says. What nobody waits for leaves a reserve.
-//! Time is counted in microseconds, from whenever the keeper of the bucket likes.
+//! A bucket holds the remaining requests and refills steadily, by one whole budget per window. Pulls that a client
+//! waits for may use all of it and are never held up: if they are too many, the upstream will say so. Everything else
+//! leaves a reserve. Time is counted in microseconds from an origin that the owner of the bucket chooses.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::priority::Priority;
 
-/// So many requests in a window.
+/// A number of requests per window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// How many.
     pub requests: NonZeroU32,
-    /// In how long. Never zero.
+    /// The length of the window. Never zero.
     pub window: Duration,
 }
 
 /// The shortest window of a budget.
 pub const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
-/// The longest one.
 pub const LONGEST_WINDOW: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 impl Budget {
-    /// How much comes back in a microsecond.
+    /// How many requests are regained per microsecond.
     fn rate(self) -> f64 {
         self.requests() / micros(self.window)
     }
@@ -33,18 +31,18 @@ impl Budget {
         f64::from(self.requests.get())
     }
 
-    /// How much must be there for a request to be let through. A client that waits is let through always.
+    /// How much must be left for a request to be let through. A request that a client waits for is always let through.
     pub fn needed(self, priority: Priority) -> f64 {
         let reserve = match priority {
             Priority::Pull => return 0.0,
             Priority::Sync => 0.2,
             Priority::Warm => 0.5,
         };
-        // Of a budget of one, that one may be had.
+        // A budget of one request may be used by anybody.
         (reserve * self.requests() + 1.0).min(self.requests())
     }
 
-    /// What each of so many nodes may have of it when they cannot share it.
+    /// The share of each node when `nodes` of them cannot coordinate.
     #[must_use]
     pub fn share(self, nodes: u32) -> Self {
         let requests = NonZeroU32::new(self.requests.get() / nodes.max(1)).unwrap_or(NonZeroU32::MIN);
@@ -55,28 +53,25 @@ impl Budget {
 /// Whether a request may go out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Admission {
-    /// It may.
     Admitted,
-    /// Not before so much time has passed.
+    /// It has to wait for this long.
     NotBefore(Duration),
 }
 
 /// What is left of a budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bucket {
-    /// What is left, at [`at`](Self::at).
+    /// What was left at the time [`at`](Self::at).
     pub left: f64,
-    /// When that was, in microseconds.
+    /// That time, in microseconds.
     pub at: u64,
 }
 
 impl Bucket {
-    /// A full one.
     pub fn full(budget: Budget, now: u64) -> Self {
         Self { left: budget.requests(), at: now }
     }
 
-    /// As it is `now`.
     #[must_use]
     pub fn refilled(self, budget: Budget, now: u64) -> Self {
         let come = now.saturating_sub(self.at) as f64 * budget.rate();
@@ -95,10 +90,10 @@ impl Bucket {
         (Self { left: (bucket.left - 1.0).max(0.0), ..bucket }, Admission::Admitted)
     }
 
-    /// Takes in what the upstream says is left. It may know of requests that others make with the same account; where an
-    /// operator has set the budget, it is not raised by that.
+    /// Adopts what the upstream reports as left. Others may use the same account, so this may lower what is left; where
+    /// an operator has set the budget, it never raises it.
     #[must_use]
-    pub fn told(self, budget: Budget, remaining: u32, source: Source, now: u64) -> Self {
+    pub fn with_reported(self, budget: Budget, remaining: u32, source: Source, now: u64) -> Self {
         let (bucket, remaining) = (self.refilled(budget, now), f64::from(remaining).min(budget.requests()));
         let left = match source {
             Source::Upstream => remaining,
@@ -111,22 +106,21 @@ impl Bucket {
 /// Where a budget comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The upstream says it with its answers.
+    /// The upstream reports it in its answers.
     Upstream,
     /// An operator has set it.
     Operator,
 }
 
-/// What an upstream says with an answer about the limit that it sets.
+/// A limit that an upstream reports in an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Told {
-    /// The limit.
+pub struct ReportedLimit {
     pub budget: Budget,
     /// What is left of it.
     pub remaining: u32,
 }
 
-impl Told {
+impl ReportedLimit {
     /// Reads `ratelimit-limit` and `ratelimit-remaining` as Docker Hub sends them: `100;w=21600` and `76;w=21600`.
     pub fn parse(limit: &str, remaining: &str) -> Option<Self> {
         let ((requests, window), (remaining, other)) = (quantity(limit)?, quantity(remaining)?);
@@ -138,7 +132,7 @@ impl Told {
     }
 }
 
-/// A number, and the seconds of its parameter `w`.
+/// A number, with the seconds of its parameter `w`.
 fn quantity(text: &str) -> Option<(u32, Option<u64>)> {
     let mut parts = text.split(',').next()?.split(';').map(str::trim);
     let number = parts.next()?.parse().ok()?;
@@ -146,14 +140,13 @@ fn quantity(text: &str) -> Option<(u32, Option<u64>)> {
     Some((number, window))
 }
 
-/// How fast requests are made: counted by two minutes, for an hour.
+/// The pace of requests, counted in slots of two minutes over one hour.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pace {
-    /// Which slot it is.
     slot: u64,
-    /// In which slot the first of all was; `None` if there was none.
+    /// The slot of the very first request; `None` before it.
     first: Option<u64>,
-    /// What was counted in this slot, and in those before it.
+    /// The counts of the current slot and of those before it.
     counts: [u32; Self::SLOTS],
 }
 
@@ -169,7 +162,7 @@ impl Pace {
         self.counts[0] = self.counts[0].saturating_add(1);
     }
 
-    /// How many there were in an hour, going by those of the last one.
+    /// The number of requests per hour, judged by the last hour.
     pub fn per_hour(&mut self, now: u64) -> f64 {
         self.turn_to(now);
         let Some(first) = self.first else { return 0.0 };
@@ -187,7 +180,7 @@ impl Pace {
     }
 }
 
-/// How long what is `left` of a budget lasts at a pace of so many requests in an hour; `None` if it is not used up.
+/// How long the `left` requests last at this pace; `None` if the budget refills faster than it is used.
 pub fn lasts(budget: Budget, left: f64, per_hour: f64) -> Option<Duration> {
     let comes_back = budget.requests() / (budget.window.as_secs_f64() / 3600.0);
     let used = per_hour - comes_back;
@@ -243,7 +236,7 @@ mod tests {
     fn the_upstreams_word_counts_and_does_not_raise_what_an_operator_has_set() {
         let hundred = budget(100, 100);
         let half = Bucket { left: 50.0, at: 0 };
-        let told = |remaining, source| half.told(hundred, remaining, source, 0).left;
+        let told = |remaining, source| half.with_reported(hundred, remaining, source, 0).left;
         assert_eq!((told(10, Source::Upstream), told(10, Source::Operator)), (10.0, 10.0));
         assert_eq!((told(90, Source::Upstream), told(90, Source::Operator)), (90.0, 50.0));
         assert_eq!(told(5000, Source::Upstream), 100.0);
@@ -255,9 +248,12 @@ mod tests {
 
     #[test]
     fn the_headers_of_docker_hub_are_read() {
-        let told = Told::parse("100;w=21600", "76;w=21600").unwrap();
+        let told = ReportedLimit::parse("100;w=21600", "76;w=21600").unwrap();
         assert_eq!((told.budget, told.remaining), (budget(100, 21_600), 76));
-        assert_eq!(Told::parse("200; w=3600, 9;w=1", "0"), Some(Told { budget: budget(200, 3600), remaining: 0 }));
+        assert_eq!(
+            ReportedLimit::parse("200; w=3600, 9;w=1", "0"),
+            Some(ReportedLimit { budget: budget(200, 3600), remaining: 0 })
+        );
         for (limit, remaining) in [
             ("", ""),
             ("100", "5"),
@@ -267,7 +263,7 @@ mod tests {
             ("1e9;w=60", "1"),
             ("1;w=99999999999", "1"),
         ] {
-            assert_eq!(Told::parse(limit, remaining), None, "{limit} {remaining}");
+            assert_eq!(ReportedLimit::parse(limit, remaining), None, "{limit} {remaining}");
         }
     }
 
@@ -293,8 +289,8 @@ mod tests {
     }
 
     proptest! {
-        /// However requests come, in any window no more than twice the budget goes out to those who can wait, and a
-        /// refused one is let through when it was told to come again.
+        /// However requests come: in any window, at most twice the budget goes to those who can wait, and a refused
+        /// request is let through at the time that it was told.
         #[test]
         fn a_bucket_keeps_to_its_budget(
             requests in 1..50_u32, seconds in 1..1000_u64,

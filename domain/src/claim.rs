@@ -36,7 +36,8 @@ pub enum Pointer<O> {
     Live {
         /// Where.
         object: O,
-        /// How long ago it was claimed: the record's time or the store's own time of the record, the later one.
+        /// How long ago it was claimed: the record's time or the store's own time of the record, the later one, by the
+        /// store's clock.
         claimed_ago: Duration,
     },
     /// The content is there, and goes unless somebody claims it.
@@ -266,10 +267,30 @@ pub enum OwnLink {
     Gone,
 }
 
-/// Whether a commit's second look is content with this link; otherwise it begins again. Another's link that was written
-/// later is as good: that commit found the content at its first look, so it will find it at its second, too.
-pub fn link_holds(link: OwnLink) -> bool {
-    matches!(link, OwnLink::Ours | OwnLink::Others)
+/// How a commit's second look at its link ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SecondLink {
+    /// The link holds.
+    Done,
+    /// Look at the pointers once more, and then at the link.
+    LookOnceMore,
+    /// Begin again.
+    Again,
+}
+
+/// Decides about the link that a commit finds after its second look at the pointers; `stood` says whether the same record
+/// was there before that look.
+///
+/// Our own link was there all the time, since no record comes back. Another commit's link is as good if it was there while
+/// we found the content: from then on the content is named, and that commit finds it at its own second look. If it was
+/// not, our link may have been deleted, and the content condemned, before that link came.
+pub fn look_again_at_link(link: OwnLink, stood: bool) -> SecondLink {
+    match link {
+        OwnLink::Ours => SecondLink::Done,
+        OwnLink::Others if stood => SecondLink::Done,
+        OwnLink::Others => SecondLink::LookOnceMore,
+        OwnLink::Gone => SecondLink::Again,
+    }
 }
 
 /// What a commit does about its link before it answers MANIFEST_BLOB_UNKNOWN.

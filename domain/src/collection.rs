@@ -1,20 +1,22 @@
-//! What a collector and the sweep do next: which content nothing needs any more, and when it may go.
+//! What a collector and the sweep do next: they find the content that nothing needs any more, and decide when it may be
+//! deleted.
 //!
-//! A collector **condemns** a pointer that nobody has claimed for a while and that nothing names, waits, and then
-//! **erases** it, in this order: a complete comparison of store and index that began after it had read the condemned
-//! record; every event that waits; the index once more, in a transaction that finds its comparison as ended. Each step
-//! replaces only the record that was read, so any number of collectors may run, and any claim in between wins.
+//! A collector **condemns** a pointer that nobody has claimed for a while and that nothing names. It waits, and then
+//! **erases** it after three steps, in this order: a complete comparison of store and index that began after the
+//! collector had read the condemned record; applying every waiting event; asking the index once more, in a transaction
+//! that finds its comparison ended. Each step replaces only the record that was read, so any number of collectors may
+//! run, and any claim in between wins.
 //!
-//! The **sweep** deletes content that no pointer ever came to name. It fences the digest's pointer first, so that no
-//! write that was decided before can name that content after it is gone.
+//! The **sweep** deletes content that no pointer ever came to name. It first fences the digest's pointer, so that no
+//! earlier decided write can name the content after it is deleted.
 //!
-//! What holds of claims and collection together, by the names under which the model checks it:
+//! The properties of claims and collection together, under the names that the model uses:
 //!
-//! - **C1** what was answered (201, a mount, 200 to a pusher's HEAD; a manifest's commit) has its content, for as long as
-//!   was promised;
-//! - **C2** a pointer that readers follow names an object that is there;
-//! - **C3** a commit that was refused leaves no link behind, later neither;
-//! - **C4** from wherever they are interrupted, the sweep and a collector alone remove all that no pointer serves.
+//! - **C1** after a promise (a 201, a mount, a 200 to a pusher's HEAD; a manifest's commit), the content exists for as
+//!   long as was promised;
+//! - **C2** a pointer that readers follow names an object that exists;
+//! - **C3** a refused commit leaves no link behind, not even later;
+//! - **C4** wherever they are interrupted, the sweep and a collector alone remove everything that no pointer serves.
 
 #[cfg(test)]
 mod model;
@@ -27,14 +29,14 @@ use std::time::Duration;
 
 use crate::claim::{Change, Pointer, renewal_time};
 
-/// How long what is condemned stays at least, unless a setting or an operator says otherwise.
+/// How long a condemned pointer stays at least, unless a setting or an operator says otherwise.
 pub const GRACE_TIME: Duration = Duration::from_hours(24);
 
-/// The sweep leaves younger content alone.
+/// The sweep leaves content younger than this alone.
 pub const SWEEP_AGE: Duration = Duration::from_hours(7 * 24);
 
-/// How long an erased pointer stays at least before it is removed. Only a write that expects no record can be fooled by
-/// a removal, so this is also how long such a write may be under way at most.
+/// How long an erased pointer stays at least before it is removed. Only a write that expects no record can be misled by
+/// a removal, so such a write must not be under way for longer than this.
 pub const REMOVAL_AGE: Duration = Duration::from_hours(30 * 24);
 
 /// How long a digest has to be unclaimed before it may be condemned.
@@ -42,7 +44,7 @@ pub fn unclaimed_time(push_time: Duration) -> Duration {
     push_time.saturating_add(renewal_time(push_time))
 }
 
-/// Whether the index knows of anything that needs a digest.
+/// Whether anything in the index needs a digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Naming {
     /// A manifest link of it, or a manifest that names it.
@@ -51,7 +53,7 @@ pub enum Naming {
     Unnamed,
 }
 
-/// What becomes of a pointer that a collector has read, if anything.
+/// What a collector does about a pointer that it has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Candidate<O> {
     /// Leave it alone.
@@ -60,7 +62,7 @@ pub enum Candidate<O> {
     Condemn(O),
     /// Compare store and index, once the grace time has passed; then ask for a [`Verdict`].
     Compare(O),
-    /// Delete this object, which nothing serves any more; then the record may be [removed](may_remove).
+    /// Delete this object, which nothing serves any more; the record may then be [removed](may_remove).
     Delete(O),
 }
 
@@ -76,41 +78,42 @@ pub fn examine<O: Copy + PartialEq>(pointer: &Pointer<O>, push_time: Duration) -
     }
 }
 
-/// What is written in place of a live record that was read, once the index has been asked.
+/// What to write in place of a live record that was read, given the answer of the index.
 pub fn condemn<O>(object: O, naming: Naming) -> Option<Change<O>> {
     (naming == Naming::Unnamed).then_some(Change::Condemned(object))
 }
 
-/// What the index's last transaction found of the comparison that a collector has begun.
+/// What the last transaction of the index found of the collector's comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Comparison {
-    /// Its row, with the mark that all of it is written. The mark is written after the last repair, so a database that
-    /// has lost a repair has lost the mark as well.
+    /// Its row carries the mark of completion. The mark is written after the last repair, so a database that has lost a
+    /// repair has lost the mark as well.
     Ended,
-    /// Its row without the mark, or no row: the database was set back, or another comparison has begun since.
+    /// Its row has no mark or is gone: the database was restored to an earlier state, or another comparison has begun
+    /// since.
     NotEnded,
 }
 
 /// What a collector knows before it erases.
 #[derive(Clone, Copy, Debug)]
 pub struct Evidence {
-    /// What has become of the comparison that began after the condemned record was read.
+    /// The state of the comparison that began after the condemned record was read.
     pub comparison: Comparison,
-    /// Whether every event that waited after the comparison is applied.
+    /// Whether every event that was waiting after the comparison has been applied.
     pub events_applied: bool,
-    /// What the same transaction says of the digest. What an event has un-named since the comparison began still counts as
-    /// named: an event comes before its record, which may never be written.
+    /// What the same transaction says about the digest. A digest that an event has un-named since the comparison began
+    /// still counts as named: an event is written before its record, and that record may never be written.
     pub naming: Naming,
 }
 
-/// What becomes of a condemned pointer.
+/// What happens to a condemned pointer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verdict<O> {
     /// Write this in place of the record that was read before the comparison began.
     Write(Change<O>),
     /// Read the pointer again, and compare again.
     StartAgain,
-    /// An event cannot be applied: collection stops, and shows it.
+    /// An event cannot be applied: collection stops, and reports it.
     Stop,
 }
 
@@ -125,7 +128,7 @@ pub fn judge<O>(object: O, evidence: &Evidence) -> Verdict<O> {
 }
 
 /// Whether a pointer may be removed, by a deletion that is conditional on the record that was read; `is_stored` says
-/// whether the object that it names is still there.
+/// whether the object that it names still exists.
 pub fn may_remove<O>(pointer: &Pointer<O>, is_stored: bool, age: Duration) -> bool {
     matches!(pointer, Pointer::Erased { .. }) && !is_stored && age >= REMOVAL_AGE
 }
@@ -135,13 +138,13 @@ pub fn may_remove<O>(pointer: &Pointer<O>, is_stored: bool, age: Duration) -> bo
 pub enum Sweep<O> {
     /// Leave it alone.
     Spare,
-    /// Write this in place of what was read. If that was done, read the pointer once more and [decide](may_delete);
-    /// otherwise begin again.
+    /// Replace what was read with this. If that write is done, read the pointer once more and [decide](may_delete);
+    /// otherwise start over.
     Fence(Change<O>),
 }
 
-/// What the sweep does about content of this age, whose digest's pointer says this; `in_session` says whether a push
-/// that is under way names it.
+/// What the sweep does about content of this age, given the pointer of its digest; `in_session` says whether an
+/// unfinished push names the content.
 pub fn sweep<O: Copy + PartialEq>(object: O, age: Duration, pointer: &Pointer<O>, in_session: bool) -> Sweep<O> {
     if age < SWEEP_AGE || in_session || pointer.named_object() == Some(object) {
         return Sweep::Spare;
@@ -153,7 +156,7 @@ pub fn sweep<O: Copy + PartialEq>(object: O, age: Duration, pointer: &Pointer<O>
     }
 }
 
-/// Whether the sweep may delete content, now that its fence stands.
+/// Whether the sweep may delete content now that its fence is written.
 pub fn may_delete<O: Copy + PartialEq>(object: O, pointer: &Pointer<O>) -> bool {
     *pointer != Pointer::Unreadable && pointer.named_object() != Some(object)
 }

@@ -1,11 +1,19 @@
-//! Digests identify bytes; a verifier tells whether bytes are the ones that a digest means.
+//! Digests identify bytes; a verifier tells whether bytes match a digest.
+
+#[cfg(feature = "aws-lc")]
+mod fastest;
 
 use std::fmt;
 use std::str::FromStr;
 
-use sha2::{Digest as _, Sha256, Sha512};
+#[cfg(not(feature = "aws-lc"))]
+use sha2::Sha256;
+use sha2::{Digest as _, Sha512};
 
-/// The hash of some content, such as `sha256:44136fa3…`; only algorithms that can be verified here.
+#[cfg(feature = "aws-lc")]
+use fastest::Sha256;
+
+/// The hash of some content, such as `sha256:44136fa3…`. Only algorithms that can be verified here are accepted.
 ///
 /// Source: OCI image specification 1.1, "Digests".
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -14,12 +22,10 @@ pub struct Digest {
     hex: Box<str>,
 }
 
-/// The hash functions that are known here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     /// SHA-256, which nearly everything uses.
     Sha256,
-    /// SHA-512.
     Sha512,
 }
 
@@ -29,7 +35,7 @@ pub enum DigestError {
     /// Not `<algorithm>:<encoded>`, or not as many lower-case hex digits as the algorithm has.
     #[error("must be `sha256:` with 64, or `sha512:` with 128 lower-case hex digits")]
     Malformed,
-    /// Well formed, of an algorithm that is not known here.
+    /// Well formed, but with an algorithm that is not known here.
     #[error("uses an algorithm that is not known here; `sha256` and `sha512` are")]
     UnknownAlgorithm,
 }
@@ -47,7 +53,6 @@ impl Digest {
         Self::of(Algorithm::Sha256, bytes)
     }
 
-    /// Which hash function.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -101,7 +106,7 @@ impl<'de> serde::Deserialize<'de> for Digest {
     }
 }
 
-/// Takes content as it comes and says in the end what its digest is.
+/// Takes content piece by piece, and returns its digest at the end.
 #[derive(Clone)]
 pub struct Digester {
     algorithm: Algorithm,
@@ -114,7 +119,6 @@ impl Digester {
         Self { algorithm, hasher: Hasher::new(algorithm) }
     }
 
-    /// Which hash function it uses.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -136,7 +140,7 @@ impl fmt::Debug for Digester {
     }
 }
 
-/// Takes content as it comes and says in the end whether it is what the digest means.
+/// Takes content piece by piece, and tells at the end whether it matches the digest.
 #[derive(Clone)]
 pub struct Verifier {
     expected: Digest,
@@ -161,7 +165,7 @@ impl Verifier {
         self.seen_bytes
     }
 
-    /// Whether exactly the bytes that were taken hash to the digest.
+    /// Whether the bytes that were taken hash to the digest.
     pub fn finish(self) -> bool {
         self.hasher.finish() == self.expected.hex
     }
@@ -176,7 +180,7 @@ impl fmt::Debug for Verifier {
 #[derive(Clone)]
 enum Hasher {
     Sha256(Sha256),
-    // Twice the size of the other, and rare.
+    // Boxed because it is twice the size of the other one, and rare.
     Sha512(Box<Sha512>),
 }
 

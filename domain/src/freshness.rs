@@ -1,7 +1,7 @@
 //! How far a tag's digest may be trusted now, and what happens when its upstream does not confirm it.
 //!
-//! A tag moves, and only its upstream knows where to. So what a tag means is known as of a moment, its last validation.
-//! A rule's [`Policy`] says for how long that is enough, and what is done when it is not.
+//! A tag moves, and only its upstream knows where. So the meaning of a tag is known as of a moment: its last
+//! validation. A rule's [`Policy`] says how long that is good enough, and what happens afterwards.
 
 mod pattern;
 mod stored;
@@ -27,98 +27,97 @@ pub struct Policy {
     pub window: Duration,
     /// What happens to a pull of a tag that is not trusted any more.
     pub mode: Mode,
-    /// Tags that never move: what is known of one is never asked for again.
+    /// Tags that never move. Once the meaning of such a tag is known, the upstream is not asked again.
     pub immutable_tags: Vec<TagPattern>,
-    /// How long after its last validation a tag may be served that the upstream does not confirm; `None` is for ever.
+    /// How long after its last validation a tag may be served although the upstream does not confirm it; `None` means
+    /// for ever.
     #[serde(rename = "max_stale_seconds", with = "stored::optional_seconds")]
     pub max_stale: Option<Duration>,
-    /// What is done with a tag that the upstream has no more.
+    /// What happens to a tag that no longer exists at the upstream.
     pub when_deleted: WhenDeleted,
-    /// What is done when the upstream denies access.
+    /// What happens when the upstream denies access.
     pub when_denied: WhenDenied,
-    /// What differs for some tags. The first one whose pattern matches counts.
+    /// Exceptions for some tags. The first one whose pattern matches applies.
     pub tag_windows: Vec<TagWindow>,
     /// How long a repository's list of tags is served before the upstream is asked for it again.
     #[serde(rename = "tag_list_window_seconds", with = "stored::seconds")]
     pub tag_list_window: Duration,
-    /// The same for the list of what refers to a manifest, such as signatures.
+    /// The same for the list of a manifest's referrers, such as signatures.
     #[serde(rename = "referrers_window_seconds", with = "stored::seconds")]
     pub referrers_window: Duration,
-    /// Whether tags that are in use are revalidated before their window ends, without a pull asking for it.
+    /// Whether tags in use are revalidated before their window ends, even without a pull.
     pub automatic_sync: bool,
 }
 
-/// What happens to a pull of a tag that is not trusted any more.
+/// What happens to a pull of a tag that is no longer trusted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Mode {
-    /// It waits until the upstream has been asked, as with ECR.
+    /// The pull waits until the upstream has been asked, as with ECR.
     #[default]
     Blocking,
-    /// It gets what is cached, and the upstream is asked behind it.
+    /// The pull gets what is cached, and the upstream is asked in the background.
     Background,
-    /// It gets what is cached, and the upstream is never asked by itself.
+    /// The pull gets what is cached, and the upstream is asked only when somebody requests a sync.
     Off,
 }
 
-/// What is done with a tag that the upstream has no more.
+/// What happens to a tag that no longer exists at the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WhenDeleted {
-    /// What is cached goes on being served.
+    /// What is cached is still served.
     #[default]
     Keep,
-    /// The tag goes here, too. What it meant stays, by its digest.
+    /// The tag is deleted here, too. What it meant can still be pulled by digest.
     Drop,
 }
 
-/// What is done when the upstream denies access.
+/// What happens when the upstream denies access.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum WhenDenied {
-    /// What is cached goes on being served.
+    /// What is cached is still served.
     #[default]
     Keep,
     /// The pull is denied, too.
     Fail,
 }
 
-/// What differs for some tags of a rule.
+/// Exceptions for some tags of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagWindow {
-    /// For which tags.
     pub pattern: TagPattern,
-    /// Their window; `None` leaves the rule's.
+    /// The window of these tags; `None` means the rule's.
     #[serde(default, rename = "window_seconds", with = "stored::optional_seconds")]
     pub window: Option<Duration>,
-    /// Their mode; `None` leaves the rule's.
+    /// The mode of these tags; `None` means the rule's.
     pub mode: Option<Mode>,
 }
 
-/// What applies to one tag.
+/// The policy that applies to one tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Terms<'a> {
+pub enum TagPolicy<'a> {
     /// It never moves.
     Immutable(&'a TagPattern),
     /// It is trusted for a while.
     Movable {
-        /// For how long.
         window: Duration,
-        /// And then?
+        /// What happens after that.
         mode: Mode,
-        /// Whose pattern said so; `None` is the rule itself.
+        /// The pattern that decided; `None` means the rule itself.
         pattern: Option<&'a TagPattern>,
     },
 }
 
-/// What is done with a pull of a tag that is known.
+/// What to do with a pull of a known tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Served without asking anybody.
+    /// Serve without asking the upstream.
     Serve,
-    /// Served at once, and the upstream is asked behind it.
+    /// Serve at once, and ask the upstream in the background.
     ServeThenAsk,
-    /// The upstream is asked first.
+    /// Ask the upstream first.
     AskThenServe,
 }
 
@@ -129,48 +128,48 @@ pub enum Unconfirmed {
     Deleted,
     /// It denies access.
     Denied,
-    /// It cannot be asked, or says nothing that helps: it is away, throttles, or delivers something else.
+    /// It cannot be asked or gives no usable answer: it is away, throttles, or delivers something else.
     Away,
 }
 
-/// What is done with a pull whose tag the upstream did not confirm.
+/// What to do with a pull whose tag the upstream did not confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// What is cached is served, as stale.
+    /// Serve what is cached, as stale.
     ServeStale,
-    /// The tag is dropped; there is no such tag any more.
+    /// Drop the tag; it no longer exists.
     Drop,
-    /// The pull fails with what the upstream said.
+    /// Fail with what the upstream said.
     Fail,
-    /// The pull fails, since the last validation is too long ago.
+    /// Fail, because the last validation is too long ago.
     TooStale {
-        /// What the rule allows.
+        /// The limit in the rule.
         max_stale: Duration,
     },
 }
 
 impl Policy {
-    /// The most patterns that one list may hold: all of them are looked through for each pull.
+    /// The most patterns in one list. Each pull looks through all of them.
     pub const MAX_PATTERNS: usize = 50;
-    /// The longest window, and the longest time that a stale tag may be served.
+    /// The longest window, and the longest time for which a stale tag may be served.
     pub const MAX_WINDOW: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
-    /// The longest time that a list of tags or referrers is served.
+    /// The longest time for which a list of tags or referrers is served.
     pub const MAX_LIST_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
-    /// What applies to `tag`.
-    pub fn terms(&self, tag: &Tag) -> Terms<'_> {
+    /// The policy that applies to `tag`.
+    pub fn for_tag(&self, tag: &Tag) -> TagPolicy<'_> {
         if let Some(pattern) = self.immutable_tags.iter().find(|pattern| pattern.matches(tag)) {
-            return Terms::Immutable(pattern);
+            return TagPolicy::Immutable(pattern);
         }
         let own = self.tag_windows.iter().find(|own| own.pattern.matches(tag));
-        Terms::Movable {
+        TagPolicy::Movable {
             window: own.and_then(|own| own.window).unwrap_or(self.window),
             mode: own.and_then(|own| own.mode).unwrap_or(self.mode),
             pattern: own.map(|own| &own.pattern),
         }
     }
 
-    /// What is done when the upstream did not confirm, at `now`, a tag that it last confirmed at `validated`.
+    /// What to do if the upstream, at `now`, did not confirm a tag that it last confirmed at `validated`.
     pub fn remedy(&self, why: Unconfirmed, validated: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Remedy {
         match why {
             Unconfirmed::Deleted if self.when_deleted == WhenDeleted::Drop => return Remedy::Drop,
@@ -185,8 +184,8 @@ impl Policy {
 }
 
 impl Default for Policy {
-    /// As ECR has it: a tag is trusted for 24 h, then asked for first, and what is cached is never lost; referrers are
-    /// asked for after 6 h.
+    /// As with ECR: a tag is trusted for 24 h, afterwards the upstream is asked first, and cached content is never
+    /// lost. Lists of referrers are kept for 6 h.
     fn default() -> Self {
         Self {
             window: Duration::from_secs(24 * 60 * 60),
@@ -203,37 +202,38 @@ impl Default for Policy {
     }
 }
 
-/// What is done with a pull, at `now`, of a `tag` that is known, and that the upstream last confirmed at `validated`.
+/// What to do with a pull, at `now`, of a known `tag` that the upstream last confirmed at `validated`.
 ///
-/// A confirmation from the future, left by a clock that was wrong, counts as never made: it must not hold a tag back
-/// for longer than the window.
+/// A confirmation in the future, left by a wrong clock, is ignored: it must not keep a tag unchecked for longer than
+/// the window.
 pub fn decide(policy: &Policy, tag: &Tag, validated: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Decision {
-    let (window, mode) = match policy.terms(tag) {
-        Terms::Immutable(_) | Terms::Movable { mode: Mode::Off, .. } => return Decision::Serve,
-        Terms::Movable { window, mode, .. } => (window, mode),
+    let (window, mode) = match policy.for_tag(tag) {
+        TagPolicy::Immutable(_) | TagPolicy::Movable { mode: Mode::Off, .. } => return Decision::Serve,
+        TagPolicy::Movable { window, mode, .. } => (window, mode),
     };
     let age = validated.and_then(|at| (now - at).to_std().ok());
     if age.is_some_and(|age| age < window) {
         return Decision::Serve;
     }
-    // Behind a pull nobody waits for the answer, so what is too stale to be served without one is asked for first.
+    // A pull served in the background mode waits for no answer. So if the tag is too stale to be served unconfirmed,
+    // the upstream is asked first.
     let may_wait = policy.max_stale.is_none_or(|max_stale| may_be_stale(validated, max_stale, now));
     if mode == Mode::Background && may_wait { Decision::ServeThenAsk } else { Decision::AskThenServe }
 }
 
 /// Whether a tag may be served that the upstream does not confirm now.
 ///
-/// Clocks of nodes differ a little, so a confirmation that is a little in the future is as good as one that is a little
-/// in the past.
+/// Nodes' clocks differ a little, so a confirmation slightly in the future is as good as one slightly in the past.
 fn may_be_stale(validated: Option<DateTime<Utc>>, max_stale: Duration, now: DateTime<Utc>) -> bool {
     validated.is_some_and(|at| (now - at).abs().to_std().is_ok_and(|age| age <= max_stale))
 }
 
-/// A length of time in whole seconds as commands take it, in the largest unit that says it exactly: `24h`, `7d`, `90s`.
+/// A duration in whole seconds as commands accept it, in the largest unit that expresses it exactly: `24h`, `7d`,
+/// `90s`.
 pub fn exact(length: Duration) -> String {
     const DAY: u64 = 24 * 60 * 60;
     match length.as_secs() {
-        // One day is better known as 24 hours.
+        // One day reads better as 24 hours.
         seconds if seconds > DAY && seconds.is_multiple_of(DAY) => format!("{}d", seconds / DAY),
         seconds if seconds > 0 && seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
         seconds if seconds > 0 && seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
@@ -242,7 +242,6 @@ pub fn exact(length: Duration) -> String {
 }
 
 impl Mode {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Blocking, Self::Background, Self::Off];
 
     /// Its name in records and on the wire between planes.
@@ -261,7 +260,6 @@ impl Mode {
 }
 
 impl WhenDeleted {
-    /// All of them.
     pub const ALL: [Self; 2] = [Self::Keep, Self::Drop];
 
     /// Its name in records and on the wire between planes.
@@ -272,14 +270,12 @@ impl WhenDeleted {
         }
     }
 
-    /// The one of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|when| when.as_str() == name)
     }
 }
 
 impl WhenDenied {
-    /// All of them.
     pub const ALL: [Self; 2] = [Self::Keep, Self::Fail];
 
     /// Its name in records and on the wire between planes.
@@ -290,7 +286,6 @@ impl WhenDenied {
         }
     }
 
-    /// The one of this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|when| when.as_str() == name)
     }

@@ -1,8 +1,8 @@
-//! Kinds of jobs: what a node is told to do, and what it says of that in the end.
+//! Kinds of jobs: what a node is asked to do, and what it reports when it is done.
 //!
-//! The queue, the leases and the wire know a kind by its name only and carry its payload and its result as JSON. So a new
-//! kind is a type here, somebody who asks for it on the control plane, and somebody who does it on nodes; a node that
-//! does not know it is never given one.
+//! The queue, the leases and the wire know a kind only by its name and carry its payload and result as JSON. So a new
+//! kind needs a type here, code on the control plane that asks for it, and code on nodes that does it. A node that does
+//! not know a kind never gets such a job.
 
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
@@ -12,19 +12,19 @@ use crate::digest::Digest;
 use crate::name::RepositoryName;
 use crate::reference::{Reference, Tag};
 
-/// A kind of job. What its payload and its result have besides what a release knows is ignored by that release.
+/// A kind of job. Fields of payload and result that this release does not know are ignored.
 pub trait JobKind: 'static {
     /// Its name in the database, on the wire and in metrics.
     const NAME: &'static str;
-    /// The less, the sooner: each step is worth a minute of waiting.
+    /// A lower number goes first: each step is worth a minute of waiting.
     const PRIORITY: i16;
-    /// What is to be done.
+    /// What to do.
     type Payload: Serialize + DeserializeOwned + Send + Sync;
-    /// What has come of it.
+    /// What was achieved.
     type Result: Serialize + DeserializeOwned + Send;
 }
 
-/// Brings a tag up to date. People wait for it.
+/// Brings a tag up to date while people wait for it.
 #[derive(Clone, Copy, Debug)]
 pub struct SyncTag;
 
@@ -32,27 +32,25 @@ impl JobKind for SyncTag {
     const NAME: &'static str = "sync";
     const PRIORITY: i16 = 0;
     type Payload = SyncPayload;
-    type Result = Synced;
+    type Result = SyncResult;
 }
 
-/// The priority of syncs that nobody asked for.
+/// The priority of a sync that nobody asked for.
 pub const AUTOMATIC_SYNC_PRIORITY: i16 = 1;
 
 /// Which tag to bring up to date.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncPayload {
-    /// The repository.
     #[serde(with = "text")]
     pub repository: RepositoryName,
-    /// The tag.
     #[serde(with = "text")]
     pub tag: Tag,
-    /// A tag that was validated after this needs nothing. Without it the upstream is asked, whatever the window says.
+    /// If the tag was validated after this time, nothing is to be done. Without it the upstream is always asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub known_validate_time: Option<DateTime<Utc>>,
 }
 
-/// Fetches an image ahead. It can wait longest.
+/// Fetches an image in advance. It can wait longest.
 #[derive(Clone, Copy, Debug)]
 pub struct WarmImage;
 
@@ -63,44 +61,53 @@ impl JobKind for WarmImage {
     type Result = Synced;
 }
 
-/// Which image to fetch ahead.
+/// Which image to fetch in advance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarmPayload {
-    /// The repository.
     #[serde(with = "text")]
     pub repository: RepositoryName,
-    /// The tag or digest.
     #[serde(with = "text")]
     pub reference: Reference,
-    /// For which platforms; none means those that are cached of the image already, and all where none is.
+    /// The platforms to fetch. An empty list means those of the image that are cached already, or all if none is.
     #[serde(default)]
     pub platforms: Vec<String>,
 }
 
-/// What has become of a reference.
+/// The result of a sync job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncResult {
+    #[serde(flatten)]
+    pub synced: Synced,
+    /// How many nodes did not confirm in time that they know of the change.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub lagging_nodes: u32,
+}
+
+fn is_none(count: &u32) -> bool {
+    *count == 0
+}
+
+/// The result of syncing a reference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Synced {
-    /// It means what it meant.
-    Unchanged {
-        /// What that is.
-        digest: Digest,
-    },
-    /// It means something else than before, or was not known here.
+    /// It means the same as before.
+    Unchanged { digest: Digest },
+    /// It means something else than before, or was unknown here.
     Moved {
         /// What it meant.
         from: Option<Digest>,
         /// What it means.
         to: Digest,
     },
-    /// The upstream has the tag no more.
+    /// The tag no longer exists at the upstream.
     Deleted {
         /// What it meant.
         from: Option<Digest>,
-        /// Whether it was dropped here, too.
+        /// Whether the tag was dropped here, too.
         is_dropped: bool,
     },
-    /// Something that a later release knows.
+    /// A result of a later release.
     #[serde(other)]
     Unknown,
 }
@@ -118,7 +125,7 @@ impl Synced {
     }
 }
 
-/// Values that are written as text.
+/// Serializes values as text.
 mod text {
     use std::fmt::Display;
     use std::str::FromStr;
@@ -153,5 +160,20 @@ mod tests {
         assert_eq!(serde_json::from_value::<Synced>(written).unwrap(), moved);
         let later = json!({ "outcome": "SPLIT", "into": [1, 2] });
         assert_eq!(serde_json::from_value::<Synced>(later).unwrap(), Synced::Unknown);
+    }
+
+    #[test]
+    fn a_sync_says_how_many_nodes_lag_beside_what_an_earlier_release_knows() {
+        let synced = Synced::Moved { from: None, to: Digest::sha256(b"x") };
+        let result = SyncResult { synced: synced.clone(), lagging_nodes: 2 };
+        let written = serde_json::to_value(&result).unwrap();
+        assert_eq!(serde_json::from_value::<Synced>(written.clone()).unwrap(), synced);
+        assert_eq!(serde_json::from_value::<SyncResult>(written).unwrap(), result);
+        let plain = serde_json::to_value(&synced).unwrap();
+        assert_eq!(serde_json::from_value::<SyncResult>(plain.clone()).unwrap().lagging_nodes, 0);
+        assert_eq!(serde_json::to_value(SyncResult { synced, lagging_nodes: 0 }).unwrap(), plain);
+        let later = json!({ "outcome": "SPLIT", "lagging_nodes": 1 });
+        let later: SyncResult = serde_json::from_value(later).unwrap();
+        assert_eq!(later, SyncResult { synced: Synced::Unknown, lagging_nodes: 1 });
     }
 }

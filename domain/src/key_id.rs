@@ -5,31 +5,36 @@ use std::str::FromStr;
 
 use crate::name::{NameError, ResourceId};
 
-/// The id of an access key, compared without case: whatever the spelling, it is kept in one. Generated ids are `AK` and 18
-/// of `A-Z2-7`, in upper case; those that people choose are in lower case.
+/// The id of an access key. Case does not matter: each id is kept in one spelling. A generated id is `AK` followed by
+/// 18 characters of `A-Z2-7`, in upper case; ids chosen by people are kept in lower case.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AccessKeyId(Box<str>);
 
 impl AccessKeyId {
-    /// What generated ids begin with.
+    /// The beginning of generated ids.
     const PREFIX: &'static str = "AK";
-    /// What follows in them.
+    /// The characters after it.
     const ALPHABET: &'static [u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-    /// How much of it follows.
+    /// How many characters follow it.
     pub const RANDOM_CHARACTERS: usize = 18;
 
-    /// A generated id. Five bits of each of these bytes count.
+    /// A generated id. Five bits of each byte count.
     pub fn generated(random: [u8; Self::RANDOM_CHARACTERS]) -> Self {
         let rest = random.map(|byte| char::from(Self::ALPHABET[usize::from(byte % 32)]));
         Self(Self::PREFIX.chars().chain(rest).collect::<String>().into())
     }
 
-    /// The id as text, in the spelling that it is kept in.
+    /// The id in the spelling that is kept.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether a text in upper case is such as [`AccessKeyId::generated`] gives.
+    /// Whether it has the form of generated ids, which a chosen id can have, too.
+    pub fn is_of_generated_form(&self) -> bool {
+        Self::is_generated(&self.0)
+    }
+
+    /// Whether an upper-case text has the form of [`AccessKeyId::generated`].
     fn is_generated(text: &str) -> bool {
         let rest = text.strip_prefix(Self::PREFIX);
         rest.is_some_and(|rest| {
@@ -85,7 +90,9 @@ mod tests {
             let id = AccessKeyId::generated(bytes.try_into().unwrap());
             assert_eq!((id.as_str().len(), &id.as_str()[..2]), (20, "AK"));
             assert_eq!(id.as_str().to_ascii_lowercase().parse(), Ok(id.clone()));
+            assert!(id.is_of_generated_form());
         }
+        assert!(!"admin".parse::<AccessKeyId>().unwrap().is_of_generated_form());
         assert_eq!(AccessKeyId::generated([31; 18]).as_str(), "AK777777777777777777");
     }
 }

@@ -1,69 +1,19 @@
 //! Manifests: what they are and what they point to. They are read here, and never written again.
 
+mod media_type;
+
 use std::collections::HashSet;
-use std::fmt;
-use std::str::FromStr;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
 use crate::digest::Digest;
 
+pub use media_type::{MediaType, MediaTypeError, OCI_INDEX};
+
 /// The largest manifest that is taken from an upstream; the largest that common clients accept.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
-
-/// The kinds of manifest that registries serve today.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MediaType {
-    /// An OCI index: a list of manifests, one per platform.
-    OciIndex,
-    /// Docker's form of an index.
-    DockerList,
-    /// An OCI image manifest.
-    OciManifest,
-    /// Docker's form of an image manifest.
-    DockerManifest,
-}
-
-impl MediaType {
-    /// All of them, in the order in which upstreams are asked for them.
-    pub const ALL: [Self; 4] = [Self::OciIndex, Self::DockerList, Self::OciManifest, Self::DockerManifest];
-
-    /// The name on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::OciIndex => "application/vnd.oci.image.index.v1+json",
-            Self::DockerList => "application/vnd.docker.distribution.manifest.list.v2+json",
-            Self::OciManifest => "application/vnd.oci.image.manifest.v1+json",
-            Self::DockerManifest => "application/vnd.docker.distribution.manifest.v2+json",
-        }
-    }
-
-    /// Whether it lists other manifests.
-    pub fn is_index(self) -> bool {
-        matches!(self, Self::OciIndex | Self::DockerList)
-    }
-}
-
-impl fmt::Display for MediaType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A media type that is none of the four.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is not the media type of a manifest")]
-pub struct MediaTypeError;
-
-impl FromStr for MediaType {
-    type Err = MediaTypeError;
-
-    /// Reads a `Content-Type`; parameters do not matter.
-    fn from_str(text: &str) -> Result<Self, MediaTypeError> {
-        let essence = text.split(';').next().unwrap_or_default().trim();
-        Self::ALL.into_iter().find(|known| known.as_str().eq_ignore_ascii_case(essence)).ok_or(MediaTypeError)
-    }
-}
 
 /// What a manifest says, as far as anybody here needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +41,8 @@ pub struct Descriptor {
     pub platform: Option<String>,
     /// Whether the content is kept elsewhere, so that registries need not have it.
     pub is_foreign: bool,
-    /// Whether its media type is that of a manifest, or is not said. What an index lists and is none is a blob.
+    /// Whether its media type is one that is known of manifests, or is not said. What else an index lists is a blob, as
+    /// far as can be told.
     pub is_manifest: bool,
 }
 
@@ -115,8 +66,9 @@ pub enum ManifestError {
 impl Manifest {
     /// Reads a manifest that came with `content_type`.
     ///
-    /// A specific content type decides what it is; a generic one (or none) leaves it to the body's `mediaType` and
-    /// then to its shape. Unknown fields, configurations, layers and artifact types never matter.
+    /// What it is says its own `mediaType`, which its digest covers; without one, a specific content type, and then its
+    /// shape. Unknown fields, configurations, layers and artifact types never matter. What is of a type that is not known
+    /// here may be anything, and names nothing.
     ///
     /// # Errors
     /// See [`ManifestError`].
@@ -124,11 +76,41 @@ impl Manifest {
         if bytes.len() > MAX_BYTES {
             return Err(ManifestError::TooLarge);
         }
+        let said = content_type.and_then(|text| text.parse().ok());
+        // What is no JSON, or is meant in another way, says nothing of itself.
+        let shape: Shape<'_> = serde_json::from_slice(bytes).unwrap_or_default();
+        let media_type = shape.media_type().or(said);
+        if shape.is_index() && shape.is_image() {
+            return Err(ManifestError::Ambiguous);
+        }
+        match media_type {
+            Some(media_type) if media_type.is_schema_one() => Err(ManifestError::SchemaOne),
+            Some(media_type @ MediaType::Other(_)) => Ok(Self::unread(media_type)),
+            known => Self::read(known, &shape, bytes),
+        }
+    }
+
+    /// A manifest of which nothing is known but its type.
+    fn unread(media_type: MediaType) -> Self {
+        Self { media_type, config: None, layers: Vec::new(), children: Vec::new(), subject: None }
+    }
+
+    /// Reads a manifest of a type that is known, or that its shape shows.
+    fn read(known: Option<MediaType>, shape: &Shape<'_>, bytes: &[u8]) -> Result<Self, ManifestError> {
         let wire: WireManifest = serde_json::from_slice(bytes).map_err(|_| ManifestError::Malformed)?;
         if wire.schema_version == 1 {
             return Err(ManifestError::SchemaOne);
         }
-        let media_type = wire.media_type(content_type)?;
+        let media_type = match known {
+            // A type that the shape contradicts would have clients look for what is not there.
+            Some(index) if index.is_index() && shape.is_image() => return Err(ManifestError::Ambiguous),
+            Some(image) if !image.is_index() && shape.is_index() => return Err(ManifestError::Ambiguous),
+            Some(known) => known,
+            None if shape.is_index() => MediaType::OciIndex,
+            None if shape.is_image() && wire.has_docker_layers() => MediaType::DockerManifest,
+            None if shape.is_image() => MediaType::OciManifest,
+            None => return Err(ManifestError::Malformed),
+        };
         let descriptors =
             |list: Option<Vec<WireDescriptor>>| list.unwrap_or_default().into_iter().map(Into::into).collect();
         Ok(Self {
@@ -174,11 +156,37 @@ pub fn platform_of_config(config: &[u8]) -> Option<String> {
     serde_json::from_slice::<WirePlatform>(config).ok()?.name()
 }
 
+/// What tells the kind of a manifest, whatever the rest of it looks like.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape<'a> {
+    #[serde(borrow)]
+    media_type: Option<&'a RawValue>,
+    config: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    manifests: Option<IgnoredAny>,
+}
+
+impl Shape<'_> {
+    /// The type that it names; what is said of anything counts as none.
+    fn media_type(&self) -> Option<MediaType> {
+        let text: String = serde_json::from_str(self.media_type?.get()).ok()?;
+        text.parse().ok()
+    }
+
+    fn is_index(&self) -> bool {
+        self.manifests.is_some()
+    }
+
+    fn is_image(&self) -> bool {
+        self.config.is_some() || self.layers.is_some()
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WireManifest {
     schema_version: u32,
-    media_type: Option<String>,
     config: Option<WireDescriptor>,
     layers: Option<Vec<WireDescriptor>>,
     manifests: Option<Vec<WireDescriptor>>,
@@ -186,28 +194,9 @@ struct WireManifest {
 }
 
 impl WireManifest {
-    fn media_type(&self, content_type: Option<&str>) -> Result<MediaType, ManifestError> {
-        let (is_index, is_image) = (self.manifests.is_some(), self.config.is_some() || self.layers.is_some());
-        if is_index && is_image {
-            return Err(ManifestError::Ambiguous);
-        }
-        let said = content_type.and_then(|text| text.parse::<MediaType>().ok());
-        let own = self.media_type.as_deref().and_then(|text| text.parse::<MediaType>().ok());
-        if let Some(media_type) = said.or(own) {
-            // A type that the shape contradicts would have clients look for what is not there.
-            let contradicted = if media_type.is_index() { is_image } else { is_index };
-            return if contradicted { Err(ManifestError::Ambiguous) } else { Ok(media_type) };
-        }
-        let is_docker =
-            self.layers.iter().flatten().any(|layer| {
-                layer.media_type.as_deref().is_some_and(|text| text.starts_with("application/vnd.docker."))
-            });
-        match (is_index, is_image, is_docker) {
-            (true, false, _) => Ok(MediaType::OciIndex),
-            (false, true, true) => Ok(MediaType::DockerManifest),
-            (false, true, false) => Ok(MediaType::OciManifest),
-            _ => Err(ManifestError::Malformed),
-        }
+    fn has_docker_layers(&self) -> bool {
+        let types = self.layers.iter().flatten().filter_map(|layer| layer.media_type.as_deref());
+        types.into_iter().any(|text| text.starts_with("application/vnd.docker."))
     }
 }
 
@@ -228,7 +217,7 @@ impl From<WireDescriptor> for Descriptor {
             size_bytes: wire.size,
             platform: wire.platform.and_then(|platform| platform.name()),
             is_foreign: wire.urls.is_some_and(|urls| !urls.is_empty()),
-            is_manifest: wire.media_type.is_none_or(|text| text.parse::<MediaType>().is_ok()),
+            is_manifest: wire.media_type.is_none_or(|text| MediaType::known(&text).is_some()),
         }
     }
 }
@@ -269,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn r_mt_05_the_type_comes_from_the_header_then_the_body_then_the_shape() {
+    fn r_mt_05_the_type_comes_from_the_body_then_the_header_then_the_shape() {
         let image = json!({ "schemaVersion": 2, "config": descriptor(b"c"), "layers": [descriptor(b"l")] });
         let index = json!({ "schemaVersion": 2, "manifests": [] });
         let media_type = |content_type: Option<&str>, manifest: &_| parse(content_type, manifest).map(|m| m.media_type);
@@ -279,7 +268,13 @@ mod tests {
         assert_eq!(media_type(Some(&format!("{docker}; charset=utf-8")), &image), Ok(MediaType::DockerManifest));
         let mut named = image.clone();
         named["mediaType"] = docker.into();
-        assert_eq!(media_type(Some("text/plain"), &named), Ok(MediaType::DockerManifest));
+        for header in ["text/plain", MediaType::OciManifest.as_str(), MediaType::OciIndex.as_str()] {
+            assert_eq!(media_type(Some(header), &named), Ok(MediaType::DockerManifest), "{header}");
+        }
+        for empty in ["", "application/json", "text/html"] {
+            named["mediaType"] = empty.into();
+            assert_eq!(media_type(Some(docker), &named), Ok(MediaType::DockerManifest), "{empty}");
+        }
         let mut layered = image.clone();
         layered["layers"][0]["mediaType"] = "application/vnd.docker.image.rootfs.diff.tar.gzip".into();
         assert_eq!(media_type(None, &layered), Ok(MediaType::DockerManifest));
@@ -295,6 +290,42 @@ mod tests {
         assert_eq!(parse(None, &json!({ "schemaVersion": 2 })), Err(ManifestError::Malformed));
         assert_eq!(Manifest::parse(None, b"<html>"), Err(ManifestError::Malformed));
         assert_eq!(Manifest::parse(None, &vec![b' '; MAX_BYTES + 1]), Err(ManifestError::TooLarge));
+    }
+
+    #[test]
+    fn r_mt_05_what_is_of_a_type_that_is_not_known_may_hold_anything_and_names_nothing() {
+        let other = "application/vnd.example.thing.v1+json";
+        let is_kept = |content_type: Option<&str>, bytes: &[u8]| {
+            let kept = Manifest::parse(content_type, bytes).unwrap();
+            assert_eq!(kept, Manifest::unread(other.parse().unwrap()), "{}", String::from_utf8_lossy(bytes));
+        };
+        let image =
+            json!({ "schemaVersion": 2, "config": descriptor(b"c"), "layers": [], "subject": descriptor(b"s") });
+        let deep = format!(r#"{{"deep":{}{}}}"#, "[".repeat(200_000), "]".repeat(200_000));
+        for bytes in
+            [image.to_string().as_str(), r#"{"schemaVersion":1}"#, r#"{"layers":"three"}"#, "[]", "7", "", &deep]
+        {
+            is_kept(Some(other), bytes.as_bytes());
+        }
+        is_kept(Some(other), b"\x84\xffno text");
+        // Its own type counts, whatever the header says.
+        let mut named = image.clone();
+        named["mediaType"] = other.into();
+        named["schemaVersion"] = "two".into();
+        for header in [None, Some("application/json"), Some(MediaType::OciManifest.as_str())] {
+            is_kept(header, named.to_string().as_bytes());
+        }
+        let mut known = image;
+        known["mediaType"] = MediaType::OciManifest.as_str().into();
+        assert_eq!(parse(Some(other), &known).map(|manifest| manifest.media_type), Ok(MediaType::OciManifest));
+        // What is both is refused, whatever it is called, and what has no type is none.
+        let both = json!({ "mediaType": other, "layers": 1, "manifests": [] });
+        assert_eq!(parse(Some(other), &both), Err(ManifestError::Ambiguous));
+        assert_eq!(Manifest::parse(Some("text/html"), b"<html>"), Err(ManifestError::Malformed));
+        for schema_one in ["v1+prettyjws", "V1+json"] {
+            let header = format!("application/vnd.docker.distribution.manifest.{schema_one}");
+            assert_eq!(Manifest::parse(Some(&header), br#"{"schemaVersion":1}"#), Err(ManifestError::SchemaOne));
+        }
     }
 
     #[test]

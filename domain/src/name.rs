@@ -1,25 +1,18 @@
-//! Names: of repositories, of the prefixes that rules cover, and of the things operators configure.
+//! Names of repositories, of the prefixes that rules cover, and of the things that operators configure.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a name is not one.
+/// Why a text is not a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Longer than allowed.
     #[error("is {bytes} bytes long, at most {limit} are allowed")]
-    TooLong {
-        /// How long it is.
-        bytes: usize,
-        /// How long it may be.
-        limit: usize,
-    },
-    /// A part between slashes breaks the grammar.
+    TooLong { bytes: usize, limit: usize },
+    /// A part between slashes is illegal.
     #[error(
         "has the part `{0}`: parts are lower-case letters and digits, separated by one `.`, one or two `_`, or any number of `-`"
     )]
     BadComponent(Box<str>),
-    /// Not an id.
     #[error("`{0}` must be 1 to 63 lower-case letters, digits and hyphens, and neither begin nor end with a hyphen")]
     BadId(Box<str>),
 }
@@ -31,7 +24,7 @@ pub enum NameError {
 pub struct RepositoryName(Box<str>);
 
 impl RepositoryName {
-    /// The longest name that is accepted. Many clients refuse names of more than 255 bytes with the host in front.
+    /// The longest accepted name. Many clients refuse names of more than 255 bytes, including the host.
     pub const MAX_BYTES: usize = 255;
 
     /// The name as text.
@@ -39,7 +32,7 @@ impl RepositoryName {
         &self.0
     }
 
-    /// How many parts there are between slashes; at least one.
+    /// The number of parts between slashes; at least one.
     pub fn component_count(&self) -> usize {
         self.0.split('/').count()
     }
@@ -65,9 +58,9 @@ impl fmt::Display for RepositoryName {
 pub struct NamespacePrefix(Box<str>);
 
 impl NamespacePrefix {
-    /// How the root is written.
+    /// The text that stands for the root.
     pub const ROOT: &'static str = "ROOT";
-    /// The longest prefix that is accepted; it leaves room for a name behind it.
+    /// The longest accepted prefix; it leaves room for a name behind it.
     pub const MAX_BYTES: usize = 128;
 
     /// The prefix that covers every name.
@@ -75,17 +68,16 @@ impl NamespacePrefix {
         Self("".into())
     }
 
-    /// Whether this is the root.
     pub fn is_root(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The segments without a trailing slash; empty for the root.
+    /// The segments without the trailing slash; empty for the root.
     pub fn path(&self) -> &str {
         &self.0
     }
 
-    /// What is left of `name` behind this prefix, or `None` if the prefix does not cover it.
+    /// The rest of `name` behind this prefix, or `None` if the prefix does not cover it.
     pub fn strip<'n>(&self, name: &'n RepositoryName) -> Option<&'n str> {
         if self.is_root() {
             return Some(name.as_str());
@@ -93,10 +85,10 @@ impl NamespacePrefix {
         name.as_str().strip_prefix(&*self.0)?.strip_prefix('/')
     }
 
-    /// `rest` below this prefix.
+    /// The name `rest` below this prefix.
     ///
     /// # Errors
-    /// If the two together are not a repository name, being too long.
+    /// If the result is too long for a repository name.
     pub fn join(&self, rest: &str) -> Result<RepositoryName, NameError> {
         if self.is_root() { rest.parse() } else { format!("{}/{rest}", self.0).parse() }
     }
@@ -174,7 +166,7 @@ fn is_component(part: &str) -> bool {
             .all(|s| s.is_empty() || legal_separator(s))
 }
 
-/// What of a wrong value goes into a message: enough to find it.
+/// The part of a wrong value that goes into a message: enough to find it.
 fn shortened(text: &str) -> Box<str> {
     const LIMIT: usize = 80;
     if text.chars().count() <= LIMIT { text.into() } else { text.chars().take(LIMIT).chain(['…']).collect() }

@@ -1,11 +1,11 @@
-//! What applies to a name? That which has the longest prefix.
+//! A map in which the longest prefix that covers a name decides.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::name::{NamespacePrefix, RepositoryName};
 
-/// Values by namespace prefix, ready to be asked.
+/// Values by namespace prefix.
 #[derive(Clone, Debug)]
 pub struct PrefixMap<T> {
     by_prefix: HashMap<Box<str>, Arc<T>>,
@@ -21,7 +21,7 @@ impl<T> PrefixMap<T> {
         prefixes.chain([NamespacePrefix::root().path()]).find_map(|prefix| self.by_prefix.get(prefix))
     }
 
-    /// All values, in no order.
+    /// All values, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
         self.by_prefix.values()
     }
@@ -34,7 +34,7 @@ impl<T> Default for PrefixMap<T> {
 }
 
 impl<T> FromIterator<(NamespacePrefix, T)> for PrefixMap<T> {
-    /// Of two values with one prefix the later stays; the control plane lets no such pair exist.
+    /// Of two values with one prefix the later one is kept; the control plane prevents such pairs.
     fn from_iter<I: IntoIterator<Item = (NamespacePrefix, T)>>(values: I) -> Self {
         let by_prefix = values.into_iter().map(|(prefix, value)| (prefix.path().into(), Arc::new(value)));
         Self { by_prefix: by_prefix.collect() }

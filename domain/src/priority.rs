@@ -1,6 +1,6 @@
-//! For whose sake an upstream is asked.
+//! The reasons to ask an upstream, by urgency.
 
-/// For whose sake an upstream is asked, the most urgent first. What an upstream lets us have is shared in this order.
+/// Why an upstream is asked, the most urgent reason first. A limited budget is shared in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Priority {
     /// A client waits.

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-/// What of a blob a request wants.
+/// The part of a blob that a request wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// All of it.
@@ -15,12 +15,12 @@ pub enum Wanted {
     Unsatisfiable,
 }
 
-/// Reads a `Range` header against a blob of `size_bytes`. What is not one range of bytes is ignored, as the RFC says.
+/// Reads a `Range` header for a blob of `size_bytes`. Anything but a single byte range is ignored, as the RFC says.
 pub fn wanted(header: Option<&str>, size_bytes: u64) -> Wanted {
     let Some(spec) = header.and_then(|text| text.trim().strip_prefix("bytes=")) else { return Wanted::Whole };
     let Some((first, last)) = spec.trim().split_once('-') else { return Wanted::Whole };
     let number = |text: &str| -> Option<u64> {
-        // The standard parser takes a sign, which the grammar does not.
+        // The standard parser accepts a sign, which the grammar does not.
         (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().unwrap_or(u64::MAX))
     };
     let (start, end) = match (number(first.trim()), number(last.trim())) {

@@ -16,7 +16,6 @@ pub struct Tag(Box<str>);
 pub struct TagError;
 
 impl Tag {
-    /// The tag as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -81,9 +80,8 @@ impl fmt::Display for Reference {
 /// An image as people write it, without the registry's host: `hub/nginx:1.27`, `hub/nginx@sha256:…` or `hub/nginx`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageName {
-    /// The repository.
     pub repository: RepositoryName,
-    /// What in it; `latest` where the text does not say.
+    /// The tag or digest; `latest` if the text names none.
     pub reference: Reference,
 }
 
@@ -101,7 +99,7 @@ pub enum ImageNameError {
 impl FromStr for ImageName {
     type Err = ImageNameError;
 
-    /// Where both a tag and a digest are given, the digest decides, as it does for clients.
+    /// If both a tag and a digest are given, the digest decides, as it does for clients.
     fn from_str(text: &str) -> Result<Self, ImageNameError> {
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => (name, Some(Reference::Digest(digest.parse().map_err(ReferenceError::from)?))),

@@ -3,7 +3,7 @@
 //! Source: OCI distribution specification 1.1, "Listing referrers". A referrer is told of by its descriptor, which is
 //! passed on as it came: annotations and whatever else it holds are for clients to read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,9 @@ use serde_json::value::RawValue;
 use crate::digest::Digest;
 use crate::manifest::MediaType;
 use crate::reference::Tag;
+
+/// The type of a configuration that is empty.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// A manifest that refers to another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +87,27 @@ impl Referrer {
         })
     }
 
+    /// What it is, if that is known: the type of an empty configuration says nothing.
+    pub fn known_type(&self) -> Option<&str> {
+        self.artifact_type.as_deref().filter(|known| *known != EMPTY)
+    }
+
+    /// The same, which is said to be this.
+    #[must_use]
+    pub fn with_type(self, artifact_type: &str) -> Self {
+        let said = || {
+            let mut fields: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&self.descriptor).ok()?;
+            fields.insert("artifactType".to_owned(), serde_json::value::to_raw_value(artifact_type).ok()?);
+            serde_json::to_string(&fields).ok()
+        };
+        match said() {
+            Some(descriptor) => {
+                Self { artifact_type: Some(artifact_type.into()), descriptor: descriptor.into(), ..self }
+            }
+            None => self,
+        }
+    }
+
     /// Reads an index of referrers.
     ///
     /// # Errors
@@ -99,7 +123,7 @@ impl Referrer {
     ///
     /// # Errors
     /// If the bytes are no manifest.
-    pub fn of_manifest(digest: &Digest, media_type: MediaType, bytes: &[u8]) -> Result<Self, ReferrerError> {
+    pub fn of_manifest(digest: &Digest, media_type: &MediaType, bytes: &[u8]) -> Result<Self, ReferrerError> {
         let wire: WireManifest = serde_json::from_slice(bytes).map_err(|_| ReferrerError)?;
         let own = wire.artifact_type.filter(|text| !text.is_empty());
         let config = wire.config.and_then(|config| config.media_type).filter(|_| !media_type.is_index());
@@ -161,6 +185,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_referrer_is_can_be_added_to_what_was_said_of_it() {
+        let read = |kind: &str| Referrer::read(&format!(r#"{{"size":1,"digest":"{DIGEST}"{kind},"x":1.50}}"#)).unwrap();
+        for kind in ["", r#","artifactType":"""#, r#","artifactType":"application/vnd.oci.empty.v1+json""#] {
+            let unknown = read(kind);
+            assert_eq!(unknown.known_type(), None, "{kind}");
+            let typed = unknown.with_type("sig");
+            assert_eq!(typed.known_type(), Some("sig"));
+            assert_eq!(
+                &*typed.descriptor,
+                format!(r#"{{"artifactType":"sig","digest":"{DIGEST}","size":1,"x":1.50}}"#)
+            );
+            assert_eq!(Referrer::read(&typed.descriptor), Ok(typed));
+        }
+        assert_eq!(read(r#","artifactType":"sbom""#).known_type(), Some("sbom"));
+    }
+
+    #[test]
     fn what_is_no_list_of_descriptors_is_refused() {
         for bad in ["", "[]", "{}", "3", r#"{"manifests":3}"#, r#"{"manifests":[3]}"#, r#"{"manifests":[{"size":1}]}"#]
         {
@@ -171,7 +212,7 @@ mod tests {
     #[test]
     fn r_ref_02_a_manifest_is_told_of_by_its_type_or_that_of_its_configuration() {
         let of = |media_type, text: &str| {
-            let referrer = Referrer::of_manifest(&DIGEST.parse().unwrap(), media_type, text.as_bytes()).unwrap();
+            let referrer = Referrer::of_manifest(&DIGEST.parse().unwrap(), &media_type, text.as_bytes()).unwrap();
             (referrer.artifact_type.clone(), serde_json::from_str::<serde_json::Value>(&referrer.descriptor).unwrap())
         };
         let text = r#"{"artifactType":"sig","config":{"mediaType":"conf"},"annotations":{"a":"1"}}"#;
@@ -189,7 +230,7 @@ mod tests {
         let (artifact_type, json) = of(MediaType::OciIndex, r#"{"manifests":[]}"#);
         assert_eq!((artifact_type, json.get("artifactType"), json.get("annotations")), (None, None, None));
         // What was made here is read as it was meant.
-        let made = Referrer::of_manifest(&DIGEST.parse().unwrap(), MediaType::OciManifest, text.as_bytes()).unwrap();
+        let made = Referrer::of_manifest(&DIGEST.parse().unwrap(), &MediaType::OciManifest, text.as_bytes()).unwrap();
         assert_eq!(Referrer::read(&made.descriptor), Ok(made));
     }
 

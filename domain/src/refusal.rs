@@ -1,20 +1,20 @@
-//! How long an upstream's refusal is remembered: long enough that a herd of clients does not become a herd of
-//! requests, short enough that what is pushed or allowed upstream appears soon.
+//! How long an upstream's refusal is remembered: long enough that a herd of clients does not become a herd of requests,
+//! and short enough that newly pushed or permitted content appears soon.
 
 use std::time::Duration;
 
-/// What an upstream refuses.
+/// The ways in which an upstream refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
-    /// It has no such tag. One may be pushed at any moment.
+    /// It has no such tag. Somebody may push one at any moment.
     NoTag,
     /// It has no content with this digest.
     NoContent,
-    /// It does not let us have it.
+    /// It denies us access.
     Denied,
-    /// What it sends is not what the digest means.
+    /// Its bytes do not match the digest.
     WrongContent,
-    /// It leads to a place that it has no leave for.
+    /// It redirects to a place to which it may not redirect.
     Astray,
 }
 
@@ -30,7 +30,7 @@ impl Refusal {
         }
     }
 
-    /// How long it is remembered when it has come so many times in a row, counted from 1.
+    /// How long the refusal is remembered after it has come `times` in a row, counted from 1.
     #[must_use]
     pub fn remembered_for(self, times: u32) -> Duration {
         let (first, most) = match self {

@@ -10,17 +10,17 @@ use crate::upstream::UpstreamKind;
 /// Maps a namespace prefix to an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Identifies it for ever, also when another rule takes its id or prefix.
+    /// Identifies the rule for ever, even if another rule later takes its id or prefix.
     pub uid: Uuid,
     /// What operators call it.
     pub id: ResourceId,
     /// Which repositories it covers.
     pub prefix: NamespacePrefix,
-    /// Where they are filled from.
+    /// The upstream that fills them.
     pub upstream_uid: Uuid,
-    /// Goes in front of the rest of the name there.
+    /// The prefix at the upstream, which goes in front of the rest of the name.
     pub upstream_prefix: NamespacePrefix,
-    /// How far its tags are trusted.
+    /// How long its tags are trusted, and what happens then.
     pub freshness: freshness::Policy,
 }
 
@@ -29,15 +29,14 @@ pub struct Rule {
 pub struct Mapped {
     /// Its name here, in the one spelling under which it is kept.
     pub repository: RepositoryName,
-    /// Its name at the upstream.
     pub upstream_repository: RepositoryName,
 }
 
 impl Rule {
-    /// Identifies where this rule's content comes from: it changes when the rule is pointed elsewhere.
+    /// Identifies the place where this rule's content comes from. It changes when the rule is pointed elsewhere.
     ///
-    /// Content that landed under one origin is no evidence for what another one may show, and a tag that one origin
-    /// confirmed was never confirmed by the other; so records carry the origin rather than the rule.
+    /// Content that landed under one origin proves nothing about what another origin may show, and a tag confirmed by
+    /// one origin was never confirmed by the other. So records carry the origin instead of the rule.
     pub fn origin(&self) -> Uuid {
         let mut hasher = Sha256::new();
         hasher.update(self.uid);
@@ -49,16 +48,14 @@ impl Rule {
         uuid::Builder::from_custom_bytes(bytes).into_uuid()
     }
 
-    /// The names that a client's `name` means under this rule, whose upstream is of `kind`.
+    /// The names that a client's `name` stands for under this rule, whose upstream is of `kind`. A name that the rule
+    /// does not cover is treated as if it were below the rule's prefix.
     ///
     /// # Errors
-    /// If the name at the upstream, or the canonical one here, is too long.
-    ///
-    /// # Panics
-    /// Never: a name that the rule does not cover is taken as below it.
+    /// If the name at the upstream, or the canonical name here, is too long.
     pub fn map(&self, name: &RepositoryName, kind: UpstreamKind) -> Result<Mapped, NameError> {
         let rest = self.prefix.strip(name).unwrap_or(name.as_str());
-        // The upstream's quirk applies to the whole name that the upstream sees.
+        // The upstream's own naming quirk applies to the whole name that the upstream sees.
         if !self.upstream_prefix.is_root() {
             return Ok(Mapped { repository: name.clone(), upstream_repository: self.upstream_prefix.join(rest)? });
         }

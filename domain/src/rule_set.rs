@@ -1,4 +1,4 @@
-//! Which rule covers a name? The one with the longest prefix.
+//! The set of all rules. The rule with the longest prefix that covers a name applies to it.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::name::RepositoryName;
 use crate::prefix_map::PrefixMap;
 use crate::rule::Rule;
 
-/// All rules, ready to be asked.
+/// All rules, by prefix.
 #[derive(Clone, Debug, Default)]
 pub struct RuleSet(PrefixMap<Rule>);
 
@@ -16,19 +16,18 @@ impl RuleSet {
         self.0.covering(name)
     }
 
-    /// The rule with this uid.
     pub fn by_uid(&self, uid: uuid::Uuid) -> Option<&Arc<Rule>> {
         self.iter().find(|rule| rule.uid == uid)
     }
 
-    /// All rules, in no order.
+    /// All rules, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Rule>> {
         self.0.iter()
     }
 }
 
 impl FromIterator<Rule> for RuleSet {
-    /// Of two rules with one prefix the later stays; the control plane lets no such pair exist.
+    /// Of two rules with one prefix the later one is kept; the control plane prevents such pairs.
     fn from_iter<I: IntoIterator<Item = Rule>>(rules: I) -> Self {
         Self(rules.into_iter().map(|rule| (rule.prefix.clone(), rule)).collect())
     }

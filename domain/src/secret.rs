@@ -2,14 +2,13 @@
 
 use std::fmt;
 
-/// Holds a value that never gets into a log: printing it shows nothing.
+/// Holds a value that must never get into a log: printing it shows nothing.
 ///
-/// Equality is not offered on purpose: compare secrets by their hashes or in constant time.
+/// It deliberately offers no equality: compare secrets by their hashes or in constant time.
 #[derive(Clone)]
 pub struct Secret<T>(T);
 
 impl<T> Secret<T> {
-    /// Takes a value in.
     pub const fn new(value: T) -> Self {
         Self(value)
     }

@@ -1,5 +1,5 @@
-//! Syncs: which parts of an image are fetched ahead, when a tag is due without a pull asking for it, and how often a job
-//! that failed is tried again.
+//! Syncs: which parts of an image are fetched in advance, when a tag is due without a pull, and how often a failed job
+//! is repeated.
 
 mod walk;
 
@@ -9,23 +9,23 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::freshness::{Mode, Policy, Terms};
+use crate::freshness::{Mode, Policy, TagPolicy};
 use crate::manifest::{Descriptor, Manifest};
 use crate::reference::Tag;
 
 pub use walk::{Bounds, Visit, Walk};
 
-/// Which of an index's images are wanted.
+/// Which images of an index are wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Platforms {
-    /// All of them, and whatever else the index lists.
+    /// All of them, and everything else that the index lists.
     All,
-    /// Those for these platforms, as `os/architecture[/variant]`.
+    /// Those for these platforms, given as `os/architecture[/variant]`.
     These(Vec<String>),
 }
 
 impl Platforms {
-    /// The children of an index that are wanted. What does not say for which platform it is may be for any.
+    /// The children of an index that are wanted. A child without a platform may be for any platform, so it is wanted.
     pub fn children<'m>(&self, index: &'m Manifest) -> impl Iterator<Item = &'m Descriptor> {
         index.children.iter().filter(move |child| match (self, &child.platform) {
             (Self::All, _) | (Self::These(_), None) => true,
@@ -34,22 +34,22 @@ impl Platforms {
     }
 }
 
-/// Whether an image for `has` is what who wants `wanted` means: a variant that one of both does not name is no
-/// difference, as `linux/arm64` and `linux/arm64/v8`.
+/// Whether an image for the platform `has` satisfies a request for `wanted`. A variant that only one of them names
+/// makes no difference, as with `linux/arm64` and `linux/arm64/v8`.
 fn is_for(wanted: &str, has: &str) -> bool {
     let is_part = |part: &str, whole: &str| whole.strip_prefix(part).is_some_and(|rest| rest.starts_with('/'));
     wanted == has || is_part(wanted, has) || is_part(has, wanted)
 }
 
-/// What is wrong with a platform.
+/// The text is not a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be `os/architecture` or `os/architecture/variant` in lower case, such as `linux/arm64`")]
 pub struct PlatformError;
 
-/// Checks how a platform is written.
+/// Checks the spelling of a platform.
 ///
 /// # Errors
-/// If it is no platform.
+/// If it is not a platform.
 pub fn check_platform(text: &str) -> Result<(), PlatformError> {
     let is_part = |part: &str| {
         (1..=64).contains(&part.len())
@@ -59,18 +59,18 @@ pub fn check_platform(text: &str) -> Result<(), PlatformError> {
     if (2..=3).contains(&parts.len()) && parts.into_iter().all(is_part) { Ok(()) } else { Err(PlatformError) }
 }
 
-/// Tags with a shorter window are not synced by themselves: it would be work without end.
+/// Tags with a shorter window are not synced automatically, which would be work without end.
 pub const SHORTEST_WINDOW: Duration = Duration::from_secs(60);
 
-/// After which part of its window a tag is due, at the earliest and at the latest, in hundredths. What is left of the
-/// window then is for waiting behind others.
+/// The earliest and the latest part of its window at which a tag is due, in percent. The rest of the window is reserved
+/// for waiting in the queue.
 const DUE: (u64, u64) = (60, 90);
 
-/// When a tag is to be revalidated without a pull asking for it, so that it does not become stale. `None` if its rule
-/// does not want that, or never asks for it.
+/// When a tag should be revalidated without a pull, so that it does not become stale. `None` if its rule does not want
+/// that, or never asks for the tag.
 ///
-/// Tags that were validated at one moment are due at different ones, and the same tag of the same repository always
-/// after the same part of its window.
+/// Tags that were validated at the same moment are due at different moments, and a given tag of a repository is always
+/// due after the same part of its window.
 pub fn due_time(
     policy: &Policy,
     repository: Uuid,
@@ -86,41 +86,42 @@ pub fn due_time(
     validated.checked_add_signed(chrono::TimeDelta::seconds(i64::try_from(seconds).ok()?))
 }
 
-/// The window of a tag that is synced by itself; `None` if it is not.
+/// The window of a tag that is synced automatically; `None` if it is not.
 pub fn swept_window(policy: &Policy, tag: &Tag) -> Option<Duration> {
     if !policy.automatic_sync {
         return None;
     }
-    match policy.terms(tag) {
-        Terms::Immutable(_) | Terms::Movable { mode: Mode::Off, .. } => None,
-        Terms::Movable { window, .. } => (window >= SHORTEST_WINDOW).then_some(window),
+    match policy.for_tag(tag) {
+        TagPolicy::Immutable(_) | TagPolicy::Movable { mode: Mode::Off, .. } => None,
+        TagPolicy::Movable { window, .. } => (window >= SHORTEST_WINDOW).then_some(window),
     }
 }
 
-/// How long ago tags of a rule have been validated, at least, for any of them to be due. `None` if none ever is.
+/// How long ago a tag of a rule must have been validated, at least, to be due. `None` if no tag ever is.
 pub fn earliest_due(policy: &Policy) -> Option<Duration> {
     let own = policy.tag_windows.iter().filter_map(|own| own.window);
     let shortest = own.chain([policy.window]).filter(|window| *window >= SHORTEST_WINDOW).min()?;
     policy.automatic_sync.then(|| Duration::from_secs(shortest.as_secs() * DUE.0 / 100))
 }
 
-/// The longest window of any of a rule's tags: who was not pulled for so long is not synced.
+/// The longest window of a rule's tags. A tag that was not pulled for this long is not synced.
 pub fn longest_window(policy: &Policy) -> Duration {
     let own = policy.tag_windows.iter().filter_map(|own| own.window);
     own.chain([policy.window]).max().unwrap_or(policy.window)
 }
 
-/// How often a job is tried, being lost with its node or having failed for a reason that may pass.
+/// How often a job is tried, counting attempts that were lost with a node or failed for a temporary reason.
 pub const ATTEMPTS: u32 = 5;
 
-/// How long a job rests after its attempt with this number, the first being 1; `asked` is what the upstream wants.
+/// How long a job rests after the attempt with this number, counted from 1; `asked` is the time that the upstream asks
+/// for.
 pub fn rest(attempt: u32, asked: Option<Duration>) -> Duration {
     const LONGEST: Duration = Duration::from_secs(60);
     let own = Duration::from_secs(1 << attempt.clamp(1, 6));
     own.max(asked.unwrap_or_default()).min(LONGEST)
 }
 
-/// How long a job rests that the upstream's budget has nothing for, which has something after `asked`.
+/// How long a job rests if the upstream's budget is used up, and has something again after `asked`.
 pub fn rest_of_budget(asked: Option<Duration>) -> Duration {
     const SHORTEST: Duration = Duration::from_secs(1);
     const LONGEST: Duration = Duration::from_secs(15 * 60);
@@ -186,7 +187,7 @@ mod tests {
         all.sort_unstable();
         let (first, last) = (24 * 3600 * 60 / 100, 24 * 3600 * 90 / 100);
         assert!(all[0] >= first && all[9_999] <= last, "{} to {}", all[0], all[9_999]);
-        // Each tenth of that time has about a tenth of them.
+        // Each tenth of that time gets about a tenth of the tags.
         for tenth in 0..10 {
             let (from, to) = (first + (last - first) * tenth / 10, first + (last - first) * (tenth + 1) / 10);
             let count = all.iter().filter(|due| (from..to).contains(*due)).count();

@@ -1,7 +1,7 @@
 //! Settings that a repository receives when its first pull creates it.
 //!
-//! A template is applied once: what is changed in it later changes no repository that exists. As with Amazon ECR, the one
-//! with the longest prefix that covers the repository's name is taken, and `ROOT` covers what no other does.
+//! A template is applied once: changing it later changes no existing repository. As with Amazon ECR, the template with
+//! the longest prefix that covers the repository's name is used, and `ROOT` covers all other names.
 
 use std::collections::BTreeMap;
 
@@ -11,53 +11,53 @@ use crate::freshness::TagPattern;
 use crate::name::{NamespacePrefix, ResourceId};
 use crate::reference::Tag;
 
-/// What repositories below a prefix are created with.
+/// The settings for new repositories below a prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// Identifies it for ever, also when another template takes its id or prefix.
+    /// Identifies the template for ever, even if another one later takes its id or prefix.
     pub uid: Uuid,
     /// What operators call it.
     pub id: ResourceId,
-    /// Which repositories it is for.
+    /// The repositories it is for.
     pub prefix: NamespacePrefix,
     /// Whether their tags may move.
     pub tag_mutability: TagMutability,
-    /// What they are marked with.
+    /// The marks that they get.
     pub resource_tags: ResourceTags,
 }
 
-/// What a repository has by itself, from its creation on.
+/// A repository's own settings, from its creation on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RepositorySettings {
-    /// The template that it was created by, if there was one.
+    /// The template that was applied, if any.
     pub template: Option<ResourceId>,
     /// Whether its tags may move.
     pub tag_mutability: TagMutability,
-    /// What it is marked with.
+    /// The repository's marks.
     pub resource_tags: ResourceTags,
 }
 
 /// Whether the tags of a repository may move, in ECR's words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TagMutability {
-    /// All of them.
+    /// All tags may move.
     #[default]
     Mutable,
-    /// None of them.
+    /// No tag may move.
     Immutable,
-    /// All but those that a pattern matches.
+    /// Tags may move, except those that a pattern matches.
     MutableExcept(Vec<TagPattern>),
-    /// None but those that a pattern matches.
+    /// Tags may not move, except those that a pattern matches.
     ImmutableExcept(Vec<TagPattern>),
 }
 
-/// Why no tags may or may not move in that way.
+/// Why a mutability and its exclusions are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TagMutabilityError {
-    /// Not one of the four.
+    /// Not one of the four names.
     #[error("must be MUTABLE, IMMUTABLE, MUTABLE_WITH_EXCLUSION or IMMUTABLE_WITH_EXCLUSION")]
     Unknown,
-    /// Exclusions that exclude from nothing.
+    /// Exclusions with a mutability that has none.
     #[error(
         "mean something with MUTABLE_WITH_EXCLUSION and IMMUTABLE_WITH_EXCLUSION only: leave them out, or choose one of these"
     )]
@@ -73,7 +73,7 @@ impl TagMutability {
     /// The names of the four, in records and on the wire between planes.
     pub const NAMES: [&'static str; 4] = ["MUTABLE", "IMMUTABLE", "MUTABLE_WITH_EXCLUSION", "IMMUTABLE_WITH_EXCLUSION"];
 
-    /// The one of this name, with these exclusions.
+    /// The mutability of this name with these exclusions.
     ///
     /// # Errors
     /// If the two do not go together.
@@ -94,7 +94,6 @@ impl TagMutability {
         }
     }
 
-    /// Its name.
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Mutable => "MUTABLE",
@@ -104,7 +103,7 @@ impl TagMutability {
         }
     }
 
-    /// What it excludes.
+    /// The patterns of its exceptions.
     pub fn exclusions(&self) -> &[TagPattern] {
         match self {
             Self::Mutable | Self::Immutable => &[],
@@ -112,7 +111,7 @@ impl TagMutability {
         }
     }
 
-    /// Whether `tag`, once it means something, means that for ever.
+    /// Whether `tag` keeps its meaning for ever once it has one.
     pub fn freezes(&self, tag: &Tag) -> bool {
         let excluded = || self.exclusions().iter().any(|pattern| pattern.matches(tag));
         match self {
@@ -124,35 +123,33 @@ impl TagMutability {
     }
 }
 
-/// Marks of a resource, by their keys. They mean something to operators alone.
+/// Marks of a resource, by key. Only operators give them a meaning.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResourceTags(BTreeMap<String, String>);
 
 /// Why marks are refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResourceTagError {
-    /// The key is too short, too long, or of other characters.
+    /// The key is too short or too long, or has illegal characters.
     #[error("must have a key of 1 to 128 letters, digits, spaces and `_.:/=+-@`")]
     Key,
-    /// The value is too long, or of other characters.
+    /// The value is too long, or has illegal characters.
     #[error("must have a value of at most 256 letters, digits, spaces and `_.:/=+-@`")]
     Value,
-    /// A key that is there already.
+    /// The key is used twice.
     #[error("has a key that another one has")]
     Twice,
-    /// Too many.
     #[error("is one too many: {} is the most", ResourceTags::MAX_COUNT)]
     TooMany,
 }
 
 impl ResourceTags {
-    /// The most marks of one resource.
     pub const MAX_COUNT: usize = 50;
 
-    /// Adds one.
+    /// Adds a mark.
     ///
     /// # Errors
-    /// If it is not one that ECR would take, or one too many.
+    /// If ECR would refuse it, or if there are too many.
     pub fn add(&mut self, key: &str, value: &str) -> Result<(), ResourceTagError> {
         let legal = |text: &str| text.chars().all(|c| c.is_alphanumeric() || " _.:/=+-@".contains(c));
         if key.is_empty() || key.chars().count() > 128 || !legal(key) {
@@ -171,24 +168,24 @@ impl ResourceTags {
         Ok(())
     }
 
-    /// Those that are legal of what was written by another release.
+    /// The legal ones among marks that another release may have written.
     pub fn legal_of<'t>(pairs: impl IntoIterator<Item = (&'t str, &'t str)>) -> Self {
         let mut tags = Self::default();
         for (key, value) in pairs {
-            // What is not is left out: marks are no reason not to serve.
+            // An illegal mark is left out: marks are no reason not to serve.
             let _illegal = tags.add(key, value).is_err();
         }
         tags
     }
 
-    /// All of them, by key.
+    /// All marks, sorted by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 }
 
 impl Template {
-    /// What a repository has that is created by this template.
+    /// The settings of a repository that this template creates.
     pub fn settings(&self) -> RepositorySettings {
         RepositorySettings {
             template: Some(self.id.clone()),
@@ -199,9 +196,9 @@ impl Template {
 }
 
 impl RepositorySettings {
-    /// Reads what another process has written, which may be of another release: what is not known here is left out, since
-    /// settings must never keep a repository from being served. A mutability that is not understood lets no tag move; none
-    /// at all is the default.
+    /// Reads what another process, perhaps of another release, has written. Unknown parts are left out, since settings
+    /// must never prevent a repository from being served. If the mutability is not understood, no tag may move; if it
+    /// is missing, the default applies.
     pub fn lenient<'t>(
         template: &str,
         tag_mutability: &str,

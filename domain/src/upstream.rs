@@ -1,59 +1,74 @@
-//! Upstreams: the registries that rules pull from, and what is known about the well-known ones.
+//! Upstreams: the registries that rules pull from, and what we know about the well-known ones.
 
 use std::fmt;
 
 use url::Url;
 
 use crate::budget::Budget;
+use crate::future;
 use crate::name::{NameError, RepositoryName, ResourceId};
 use crate::secret::Secret;
 
 /// A registry that rules pull from.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// Identifies it for ever.
+    /// Identifies the upstream for ever.
     pub uid: uuid::Uuid,
     /// What operators call it.
     pub id: ResourceId,
-    /// What kind of registry it is.
     pub kind: UpstreamKind,
     /// Where its API is.
     pub endpoint: Endpoint,
-    /// Whether the endpoint may be at a private address.
+    /// Whether the endpoint may have a private address.
     pub allow_private_addresses: bool,
-    /// Further hosts that realms and redirects may lead to.
+    /// Further hosts that token realms and redirects may point to.
     pub allow_hosts: Vec<HostAndPort>,
-    /// PEM certificates of authorities to trust besides the system's; empty for none.
+    /// PEM certificates of authorities to trust in addition to the system's; may be empty.
     pub ca_certificates: String,
-    /// Whom to log in as; `None` is anonymous.
+    /// The login; `None` is anonymous.
     pub credential: Option<Credential>,
-    /// How many requests it may get; `None` is as many as it lets us have.
+    /// How many requests it may get; `None` means as many as the upstream allows.
     pub budget: Option<Budget>,
-    /// Where the same content is, in the order in which to ask while the endpoint is away or limits our requests.
+    /// Other places with the same content, in the order in which to ask them while the endpoint is away or limits us.
     pub fallback_endpoints: Vec<Endpoint>,
     /// Changes with every update.
     pub revision: i64,
 }
 
+impl Upstream {
+    /// Whether the operator explicitly allows sending the credential to `url`. A host that is allowed without a port
+    /// may get it at the default port of its scheme.
+    pub fn allows(&self, url: &Url) -> bool {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return false };
+        let usual = if url.scheme() == "https" { 443 } else { 80 };
+        self.allow_hosts.iter().any(|allowed| allowed.covers(host, port) && allowed.port.unwrap_or(usual) == port)
+    }
+
+    /// Whether a token server at `url` may get the credential: if it has the scheme, host and port of the endpoint, or
+    /// if the operator or the kind's profile allows it. Another port is another program, and perhaps somebody else's.
+    pub fn may_know_credential(&self, url: &Url) -> bool {
+        let is_own = url.origin() == self.endpoint.url().origin();
+        is_own || self.allows(url) || self.kind.profile().has_realm_at(url, &self.endpoint)
+    }
+}
+
 /// A user name with its password or token.
 #[derive(Clone, Debug)]
 pub struct Credential {
-    /// Whom to log in as.
     pub username: String,
-    /// The password or token.
     pub password: Secret<String>,
 }
 
-/// The base URL of a registry's API: `http` or `https`, a host, perhaps a port, nothing else.
+/// The base URL of a registry's API: `http` or `https`, a host, perhaps a port, and nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(Url);
 
 /// Whether an endpoint may be reached without TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PlainHttp {
-    /// It may; the operator said so in so many words.
+    /// Yes, because the operator said so explicitly.
     Allowed,
-    /// It may not.
+    /// No.
     Refused,
 }
 
@@ -63,10 +78,9 @@ pub enum EndpointError {
     /// Not a URL with scheme and host.
     #[error("must be a URL such as `https://registry.example.com`")]
     NotAUrl,
-    /// A scheme other than HTTP's.
     #[error("must begin with `https://` (or `http://`, where plain HTTP is allowed)")]
     Scheme,
-    /// Plain HTTP without leave.
+    /// Plain HTTP without permission.
     #[error("is plain HTTP, which must be allowed in so many words: set `allow_plain_http`, or use `https://`")]
     PlainHttp,
     /// More than scheme, host and port.
@@ -78,7 +92,7 @@ impl Endpoint {
     /// Reads an endpoint.
     ///
     /// # Errors
-    /// If it is not scheme, host and port, or plain HTTP without leave.
+    /// If it is not just scheme, host and port, or if it is plain HTTP without permission.
     pub fn parse(text: &str, plain_http: PlainHttp) -> Result<Self, EndpointError> {
         let url: Url = text.parse().map_err(|_| EndpointError::NotAUrl)?;
         if !url.has_host() {
@@ -103,7 +117,7 @@ impl Endpoint {
         &self.0
     }
 
-    /// The host with the port that is used.
+    /// The host with its effective port.
     pub fn host_and_port(&self) -> HostAndPort {
         HostAndPort {
             host: self.0.host_str().unwrap_or_default().to_owned(),
@@ -111,34 +125,33 @@ impl Endpoint {
         }
     }
 
-    /// Whether it is reached without TLS.
     pub fn is_plain_http(&self) -> bool {
         self.0.scheme() == "http"
     }
 
-    /// Where a manifest is: `reference` is a tag or digest of `repository` there.
+    /// The URL of a manifest: `reference` is a tag or digest of `repository` there.
     pub fn manifest_url(&self, repository: &RepositoryName, reference: &crate::Reference) -> Url {
         self.join(&format!("v2/{repository}/manifests/{reference}"))
     }
 
-    /// Where a blob is.
+    /// The URL of a blob.
     pub fn blob_url(&self, repository: &RepositoryName, digest: &crate::Digest) -> Url {
         self.join(&format!("v2/{repository}/blobs/{digest}"))
     }
 
-    /// Where the first page of a repository's tags is, of at most `count` of them.
+    /// The URL of the first page of a repository's tags, with at most `count` of them.
     pub fn tags_url(&self, repository: &RepositoryName, count: usize) -> Url {
         let mut url = self.join(&format!("v2/{repository}/tags/list"));
         url.set_query(Some(&format!("n={count}")));
         url
     }
 
-    /// Where the list of what refers to a manifest is.
+    /// The URL of the list of a manifest's referrers.
     pub fn referrers_url(&self, repository: &RepositoryName, digest: &crate::Digest) -> Url {
         self.join(&format!("v2/{repository}/referrers/{digest}"))
     }
 
-    /// Where the API's base is, which answers with a challenge if it wants a login.
+    /// The URL of the API's base, which answers with a challenge if a login is needed.
     pub fn base_url(&self) -> Url {
         self.join("v2/")
     }
@@ -156,17 +169,15 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A host, or one port of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostAndPort {
     /// A name or address, lower case, IPv6 in brackets.
     pub host: String,
-    /// The port; `None` means any.
     pub port: Option<u16>,
 }
 
 impl HostAndPort {
-    /// Whether `host` and `port` are meant.
+    /// Whether this covers `host` and `port`.
     pub fn covers(&self, host: &str, port: u16) -> bool {
         self.host.eq_ignore_ascii_case(host) && self.port.is_none_or(|own| own == port)
     }
@@ -198,47 +209,46 @@ impl fmt::Display for HostAndPort {
     }
 }
 
-/// The registries that are known here, with their quirks.
+/// The kinds of registries that we know, with their quirks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum UpstreamKind {
     /// Any registry that speaks the OCI distribution protocol.
     Oci,
     /// Amazon ECR Public.
     EcrPublic,
-    /// Quay.
     Quay,
-    /// Docker Hub.
     DockerHub,
     /// registry.k8s.io.
     Kubernetes,
     /// GitHub's container registry.
     Github,
+    /// GitLab's container registry, at gitlab.com or anywhere else.
+    Gitlab,
 }
 
-/// What a request asks an upstream for.
+/// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RequestKind {
-    /// A manifest, to have it.
+    /// A manifest with its bytes.
     Manifest,
-    /// A manifest, to know which one it is.
+    /// A manifest's headers only.
     ManifestHead,
-    /// A blob, or something of it.
+    /// A blob, or a part of one.
     Blob,
     /// A page of a list, of tags or of referrers; or anything else.
     List,
 }
 
-/// Which requests an upstream counts towards the limit that it sets.
+/// Which requests an upstream counts towards its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counting {
     /// All of them.
     All,
-    /// Those that fetch a manifest, as Docker Hub does.
+    /// Only those that fetch a manifest, as with Docker Hub.
     Manifests,
 }
 
 impl Counting {
-    /// Whether a request counts.
     pub fn counts(self, request: RequestKind) -> bool {
         match self {
             Self::All => true,
@@ -247,32 +257,43 @@ impl Counting {
     }
 }
 
-/// What is known about a kind of upstream.
+/// What we know about a kind of upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// Where it is; `None` for any OCI host.
+    /// Its endpoint; `None` for any OCI host.
     pub endpoint: Option<&'static str>,
-    /// The namespace prefix that it is usually given.
+    /// The namespace prefix that is usually given to it.
     pub suggested_prefix: &'static str,
-    /// Hosts besides its own that its token realm is at, and that may be given its credential.
+    /// Other hosts, with TLS at the default port, where its token realm may be and which may get the credential.
     pub realm_hosts: &'static [&'static str],
-    /// A small public image that it has, as repository and tag.
+    /// Whether its token realm may be on another port of its own host, with TLS at the default port.
+    pub has_realm_beside: bool,
+    /// A small public image at this upstream, as repository and tag.
     pub sample: Option<(&'static str, &'static str)>,
-    /// Which requests it counts.
     pub counting: Counting,
 }
 
-impl UpstreamKind {
-    /// All kinds.
-    pub const ALL: [Self; 6] =
-        [Self::Oci, Self::EcrPublic, Self::Quay, Self::DockerHub, Self::Kubernetes, Self::Github];
+impl Profile {
+    /// Whether registries of this kind may have their token server at `url`, given their endpoint.
+    fn has_realm_at(&self, url: &Url, endpoint: &Endpoint) -> bool {
+        let Some(host) = url.host_str() else { return false };
+        let is_beside = self.has_realm_beside && endpoint.url().host_str() == Some(host);
+        url.scheme() == "https"
+            && url.port_or_known_default() == Some(443)
+            && (is_beside || self.realm_hosts.iter().any(|known| known.eq_ignore_ascii_case(host)))
+    }
+}
 
-    /// What is known about this kind.
+impl UpstreamKind {
+    pub const ALL: [Self; 7] =
+        [Self::Oci, Self::EcrPublic, Self::Quay, Self::DockerHub, Self::Kubernetes, Self::Github, Self::Gitlab];
+
     pub fn profile(self) -> Profile {
         let known = |endpoint, suggested_prefix, realm_hosts, sample| Profile {
             endpoint: Some(endpoint),
             suggested_prefix,
             realm_hosts,
+            has_realm_beside: false,
             sample: Some(sample),
             counting: Counting::All,
         };
@@ -281,6 +302,7 @@ impl UpstreamKind {
                 endpoint: None,
                 suggested_prefix: "",
                 realm_hosts: &[],
+                has_realm_beside: false,
                 sample: None,
                 counting: Counting::All,
             },
@@ -292,10 +314,18 @@ impl UpstreamKind {
             },
             Self::Kubernetes => known("https://registry.k8s.io", "kubernetes", &[], ("pause", "3.9")),
             Self::Github => known("https://ghcr.io", "github", &[], ("distroless/static", "latest")),
+            Self::Gitlab => Profile {
+                endpoint: Some("https://registry.gitlab.com"),
+                suggested_prefix: "gitlab",
+                realm_hosts: &["gitlab.com"],
+                has_realm_beside: true,
+                sample: None,
+                counting: Counting::All,
+            },
         }
     }
 
-    /// The name that this kind gives to a repository that clients call `rest` below a rule's prefix.
+    /// The canonical name of the repository that clients call `rest` below a rule's prefix.
     ///
     /// On Docker Hub, official images live under `library/`: `nginx` and `library/nginx` are one repository.
     ///
@@ -314,12 +344,13 @@ impl UpstreamKind {
             Self::DockerHub => "DOCKER_HUB",
             Self::Kubernetes => "KUBERNETES",
             Self::Github => "GITHUB",
+            Self::Gitlab => "GITLAB",
         }
     }
 
-    /// The kind that `name` means on the wire.
+    /// The kind with this name on the wire.
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name).or_else(|| future::upstream_kind(name))
     }
 }
 
@@ -348,6 +379,49 @@ mod tests {
             if let Some(endpoint) = kind.profile().endpoint {
                 assert!(Endpoint::parse(endpoint, PlainHttp::Refused).is_ok(), "{endpoint}");
             }
+        }
+    }
+
+    #[test]
+    fn the_credential_may_be_known_at_the_endpoint_and_where_it_was_said_and_at_no_other_port() {
+        let upstream = |kind, endpoint: &str, allowed: &[&str]| Upstream {
+            uid: uuid::Uuid::nil(),
+            id: "corp".parse().unwrap(),
+            kind,
+            endpoint: Endpoint::parse(endpoint, PlainHttp::Allowed).unwrap(),
+            allow_private_addresses: false,
+            allow_hosts: allowed.iter().map(|host| host.parse().unwrap()).collect(),
+            ca_certificates: String::new(),
+            credential: None,
+            budget: None,
+            fallback_endpoints: Vec::new(),
+            revision: 1,
+        };
+        let corp = upstream(UpstreamKind::Oci, "https://r.example:5050", &["auth.example:8443", "sso.example"]);
+        let gitlab = upstream(UpstreamKind::Gitlab, "https://r.example:5050", &[]);
+        let hub = upstream(UpstreamKind::DockerHub, "https://registry-1.docker.io", &[]);
+        let plain = upstream(UpstreamKind::Oci, "http://r.example", &[]);
+        for (upstream, url, may) in [
+            (&corp, "https://r.example:5050/token", true),
+            (&corp, "https://r.example/token", false),
+            (&corp, "https://r.example:5051/token", false),
+            (&corp, "http://r.example:5050/token", false),
+            (&corp, "https://auth.example:8443/token", true),
+            (&corp, "https://auth.example/token", false),
+            (&corp, "https://sso.example/token", true),
+            (&corp, "https://sso.example:8443/token", false),
+            (&corp, "https://sub.sso.example/token", false),
+            (&gitlab, "https://r.example/jwt/auth", true),
+            (&gitlab, "https://r.example:8443/jwt/auth", false),
+            (&gitlab, "http://r.example/jwt/auth", false),
+            (&gitlab, "https://gitlab.com/jwt/auth", true),
+            (&hub, "https://auth.docker.io/token", true),
+            (&hub, "https://auth.docker.io:8443/token", false),
+            (&hub, "https://registry-1.docker.io:8443/token", false),
+            (&plain, "http://r.example/token", true),
+            (&plain, "https://r.example/token", false),
+        ] {
+            assert_eq!(upstream.may_know_credential(&url.parse().unwrap()), may, "{url} of {}", upstream.endpoint);
         }
     }
 

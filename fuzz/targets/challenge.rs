@@ -1,10 +1,13 @@
-//! `WWW-Authenticate` of upstreams: whatever they say, it is read or passed over.
+//! `WWW-Authenticate` of upstreams: whatever it contains is parsed or skipped.
 
 #![no_main]
 
 #[allow(dead_code)]
 #[path = "../../upstream/src/challenge.rs"]
 mod challenge;
+#[allow(dead_code)]
+#[path = "../../upstream/src/scan.rs"]
+mod scan;
 
 use challenge::Challenge;
 use http::HeaderMap;

@@ -1,9 +1,9 @@
-//! Events of a fill in any order: the machine is total, counts only what has landed, and lets nothing go too early.
+//! Events of a fill in any order: the state machine is total, counts only landed bytes, and releases nothing too early.
 
 #![no_main]
 
 use arbitrary::Arbitrary;
-use entrepot_domain::fill::{Effect, Event, Fill, Outcome, Terms};
+use entrepot_domain::fill::{Effect, Event, Fill, Outcome, FillSettings};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Arbitrary, Debug)]
@@ -73,7 +73,7 @@ impl Input {
 
 fuzz_target!(|inputs: Vec<Input>| {
     const HELD_BACK: u64 = 1000;
-    let (mut fill, _) = Fill::start(Terms { whole_bytes: 10_000, held_back_bytes: HELD_BACK });
+    let (mut fill, _) = Fill::start(FillSettings { whole_bytes: 10_000, held_back_bytes: HELD_BACK });
     let (mut claims, mut releases) = (0, 0);
     for input in &inputs {
         let was_over = fill.outcome();
@@ -95,6 +95,6 @@ fuzz_target!(|inputs: Vec<Input>| {
         }
         fill = next;
     }
-    // Follows too, each of which may be left by a stop of its own.
+    // Each follower may end with a release of its own.
     assert!(releases <= claims + inputs.len());
 });

@@ -1,4 +1,4 @@
-//! Prints the compiled .proto files without their comments: what `scripts/proto` compares a change with.
+//! Prints the compiled .proto files without comments. `scripts/proto` compares changes with this.
 
 use std::io::{self, Write as _};
 

@@ -1,4 +1,4 @@
-//! From the wire to the domain and back, a file per resource. What does not convert says which field and why.
+//! Conversions between the wire and the domain, a file per resource. Errors name the field and the reason.
 
 pub mod access;
 pub mod event;
@@ -14,50 +14,50 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use prost_types::Timestamp;
 
-/// This release's number as a reader of snapshots and events: `minimum_reader` in them is compared with it. It grows
-/// when a release learns to read something that older ones must not overlook.
+/// This release's number as a reader of snapshots and events, which is compared with their `minimum_reader`. It grows
+/// when a release learns to read something that older ones must not ignore.
 pub const READER: i32 = 1;
 
-/// What is wrong with one field of a request.
+/// A mistake in one field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// The path of the field from the request on, such as `rule.prefix`.
+    /// The path of the field within the request, such as `rule.prefix`.
     pub field: String,
-    /// What is wrong and what would be right.
+    /// What is wrong, and what would be right.
     pub description: String,
 }
 
-/// All that is wrong with a request; collected, so that a caller hears of everything at once.
+/// All mistakes in a request, collected so that a caller sees them at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Violations(Vec<Violation>);
 
 impl Violations {
-    /// One violation.
+    /// A single violation.
     pub fn one(field: impl Into<String>, description: impl fmt::Display) -> Self {
         let mut violations = Self::default();
         violations.add(field, description);
         violations
     }
 
-    /// Notes one more.
+    /// Adds a violation.
     pub fn add(&mut self, field: impl Into<String>, description: impl fmt::Display) {
         self.0.push(Violation { field: field.into(), description: description.to_string() });
     }
 
-    /// The value, or `None` with its error noted for `field`.
+    /// The value, or `None` after adding its error for `field`.
     pub fn take<T, E: fmt::Display>(&mut self, field: &str, result: Result<T, E>) -> Option<T> {
         result.map_err(|error| self.add(field, error)).ok()
     }
 
-    /// The value, or `None` with all its violations noted.
+    /// The value, or `None` after adding all its violations.
     pub fn merge<T>(&mut self, result: Result<T, Self>) -> Option<T> {
         result.map_err(|mut others| self.0.append(&mut others.0)).ok()
     }
 
-    /// The value if nothing was noted.
+    /// The value, if there are no violations.
     ///
     /// # Errors
-    /// With everything that was noted. A value that is missing although nothing was noted is a violation too.
+    /// All violations. If the value is missing without any, that is a violation, too.
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Self> {
         match value {
             Some(value) if self.0.is_empty() => Ok(value),
@@ -66,12 +66,12 @@ impl Violations {
         }
     }
 
-    /// Whether nothing was noted.
+    /// Whether there are no violations.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// All of them.
+    /// Iterates over the violations.
     pub fn iter(&self) -> impl Iterator<Item = &Violation> {
         self.0.iter()
     }
@@ -87,29 +87,29 @@ impl fmt::Display for Violations {
     }
 }
 
-/// The name of an enum's value without its enum's prefix: the word that the domain, snapshots and the database have.
+/// The name of an enum's value without the enum's prefix, as the domain, snapshots and the database use it.
 fn word<'a>(prefix: &str, name: &'a str) -> &'a str {
     name.strip_prefix(prefix).unwrap_or(name)
 }
 
-/// An instant as the wire has it.
+/// A time in wire form.
 pub fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp { seconds: time.timestamp(), nanos: time.timestamp_subsec_nanos().min(999_999_999) as i32 }
 }
 
-/// A length of time as the wire has it.
+/// A duration in wire form.
 pub fn duration(length: std::time::Duration) -> prost_types::Duration {
     let seconds = i64::try_from(length.as_secs()).unwrap_or(i64::MAX);
     prost_types::Duration { seconds, nanos: length.subsec_nanos() as i32 }
 }
 
-/// A length of time from the wire; `None` if it is none, or negative.
+/// A duration from the wire; `None` if it is invalid or negative.
 pub fn length(wire: &prost_types::Duration) -> Option<std::time::Duration> {
     let (seconds, nanos) = (u64::try_from(wire.seconds).ok()?, u32::try_from(wire.nanos).ok()?);
     (nanos < 1_000_000_000).then(|| std::time::Duration::new(seconds, nanos))
 }
 
-/// An instant from the wire; `None` if it is none that a calendar has.
+/// A time from the wire; `None` if it is out of range.
 pub fn time(wire: &Timestamp) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(wire.seconds, u32::try_from(wire.nanos).ok()?)
 }

@@ -39,6 +39,7 @@ fn events() -> Vec<(&'static str, Event)> {
         children: vec![Digest::sha256(b"child")],
         config: Some(config.clone()),
         cache_time: at(),
+        revision: 3,
     };
     let moved = |digest| Kind::TagMoved { tag: "v1".parse().unwrap(), digest, revision: 3, validate_time: Some(at()) };
     let kinds = [

@@ -7,9 +7,7 @@
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::Digest;
-use entrepot_domain::claim::{
-    Change, Claimer, Look, Named, Own, PUSH_TIME, Pointer, Second, look, look_again, may_drop, mend,
-};
+use entrepot_domain::claim::{Change, Claimer, Look, Named, Own, PUSH_TIME, Second, look, look_again, may_drop, mend};
 use entrepot_store::{BlobStore, Error, Key};
 use tracing::{debug, warn};
 
@@ -77,7 +75,7 @@ impl<'a> Claim<'a> {
             // After the pointer was read: a writer that slept is stopped by the age of what it has stored.
             let now = self.writer.now();
             let own = self.own.as_ref().map(|own| own.seen(now));
-            match look(&seen(&found, now), self.claimer, own, PUSH_TIME) {
+            match look(&found.seen(now), self.claimer, own, PUSH_TIME) {
                 Look::Use(object) => {
                     let object = object.clone();
                     if self.stands(&found, &object).await? {
@@ -112,7 +110,7 @@ impl<'a> Claim<'a> {
         for _ in 0..TRIES {
             let found = self.read().await?;
             let now = self.writer.now();
-            match look_again(&seen(&found, now), object, self.claimer, PUSH_TIME) {
+            match look_again(&found.seen(now), object, self.claimer, PUSH_TIME) {
                 Second::Done => return Ok(true),
                 Second::Write(_) => {
                     if self.set(&found, object, now).await? {
@@ -131,7 +129,7 @@ impl<'a> Claim<'a> {
         let Some(own) = &self.own else { return };
         let Ok(found) = self.read().await else { return };
         let (object, now) = (&own.content.object, self.writer.now());
-        if may_drop(&own.seen(now), &seen(&found, now))
+        if may_drop(&own.seen(now), &found.seen(now))
             && let Err(error) = self.store.delete(object).await
         {
             debug!("`{object}`, which another writer was faster than, is left to the sweep: {error}");
@@ -203,29 +201,40 @@ impl OwnContent {
     }
 }
 
-/// The content of a digest, if a pointer has it, and the store has its object. A pointer to what is not there is erased.
-/// With a host, only what that upstream has delivered.
+/// What a reader finds where the pointer of a digest leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The content.
+    Content(Content),
+    /// An object that is missing, or has another size. The pointer stays as it is until somebody has the bytes.
+    Lost(Content),
+    /// No pointer has it.
+    Nothing,
+}
+
+/// What the pointer of a digest leads to. With a host, only what that upstream has delivered.
 ///
 /// # Errors
 /// As [`Claim::take`].
-pub async fn find(
-    store: &dyn BlobStore,
-    digest: &Digest,
-    delivered_by: Option<&str>,
-    now: DateTime<Utc>,
-) -> Result<Option<Content>, Error> {
+pub async fn find(store: &dyn BlobStore, digest: &Digest, delivered_by: Option<&str>) -> Result<Lookup, Error> {
     let found = pointer::read(store, digest).await?;
     understood(digest, &found)?;
-    let Some(record) = found.record() else { return Ok(None) };
-    let Some(content) = record.content() else { return Ok(None) };
+    let Some(record) = found.record() else { return Ok(Lookup::Nothing) };
+    let Some(content) = record.content() else { return Ok(Lookup::Nothing) };
     if delivered_by.is_some_and(|host| !record.was_delivered_by(host)) {
-        return Ok(None);
+        return Ok(Lookup::Nothing);
     }
-    if is_there(store, &content).await? {
-        return Ok(Some(content));
-    }
-    erase(store, digest, &found, &content.object, now).await?;
-    Ok(None)
+    Ok(if is_there(store, &content).await? { Lookup::Content(content) } else { Lookup::Lost(content) })
+}
+
+/// Lets no pointer of `digest` name an object that is not what it should be. Who has the content then stores it anew.
+///
+/// # Errors
+/// As [`Claim::take`].
+pub async fn disown(store: &dyn BlobStore, digest: &Digest, bad: &Key, now: DateTime<Utc>) -> Result<(), Error> {
+    let found = pointer::read(store, digest).await?;
+    understood(digest, &found)?;
+    erase(store, digest, &found, bad, now).await
 }
 
 /// What a pointer of another release says must not be acted on.
@@ -257,10 +266,10 @@ async fn erase(
     bad: &Key,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let (Found::Record(record, version), Some(_)) = (found, mend(&seen(found, now), bad)) else { return Ok(()) };
-    warn!(content.digest = %digest, "the object `{bad}` of `{digest}` is missing or has another size: its pointer is erased");
-    let record = PointerRecord { state: PointerState::Erased.into(), condemn_time: None, ..record.as_ref().clone() };
-    match replace(store, &layout::pointer(digest), Some(version), &record).await {
+    let (Found::Record(read), Some(_)) = (found, mend(&found.seen(now), bad)) else { return Ok(()) };
+    warn!(content.digest = %digest, "the object `{bad}` of `{digest}` is missing or is something else: its pointer is erased");
+    let record = PointerRecord { state: PointerState::Erased.into(), condemn_time: None, ..read.record.clone() };
+    match replace(store, &layout::pointer(digest), Some(&read.version), &record).await {
         Err(error) if !error.is_conflict() => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
@@ -268,20 +277,4 @@ async fn erase(
 
 fn content_of(found: &Found) -> Option<Content> {
     found.record().and_then(PointerRecord::content)
-}
-
-/// A pointer as decisions see it.
-fn seen(found: &Found, now: DateTime<Utc>) -> Pointer<&Key> {
-    let record = match found {
-        Found::Absent => return Pointer::Absent,
-        Found::Unreadable(_) => return Pointer::Unreadable,
-        Found::Record(record, _) => record,
-    };
-    let claimed_ago = (now - record.claim_time).to_std().unwrap_or_default();
-    match (record.state.known(), record.object.as_ref()) {
-        (Some(PointerState::Live), Some(object)) => Pointer::Live { object, claimed_ago },
-        (Some(PointerState::Condemned), Some(object)) => Pointer::Condemned { object },
-        (Some(PointerState::Erased), object) => Pointer::Erased { object },
-        (Some(PointerState::Live | PointerState::Condemned), None) | (None, _) => Pointer::Unreadable,
-    }
 }

@@ -1,6 +1,6 @@
-//! The one order in which content becomes visible: the content with its pointer, the events that tell of it, the
-//! repository, the link, the tag; then everything is looked at again. So whatever is visible is whole and will be listed,
-//! wherever a process stops.
+//! The one order in which content becomes visible: first the content with its pointer, then the events about it, the
+//! repository, the link and the tag; finally everything is checked again. So wherever a process stops, whatever is
+//! visible is complete and will be listed.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,96 +16,90 @@ use crate::link::{BlobLink, ManifestLink};
 use crate::pointer::Content;
 use crate::repository::{Provenance, RepositoryRecord, SettingsRecord};
 use crate::tag::{TagRecord, next_revision};
+use crate::word::rest_of_new;
 use crate::{Mendable, ReferrerRecord, encode, layout, not_understood, read, read_mendable, replace};
 
-/// Who writes records: it has a clock, and makes events durable.
+/// A writer of records. It has a clock, and makes events durable.
 #[async_trait]
 pub trait Writer: Send + Sync {
-    /// The time.
     fn now(&self) -> DateTime<Utc>;
 
-    /// Makes events durable that tell of these changes. The records are written after that.
+    /// Makes the events about these changes durable. The records are written after that.
     async fn record(&self, name: &RepositoryName, incarnation: Uuid, changes: Vec<Change>) -> Result<(), Error>;
 
-    /// A record that said something else has been replaced, or may have been. All nodes are to forget it.
-    fn replaced(&self, _key: &Key) {}
+    /// A record was replaced by one with another meaning, or may have been. All nodes should forget it.
+    fn on_replaced(&self, _key: &Key) {}
 
-    /// A step is done. Tests stop a process here.
-    fn passed(&self, _step: Step) {}
+    /// Called after each step. Tests stop a process here.
+    fn after_step(&self, _step: Step) {}
 }
 
-/// The steps after which a process may stop, in their order.
+/// The steps after which a process may stop, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A manifest has its content, and its pointer.
+    /// A manifest has its content and its pointer.
     ManifestStored,
     /// The events of a manifest are durable.
     ManifestReported,
     /// The repository has its record.
     RepositoryWritten,
-    /// A manifest has its link.
     ManifestLinked,
     /// A manifest has its tag.
     TagWritten,
     /// The event of an image's configuration is durable.
     ConfigReported,
-    /// A blob has its link.
     BlobLinked,
     /// The event of a tag that a sync moves is durable.
     MoveReported,
 }
 
-/// What is about to be written.
+/// A change that is about to be written.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// A repository that is created, or comes under another rule.
+    /// A repository that is created, or moves under another rule.
     Repository(Box<RepositoryRecord>),
     /// A manifest's link.
     Image {
-        /// Which manifest.
         digest: Digest,
-        /// The link.
         link: Box<ManifestLink>,
     },
-    /// A tag.
     Tag {
-        /// Which one.
         tag: Tag,
-        /// The record.
         record: Box<TagRecord>,
     },
     /// The link of an image's configuration.
     Config {
-        /// Which blob.
         digest: Digest,
-        /// For which platform the image is.
+        /// The platform of the image.
         platform: String,
     },
 }
 
 /// A verified manifest that an upstream has delivered.
 pub struct FilledManifest<'a> {
-    /// Into which repository it comes.
+    /// The repository that gets the manifest.
     pub name: &'a RepositoryName,
-    /// By what.
+    /// The rule and the place that it comes from.
     pub from: &'a Provenance,
-    /// What the repository is created with, if it does not exist; `None` if it is not to be created.
+    /// The settings with which a missing repository is created; `None` means that it must not be created.
     pub settings: Option<SettingsRecord>,
     /// The digest that the bytes hash to.
     pub digest: &'a Digest,
-    /// The bytes.
     pub bytes: &'a Bytes,
-    /// What they say.
+    /// The parsed manifest.
     pub manifest: &'a Manifest,
-    /// The tag that means it, and when the upstream was asked for that.
-    pub tag: Option<(&'a Tag, DateTime<Utc>)>,
+    /// The tag that means it.
+    pub tag: Option<&'a Tag>,
+    /// The time when the upstream was asked for it.
+    pub asked: DateTime<Utc>,
 }
 
-/// Stores a manifest and makes it visible, under its tag unless that has been validated since the upstream was asked.
-/// Creates the repository if need be, and returns the incarnation that it is in; `None` if it is not to be created.
+/// Stores a manifest and makes it visible, under its tag unless the tag has been validated since the upstream was
+/// asked. Creates the repository if needed and allowed. Returns the repository's incarnation; `None` if there is no
+/// repository, or if the repository or the manifest was deleted after the upstream was asked.
 ///
 /// # Errors
-/// If the store is away, others were faster too often, or a record must not be written.
+/// If the store is away, other writers were faster too often, or a record must not be written.
 pub async fn commit_manifest(
     store: &dyn BlobStore,
     writer: &dyn Writer,
@@ -124,7 +118,7 @@ pub async fn commit_manifest(
                 continue;
             }
         };
-        writer.passed(Step::ManifestStored);
+        writer.after_step(Step::ManifestStored);
         let written = match write_manifest(store, writer, filled, &content.object, now).await {
             Err(error) if error.is_conflict() => continue,
             done => match done? {
@@ -140,14 +134,13 @@ pub async fn commit_manifest(
     Err(Error::Conflict)
 }
 
-/// Stores bytes as new content.
 async fn store_content(store: &dyn BlobStore, digest: &Digest, bytes: &Bytes) -> Result<Content, Error> {
     let object = layout::content(Uuid::now_v7());
     store.put_content(&object, digest, bytes.clone()).await?;
     Ok(Content { object, size_bytes: bytes.len() as u64 })
 }
 
-/// What a commit has written.
+/// The records that a commit has written.
 struct Written {
     incarnation: Uuid,
     link_key: Key,
@@ -155,8 +148,8 @@ struct Written {
 }
 
 impl Written {
-    /// Whether the repository is still the one that was written to, and has the link. A fill never takes its own link
-    /// back, so another's link to the same object is as good.
+    /// Whether the repository still has the incarnation that was written to, and contains the link. A fill never takes
+    /// its own link back, so another writer's link to the same object is as good.
     async fn is_there(&self, store: &dyn BlobStore, name: &RepositoryName) -> Result<bool, Error> {
         if !is_still_live(store, name, self.incarnation).await? {
             return Ok(false);
@@ -166,7 +159,7 @@ impl Written {
     }
 }
 
-/// Whether a repository still has the incarnation that something was written into.
+/// Whether a repository still has the given incarnation.
 ///
 /// # Errors
 /// If its record cannot be read.
@@ -182,19 +175,25 @@ async fn write_manifest(
     object: &Key,
     now: DateTime<Utc>,
 ) -> Result<Option<Written>, Error> {
-    let FilledManifest { name, from, digest, bytes, manifest, tag, .. } = *filled;
+    let FilledManifest { name, from, digest, bytes, manifest, tag, asked, .. } = *filled;
     let settings = filled.settings.as_ref();
     let Some(repository) = RepositoryDraft::read(store, name, from, settings, now).await? else { return Ok(None) };
+    if repository.was_deleted_since(asked, writer.now()) {
+        return Ok(None);
+    }
     let incarnation = repository.record.incarnation;
     let link_key = layout::manifest_link(name, incarnation, digest);
     let link = ManifestLink::of(manifest, bytes, object.clone(), now);
     let link = LinkDraft::read(store, link_key, link, from, now).await?;
+    if link.was_deleted_since(asked, writer.now()) {
+        return Ok(None);
+    }
     let tag = match tag {
-        Some((tag, asked)) => {
+        Some(tag) => {
             let link_revision = Some(link.link.revision);
             let meaning = Meaning { digest: Some(digest), link_revision, from, validate_time: now };
             let draft = TagDraft::read(store, (name, incarnation), tag, meaning, now).await?;
-            Some(draft).filter(|draft| !draft.is_overtaken(asked, from))
+            Some(draft).filter(|draft| !draft.is_overtaken(asked, writer.now()))
         }
         None => None,
     };
@@ -203,21 +202,21 @@ async fn write_manifest(
     changes.push(Change::Image { digest: digest.clone(), link: Box::new(link.link.clone()) });
     changes.extend(tag.as_ref().map(TagDraft::change));
     writer.record(name, incarnation, changes).await?;
-    writer.passed(Step::ManifestReported);
+    writer.after_step(Step::ManifestReported);
 
     repository.write(store, writer, name).await?;
-    writer.passed(Step::RepositoryWritten);
+    writer.after_step(Step::RepositoryWritten);
     link.write(store).await?;
-    writer.passed(Step::ManifestLinked);
+    writer.after_step(Step::ManifestLinked);
     note_referrer(store, (name, incarnation), filled).await?;
     if let Some(draft) = tag {
         draft.write(store, writer).await?;
-        writer.passed(Step::TagWritten);
+        writer.after_step(Step::TagWritten);
     }
     Ok(Some(Written { incarnation, link_key: link.key, object: object.clone() }))
 }
 
-/// Notes that a manifest refers to another one, if it does. The manifest's link is there already.
+/// Records that a manifest refers to another one, if it does. The manifest's link exists already.
 async fn note_referrer(
     store: &dyn BlobStore,
     (name, incarnation): (&RepositoryName, Uuid),
@@ -226,30 +225,28 @@ async fn note_referrer(
     let FilledManifest { digest, bytes, manifest, .. } = *filled;
     let subject = manifest.subject.as_ref().and_then(|subject| subject.digest.as_ref());
     let Some(subject) = subject else { return Ok(()) };
-    let Ok(referrer) = Referrer::of_manifest(digest, manifest.media_type, bytes) else { return Ok(()) };
+    let Ok(referrer) = Referrer::of_manifest(digest, &manifest.media_type, bytes) else { return Ok(()) };
     let key = layout::referrer(name, incarnation, subject, digest);
     let record = ReferrerRecord { descriptor: referrer.descriptor.to_string() };
     match store.put_once(&key, encode(&record)).await {
-        // Whoever writes it writes the same.
+        // Every writer writes the same record.
         Err(Error::AlreadyExists) => Ok(()),
         done => done.map(drop),
     }
 }
 
-/// A blob that an upstream has, and the store.
+/// A blob that is in the store and that its upstream has.
 pub struct FilledBlob<'a> {
-    /// By what it is filled.
+    /// The rule and the place that it comes from.
     pub from: &'a Provenance,
-    /// The blob.
     pub digest: &'a Digest,
-    /// Where it is.
     pub content: &'a Content,
-    /// For which platform the image is, if the blob is an image's configuration.
+    /// The platform of the image, if the blob is an image's configuration.
     pub platform: Option<String>,
 }
 
-/// Lets a repository show a blob that its upstream has, if the repository exists: only manifests create one. Returns the
-/// incarnation that it is in.
+/// Links a blob into a repository, so that the repository may show it. The repository must exist: only manifests create
+/// one. Returns the repository's incarnation.
 ///
 /// # Errors
 /// If the store is away, or a record must not be written.
@@ -276,28 +273,28 @@ pub async fn link_blob(
     let Content { object, size_bytes } = filled.content.clone();
     let link = BlobLink {
         rule_uid: Some(filled.from.rule_uid),
-        origin: Some(filled.from.origin.clone()),
+        origin: Some(filled.from.origin.in_place_of(old.as_ref().and_then(|old| old.origin.as_ref()))),
         platform: filled.platform.clone(),
         revision: next_revision(old.as_ref().map(|old| old.revision), now),
-        rest: old.map(|old| old.rest).unwrap_or_default(),
+        rest: old.map_or_else(rest_of_new, |old| old.rest),
         ..BlobLink::new(object, size_bytes, now)
     };
     if let Some(platform) = link.platform.clone() {
         let change = Change::Config { digest: filled.digest.clone(), platform };
         writer.record(name, incarnation, vec![change]).await?;
-        writer.passed(Step::ConfigReported);
+        writer.after_step(Step::ConfigReported);
     }
     match replace(store, &key, version.as_ref(), &link).await {
-        // Another reader wrote the same.
+        // Another writer wrote the same.
         Err(error) if error.is_conflict() => {}
         done => drop(done?),
     }
-    writer.passed(Step::BlobLinked);
+    writer.after_step(Step::BlobLinked);
     Ok(Some(incarnation))
 }
 
-/// Lets a manifest's link name the object that its pointer names, since its own is gone. That is nothing that an index
-/// shows, so the revision stays. Somebody else's change in between wins.
+/// Changes a manifest's link to name the object that the pointer names, since the object in the link is gone. No index
+/// shows the object, so the revision stays. If somebody else changes the link meanwhile, their change wins.
 ///
 /// # Errors
 /// If the store is away.
@@ -309,7 +306,7 @@ pub async fn move_manifest_link(store: &dyn BlobStore, key: &Key, from: &Key, to
     ignore_conflict(replace(store, key, Some(&version), &ManifestLink { object: to.clone(), ..link }).await)
 }
 
-/// The same for a blob's link.
+/// Like [`move_manifest_link`], for a blob's link.
 ///
 /// # Errors
 /// If the store is away.

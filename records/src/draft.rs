@@ -1,6 +1,6 @@
-//! Drafts: records as they will be, with what a conditional write has to find.
+//! Drafts: records about to be written, with the version that the conditional write expects.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_store::{BlobStore, Error, Key, Version};
 use uuid::Uuid;
@@ -8,18 +8,38 @@ use uuid::Uuid;
 use crate::commit::{Change, Writer};
 use crate::repository::{Kind, Provenance, RepositoryRecord, SettingsRecord, State};
 use crate::tag::{Stamp, TagRecord, next_revision};
+use crate::word::rest_of_new;
 use crate::{ManifestLink, layout, not_understood, read, read_mendable, replace};
 
-/// A repository as it will be once content is in it.
+/// The replacement of a record by one with another meaning. All nodes are told when it ends, even if its caller has
+/// stopped waiting, since it may have happened.
+struct Replacing<'a> {
+    writer: &'a dyn Writer,
+    key: &'a Key,
+}
+
+impl Drop for Replacing<'_> {
+    fn drop(&mut self) {
+        self.writer.on_replaced(self.key);
+    }
+}
+
+/// The future record of a repository that gets content.
 pub(crate) struct RepositoryDraft {
     pub(crate) record: RepositoryRecord,
     version: Option<Version>,
     is_changed: bool,
 }
 
+/// Whether something was deleted after an upstream had been asked. A deletion in the future says nothing: some clock is
+/// wrong.
+fn is_since(deleted: DateTime<Utc>, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    asked < deleted && deleted <= now
+}
+
 impl RepositoryDraft {
-    /// A cached repository that content of `from` comes into; `settings` are for one that does not exist yet;
-    /// `None` if there is none, and none is to be created.
+    /// Drafts the record of a cached repository that gets content of `from`. `settings` are for a repository that does
+    /// not exist yet. Returns `None` if it does not exist and there are no settings to create it with.
     pub(crate) async fn read(
         store: &dyn BlobStore,
         name: &RepositoryName,
@@ -33,9 +53,10 @@ impl RepositoryDraft {
             return Err(not_understood(&key, why));
         }
         let filled_by = |record: RepositoryRecord| {
-            let (rule_uid, origin) = (Some(from.rule_uid), Some(from.origin.clone()));
+            let (rule_uid, origin) = (Some(from.rule_uid), Some(from.origin.in_place_of(record.origin.as_ref())));
             RepositoryRecord { rule_uid, origin, update_time: now, ..record }
         };
+        let delete_time = found.as_ref().filter(|found| found.state == State::Deleted).map(|found| found.update_time);
         let (record, is_changed) = match found.filter(|record| record.state == State::Live) {
             Some(record) if record.kind != Kind::Cached => {
                 return Err(not_understood(&key, "a repository that is pushed to is not filled"));
@@ -44,11 +65,17 @@ impl RepositoryDraft {
             Some(record) => (filled_by(record), true),
             None => {
                 let Some(settings) = settings else { return Ok(None) };
-                let record = RepositoryRecord::new(Uuid::now_v7(), now);
+                let record =
+                    RepositoryRecord { delete_time_before: delete_time, ..RepositoryRecord::new(Uuid::now_v7(), now) };
                 (filled_by(RepositoryRecord { settings: settings.clone(), ..record }), true)
             }
         };
         Ok(Some(Self { record, version, is_changed }))
+    }
+
+    /// Whether the repository of this name was deleted after an upstream had been asked; this may be a later one.
+    pub(crate) fn was_deleted_since(&self, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        self.record.delete_time_before.is_some_and(|deleted| is_since(deleted, asked, now))
     }
 
     pub(crate) fn change(&self) -> Option<Change> {
@@ -65,24 +92,23 @@ impl RepositoryDraft {
             return Ok(());
         }
         let key = layout::repository(name);
-        let written = replace(store, &key, self.version.as_ref(), &self.record).await;
-        if self.version.is_some() {
-            writer.replaced(&key);
-        }
-        written.map(drop)
+        let _replacing = self.version.is_some().then(|| Replacing { writer, key: &key });
+        replace(store, &key, self.version.as_ref(), &self.record).await.map(drop)
     }
 }
 
-/// A manifest's link as it will be.
+/// The future link of a manifest.
 pub(crate) struct LinkDraft {
     pub(crate) key: Key,
     pub(crate) link: ManifestLink,
     version: Option<Version>,
     is_changed: bool,
+    /// When the one that it replaces was deleted, if it was. A revision begins as a time.
+    delete_time: Option<DateTime<Utc>>,
 }
 
 impl LinkDraft {
-    /// The link at `key`, which becomes `link`. One that is damaged is replaced.
+    /// Drafts the replacement of the link at `key` by `link`. A damaged link is replaced, too.
     pub(crate) async fn read(
         store: &dyn BlobStore,
         key: Key,
@@ -94,24 +120,28 @@ impl LinkDraft {
         let mut link = ManifestLink { rule_uid: Some(from.rule_uid), origin: Some(from.origin.clone()), ..link };
         let Some(old) = old else {
             link.revision = next_revision(None, now);
-            return Ok(Self { key, link, version, is_changed: true });
+            return Ok(Self { key, link, version, is_changed: true, delete_time: None });
         };
         if old.state.known().is_none() {
             return Err(not_understood(&key, format!("its state `{}` is of another release", old.state)));
         }
+        let delete_time = (!old.is_live()).then(|| DateTime::from_timestamp_micros(old.revision)).flatten();
         let is_ours = old.is_live() && from.covers(old.rule_uid, old.origin.as_ref());
-        link.cache_time = if is_ours {
-            old.cache_time
-        } else {
-            // The index goes by this time, so it grows also where the clocks of two nodes differ.
-            link.cache_time.max(old.cache_time + TimeDelta::microseconds(1))
-        };
-        (link.revision, link.write, link.rest) = (old.revision, old.write, old.rest.clone());
+        if is_ours {
+            link.cache_time = old.cache_time;
+        }
+        (link.revision, link.write) = (old.revision, old.write);
+        link = link.in_place_of(&old);
         let is_changed = link != old;
         if is_changed {
             link.revision = next_revision(Some(old.revision), now);
         }
-        Ok(Self { key, link, version, is_changed })
+        Ok(Self { key, link, version, is_changed, delete_time })
+    }
+
+    /// Whether the link was deleted after an upstream had been asked.
+    pub(crate) fn was_deleted_since(&self, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        self.delete_time.is_some_and(|deleted| is_since(deleted, asked, now))
     }
 
     pub(crate) async fn write(&self, store: &dyn BlobStore) -> Result<(), Error> {
@@ -122,19 +152,19 @@ impl LinkDraft {
     }
 }
 
-/// What a tag is to mean.
+/// A new meaning of a tag.
 pub(crate) struct Meaning<'a> {
     /// The digest; `None` drops the tag.
     pub(crate) digest: Option<&'a Digest>,
-    /// The revision of the digest's link, where that is known.
+    /// The revision of the digest's link, if known.
     pub(crate) link_revision: Option<i64>,
-    /// Who said so.
+    /// The rule and the place that gave this meaning.
     pub(crate) from: &'a Provenance,
-    /// When.
+    /// When it was given.
     pub(crate) validate_time: DateTime<Utc>,
 }
 
-/// A tag as it will be.
+/// The future record of a tag.
 pub(crate) struct TagDraft {
     key: Key,
     tag: Tag,
@@ -144,7 +174,7 @@ pub(crate) struct TagDraft {
 }
 
 impl TagDraft {
-    /// A tag that gets this meaning at `now`. A record that is damaged is replaced.
+    /// Drafts giving the tag this meaning at `now`. A damaged record is replaced.
     pub(crate) async fn read(
         store: &dyn BlobStore,
         (name, incarnation): (&RepositoryName, Uuid),
@@ -160,17 +190,26 @@ impl TagDraft {
             stamp: same.and_then(|old| old.stamp.clone()).or_else(|| Some(Stamp::at(now))),
             validate_time: Some(meaning.validate_time),
             rule_uid: Some(meaning.from.rule_uid),
-            origin: Some(meaning.from.origin.clone()),
-            rest: old.as_ref().map(|old| old.rest.clone()).unwrap_or_default(),
+            origin: Some(meaning.from.origin.in_place_of(old.as_ref().and_then(|old| old.origin.as_ref()))),
+            rest: old.as_ref().map_or_else(rest_of_new, |old| old.rest.clone()),
             ..TagRecord::new(meaning.digest.cloned(), next_revision(old.as_ref().map(|old| old.revision), now))
         };
         Ok(Self { key, tag: tag.clone(), old, version, record })
     }
 
-    /// Whether the upstream has said something to somebody else since it was asked for this. Without leases it may.
-    pub(crate) fn is_overtaken(&self, asked: DateTime<Utc>, from: &Provenance) -> bool {
-        let of_same = self.old.as_ref().filter(|old| from.covers(old.rule_uid, old.origin.as_ref()));
-        of_same.is_some_and(|old| old.validate_time > Some(asked))
+    /// Whether an upstream has told somebody else something newer since ours was asked, or the tag was deleted since. It
+    /// happens without leases, and to a node that does not know of a new rule yet: what an older rule brings must not
+    /// replace what a newer one has brought.
+    pub(crate) fn is_overtaken(&self, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        let is_newer = self.old.as_ref().is_some_and(|old| old.validate_time > Some(asked));
+        is_newer || self.was_deleted_since(asked, now)
+    }
+
+    /// Whether the tag was deleted after an upstream had been asked.
+    pub(crate) fn was_deleted_since(&self, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        let tombstone = self.old.as_ref().filter(|old| old.digest.is_none());
+        let deleted = tombstone.and_then(|old| DateTime::from_timestamp_micros(old.revision));
+        deleted.is_some_and(|deleted| is_since(deleted, asked, now))
     }
 
     pub(crate) fn change(&self) -> Change {
@@ -178,12 +217,10 @@ impl TagDraft {
     }
 
     pub(crate) async fn write(&self, store: &dyn BlobStore, writer: &dyn Writer) -> Result<(), Error> {
-        let written = replace(store, &self.key, self.version.as_ref(), &self.record).await;
-        // What did not exist, and what was confirmed, is told to nobody: it is read before an upstream is asked.
+        // Nobody needs to be told of a new record or a confirmation: nodes read the record before they ask an upstream.
         let before = self.old.as_ref().and_then(|old| old.digest.as_ref());
-        if before.is_some() && before != self.record.digest.as_ref() {
-            writer.replaced(&self.key);
-        }
-        written.map(drop)
+        let is_moved = before.is_some() && before != self.record.digest.as_ref();
+        let _replacing = is_moved.then(|| Replacing { writer, key: &self.key });
+        replace(store, &self.key, self.version.as_ref(), &self.record).await.map(drop)
     }
 }

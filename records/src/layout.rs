@@ -3,6 +3,7 @@
 //! ```text
 //! layout                                            the layout's version
 //! content/<last 2 hex of the uuid>/<uuidv7>         bytes, put once, the name never used again
+//! damaged/<uuidv7>                                  what nodes have read in the place of that object's content
 //! blobs/plain/<alg>/<hex>                           pointer: which object has the content of a digest
 //! repositories/<name>/_repository                   live incarnation (or a tombstone), kind, rule, origin, create time
 //! repositories/<name>/_<incarnation>/
@@ -33,7 +34,7 @@ use uuid::Uuid;
 
 /// The version of the layout.
 pub fn version() -> Key {
-    Key::assembled("layout".to_owned())
+    Key::new_unchecked("layout".to_owned())
 }
 
 /// An object that holds content.
@@ -41,169 +42,180 @@ pub fn content(object: Uuid) -> Key {
     let name = object.to_string();
     // The first digits of names that are made at one time are the same; the last ones spread them.
     let folder = &name[name.len() - 2..];
-    Key::assembled(format!("content/{folder}/{name}"))
+    Key::new_unchecked(format!("content/{folder}/{name}"))
 }
 
 /// All content.
 pub fn contents_prefix() -> Prefix {
-    Prefix::assembled("content".to_owned())
+    Prefix::new_unchecked("content".to_owned())
+}
+
+/// What nodes have found in an object that is damaged.
+pub fn damage(object: Uuid) -> Key {
+    Key::new_unchecked(format!("damaged/{object}"))
+}
+
+/// All objects that nodes have found damaged.
+pub fn damages_prefix() -> Prefix {
+    Prefix::new_unchecked("damaged".to_owned())
 }
 
 /// The pointer of a digest.
 pub fn pointer(digest: &Digest) -> Key {
-    Key::assembled(format!("blobs/plain/{}/{}", digest.algorithm(), digest.hex()))
+    Key::new_unchecked(format!("blobs/plain/{}/{}", digest.algorithm(), digest.hex()))
 }
 
 /// All pointers.
 pub fn pointers_prefix() -> Prefix {
-    Prefix::assembled("blobs/plain".to_owned())
+    Prefix::new_unchecked("blobs/plain".to_owned())
 }
 
 /// A repository's own record.
 pub fn repository(name: &RepositoryName) -> Key {
-    Key::assembled(format!("repositories/{name}/_repository"))
+    Key::new_unchecked(format!("repositories/{name}/_repository"))
 }
 
 /// The records of all repositories.
 pub fn repositories_prefix() -> Prefix {
-    Prefix::assembled("repositories".to_owned())
+    Prefix::new_unchecked("repositories".to_owned())
 }
 
 /// The links and tags of one incarnation of a repository.
 pub fn incarnation_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
-    Prefix::assembled(format!("repositories/{name}/_{incarnation}"))
+    Prefix::new_unchecked(format!("repositories/{name}/_{incarnation}"))
 }
 
 /// The link that lets a repository show a manifest.
 pub fn manifest_link(name: &RepositoryName, incarnation: Uuid, digest: &Digest) -> Key {
-    Key::assembled(format!("repositories/{name}/_{incarnation}/manifests/{}-{}", digest.algorithm(), digest.hex()))
+    Key::new_unchecked(format!("repositories/{name}/_{incarnation}/manifests/{}-{}", digest.algorithm(), digest.hex()))
 }
 
 /// All manifest links of one incarnation.
 pub fn manifest_links_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
-    Prefix::assembled(format!("repositories/{name}/_{incarnation}/manifests"))
+    Prefix::new_unchecked(format!("repositories/{name}/_{incarnation}/manifests"))
 }
 
 /// The link that lets a repository show a blob.
 pub fn blob_link(name: &RepositoryName, incarnation: Uuid, digest: &Digest) -> Key {
-    Key::assembled(format!("repositories/{name}/_{incarnation}/blobs/{}-{}", digest.algorithm(), digest.hex()))
+    Key::new_unchecked(format!("repositories/{name}/_{incarnation}/blobs/{}-{}", digest.algorithm(), digest.hex()))
 }
 
 /// A tag's record.
 pub fn tag(name: &RepositoryName, incarnation: Uuid, tag: &Tag) -> Key {
-    Key::assembled(format!("repositories/{name}/_{incarnation}/tags/{tag}"))
+    Key::new_unchecked(format!("repositories/{name}/_{incarnation}/tags/{tag}"))
 }
 
 /// All tags of one incarnation.
 pub fn tags_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
-    Prefix::assembled(format!("repositories/{name}/_{incarnation}/tags"))
+    Prefix::new_unchecked(format!("repositories/{name}/_{incarnation}/tags"))
 }
 
 /// What an upstream has listed as a repository's tags.
 pub fn tag_list(name: &RepositoryName, incarnation: Uuid) -> Key {
-    Key::assembled(format!("repositories/{name}/_{incarnation}/lists/tags"))
+    Key::new_unchecked(format!("repositories/{name}/_{incarnation}/lists/tags"))
 }
 
 /// What an upstream has listed as referring to `subject`.
 pub fn referrer_list(name: &RepositoryName, incarnation: Uuid, subject: &Digest) -> Key {
-    Key::assembled(format!("repositories/{name}/_{incarnation}/lists/{}-{}", subject.algorithm(), subject.hex()))
+    Key::new_unchecked(format!("repositories/{name}/_{incarnation}/lists/{}-{}", subject.algorithm(), subject.hex()))
 }
 
 /// The record of a cached manifest that refers to `subject`.
 pub fn referrer(name: &RepositoryName, incarnation: Uuid, subject: &Digest, digest: &Digest) -> Key {
     let folder = referrers_prefix(name, incarnation, subject);
-    Key::assembled(format!("{}{}-{}", folder.as_str(), digest.algorithm(), digest.hex()))
+    Key::new_unchecked(format!("{}{}-{}", folder.as_str(), digest.algorithm(), digest.hex()))
 }
 
 /// The records of all cached manifests that refer to `subject`.
 pub fn referrers_prefix(name: &RepositoryName, incarnation: Uuid, subject: &Digest) -> Prefix {
     let subject = format!("{}-{}", subject.algorithm(), subject.hex());
-    Prefix::assembled(format!("repositories/{name}/_{incarnation}/referrers/{subject}"))
+    Prefix::new_unchecked(format!("repositories/{name}/_{incarnation}/referrers/{subject}"))
 }
 
 /// The record of an upload that a node has begun.
 pub fn upload(node: &ResourceId, upload: Uuid) -> Key {
-    Key::assembled(format!("uploads/{node}/{upload}"))
+    Key::new_unchecked(format!("uploads/{node}/{upload}"))
 }
 
 /// All uploads that a node has begun.
 pub fn uploads_prefix(node: &ResourceId) -> Prefix {
-    Prefix::assembled(format!("uploads/{node}"))
+    Prefix::new_unchecked(format!("uploads/{node}"))
 }
 
 /// All uploads that any node has begun.
 pub fn all_uploads_prefix() -> Prefix {
-    Prefix::assembled("uploads".to_owned())
+    Prefix::new_unchecked("uploads".to_owned())
 }
 
 /// The session of a push.
 pub fn push_session(push: Uuid) -> Key {
-    Key::assembled(format!("pushes/{push}/session"))
+    Key::new_unchecked(format!("pushes/{push}/session"))
 }
 
 /// Bytes of a push that make no whole part yet.
 pub fn push_tail(push: Uuid, number: u32) -> Key {
-    Key::assembled(format!("pushes/{push}/tail-{number}"))
+    Key::new_unchecked(format!("pushes/{push}/tail-{number}"))
 }
 
 /// All pushes that are under way.
 pub fn pushes_prefix() -> Prefix {
-    Prefix::assembled("pushes".to_owned())
+    Prefix::new_unchecked("pushes".to_owned())
 }
 
 /// The head, which says which snapshot is published.
 pub fn snapshot_head() -> Key {
-    Key::assembled("snapshot/head".to_owned())
+    Key::new_unchecked("snapshot/head".to_owned())
 }
 
 /// A snapshot. Neither number is negative.
 pub fn snapshot(epoch: i64, revision: i64, object: Uuid) -> Key {
-    Key::assembled(format!("snapshot/{epoch:019}/{revision:019}/{object}"))
+    Key::new_unchecked(format!("snapshot/{epoch:019}/{revision:019}/{object}"))
 }
 
 /// The head and all snapshots, the older ones first, the head last.
 pub fn snapshots_prefix() -> Prefix {
-    Prefix::assembled("snapshot".to_owned())
+    Prefix::new_unchecked("snapshot".to_owned())
 }
 
 /// The record of a live node.
 pub fn node(id: &ResourceId) -> Key {
-    Key::assembled(format!("nodes/{id}"))
+    Key::new_unchecked(format!("nodes/{id}"))
 }
 
 /// All live nodes.
 pub fn nodes_prefix() -> Prefix {
-    Prefix::assembled("nodes".to_owned())
+    Prefix::new_unchecked("nodes".to_owned())
 }
 
 /// An event that waits for the control plane.
 pub fn event(node: &ResourceId, event: Uuid) -> Key {
-    Key::assembled(format!("events/{node}/{event}"))
+    Key::new_unchecked(format!("events/{node}/{event}"))
 }
 
 /// All events of a node that wait, the oldest first.
 pub fn events_prefix(node: &ResourceId) -> Prefix {
-    Prefix::assembled(format!("events/{node}"))
+    Prefix::new_unchecked(format!("events/{node}"))
 }
 
 /// Something that is written to try out a bucket. `name` is written like a key.
 pub fn probe(probe: Uuid, name: &str) -> Key {
-    Key::assembled(format!("probe/{probe}/{name}"))
+    Key::new_unchecked(format!("probe/{probe}/{name}"))
 }
 
 /// What all probes have written and not removed yet.
 pub fn probes_prefix() -> Prefix {
-    Prefix::assembled("probe".to_owned())
+    Prefix::new_unchecked("probe".to_owned())
 }
 
 /// What a key is for, with what it says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the fields are the arguments of the functions of the same names")]
 pub enum Parsed {
     /// See [`version`].
     Version,
     /// See [`content`].
     Content { object: Uuid },
+    /// See [`damage`].
+    Damage { object: Uuid },
     /// See [`pointer()`].
     Pointer { digest: Digest },
     /// See [`repository`].
@@ -249,6 +261,7 @@ pub fn parse(key: &Key) -> Option<Parsed> {
             let [_, object] = parts(rest)?;
             Parsed::Content { object: object.parse().ok()? }
         }
+        "damaged" => Parsed::Damage { object: rest.parse().ok()? },
         "blobs" => {
             let ["plain", algorithm, hex] = parts(rest)? else { return None };
             Parsed::Pointer { digest: format!("{algorithm}:{hex}").parse().ok()? }
@@ -289,6 +302,7 @@ impl Parsed {
         match self {
             Self::Version => version(),
             Self::Content { object } => content(*object),
+            Self::Damage { object } => damage(*object),
             Self::Pointer { digest } => pointer(digest),
             Self::Repository { name } => repository(name),
             Self::ManifestLink { name, incarnation, digest } => manifest_link(name, *incarnation, digest),
@@ -383,6 +397,7 @@ mod tests {
         prop_oneof![
             Just(Parsed::Version),
             uuids().prop_map(|object| Parsed::Content { object }),
+            uuids().prop_map(|object| Parsed::Damage { object }),
             digests().prop_map(|digest| Parsed::Pointer { digest }),
             uuids().prop_map(|push| Parsed::PushSession { push }),
             (uuids(), any::<u32>()).prop_map(|(push, number)| Parsed::PushTail { push, number }),
@@ -431,7 +446,7 @@ mod tests {
         }
 
         #[test]
-        fn any_key_is_in_the_drawing_or_not(text in "(layout|content|blobs|pushes|repositories|snapshot|nodes|events|uploads|probe)(/[a-z0-9_-]{1,12}){0,4}") {
+        fn any_key_is_in_the_drawing_or_not(text in "(layout|content|damaged|blobs|pushes|repositories|snapshot|nodes|events|uploads|probe)(/[a-z0-9_-]{1,12}){0,4}") {
             if let Ok(key) = Key::parse(&text) && let Some(parsed) = parse(&key) {
                 prop_assert_eq!(parsed.key(), key);
             }
@@ -448,6 +463,7 @@ mod tests {
         for (key, text) in [
             (version(), "layout".to_owned()),
             (content(Uuid::from_u128(0xab)), "content/ab/00000000-0000-0000-0000-0000000000ab".to_owned()),
+            (damage(id), format!("damaged/{id}")),
             (pointer(&digest), format!("blobs/plain/sha256/{hex}")),
             (push_session(id), format!("pushes/{id}/session")),
             (push_tail(id, 3), format!("pushes/{id}/tail-3")),
@@ -476,6 +492,7 @@ mod tests {
         let node_id: ResourceId = "node-1".parse().unwrap();
         for (prefix, key) in [
             (contents_prefix(), content(id)),
+            (damages_prefix(), damage(id)),
             (pointers_prefix(), pointer(&digest)),
             (pushes_prefix(), push_session(id)),
             (pushes_prefix(), push_tail(id, 1)),

@@ -1,50 +1,47 @@
-//! The version of the layout, which every program looks at before it touches a store.
+//! The version of the layout, which every program checks before it uses a store.
 //!
-//! A release that does not know how a store is laid out would take what it does not understand for absent. So the version
-//! is put once into an empty store, and a store with another one, or with keys and none, is refused.
+//! A release that does not know the layout of a store would believe that things are missing. So the version is written
+//! once into an empty store. A store with another version, or with keys but without a version, is refused.
 
 use entrepot_store::{BlobStore, Error, Key, Object, Prefix};
 use serde::{Deserialize, Serialize};
 
 use crate::{encode, layout};
 
-/// The layout that this release reads and writes.
+/// The layout version of this release.
 const VERSION: u64 = 1;
-/// How many keys are listed at once.
+/// How many keys are listed at a time.
 const PAGE: usize = 100;
 
-/// What stands at [`layout::version`].
+/// The record at [`layout::version`].
 #[derive(Debug, Serialize, Deserialize)]
 struct LayoutRecord {
     version: u64,
 }
 
-/// Why a store is not used.
+/// Why a store is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
-    /// Another release has laid it out.
+    /// It has the layout of another release.
     #[error(
-        "the store has {found}, and this release knows layout version {VERSION} alone: run the release that wrote it, or choose an empty bucket, prefix or folder"
+        "the store has {found}, but this release knows only layout version {VERSION}: run the release that wrote it, or choose an empty bucket, prefix or folder"
     )]
     Unknown {
-        /// What its `layout` says.
+        /// What its `layout` record says.
         found: String,
     },
-    /// Somebody else's things are there, or the version was deleted.
+    /// It holds something else, or the version was deleted.
     #[error(
-        "the store holds `{key}` and no `layout`, so it is not this registry's, or it was restored by halves: choose an empty bucket, prefix or folder, or restore all of it"
+        "the store holds `{key}` and no `layout`, so it is not this registry's, or it was only partly restored: choose an empty bucket, prefix or folder, or restore all of it"
     )]
-    Missing {
-        /// A key that is there.
-        key: Key,
-    },
-    /// The store did not say.
-    #[error("the store's layout version could not be looked at")]
+    Missing { key: Key },
+    /// The store did not answer.
+    #[error("the store's layout version could not be read")]
     Store(#[from] Error),
 }
 
 impl LayoutError {
-    /// Whether the same look may succeed later.
+    /// Whether trying again later may succeed.
     pub fn retry(&self) -> bool {
         match self {
             Self::Unknown { .. } | Self::Missing { .. } => false,
@@ -53,17 +50,17 @@ impl LayoutError {
     }
 }
 
-/// Checks that a store is laid out as this release knows it, and notes that in an empty one. What whoever opens a bucket
-/// tries out in it does not count.
+/// Checks that a store has the layout that this release knows, and writes the version into an empty store. Probes of
+/// programs that open the bucket do not count.
 ///
 /// # Errors
-/// If it is not, or the store cannot be looked at.
+/// If the layout is another one, or the store cannot be read.
 pub async fn check_layout(store: &dyn BlobStore) -> Result<(), LayoutError> {
     if let Some(object) = store.get(&layout::version()).await? {
         return known(&object);
     }
     if let Some(key) = first_key(store).await? {
-        // Another program may have noted it since, and begun to write.
+        // Another program may have written the version meanwhile, and begun to use the store.
         return match store.get(&layout::version()).await? {
             Some(object) => known(&object),
             None => Err(LayoutError::Missing { key }),
@@ -71,7 +68,7 @@ pub async fn check_layout(store: &dyn BlobStore) -> Result<(), LayoutError> {
     }
     match store.put_once(&layout::version(), encode(&LayoutRecord { version: VERSION })).await {
         Ok(_) => Ok(()),
-        // Whoever was faster may be of another release.
+        // The faster program may be of another release.
         Err(Error::AlreadyExists) => match store.get(&layout::version()).await? {
             Some(object) => known(&object),
             None => Err(LayoutError::Missing { key: layout::version() }),
@@ -88,7 +85,7 @@ fn known(object: &Object) -> Result<(), LayoutError> {
     }
 }
 
-/// A key that is not a probe's.
+/// The first key that does not belong to a probe.
 async fn first_key(store: &dyn BlobStore) -> Result<Option<Key>, Error> {
     let mut after = None;
     loop {

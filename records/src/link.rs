@@ -1,5 +1,7 @@
 //! Links: what a repository may show, and all that it names.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Manifest, MediaType};
 use entrepot_store::Key;
@@ -7,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::repository::{Origin, State};
-use crate::word::{Rest, Word};
+use crate::word::{Rest, Word, rest_of_new};
 
 /// How many of the manifests that an index lists are noted in its link.
 pub const LISTED_CHILDREN: usize = 1000;
@@ -18,7 +20,7 @@ pub struct ManifestLink {
     /// The object that holds the manifest. It saves a read of the pointer, which decides.
     pub object: Key,
     /// What kind of manifest.
-    pub media_type: Word<MediaType>,
+    pub media_type: MediaType,
     /// The manifest's size.
     pub size_bytes: u64,
     /// The configuration that it names.
@@ -80,12 +82,23 @@ impl Named {
     }
 }
 
+/// Lets content keep what other releases have noted of it.
+fn keep_rest<'n>(named: impl IntoIterator<Item = &'n mut Named>, old: impl IntoIterator<Item = &'n Named>) {
+    let noted = old.into_iter().filter(|old| !old.rest.is_empty());
+    let noted: HashMap<&Digest, &Rest> = noted.map(|old| (&old.digest, &old.rest)).collect();
+    for one in named {
+        if let Some(rest) = noted.get(&one.digest) {
+            one.rest = (*rest).clone();
+        }
+    }
+}
+
 impl ManifestLink {
     /// A link to a manifest that names nothing.
     pub fn new(object: Key, media_type: MediaType, size_bytes: u64, cache_time: DateTime<Utc>) -> Self {
         Self {
             object,
-            media_type: media_type.into(),
+            media_type,
             size_bytes,
             config: None,
             layers: Vec::new(),
@@ -100,7 +113,7 @@ impl ManifestLink {
             state: State::Live.into(),
             revision: 0,
             write: Uuid::nil(),
-            rest: Rest::new(),
+            rest: rest_of_new(),
         }
     }
 
@@ -117,8 +130,19 @@ impl ManifestLink {
             artifact_type: artifact_type(bytes),
             platforms: manifest.platforms(),
             content_size_bytes: manifest.content_size_bytes(),
-            ..Self::new(object, manifest.media_type, bytes.len() as u64, cache_time)
+            ..Self::new(object, manifest.media_type.clone(), bytes.len() as u64, cache_time)
         }
+    }
+
+    /// The same link, which takes the place of `old`: it keeps what other releases have noted there.
+    #[must_use]
+    pub(crate) fn in_place_of(mut self, old: &Self) -> Self {
+        keep_rest(&mut self.config, &old.config);
+        keep_rest(&mut self.layers, &old.layers);
+        keep_rest(&mut self.children, &old.children);
+        self.origin = self.origin.map(|origin| origin.in_place_of(old.origin.as_ref()));
+        self.rest = old.rest.clone();
+        self
     }
 
     /// Whether the manifest may be shown.
@@ -170,7 +194,7 @@ impl BlobLink {
             state: State::Live.into(),
             revision: 0,
             write: Uuid::nil(),
-            rest: Rest::new(),
+            rest: rest_of_new(),
         }
     }
 

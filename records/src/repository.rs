@@ -1,4 +1,4 @@
-//! The record of a repository, and what it says of where its content comes from.
+//! The record of a repository, and of where its content comes from.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,20 @@ use entrepot_domain::template::{RepositorySettings, TagMutability};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::word::{Rest, Vocabulary, Word};
+use crate::word::{Rest, Vocabulary, Word, rest_of_new};
 
 /// A repository, at [`crate::layout::repository`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryRecord {
-    /// Under which the links and tags are; a repository that is deleted and created again gets another one.
+    /// Part of the keys of its links and tags. A repository that is deleted and created again gets a new one.
     pub incarnation: Uuid,
-    /// Whether there is a repository.
+    /// Whether the repository exists.
     pub state: Word<State>,
-    /// How content comes into it.
     pub kind: Word<Kind>,
     /// The rule that fills it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_uid: Option<Uuid>,
-    /// Where that rule fills it from.
+    /// The place from which that rule fills it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// The region that decides about it.
@@ -31,22 +30,24 @@ pub struct RepositoryRecord {
     pub create_time: DateTime<Utc>,
     /// When this record was last changed.
     pub update_time: DateTime<Utc>,
-    /// What this incarnation was created with.
+    /// When the previous incarnation was deleted. What an upstream was asked for before that is not stored in this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_time_before: Option<DateTime<Utc>>,
+    /// The settings with which this incarnation was created.
     #[serde(default, skip_serializing_if = "SettingsRecord::is_default")]
     pub settings: SettingsRecord,
-    /// Whether its tags are synced by themselves; `None` is as its rule says.
+    /// Whether its tags are synced automatically; `None` leaves this to its rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automatic_sync: Option<bool>,
     /// Changes with every write.
     #[serde(default)]
     pub write: Uuid,
-    /// What other releases know of it.
+    /// Fields of other releases.
     #[serde(flatten)]
     pub rest: Rest,
 }
 
 impl RepositoryRecord {
-    /// A cached repository that is created at `now`.
     pub fn new(incarnation: Uuid, now: DateTime<Utc>) -> Self {
         Self {
             incarnation,
@@ -57,19 +58,20 @@ impl RepositoryRecord {
             home_region: None,
             create_time: now,
             update_time: now,
+            delete_time_before: None,
             settings: SettingsRecord::default(),
             automatic_sync: None,
             write: Uuid::nil(),
-            rest: Rest::new(),
+            rest: rest_of_new(),
         }
     }
 
-    /// Whether there is a repository that this release knows how to handle.
+    /// Whether the repository exists and this release can handle it.
     pub fn is_live(&self) -> bool {
         self.state == State::Live && self.kind.known().is_some()
     }
 
-    /// What of it only another release understands, so that it can be neither shown nor taken for absent.
+    /// What only another release understands about it. Such a repository can be neither shown nor treated as absent.
     pub fn not_understood(&self) -> Option<String> {
         if self.state.known().is_none() {
             return Some(format!("its state `{}` is of another release", self.state));
@@ -79,12 +81,12 @@ impl RepositoryRecord {
     }
 }
 
-/// Whether something exists: a repository, or a link.
+/// Whether something exists, such as a repository or a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It does.
+    /// It exists.
     Live,
-    /// It did: a tombstone.
+    /// It was deleted; this is a tombstone.
     Deleted,
 }
 
@@ -104,7 +106,7 @@ impl Vocabulary for State {
 /// How content comes into a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// From an upstream, when it is asked for.
+    /// From an upstream, on demand.
     Cached,
     /// By pushes.
     Hosted,
@@ -123,22 +125,27 @@ impl Vocabulary for Kind {
     }
 }
 
-/// Where content comes from.
+/// The place that content comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The upstream's host, with its port where it has an unusual one.
+    /// The upstream's host, with its port if that is not the default.
     pub host: String,
-    /// The repository there.
+    /// The repository's name there.
     pub repository: String,
-    /// What other releases know of it.
+    /// Fields of other releases.
     #[serde(flatten)]
     pub rest: Rest,
 }
 
 impl Origin {
-    /// A repository of an upstream.
     pub fn new(host: impl Into<String>, repository: impl Into<String>) -> Self {
         Self { host: host.into(), repository: repository.into(), rest: Rest::new() }
+    }
+
+    /// The same place. It keeps the fields of other releases if `old` is this place, too.
+    #[must_use]
+    pub(crate) fn in_place_of(&self, old: Option<&Self>) -> Self {
+        old.filter(|old| old.is(self)).unwrap_or(self).clone()
     }
 
     fn is(&self, other: &Self) -> bool {
@@ -146,40 +153,38 @@ impl Origin {
     }
 }
 
-/// What fills a repository: a rule, from an upstream's repository.
+/// What fills a repository: a rule, and the upstream's repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Provenance {
-    /// The rule.
     pub rule_uid: Uuid,
-    /// Where it fills from.
     pub origin: Origin,
 }
 
 impl Provenance {
-    /// Whether a record that says this of where it came from was written for the same rule and upstream. What one rule
-    /// has filled is no evidence for what another may show, nor once the rule is pointed elsewhere.
+    /// Whether a record with this rule and origin was written for the same rule and upstream. Content that one rule has
+    /// filled proves nothing about what another rule may show, nor about the same rule once it is pointed elsewhere.
     pub fn covers(&self, rule_uid: Option<Uuid>, origin: Option<&Origin>) -> bool {
         rule_uid == Some(self.rule_uid) && origin.is_some_and(|origin| origin.is(&self.origin))
     }
 }
 
-/// What a repository was created with, as text: a record of another release must not be unreadable.
+/// The settings with which a repository was created. They are text, so that a record of another release stays readable.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SettingsRecord {
-    /// The id of the template that said so; empty if there was none.
+    /// The id of the template that was applied; empty if there was none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub template: String,
-    /// Whether tags may move, in ECR's words; empty is that they may.
+    /// Whether tags may move, in ECR's words; if empty, they may.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tag_mutability: String,
-    /// Patterns of tags that are excluded from that.
+    /// Patterns of tags that are exempt from that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tag_mutability_exclusions: Vec<String>,
-    /// What it is marked with.
+    /// The repository's marks.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub resource_tags: BTreeMap<String, String>,
-    /// What other releases know of them.
+    /// Fields of other releases.
     #[serde(flatten)]
     pub rest: Rest,
 }
@@ -189,7 +194,7 @@ impl SettingsRecord {
         *self == Self::default()
     }
 
-    /// As they are meant.
+    /// The settings as values of the domain.
     pub fn settings(&self) -> RepositorySettings {
         let tags = self.resource_tags.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         RepositorySettings::lenient(&self.template, &self.tag_mutability, &self.tag_mutability_exclusions, tags)

@@ -1,4 +1,4 @@
-//! Tags that an upstream confirms, moves or drops while their manifests are linked already.
+//! Updates of tags whose manifests are already linked: an upstream confirms, moves or drops them.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, Tag};
@@ -9,15 +9,12 @@ use crate::commit::{Step, Writer};
 use crate::draft::{Meaning, TagDraft};
 use crate::repository::Provenance;
 
-/// A tag of one incarnation of a repository, and what it is filled by.
+/// A tag in one incarnation of a repository, and what fills that repository.
 pub struct FilledTag<'a> {
-    /// The repository.
     pub name: &'a RepositoryName,
-    /// Its incarnation.
     pub incarnation: Uuid,
-    /// By what it is filled.
+    /// The rule and the place that it comes from.
     pub from: &'a Provenance,
-    /// The tag.
     pub tag: &'a Tag,
 }
 
@@ -31,7 +28,7 @@ impl FilledTag<'_> {
         self.settle(store, writer, draft, digest).await
     }
 
-    /// Notes that the upstream has just said that the tag is gone, if its record still means `digest`.
+    /// Notes that the upstream has just reported the tag as gone, if its record still means `digest`.
     ///
     /// # Errors
     /// If the store is away.
@@ -40,8 +37,8 @@ impl FilledTag<'_> {
         self.settle(store, writer, draft, digest).await
     }
 
-    /// Notes what the upstream said at `validated` that the tag means, unless it has said something since. Somebody
-    /// else's change in between wins.
+    /// Notes the meaning that the upstream gave for the tag at `validated`, unless the record is newer or the tag was
+    /// deleted since. If somebody else changes the record meanwhile, their change wins.
     ///
     /// # Errors
     /// If the store is away.
@@ -53,14 +50,16 @@ impl FilledTag<'_> {
         validated: DateTime<Utc>,
     ) -> Result<(), Error> {
         let draft = self.draft(store, writer, Some(digest), validated).await?;
-        let known = draft.old.as_ref().filter(|old| self.from.covers(old.rule_uid, old.origin.as_ref()));
-        if known.is_some_and(|known| known.validate_time >= Some(validated)) {
+        // Whichever rule the record's meaning comes from: an older rule's must not replace a newer one's.
+        if draft.old.as_ref().is_some_and(|known| known.validate_time >= Some(validated))
+            || draft.was_deleted_since(validated, writer.now())
+        {
             return Ok(());
         }
         self.write(store, writer, draft).await
     }
 
-    /// Lets the tag mean `digest`, as the upstream said at `said`, if its record is still at revision `base`. Says
+    /// Sets the tag to `digest`, which the upstream gave at `said`, if its record is still at revision `base`. Returns
     /// whether it was.
     ///
     /// # Errors
@@ -77,7 +76,7 @@ impl FilledTag<'_> {
             return Ok(false);
         }
         writer.record(self.name, self.incarnation, vec![draft.change()]).await?;
-        writer.passed(Step::MoveReported);
+        writer.after_step(Step::MoveReported);
         is_first(draft.write(store, writer).await)
     }
 
@@ -92,7 +91,7 @@ impl FilledTag<'_> {
         TagDraft::read(store, (self.name, self.incarnation), self.tag, meaning, writer.now()).await
     }
 
-    /// Writes what is new of a tag that meant `digest`, if it still does.
+    /// Updates a tag, if it still means `digest`.
     async fn settle(
         &self,
         store: &dyn BlobStore,
@@ -106,14 +105,14 @@ impl FilledTag<'_> {
         self.write(store, writer, draft).await
     }
 
-    /// Somebody else's change in between wins.
+    /// If somebody else changes the record meanwhile, their change wins.
     async fn write(&self, store: &dyn BlobStore, writer: &dyn Writer, draft: TagDraft) -> Result<(), Error> {
         writer.record(self.name, self.incarnation, vec![draft.change()]).await?;
         is_first(draft.write(store, writer).await).map(drop)
     }
 }
 
-/// Whether nobody else was faster.
+/// Turns a conflict into `false`: another writer was faster.
 fn is_first(written: Result<(), Error>) -> Result<bool, Error> {
     match written {
         Err(error) if error.is_conflict() => Ok(false),

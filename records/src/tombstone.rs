@@ -1,4 +1,4 @@
-//! Deletes what records show, by tombstones: invisible from then on, whatever the index says.
+//! Deletions by tombstones. From then on the thing is invisible, whatever the index says.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName, Tag};
@@ -9,7 +9,7 @@ use crate::claim::TRIES;
 use crate::tag::{Stamp, next_revision};
 use crate::{ManifestLink, Record, RepositoryRecord, State, TagRecord, layout, not_understood, read, replace};
 
-/// Deletes a repository, and returns the record that was live.
+/// Deletes a repository, and returns its live record.
 ///
 /// # Errors
 /// If the store is away, or the record cannot be read.
@@ -30,7 +30,7 @@ pub async fn bury_repository(
     .await
 }
 
-/// Deletes a tag that passes `is_meant`; returns the record before and the tombstone's revision.
+/// Deletes a tag for which `is_meant` is true. Returns the former record and the tombstone's revision.
 ///
 /// # Errors
 /// If the store is away, or the record cannot be read.
@@ -55,7 +55,7 @@ pub async fn bury_tag(
     }))
 }
 
-/// Deletes the link of a manifest, and returns the tombstone, also if it was deleted before; says whether it was live.
+/// Deletes the link of a manifest. Returns the tombstone, even if the link was deleted before, and whether it was live.
 ///
 /// # Errors
 /// If the store is away, or the record cannot be read.
@@ -90,14 +90,12 @@ pub async fn bury_manifest(
 /// A link that was deleted.
 #[derive(Clone, Debug)]
 pub struct Buried {
-    /// Whether it was live until now.
     pub was_live: bool,
-    /// The tombstone.
     pub link: ManifestLink,
 }
 
-/// Replaces a record by the tombstone that `to_tombstone` makes of it, unless that says that it is not to be deleted;
-/// returns the record before.
+/// Replaces a record by the tombstone that `to_tombstone` returns, unless it returns that nothing is to be deleted.
+/// Returns the former record.
 async fn bury<T: Record>(
     store: &dyn BlobStore,
     key: &Key,
@@ -118,11 +116,11 @@ async fn bury<T: Record>(
     Err(Error::Conflict)
 }
 
-/// Sets whether a repository's tags are synced by themselves, and returns the record; `None` if the incarnation is not
+/// Sets whether a repository's tags are synced automatically, and returns the record; `None` if the incarnation is not
 /// live.
 ///
 /// # Errors
-/// If the store is away, the record cannot be read, or somebody else was faster.
+/// If the store is away, the record cannot be read, or another writer was faster.
 pub async fn set_automatic_sync(
     store: &dyn BlobStore,
     (name, incarnation): (&RepositoryName, Uuid),

@@ -1,23 +1,27 @@
-//! Words of records: those that this release knows, and those that only another one does.
+//! Words in records, both those that this release knows and those of other releases.
 
 use std::fmt;
 
-use entrepot_domain::MediaType;
+use entrepot_domain::future;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Fields that only another release knows; they are written back as they were read.
+/// Fields that only another release knows. They are written back unchanged.
 pub type Rest = serde_json::Map<String, serde_json::Value>;
 
-/// A set of words that this release knows.
+/// The unknown fields of a new record: none, except in builds that play a later release.
+pub(crate) fn rest_of_new() -> Rest {
+    future::record_field().into_iter().map(|field| (field.to_owned(), true.into())).collect()
+}
+
+/// The words of one kind that this release knows.
 pub trait Vocabulary: Copy + PartialEq {
-    /// What a word means.
+    /// The meaning of a word.
     fn read(word: &str) -> Option<Self>;
 
-    /// The word for it.
     fn word(&self) -> &'static str;
 }
 
-/// A word of a record. One that is not known here is kept, and means nothing that is.
+/// A word in a record. An unknown word is kept, and never means the same as a known one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word<T> {
     /// A word of this release.
@@ -27,7 +31,7 @@ pub enum Word<T> {
 }
 
 impl<T: Vocabulary> Word<T> {
-    /// What it means, if that is known here.
+    /// Its meaning, if this release knows it.
     pub fn known(&self) -> Option<T> {
         match self {
             Self::Known(value) => Some(*value),
@@ -72,15 +76,5 @@ impl<'de, T: Vocabulary> Deserialize<'de> for Word<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let word = String::deserialize(deserializer)?;
         Ok(T::read(&word).map_or_else(|| Self::Unknown(word.into()), Self::Known))
-    }
-}
-
-impl Vocabulary for MediaType {
-    fn read(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.as_str() == word)
-    }
-
-    fn word(&self) -> &'static str {
-        self.as_str()
     }
 }

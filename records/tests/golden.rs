@@ -37,6 +37,7 @@ fn repository() -> RepositoryRecord {
         rule_uid: Some(Uuid::from_u128(2)),
         origin: Some(origin()),
         home_region: Some("eu-central-1".into()),
+        delete_time_before: Some(time()),
         settings,
         automatic_sync: Some(true),
         write: Uuid::from_u128(9),
@@ -99,7 +100,7 @@ fn list() -> ListRecord {
     ListRecord::new(from, time(), vec!["latest".into(), "v1".into()])
 }
 
-/// What stands in a golden file is what this release writes, and what every later one reads.
+/// A golden file has exactly what this release writes, and every later release must read it.
 fn assert_golden<T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + Debug>(name: &str, record: &T) {
     let path = format!("{}/tests/golden/{name}.json", env!("CARGO_MANIFEST_DIR"));
     let written = String::from_utf8(encode(record).to_vec()).unwrap();
@@ -127,7 +128,7 @@ fn records_are_written_and_read_as_ever() {
     assert_golden("referrer", &ReferrerRecord { descriptor: r#"{"digest":"x"}"#.into() });
 }
 
-/// Adds to each object of a record what only a later release knows.
+/// Adds fields of a later release to each object in a record.
 fn grow(value: &mut Value) {
     match value {
         Value::Object(fields) => {
@@ -139,7 +140,7 @@ fn grow(value: &mut Value) {
     }
 }
 
-/// Reads what a later release has written, changes it as this one does, and gives it back to the later one.
+/// Reads a later release's record, changes it as this release does, and returns what the later release would read.
 fn through_this_release<T: Record>(later: &Value, change: impl FnOnce(&mut T)) -> Value {
     let mut record: T = serde_json::from_value(later.clone()).unwrap();
     change(&mut record);
@@ -151,7 +152,7 @@ fn through_this_release<T: Record>(later: &Value, change: impl FnOnce(&mut T)) -
 fn nothing_of_a_later_release_is_lost_through_a_rewrite() {
     let later = |record: &dyn Fn() -> Value, words: &[(&str, &str)]| {
         let mut value = record();
-        // The marks of resources have no room for fields, which would be marks.
+        // Unknown fields cannot be added to the marks of a resource, where they would be marks.
         let tags = value.pointer("/settings/resource_tags").cloned();
         grow(&mut value);
         if let (Some(tags), Some(settings)) = (tags, value.get_mut("settings")) {

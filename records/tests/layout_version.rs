@@ -1,4 +1,4 @@
-//! A store says how it is laid out, and one that does not say it rightly is refused.
+//! Each store has a layout version, and a store with a wrong one is refused.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
@@ -10,7 +10,7 @@ use entrepot_store::{BlobStore as _, Key, LocalStore};
 use futures_util::future::join_all;
 use uuid::Uuid;
 
-/// More than what is listed at once.
+/// More than one page of a listing.
 const PROBES: usize = 150;
 
 fn empty() -> (tempfile::TempDir, LocalStore) {
@@ -26,7 +26,7 @@ async fn put(store: &LocalStore, key: &Key, text: &'static str) {
 #[tokio::test]
 async fn an_empty_store_is_marked_once_and_known_from_then_on() {
     let (_folder, store) = empty();
-    // Many probes that nobody has removed, over more than a page.
+    // Many leftover probes, more than one page of them.
     for name in 0..PROBES {
         put(&store, &layout::probe(Uuid::nil(), &name.to_string()), "x").await;
     }
@@ -56,7 +56,7 @@ async fn what_another_release_has_laid_out_is_refused_with_the_remedy() {
 #[tokio::test]
 async fn keys_without_a_version_are_refused_and_left_alone() {
     let (_folder, store) = empty();
-    // Behind a page of probes.
+    // The foreign key comes after a page of probes.
     for name in 0..PROBES {
         put(&store, &layout::probe(Uuid::nil(), &name.to_string()), "x").await;
     }
@@ -76,7 +76,7 @@ async fn programs_that_start_at_once_all_find_it_and_what_they_write_disturbs_no
             let store = Arc::clone(&store);
             tokio::spawn(async move {
                 check_layout(&*store).await?;
-                // Each begins to write at once.
+                // Each of them begins to write at once.
                 let key = layout::node(&format!("node-{starter}").parse().unwrap());
                 store.put(&key, "x".into()).await.unwrap();
                 Ok::<_, LayoutError>(())

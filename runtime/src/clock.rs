@@ -1,11 +1,12 @@
-//! Time, as an argument: edges hold a [`Clock`] and hand `now` to the functions that decide.
+//! Time as an argument: the edges hold a [`Clock`] and pass `now` to the functions that decide.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound as _, Utc};
+use parking_lot::Mutex;
 
-/// Tells the time: the system's, or one that a test moves by hand.
+/// A clock: the system's, or one that a test moves by hand.
 #[derive(Clone, Debug)]
 pub struct Clock(Source);
 
@@ -16,33 +17,32 @@ enum Source {
 }
 
 impl Clock {
-    /// The system's clock.
     pub fn system() -> Self {
         Self(Source::System)
     }
 
-    /// A clock that stands at `at` until it is advanced; clones move together.
+    /// A clock that stands at `at` until it is advanced. Its clones move together.
     pub fn manual(at: DateTime<Utc>) -> Self {
         Self(Source::Manual(Arc::new(Mutex::new(at))))
     }
 
-    /// The time now, in whole microseconds: what Postgres keeps, so that what was written reads the same.
+    /// The time now, in whole microseconds, which is the precision of Postgres.
     pub fn now(&self) -> DateTime<Utc> {
         match &self.0 {
             #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
             Source::System => Utc::now().trunc_subsecs(6),
-            Source::Manual(at) => *at.lock().unwrap_or_else(PoisonError::into_inner),
+            Source::Manual(at) => *at.lock(),
         }
     }
 
     /// Moves a manual clock forward.
     ///
     /// # Panics
-    /// If this is the system's clock, which only a wrong test can do.
+    /// If this is the system's clock.
     pub fn advance(&self, by: Duration) {
         match &self.0 {
             Source::System => panic!("the system's clock cannot be advanced"),
-            Source::Manual(at) => *at.lock().unwrap_or_else(PoisonError::into_inner) += by,
+            Source::Manual(at) => *at.lock() += by,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Configuration: one TOML file, overridden by the environment, read key by key.
 //!
-//! A program asks for what it knows, and everything that is wrong is collected on the way: values that cannot be read,
-//! keys that are missing, keys and sections that nobody has asked for. [`Reader::finish`] gives all of it at once, so
-//! that an operator mends a file in one round.
+//! A program asks for the keys that it knows. All mistakes are collected on the way: values that cannot be read,
+//! missing keys, and keys or sections that no code has asked for. [`Reader::finish`] returns all of them at once, so
+//! that an operator can fix a file in one go.
 //!
 //! ```
 //! use std::net::SocketAddr;
@@ -37,51 +37,48 @@ pub use problems::{Problem, Problems, Reported};
 pub use section::Section;
 pub use setting::{ByteSize, Parsed, Setting};
 
-/// What names of variables that override a key begin with.
+/// The beginning of names of variables that override a key.
 const PREFIX: &str = "ENTREPOT__";
 
-/// Reads a configuration, section by section, and remembers what was wrong and what was asked for.
+/// Reads a configuration section by section, and remembers the mistakes and the keys that were asked for.
 #[derive(Debug)]
 pub struct Reader {
     file: BTreeMap<String, Table>,
-    /// By section and key.
+    /// The overriding variables by section and key.
     overrides: BTreeMap<(String, String), Override>,
     asked: Vec<Described>,
-    /// Sections and keys that another program reads.
+    /// Sections and keys that only another program reads.
     passed_over: BTreeSet<(String, String)>,
     problems: Vec<Problem>,
 }
 
-/// A variable of the environment that stands for a key.
+/// An environment variable that overrides a key.
 #[derive(Debug)]
 struct Override {
     variable: String,
     text: String,
 }
 
-/// A key that was asked for: what a documented example has to have.
+/// A key that was asked for. The documented example must contain it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
-    /// The section.
     pub section: String,
-    /// The key.
     pub key: String,
-    /// What holds where nothing is set, as it would be written in the environment.
+    /// The default, as it would be written in the environment.
     pub default: Option<String>,
 }
 
-/// What the environment holds. For `main`, which hands it to [`Reader::load`].
+/// The environment variables. Only `main` calls this, and passes them to [`Reader::load`].
 pub fn environment() -> Vec<(String, String)> {
     let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
     std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect()
 }
 
 impl Reader {
-    /// Takes in the file at `path`, if there is to be one, and the variables that override its keys. A variable that is
-    /// set to nothing counts as not set.
+    /// Reads the file at `path`, if any, and the variables that override its keys. An empty variable counts as unset.
     ///
     /// # Errors
-    /// If the file cannot be read or is not TOML. All else is for [`Reader::finish`].
+    /// If the file cannot be read or is not TOML. All other mistakes are returned by [`Reader::finish`].
     pub fn load(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -107,13 +104,13 @@ impl Reader {
         Ok(reader)
     }
 
-    /// The section that is called `name`, there or not.
+    /// The section called `name`, whether it exists or not.
     pub fn section(&mut self, name: &'static str) -> Section<'_> {
         Section::new(self, name)
     }
 
-    /// Ends the reading: everything that nobody has asked for by now is a mistake, except in the sections of the
-    /// other program, whose names are `foreign`.
+    /// Ends the reading. Everything that no code has asked for is a mistake, except in sections of other programs,
+    /// whose names are in `foreign`.
     ///
     /// # Errors
     /// All mistakes.
@@ -129,7 +126,7 @@ impl Reader {
 
     fn take_override(&mut self, variable: String, text: String) {
         let Some(name) = variable.strip_prefix(PREFIX) else { return };
-        // Set to nothing counts as not set: that is how tools pass on what they have not been given.
+        // An empty variable counts as unset, because tools pass on unset values like that.
         if text.is_empty() {
             return;
         }
@@ -207,7 +204,7 @@ fn parse(path: &Path) -> Result<Table, Problems> {
         failed(format!("the configuration file cannot be read ({error}); give another with --config"))
     })?;
     text.parse().map_err(|error: toml::de::Error| {
-        // The parser would quote the line, which may hold a password.
+        // The parser would quote the line, which may contain a password.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let (line, column) =
             (before.matches('\n').count() + 1, before.chars().rev().take_while(|c| *c != '\n').count());

@@ -1,7 +1,9 @@
-//! Readiness: named conditions that must all hold before a load balancer should send work here.
+//! Readiness: named conditions that must all hold before a load balancer should send requests here.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// All conditions of a process. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -9,20 +11,20 @@ pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Each condition with the reason why it does not hold, if it does not.
+    /// Each condition, with the reason if it does not hold.
     conditions: BTreeMap<&'static str, Option<String>>,
-    /// What operators should know of conditions that hold.
+    /// Notes for operators about conditions that hold.
     remarks: BTreeMap<&'static str, String>,
     draining: bool,
 }
 
 impl Health {
-    /// No conditions yet, so ready.
+    /// Ready, since there are no conditions yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a condition, which does not hold until it is said to.
+    /// Adds a condition, which does not hold until [`Condition::ready`] is called.
     pub fn condition(&self, name: &'static str) -> Condition {
         let condition = Condition { name, health: self.clone() };
         condition.not_ready("starting");
@@ -35,7 +37,7 @@ impl Health {
         !state.draining && state.conditions.values().all(Option::is_none)
     }
 
-    /// The conditions that do not hold, each with the reason.
+    /// The conditions that do not hold, with their reasons.
     pub fn not_ready(&self) -> Vec<(&'static str, String)> {
         let state = self.lock();
         let draining = state.draining.then(|| ("draining", "shutting down".to_owned()));
@@ -43,22 +45,23 @@ impl Health {
         draining.into_iter().chain(failing).collect()
     }
 
-    /// What operators should know of conditions that hold.
+    /// Notes for operators about conditions that hold.
     pub fn remarks(&self) -> Vec<(&'static str, String)> {
         self.lock().remarks.iter().map(|(name, remark)| (*name, remark.clone())).collect()
     }
 
-    /// Makes this not ready for good. The first step of a shutdown: load balancers look away before work is refused.
+    /// Makes this not ready for good. It is the first step of a shutdown, so that load balancers stop sending requests
+    /// before any is refused.
     pub fn drain(&self) {
         self.lock().draining = true;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
-/// One condition, in the hands of whoever knows whether it holds.
+/// One condition. The code that knows whether it holds keeps this.
 #[derive(Clone, Debug)]
 pub struct Condition {
     name: &'static str,
@@ -66,21 +69,21 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// It holds.
+    /// The condition holds.
     pub fn ready(&self) {
         let mut state = self.health.lock();
         state.conditions.insert(self.name, None);
         state.remarks.remove(self.name);
     }
 
-    /// It holds, and operators should know this of it.
+    /// The condition holds, with a note for operators.
     pub fn ready_but(&self, remark: impl Into<String>) {
         let mut state = self.health.lock();
         state.conditions.insert(self.name, None);
         state.remarks.insert(self.name, remark.into());
     }
 
-    /// It does not hold, for this reason, which operators read.
+    /// The condition does not hold, for this reason, which operators will read.
     pub fn not_ready(&self, why: impl Into<String>) {
         let mut state = self.health.lock();
         state.conditions.insert(self.name, Some(why.into()));

@@ -1,26 +1,36 @@
-//! Listening sockets, clear text or TLS, with errors that say what to do.
+//! Listening sockets, plain or TLS, with errors that say what to do.
+
+mod crowd;
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tracing::warn;
 
 use crate::tls::Tls;
 use crate::{Tasks, chain};
+use crowd::{Crowd, Place};
+
+pub use crowd::{Asking, Bounds, Visit};
 
 const BACKLOG: u32 = 1024;
-/// How long to wait after an accept that failed, as for want of file descriptors.
+/// The pause after a failed accept, for example when there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long a client may take for TLS's handshake.
+/// How often failed accepts are logged.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// How often silent connections are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a client may take for the TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 
 /// A listening socket, with or without TLS.
@@ -34,60 +44,98 @@ impl Listener {
     /// Listens on `addr`. `what` is the flag or key that the address comes from, such as `registry.listen`.
     ///
     /// # Errors
-    /// If the address cannot be had; the text names the remedy.
+    /// If the address cannot be used; the text says what to do.
     pub fn bind(addr: SocketAddr, what: &str, tls: Option<Arc<Tls>>) -> io::Result<Self> {
         let socket = listen(addr).map_err(|error| io::Error::new(error.kind(), explain(addr, what, &error)))?;
         Ok(Self { socket, tls })
     }
 
-    /// A socket without TLS.
     pub fn plain(socket: TcpListener) -> Self {
         Self { socket, tls: None }
     }
 
-    /// Where it listens.
+    /// The same socket with TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Arc<Tls>) -> Self {
+        Self { tls: Some(tls), ..self }
+    }
+
+    /// The address on which it listens.
     ///
     /// # Errors
-    /// If the system does not say.
+    /// If the system does not tell.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Whether its clients have to speak TLS.
+    /// Whether clients must use TLS.
     pub fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
-    /// Accepts connections until the tasks are stopping, and gives each to `handler`, as a task called `name`.
+    /// Accepts connections until the tasks are stopping, and passes each to `handler`, in a task called `name`.
     ///
-    /// At most `limit` connections are open at once; further ones wait to be accepted. A connection counts until it is
-    /// dropped, whoever has it by then, so a handler may pass it on. Handlers that run when the tasks are stopping go
-    /// on, and end by themselves.
-    pub async fn serve<H, F>(self, name: &'static str, limit: usize, tasks: &Tasks, handler: H)
+    /// `bounds` limits how many connections are open at once. Further ones wait to be accepted, and idle ones are
+    /// closed to make room for them. A connection counts until it is dropped, whoever owns it by then, so a handler may
+    /// pass it on. Handlers that run when the tasks are stopping continue, and end by themselves.
+    pub async fn serve<H, F>(self, name: &'static str, bounds: Bounds, tasks: &Tasks, handler: H)
     where
         H: Fn(Accepted, SocketAddr) -> F,
         F: Future<Output = ()> + Send + 'static,
     {
         let stopping = tasks.stopping();
-        let slots = Arc::new(Semaphore::new(limit));
+        let slots = Arc::new(Semaphore::new(bounds.connections));
+        let crowd = Crowd::new(bounds);
+        let mut told: Option<Instant> = None;
         let accept_all = async {
-            while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
-                match self.accept(slot).await {
+            for number in 0.. {
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+                match self.accept(&crowd, number, slot).await {
                     Ok((accepted, peer)) => tasks.spawn(name, handler(accepted, peer)),
                     Err(error) => {
-                        warn!(error = %chain(&error), "`{name}` cannot accept a connection, trying again");
+                        if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
+                            told = Some(Instant::now());
+                            warn!(error = %chain(&error), "`{name}` cannot accept a connection, and keeps trying");
+                        }
+                        crowd.make_room();
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 }
             }
         };
-        stopping.run_until_cancelled(accept_all).await;
+        let look = async {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                crowd.close_silent();
+            }
+        };
+        stopping
+            .run_until_cancelled(async {
+                tokio::select! {
+                    () = accept_all => {}
+                    () = look => {}
+                }
+            })
+            .await;
     }
 
-    /// The next connection. TLS has not begun on it, so that a slow client holds up no other.
-    pub(crate) async fn accept(&self, slot: OwnedSemaphorePermit) -> io::Result<(Accepted, SocketAddr)> {
+    /// The next connection, without limits.
+    #[cfg(test)]
+    pub(crate) async fn accept_one(&self) -> Accepted {
+        let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        self.accept(&Crowd::new(Bounds::new(1)), 0, slot).await.unwrap().0
+    }
+
+    /// The next connection. Its TLS handshake has not begun, so that a slow client delays nobody else.
+    async fn accept(
+        &self,
+        crowd: &Crowd,
+        number: u64,
+        slot: OwnedSemaphorePermit,
+    ) -> io::Result<(Accepted, SocketAddr)> {
         let (stream, peer) = self.socket.accept().await?;
-        Ok((Accepted { stream, tls: self.tls.clone(), slot }, peer))
+        let place = crowd.enter(number, peer.ip());
+        Ok((Accepted { stream, tls: self.tls.clone(), seat: Seat { place, _slot: slot } }, peer))
     }
 }
 
@@ -97,37 +145,47 @@ impl From<TcpListener> for Listener {
     }
 }
 
-/// A connection whose client has still to show that it speaks TLS, where the listener wants it.
+/// An accepted connection. If the listener uses TLS, the handshake is still to come.
 #[derive(Debug)]
 pub struct Accepted {
     stream: TcpStream,
     tls: Option<Arc<Tls>>,
-    slot: OwnedSemaphorePermit,
+    seat: Seat,
+}
+
+/// What a connection occupies until it is dropped.
+#[derive(Debug)]
+struct Seat {
+    place: Place,
+    /// Its slot, which then becomes free for another connection.
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Accepted {
-    /// Does TLS's handshake, within 10 s; without TLS there is nothing to do.
+    /// Does the TLS handshake, within 10 s. Without TLS there is nothing to do.
     ///
     /// # Errors
-    /// If the client does not manage it.
+    /// If the handshake fails.
     pub async fn handshake(self) -> io::Result<Stream> {
         let Some(tls) = self.tls else {
-            return Ok(Stream { transport: Transport::Plain(self.stream), _slot: self.slot });
+            return Ok(Stream::new(Transport::Plain(self.stream), self.seat));
         };
         let accepting = TlsAcceptor::from(tls.current()).accept(self.stream);
+        let accepting = self.seat.place.visit.leaving().run_until_cancelled(accepting);
         let stream = tokio::time::timeout(HANDSHAKE_LIMIT, accepting)
             .await
-            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client did not finish TLS's handshake"))??;
-        Ok(Stream { transport: Transport::Tls(Box::new(stream)), _slot: self.slot })
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the client did not finish TLS's handshake"))?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::ConnectionAborted, "it is closed for others"))??;
+        Ok(Stream::new(Transport::Tls(Box::new(stream)), self.seat))
     }
 }
 
-/// A connection, clear text or TLS.
+/// A connection, plain or TLS. If it is closed to make room for others, that looks as if its client had closed it.
 #[derive(Debug)]
 pub struct Stream {
     transport: Transport,
-    /// Free for another connection when this one is dropped.
-    _slot: OwnedSemaphorePermit,
+    seat: Seat,
+    leaving: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 #[derive(Debug)]
@@ -137,7 +195,17 @@ enum Transport {
 }
 
 impl Stream {
-    /// Whether client and server have agreed on HTTP/2 in TLS's handshake. Clear text never has.
+    fn new(transport: Transport, seat: Seat) -> Self {
+        let leaving = Box::pin(seat.place.visit.leaving().clone().cancelled_owned());
+        Self { transport, seat, leaving }
+    }
+
+    /// The handle through which the listener learns about the connection's requests.
+    pub fn visit(&self) -> Visit {
+        self.seat.place.visit.clone()
+    }
+
+    /// Whether client and server agreed on HTTP/2 in the TLS handshake. Always false without TLS.
     pub fn is_http2(&self) -> bool {
         match &self.transport {
             Transport::Plain(_) => false,
@@ -145,23 +213,31 @@ impl Stream {
         }
     }
 
-    /// Whether it is encrypted.
     pub fn is_tls(&self) -> bool {
         matches!(self.transport, Transport::Tls(_))
     }
 
-    /// Whether small writes go out at once.
+    /// Sets whether small writes are sent at once.
     ///
     /// # Errors
-    /// If the system does not let it be set.
+    /// If the system refuses.
     pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         self.tcp().set_nodelay(nodelay)
     }
 
-    /// Who is at the other end.
+    /// Sets whether the connection ends with a reset, instead of the usual end, when it is dropped or its process dies.
     ///
     /// # Errors
-    /// If nobody is, by now.
+    /// If the system refuses.
+    pub fn reset_on_close(&self, resets: bool) -> io::Result<()> {
+        #[expect(deprecated, reason = "neither of these two lets anybody wait")]
+        self.tcp().set_linger(resets.then_some(Duration::ZERO))
+    }
+
+    /// The address of the other end.
+    ///
+    /// # Errors
+    /// If the connection is closed by now.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.tcp().peer_addr()
     }
@@ -176,6 +252,9 @@ impl Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.leaving.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
         match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
@@ -226,7 +305,7 @@ impl AsyncWrite for Stream {
 
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restart must not wait for connections of the process before to time out.
+    // A restart must not wait until connections of the previous process time out.
     socket.set_reuseaddr(true)?;
     socket.bind(addr)?;
     socket.listen(BACKLOG)
@@ -276,9 +355,9 @@ mod tests {
         let inner = tasks.clone();
         tasks.spawn("test", async move {
             listener
-                .serve("connection", 2, &inner, move |connection, _| {
+                .serve("connection", Bounds::new(2), &inner, move |connection, _| {
                     let accepted = accepted.clone();
-                    // The handler ends at once, and passes its connection on.
+                    // The handler returns at once, and passes its connection on.
                     async move { drop(accepted.send(connection.handshake().await.unwrap())) }
                 })
                 .await;

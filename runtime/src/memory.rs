@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-/// The limit of the control group that this process is in, or else what the machine has; `None` if neither is told,
-/// as on systems other than Linux.
+/// The memory limit of this process's control group, or else the machine's memory; `None` if neither is known, as on
+/// systems other than Linux.
 pub fn limit_bytes() -> Option<u64> {
     limit_below(Path::new("/"))
 }
@@ -14,7 +14,7 @@ fn limit_below(root: &Path) -> Option<u64> {
     group_limits(root, &groups).chain(machine).min()
 }
 
-/// The limits of the group and of those around it, of either version of control groups.
+/// The limits of the group and of its parents, for both versions of control groups.
 fn group_limits(root: &Path, groups: &str) -> impl Iterator<Item = u64> {
     let files = groups.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');
@@ -34,7 +34,7 @@ fn group_limits(root: &Path, groups: &str) -> impl Iterator<Item = u64> {
             around
         })
         .collect();
-    // A group without a limit says `max`, or a number that no machine has.
+    // A group without a limit says `max`, or a number larger than any machine's memory.
     files.into_iter().filter_map(|file| read(file)?.trim().parse().ok())
 }
 

@@ -1,4 +1,4 @@
-//! What operators and their probes look at: `/livez`, `/readyz` and `/metrics` on a listener of its own.
+//! The listener for operators and probes, with `/livez`, `/readyz` and `/metrics`.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tracing::debug;
 
-use crate::listen::Accepted;
+use crate::listen::{Accepted, Bounds};
 use crate::{Health, Listener, Metrics, Tasks, chain};
 
-/// How long a client may take to send a request's head; also how long an idle connection is kept.
+/// How long a client may take to send a request's head, and how long an idle connection is kept.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// How many connections are served at once; further ones wait.
 const CONNECTION_LIMIT: usize = 64;
 
-/// Starts to serve on `listener` as tasks of `tasks`, until they are told to stop.
+/// Serves on `listener` in tasks of `tasks`, until they are told to stop.
 pub async fn serve(listener: impl Into<Listener>, health: Health, metrics: Metrics, tasks: &Tasks) {
     let listener = listener.into();
     let router = router(health, metrics);
@@ -34,7 +34,7 @@ pub async fn serve(listener: impl Into<Listener>, health: Health, metrics: Metri
                 stopping.run_until_cancelled(converse(accepted, router)).await;
             }
         };
-        listener.serve("operations.connection", CONNECTION_LIMIT, &inner, converse).await;
+        listener.serve("operations.connection", Bounds::new(CONNECTION_LIMIT), &inner, converse).await;
     });
 }
 
@@ -45,7 +45,7 @@ fn router(health: Health, metrics: Metrics) -> Router {
         .route("/metrics", get(render).with_state(metrics))
 }
 
-/// 200, with a line for each remark, or 503 with a line per condition that does not hold.
+/// 200 with one line per remark, or 503 with one line per condition that does not hold.
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
     let failing = health.not_ready();
     if failing.is_empty() {
@@ -71,6 +71,8 @@ async fn converse(accepted: Accepted, router: Router) {
         Ok(stream) => stream,
         Err(error) => return debug!("an operations connection did not begin: {}", chain(&error)),
     };
+    // No connection is closed to make room: there are few, and each is a probe's.
+    let _asking = stream.visit().ask();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_LIMIT)
@@ -123,7 +125,7 @@ mod tests {
         assert!(get(addr, "/metrics").await.contains("entrepot_test_total"));
         assert!(get(addr, "/").await.starts_with("HTTP/1.1 404"));
 
-        // An idle connection does not hold up the end.
+        // An idle connection does not delay the end.
         let _idle = TcpStream::connect(addr).await.unwrap();
         assert!(tasks.drain(Duration::from_secs(10)).await);
     }

@@ -1,4 +1,4 @@
-//! What every program of ours does around its job: telemetry, signals, probes, and an end that loses nothing.
+//! What every program does around its job: telemetry, signals, probes, and an orderly shutdown.
 
 #[cfg(test)]
 mod tests;
@@ -17,11 +17,11 @@ use crate::config::Problems;
 use crate::telemetry::{self, Telemetry, TelemetryError};
 use crate::{Clock, Health, Listener, Metrics, Tasks, chain, operations};
 
-/// How long connections for operators may stay after all else has ended.
+/// How long connections of operators may stay after everything else has ended.
 const OPERATIONS_LIMIT: Duration = Duration::from_secs(1);
-/// How long the last traces and metrics may take.
+/// How long sending the last traces and metrics may take.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
-/// The exit code of a program whose configuration is refused; no restart mends that.
+/// The exit code for a refused configuration, which no restart can fix.
 const REFUSED: u8 = 2;
 
 /// A program, from its start to its end.
@@ -32,16 +32,16 @@ pub struct Program {
     clock: Clock,
     health: Health,
     tasks: Tasks,
-    /// Those that answer probes, which shall see the end of the others.
+    /// The tasks that answer probes, which must be able to report the end of the others.
     operations: Tasks,
 }
 
-/// How long a program may take to end.
+/// How a program shuts down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
-    /// How long it goes on as before while it says that it is not ready, so that load balancers look away.
+    /// How long it keeps serving while it reports that it is not ready, so that load balancers stop using it.
     pub notice: Duration,
-    /// How long open work may go on after that.
+    /// How long open work may continue after that.
     pub limit: Duration,
 }
 
@@ -51,25 +51,27 @@ pub enum StartError {
     /// Logs, traces and metrics cannot be set up.
     #[error("telemetry cannot be set up")]
     Telemetry(#[from] TelemetryError),
-    /// Signals cannot be listened for.
-    #[error("signals cannot be listened for")]
+    /// Signal handlers cannot be installed.
+    #[error("signal handlers cannot be installed")]
     Signals(#[source] io::Error),
 }
 
-/// Tells an operator on standard error why a configuration is refused, and gives the exit code for that.
+/// Prints on standard error why a configuration is refused, and returns the exit code for that.
 pub fn refused(problems: &Problems) -> ExitCode {
     eprintln!("{problems}");
     ExitCode::from(REFUSED)
 }
 
 impl Program {
-    /// Sets up what the process has once. From now on, SIGTERM and SIGINT do not end it by themselves.
+    /// Sets up what a process has only once. From now on, SIGTERM and SIGINT do not end it by themselves.
     ///
     /// # Errors
     /// If it has been set up before, or the configuration cannot be used.
     pub fn start(config: telemetry::Config) -> Result<Self, StartError> {
         crate::tls::install_provider();
-        Self::assemble(Telemetry::init(config)?).map_err(StartError::Signals)
+        let telemetry = Telemetry::init(config)?;
+        crate::descriptors::raise();
+        Self::assemble(telemetry).map_err(StartError::Signals)
     }
 
     fn assemble(telemetry: Telemetry) -> io::Result<Self> {
@@ -83,22 +85,20 @@ impl Program {
         })
     }
 
-    /// The clock.
     pub fn clock(&self) -> Clock {
         self.clock.clone()
     }
 
-    /// The conditions that make it ready.
+    /// The conditions for readiness.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
 
-    /// The tasks that do its work. They are told to stop when the notice is over.
+    /// The tasks that do its work. They are told to stop when the notice period is over.
     pub fn tasks(&self) -> Tasks {
         self.tasks.clone()
     }
 
-    /// Its metrics.
     pub fn metrics(&self) -> Metrics {
         self.telemetry.metrics()
     }
@@ -108,12 +108,12 @@ impl Program {
         operations::serve(listener, self.health(), self.metrics(), &self.operations).await;
     }
 
-    /// Does `work` until a signal comes, then ends in order: it says that it is not ready and goes on for a while, unless
-    /// it was not ready before; then it tells its tasks to stop and waits for them, and for `work`. Each further signal
-    /// cuts short what it waits for.
+    /// Runs `work` until a signal comes, then shuts down in order. It reports that it is not ready and keeps serving
+    /// for the notice period, unless it was not ready before; then it tells its tasks to stop, and waits for them and
+    /// for `work`. Each further signal cuts the current wait short.
     ///
-    /// `work` is to end soon after the program's [`Tasks::stopping`] is cancelled, and not before: that it ends by
-    /// itself is a failure.
+    /// `work` should end soon after the program's [`Tasks::stopping`] is cancelled, but not before: ending on its own
+    /// is a failure.
     pub async fn run<E>(mut self, drain: Drain, work: impl Future<Output = Result<(), E>>) -> ExitCode
     where
         E: Into<Box<dyn Error + Send + Sync>>,
@@ -125,19 +125,19 @@ impl Program {
             ended = &mut work => Some(ended),
         };
         let asked = ended.is_none();
-        // Who is not ready is looked away from already.
+        // A program that is not ready gets no requests anyway.
         let was_ready = self.health.is_ready();
         self.health.drain();
         if asked && was_ready {
-            info!("stopping: this serves on for {:?}, not ready, then open work may finish", drain.notice);
+            info!("stopping: serving goes on for {:?}, reported as not ready, then open work may finish", drain.notice);
             tokio::select! {
                 () = tokio::time::sleep(drain.notice) => {}
-                () = self.signals.received() => warn!("the notice is cut short"),
+                () = self.signals.received() => warn!("the notice period is cut short"),
                 result = &mut work => ended = Some(result),
             }
         }
         let finish = async {
-            // Tasks are told to stop by this too, so both go on together.
+            // This tells the tasks to stop as well, so both continue together.
             let rest = async {
                 if ended.is_none() {
                     ended = tokio::time::timeout(drain.limit, work).await.ok();
@@ -164,7 +164,7 @@ fn outcome<E: Into<Box<dyn Error + Send + Sync>>>(asked: bool, ended: Option<Res
             ExitCode::FAILURE
         }
         Some(Ok(())) if !asked => {
-            error!("ended although nobody asked for it");
+            error!("the program ended although nobody asked it to");
             ExitCode::FAILURE
         }
         Some(Ok(())) | None => {
@@ -179,7 +179,8 @@ fn outcome<E: Into<Box<dyn Error + Send + Sync>>>(asked: bool, ended: Option<Res
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// Asks those that read certificates to look at them again; it must not end a program that has none.
+    /// SIGHUP makes the code that reads certificates look at them again. It must not end a program without
+    /// certificates.
     _hangup: Signal,
 }
 
@@ -187,7 +188,7 @@ impl Signals {
     /// From now on, these signals do not end the process by themselves, nor does SIGHUP.
     ///
     /// # Errors
-    /// If the system does not let them be listened for.
+    /// If the system refuses the handlers.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -196,7 +197,7 @@ impl Signals {
         })
     }
 
-    /// Returns when the next one comes.
+    /// Waits for the next signal.
     pub async fn received(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

@@ -1,12 +1,13 @@
-//! Background work that shutdown can stop and wait for.
+//! Background work that a shutdown can stop and wait for.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, warn};
@@ -19,17 +20,16 @@ pub struct Tasks {
     running: Running,
 }
 
-/// How many tasks of each name run.
+/// How many tasks of each name are running.
 type Running = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 
 impl Tasks {
-    /// No tasks yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Runs `future` in the background. It should end soon after [`Tasks::stopping`] is cancelled; a panic in it is
-    /// logged and ends only itself.
+    /// Runs `future` in the background. It should end soon after [`Tasks::stopping`] is cancelled. A panic in it is
+    /// logged and ends only this task.
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let entry = Entry::new(name, &self.running);
         self.tracker.spawn(async move {
@@ -40,25 +40,25 @@ impl Tasks {
         });
     }
 
-    /// Is cancelled when draining starts.
+    /// Is cancelled when the shutdown begins.
     pub fn stopping(&self) -> CancellationToken {
         self.stopping.clone()
     }
 
-    /// Tells all tasks to end and waits for them, at most for `limit`. Returns whether all have ended.
+    /// Tells all tasks to end and waits for them, for at most `limit`. Returns whether all have ended.
     pub async fn drain(&self, limit: Duration) -> bool {
         self.stopping.cancel();
         self.tracker.close();
         let drained = tokio::time::timeout(limit, self.tracker.wait()).await.is_ok();
         if !drained {
-            let left: Vec<_> = lock(&self.running).keys().copied().collect();
+            let left: Vec<_> = self.running.lock().keys().copied().collect();
             warn!("left tasks behind that did not end within {limit:?}: {}", left.join(", "));
         }
         drained
     }
 }
 
-/// Counts a task for as long as it lives, also where it is dropped half-way.
+/// Counts a task for as long as it lives, even if it is dropped halfway.
 struct Entry {
     name: &'static str,
     running: Running,
@@ -66,14 +66,14 @@ struct Entry {
 
 impl Entry {
     fn new(name: &'static str, running: &Running) -> Self {
-        *lock(running).entry(name).or_default() += 1;
+        *running.lock().entry(name).or_default() += 1;
         Self { name, running: Arc::clone(running) }
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         if let Some(count) = running.get_mut(self.name) {
             *count -= 1;
             if *count == 0 {
@@ -81,10 +81,6 @@ impl Drop for Entry {
             }
         }
     }
-}
-
-fn lock(running: &Running) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, usize>> {
-    running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -109,7 +105,7 @@ mod tests {
         assert!(ended.try_recv().is_err());
         assert!(tasks.drain(Duration::from_secs(10)).await);
         assert!(ended.try_recv().is_ok());
-        assert!(lock(&tasks.running).is_empty());
+        assert!(tasks.running.lock().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -117,7 +113,7 @@ mod tests {
         let tasks = Tasks::new();
         tasks.spawn("stubborn", std::future::pending());
         assert!(!tasks.drain(Duration::from_secs(5)).await);
-        assert_eq!(lock(&tasks.running).get("stubborn"), Some(&1));
+        assert_eq!(tasks.running.lock().get("stubborn"), Some(&1));
     }
 
     #[tokio::test]
@@ -125,6 +121,6 @@ mod tests {
         let tasks = Tasks::new();
         tasks.spawn("broken", async { panic!("on purpose") });
         assert!(tasks.drain(Duration::from_secs(10)).await);
-        assert!(lock(&tasks.running).is_empty());
+        assert!(tasks.running.lock().is_empty());
     }
 }

@@ -1,12 +1,13 @@
-//! What a program tells of itself: logs on standard error, metrics for Prometheus, and both metrics and traces for a
-//! receiver of OpenTelemetry's protocol (OTLP), if there is one.
+//! A program's telemetry: logs on standard error, metrics for Prometheus, and metrics and traces for an OTLP receiver
+//! (OpenTelemetry's protocol), if there is one.
 //!
-//! Telemetry never gets in the way of the work. What a receiver does not take is kept in a bounded queue, then dropped,
-//! and said in the log now and then.
+//! Telemetry never delays the work. If a receiver does not accept data, it is kept in a bounded queue and then dropped,
+//! and a log line says so from time to time.
 
 mod logs;
 mod metrics;
 mod otlp;
+mod plain;
 mod propagation;
 #[cfg(test)]
 mod tests;
@@ -26,33 +27,34 @@ use url::Url;
 
 pub use logs::{LogFormat, LogFormatError, check_filter};
 pub use metrics::Metrics;
+pub use plain::shortened;
 pub use propagation::{inject, parent_of, set_parent};
 
-/// What a program tells of itself, and where.
+/// What a program reports, and where.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// What the program is called, such as `entrepot-data-plane`.
     pub service: &'static str,
-    /// Which of several this one is, such as the node's id.
+    /// Which of several such programs this is, such as the node's id.
     pub instance: String,
-    /// How log lines look.
+    /// The form of log lines.
     pub log_format: LogFormat,
     /// What is logged, such as `info,entrepot_store=debug`.
     pub log_filter: String,
-    /// Where traces and metrics are sent to, if anywhere.
+    /// Where traces and metrics are sent, if anywhere.
     pub otlp: Option<Otlp>,
 }
 
 /// A receiver of OTLP over gRPC.
 #[derive(Clone)]
 pub struct Otlp {
-    /// Where it is, such as `http://127.0.0.1:4317`.
+    /// Its address, such as `http://127.0.0.1:4317`.
     pub endpoint: Url,
     /// How often metrics are sent.
     pub interval: Duration,
-    /// Which part of the traces is recorded whose callers have not decided that, from 0 to 1.
+    /// The share of traces to record, from 0 to 1, among those whose callers have not decided.
     pub trace_ratio: f64,
-    /// Sent with each request; they may hold credentials.
+    /// Headers sent with each request; they may contain credentials.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -65,40 +67,30 @@ impl fmt::Debug for Otlp {
 /// Why telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The filter cannot be read.
+    /// The log filter cannot be parsed.
     #[error("the log filter `{filter}` cannot be read; write for example `info` or `info,entrepot_data_plane=debug`")]
-    Filter {
-        /// What was given.
-        filter: String,
-        /// Why it cannot be read.
-        source: ParseError,
-    },
+    Filter { filter: String, source: ParseError },
     /// Something in this process set up logging before.
     #[error("logging is set up already")]
     Twice,
     /// The receiver's address or its headers cannot be used.
     #[error("traces and metrics cannot be sent to {endpoint}")]
-    Otlp {
-        /// The address.
-        endpoint: Url,
-        /// Why not.
-        source: ExporterBuildError,
-    },
+    Otlp { endpoint: Url, source: ExporterBuildError },
 }
 
 /// The logs, traces and metrics of a process.
 #[derive(Debug)]
 pub struct Telemetry {
     metrics: Metrics,
-    /// Where spans go, if anybody looks at them.
+    /// Where spans go, if anybody uses them.
     traces: Option<SdkTracerProvider>,
 }
 
 impl Telemetry {
-    /// Sets everything up, for the whole process. With a receiver, this must be called within Tokio.
+    /// Sets everything up for the whole process. With a receiver, this must be called within Tokio.
     ///
     /// # Errors
-    /// If something in the configuration cannot be used, or logging is set up already. That a receiver is away is no
+    /// If something in the configuration cannot be used, or logging is set up already. An absent receiver is not an
     /// error.
     pub fn init(config: Config) -> Result<Self, TelemetryError> {
         let (telemetry, subscriber) = Self::build(&config)?;
@@ -106,13 +98,13 @@ impl Telemetry {
         Ok(telemetry)
     }
 
-    /// As [`Telemetry::init`], and nothing is logged.
+    /// As [`Telemetry::init`], but without logs.
     #[cfg(test)]
     pub(crate) fn unheard(config: &Config) -> Result<Self, TelemetryError> {
         Self::build(config).map(|(telemetry, _)| telemetry)
     }
 
-    /// Everything, with the subscriber not installed yet.
+    /// Builds everything, without installing the subscriber.
     fn build(config: &Config) -> Result<(Self, tracing::Dispatch), TelemetryError> {
         let resource = resource(config);
         let failed = |otlp: &Otlp, source| TelemetryError::Otlp { endpoint: otlp.endpoint.clone(), source };
@@ -124,9 +116,9 @@ impl Telemetry {
             }
         };
         let traces = match &config.otlp {
-            // Nobody looks at spans, and log lines for people do not name them.
+            // Nobody uses spans, and log lines for people do not name them.
             None if config.log_format == LogFormat::Text => None,
-            // Spans only give log lines their ids.
+            // Spans are only needed for the ids in log lines.
             None => Some(traces(resource, Sampler::AlwaysOff).build()),
             Some(otlp) => {
                 let processor = otlp::traces(otlp).map_err(|source| failed(otlp, source))?;
@@ -139,15 +131,15 @@ impl Telemetry {
         Ok((Self { metrics, traces }, subscriber))
     }
 
-    /// The metrics, to make instruments of.
+    /// The metrics, from which instruments are made.
     pub fn metrics(&self) -> Metrics {
         self.metrics.clone()
     }
 
-    /// Sends what is still waiting, and ends; a receiver that is away holds this up for `limit` at most.
+    /// Sends what is still waiting, and ends. If the receiver is away, this takes at most `limit`.
     pub async fn shutdown(self, limit: Duration) {
         let (done, ended) = tokio::sync::oneshot::channel();
-        // A thread of its own, since this blocks, and the end of Tokio would wait for one of Tokio's.
+        // A separate thread, because this blocks, and Tokio would wait for one of its own threads at its end.
         let flush = std::thread::Builder::new().name("telemetry.flush".to_owned()).spawn(move || {
             let traces = self.traces.map(|traces| traces.shutdown_with_timeout(limit));
             let metrics = self.metrics.shutdown(limit);
@@ -163,7 +155,7 @@ impl Telemetry {
     }
 }
 
-/// Whether a trace is recorded is for the caller to say; where it says nothing, for `root`.
+/// The caller decides whether a trace is recorded; if it does not say, `root` decides.
 fn traces(resource: Resource, root: Sampler) -> opentelemetry_sdk::trace::TracerProviderBuilder {
     SdkTracerProvider::builder().with_resource(resource).with_sampler(Sampler::ParentBased(Box::new(root)))
 }

@@ -1,4 +1,4 @@
-//! TLS from certificate files, which may be exchanged while the process runs.
+//! TLS from certificate files, which may be replaced while the process runs.
 
 #[cfg(test)]
 mod tests;
@@ -23,17 +23,17 @@ use tracing::{info, warn};
 
 use crate::{Tasks, chain};
 
-/// How often the files are looked at. Watching them by events gets symbolic links wrong, as Kubernetes has them.
+/// How often the files are checked. File events would miss changes of symbolic links as Kubernetes makes them.
 const POLL: Duration = Duration::from_secs(30);
 
-/// Which versions of HTTP a listener offers to clients.
+/// The versions of HTTP that a listener offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
-    /// HTTP/1.1 alone.
+    /// Only HTTP/1.1.
     Http1,
-    /// HTTP/2 where the client knows it, else HTTP/1.1.
+    /// HTTP/2 for clients that know it, else HTTP/1.1.
     Http1And2,
-    /// HTTP/2 alone, as gRPC needs it.
+    /// Only HTTP/2, as gRPC needs it.
     Http2,
 }
 
@@ -48,52 +48,34 @@ impl Alpn {
     }
 }
 
-/// Why TLS cannot be served from these files.
+/// Why these files cannot be used for TLS.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("{} cannot be read", .path.display())]
-    Read {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file with the certificates has none, or a broken one.
+    Read { path: PathBuf, source: io::Error },
+    /// The certificate file has no certificates, or a broken one.
     #[error("{} does not hold certificates in PEM format, the server's own first", .path.display())]
-    Certificates {
-        /// Which.
-        path: PathBuf,
-    },
-    /// The file with the key has none.
+    Certificates { path: PathBuf },
+    /// The key file has no key.
     #[error("{} does not hold a private key in PEM format, without a passphrase", .path.display())]
-    Key {
-        /// Which.
-        path: PathBuf,
-    },
-    /// Certificate and key do not belong together, or cannot be used.
+    Key { path: PathBuf },
+    /// Certificate and key do not match, or cannot be used.
     #[error("{} and {} cannot be used together", .certificate_file.display(), .key_file.display())]
-    Pair {
-        /// The certificates.
-        certificate_file: PathBuf,
-        /// The key.
-        key_file: PathBuf,
-        /// Why not.
-        source: rustls::Error,
-    },
+    Pair { certificate_file: PathBuf, key_file: PathBuf, source: rustls::Error },
 }
 
-/// What a listener shows to its clients: a certificate, its key, and the versions of HTTP.
+/// What a listener offers to its clients: a certificate with its key, and the versions of HTTP.
 pub struct Tls {
     certificate_file: PathBuf,
     key_file: PathBuf,
     alpn: Alpn,
     current: ArcSwap<ServerConfig>,
-    /// What the files held when they were last looked at, be it good or not.
+    /// A fingerprint of the files as last read, whether they were good or not.
     seen: AtomicU64,
 }
 
-/// What looking at the files has led to.
+/// The result of reading the files again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reload {
     Unchanged,
@@ -101,10 +83,10 @@ enum Reload {
 }
 
 impl Tls {
-    /// Reads a file with certificates, the server's own first, and one with its key.
+    /// Reads a certificate file, with the server's own certificate first, and the file with its key.
     ///
     /// # Errors
-    /// If the files cannot be read, or do not belong together.
+    /// If the files cannot be read, or do not match.
     pub fn load(
         certificate_file: impl Into<PathBuf>,
         key_file: impl Into<PathBuf>,
@@ -118,16 +100,16 @@ impl Tls {
         Ok(Arc::new(Self { certificate_file, key_file, alpn, current: ArcSwap::from_pointee(config), seen }))
     }
 
-    /// What the next connection is served with.
+    /// The configuration for the next connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 
-    /// Looks at the files from now on, every 30 s and at each SIGHUP, and takes up what is new. As long as new files
-    /// cannot be used, the old ones stay in use.
+    /// Keeps checking the files, every 30 s and at each SIGHUP, and uses new ones. While new files cannot be used, the
+    /// old ones stay in use.
     pub fn keep_current(self: Arc<Self>, tasks: &Tasks) {
         let hangup = signal(SignalKind::hangup());
-        let hangup = hangup.inspect_err(|error| warn!("SIGHUP cannot be listened for: {error}")).ok();
+        let hangup = hangup.inspect_err(|error| warn!("no handler for SIGHUP can be installed: {error}")).ok();
         let stopping = tasks.stopping();
         tasks.spawn("tls.reload", async move {
             stopping.run_until_cancelled(self.watch(hangup)).await;
@@ -144,7 +126,7 @@ impl Tls {
             }
             match self.reload() {
                 Ok(Reload::Unchanged) => {}
-                Ok(Reload::Done) => info!("took up the new certificate in `{}`", self.certificate_file.display()),
+                Ok(Reload::Done) => info!("now using the new certificate in `{}`", self.certificate_file.display()),
                 Err(error) => warn!(
                     error = %chain(&error),
                     "the new certificate in `{}` cannot be used, the one before stays in use",
@@ -154,7 +136,7 @@ impl Tls {
         }
     }
 
-    /// Takes up the files if they hold something else than before. The same broken files are an error only once.
+    /// Uses the files if their content has changed. The same broken files are an error only once.
     fn reload(&self) -> Result<Reload, TlsError> {
         let files = Files::read(&self.certificate_file, &self.key_file);
         let fingerprint = files.as_ref().map_or(0, Files::fingerprint);
@@ -181,7 +163,7 @@ async fn next(hangup: &mut Option<Signal>) {
     }
 }
 
-/// What the two files hold.
+/// The content of the two files.
 struct Files {
     certificates: Vec<u8>,
     key: Vec<u8>,
@@ -193,7 +175,7 @@ impl Files {
         Ok(Self { certificates: read(certificate_file)?, key: read(key_file)? })
     }
 
-    /// Tells one content from another; never 0.
+    /// A fingerprint of the content; never 0.
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (&self.certificates, &self.key).hash(&mut hasher);
@@ -220,7 +202,7 @@ impl Files {
     }
 }
 
-/// Other tools write key files that a group may read, so this is no reason to refuse one.
+/// Other tools write key files that a group may read, so such files are not refused.
 fn warn_if_exposed(key_file: &Path) {
     let mode = std::fs::metadata(key_file).map_or(0, |metadata| metadata.permissions().mode() & 0o7777);
     if mode & 0o007 != 0 {
@@ -229,8 +211,8 @@ fn warn_if_exposed(key_file: &Path) {
     }
 }
 
-/// Makes aws-lc the TLS library of all that ask for the process's own; the first line of a `main`.
+/// Makes aws-lc the TLS library of the process. The first line of each `main`.
 pub fn install_provider() {
-    // An error says that one is installed, which is what is wanted.
+    // An error means that a library is installed already, which is fine.
     let _ = aws_lc_rs::default_provider().install_default();
 }

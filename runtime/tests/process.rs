@@ -1,4 +1,4 @@
-//! Telemetry of a whole process. It is set up once, so this has a process of its own.
+//! Telemetry of a whole process. It can be set up only once, so this test has a process of its own.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Whose registry this is, in the words of AWS: part of the names that its clients use.
+//! The account and region of this registry, in the words of AWS. They are part of the names that clients use.
 
 use entrepot_runtime::config::{Reader, Reported, Setting};
 
@@ -10,13 +10,13 @@ const REGION_MAX_BYTES: usize = 32;
 /// `[account]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountSettings {
-    /// Whose it is.
+    /// The account.
     pub id: AccountId,
-    /// Where it is.
+    /// The region.
     pub region: Region,
 }
 
-/// Twelve digits.
+/// The id of an account: twelve digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountId(String);
 
@@ -37,14 +37,14 @@ impl AccountSettings {
 }
 
 impl AccountId {
-    /// The digits.
+    /// The digits as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl Region {
-    /// The name.
+    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,10 +1,10 @@
-//! Certificates of authorities that are trusted besides those of the machine.
+//! Certificates of authorities that are trusted in addition to the machine's.
 
 use std::path::PathBuf;
 
 use entrepot_runtime::config::{Reported, Section};
 
-/// Reads `ca_file`: what the file holds that it names, in PEM.
+/// Reads the key `ca_file`, and returns the content of the file that it names, in PEM.
 ///
 /// # Errors
 /// If the file cannot be read or holds no certificate; the reader keeps the mistake.

@@ -1,4 +1,4 @@
-//! The keys that both planes hold. They are read here and never made: two programs that each made one would not
+//! The keys that both planes hold. They are only read here, never created: two programs that each created one would not
 //! understand each other.
 
 use std::path::PathBuf;
@@ -12,23 +12,23 @@ const CLUSTER: (&str, &str) = ("cluster_key_file", "/etc/entrepot/keys/cluster.k
 const SEED: (&str, &str) = ("snapshot_seed_file", "/etc/entrepot/keys/snapshot.key");
 const PUBLIC: (&str, &str) = ("snapshot_public_key_files", "/etc/entrepot/keys/snapshot.pub");
 
-/// What the control plane holds.
+/// The keys of the control plane.
 #[derive(Debug)]
 pub struct ControlKeys {
     /// Shared by the whole cluster.
     pub cluster_key: ClusterKey,
-    /// Signs snapshots.
+    /// The key that signs snapshots.
     pub snapshot_signer: SnapshotSigner,
-    /// Whose snapshots count as published: its own, and those of the key before during an exchange.
+    /// The keys whose snapshots count as published: its own, and the previous one during an exchange.
     pub snapshot_trust: SnapshotTrust,
 }
 
-/// What a node holds.
+/// The keys of a node.
 #[derive(Clone, Debug)]
 pub struct NodeKeys {
     /// Shared by the whole cluster.
     pub cluster_key: ClusterKey,
-    /// Whose snapshots are followed.
+    /// The keys whose snapshots the node follows.
     pub snapshot_trust: SnapshotTrust,
 }
 
@@ -43,14 +43,14 @@ impl ControlKeys {
         let signer = section
             .get::<PathBuf>(SEED.0, SEED.1)
             .and_then(|path| SnapshotSigner::load(path).map_err(|error| unusable(&mut section, SEED.0, &error)));
-        // Its own key is among them where one file serves both programs; it needs no file for that one.
+        // If one file serves both programs, its own key is in this list, too, but needs no file there.
         let public = if section.is_set(PUBLIC.0) { public_keys(&mut section) } else { own_only(&mut section) };
         let (snapshot_signer, mut public) = (signer?, public?);
         public.retain(|key| *key != snapshot_signer.public_key());
         if public.len() > 1 {
             return Err(section.problem(
                 PUBLIC.0,
-                "names two keys, and neither belongs to snapshot_seed_file: besides its own there can be one, the old",
+                "names two keys, and neither belongs to snapshot_seed_file: name its own key and at most one other, the old" ,
             ));
         }
         let snapshot_trust = SnapshotTrust::new(snapshot_signer.public_key(), public.pop());
@@ -87,7 +87,7 @@ fn public_keys(section: &mut Section<'_>) -> Result<Vec<PublicKey>, Reported> {
             section.problem(PUBLIC.0, "must name at most two files: the key in use, and the one before or next")
         );
     }
-    // All are looked at, so that all mistakes are told.
+    // All files are read, so that all mistakes are reported.
     let keys: Vec<_> = paths
         .into_iter()
         .map(|path| PublicKey::load(path).map_err(|error| unusable(section, PUBLIC.0, &error)))

@@ -8,15 +8,16 @@ use std::sync::Arc;
 use entrepot_runtime::config::{Reported, Section};
 use entrepot_runtime::tls::{Alpn, Tls};
 use entrepot_runtime::{Listener, Tasks, chain};
+use tracing::warn;
 
-/// An address to listen on, and TLS if clients are to use it.
+/// An address to listen on, with TLS if clients should use it.
 #[derive(Clone, Debug)]
 pub struct ListenerSettings {
     /// The address.
     pub listen: SocketAddr,
-    /// What clients are shown; the files have been read.
+    /// The certificate for clients; its files have been read.
     pub tls: Option<Arc<Tls>>,
-    /// The key that the address comes from, for errors.
+    /// The key that the address comes from, for messages.
     what: String,
 }
 
@@ -31,10 +32,25 @@ impl ListenerSettings {
         Ok(Self { listen: listen?, tls: tls?, what: format!("{}.listen", section.name()) })
     }
 
+    /// Whether other machines can reach it without TLS.
+    pub fn is_open_clear_text(&self) -> bool {
+        self.tls.is_none() && !self.listen.ip().is_loopback()
+    }
+
+    /// Logs a warning about that, where it was allowed.
+    pub fn warn_of_clear_text(&self) {
+        if self.is_open_clear_text() {
+            warn!(
+                "{} = {} is clear text: the traffic can be read and changed on the network, unless something in front adds TLS",
+                self.what, self.listen
+            );
+        }
+    }
+
     /// Listens, and follows changes of the certificate for as long as `tasks` run.
     ///
     /// # Errors
-    /// If the address cannot be had; the text names the remedy.
+    /// If the address cannot be used; the text says what to do.
     pub fn bind(&self, tasks: &Tasks) -> io::Result<Listener> {
         let listener = Listener::bind(self.listen, &self.what, self.tls.clone())?;
         if let Some(tls) = &self.tls {

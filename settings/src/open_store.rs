@@ -1,30 +1,31 @@
-//! Opening the bucket at the start of a program.
+//! Opens the bucket when a program starts.
 
 use std::time::Duration;
 
-use backon::{ExponentialBuilder, Retryable as _};
+use backon::Retryable as _;
 use entrepot_domain::ResourceId;
 use entrepot_records::{LayoutError, check_layout};
+use entrepot_runtime::retry::backoff;
 use entrepot_runtime::{Condition, chain};
 use entrepot_store::bucket::{self, BucketConfig, BucketStore};
 use tracing::warn;
 
-/// How long a bucket that is away is left alone, at first and at most.
+/// The first and the longest wait before an absent bucket is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// Why the bucket is not used.
+/// Why the bucket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenStoreError {
-    /// It cannot be a store, or is away.
+    /// It is not usable as a store, or is away.
     #[error(transparent)]
     Bucket(#[from] bucket::OpenError),
-    /// It is laid out in another way.
+    /// Its layout is another one.
     #[error(transparent)]
     Layout(#[from] LayoutError),
 }
 
 impl OpenStoreError {
-    /// Whether the same bucket may be opened later.
+    /// Whether opening the same bucket later may succeed.
     pub fn retry(&self) -> bool {
         match self {
             Self::Bucket(error) => error.retry(),
@@ -33,24 +34,22 @@ impl OpenStoreError {
     }
 }
 
-/// Opens the bucket and checks its layout. One that is away is waited for, which `condition` says meanwhile. `owner` is
-/// who begins uploads.
+/// Opens the bucket and checks its layout. If it is away, this waits for it, and `condition` says so meanwhile. `owner`
+/// is the node in whose name uploads are begun.
 ///
 /// # Errors
-/// If it cannot be a store, or another release has laid it out.
+/// If it is not usable as a store, or has the layout of another release.
 pub async fn open_store(
     config: &BucketConfig,
     owner: &ResourceId,
     condition: &Condition,
 ) -> Result<BucketStore, OpenStoreError> {
-    let delays =
-        ExponentialBuilder::default().with_jitter().with_min_delay(RETRY.0).with_max_delay(RETRY.1).without_max_times();
     let open = async || {
         let store = BucketStore::open(config.clone(), owner.clone()).await?;
         check_layout(&store).await?;
         Ok(store)
     };
-    open.retry(delays)
+    open.retry(backoff(RETRY.0, RETRY.1))
         .when(OpenStoreError::retry)
         .notify(|error, _| {
             let why = chain(error).to_string();

@@ -1,4 +1,4 @@
-//! What any program of ours needs: telemetry, the listener for operators, and how it ends.
+//! What every program needs: telemetry, the listener for operators, and how it ends.
 
 use entrepot_runtime::config::{Reader, Reported, Section};
 use entrepot_runtime::{Drain, LogFormat};
@@ -10,13 +10,13 @@ use url::Url;
 
 use crate::{ListenerSettings, secret};
 
-/// What libraries tell of their own is told by the planes, in their words.
+/// These libraries are quiet because the planes report their failures in their own words.
 const LOG_FILTER: &str = "info,deadpool=error,refinery_core=off,tokio_postgres=warn";
 
 /// `[operations]`: where probes and Prometheus connect.
 #[derive(Clone, Debug)]
 pub struct OperationsSettings {
-    /// The listener.
+    /// Where it listens.
     pub listener: ListenerSettings,
 }
 
@@ -34,11 +34,11 @@ impl OperationsSettings {
 /// `[telemetry]`: logs, traces, metrics.
 #[derive(Clone, Debug)]
 pub struct TelemetrySettings {
-    /// How log lines look.
+    /// The form of log lines.
     pub log_format: LogFormat,
     /// What is logged.
     pub log_filter: String,
-    /// Where traces and metrics are sent to, if anywhere.
+    /// Where traces and metrics are sent, if anywhere.
     pub otlp: Option<Otlp>,
 }
 
@@ -55,7 +55,7 @@ impl TelemetrySettings {
         Ok(Self { log_format: log_format?, log_filter: log_filter?, otlp: otlp? })
     }
 
-    /// What the program called `service` tells, of which this is `instance`.
+    /// The telemetry of the program called `service`; `instance` tells several of them apart.
     pub fn config(&self, service: &'static str, instance: impl Into<String>) -> telemetry::Config {
         telemetry::Config {
             service,
@@ -101,7 +101,7 @@ fn otlp_endpoint(section: &mut Section<'_>) -> Result<Option<Url>, Reported> {
     }
 }
 
-/// `name=value` pairs with commas between, as OpenTelemetry's own variable has them.
+/// `name=value` pairs separated by commas, as in OpenTelemetry's own variable.
 fn otlp_headers(section: &mut Section<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Reported> {
     const KEY: &str = "otlp_headers";
     let Some(text) = secret(section, KEY)? else { return Ok(Vec::new()) };
@@ -119,7 +119,7 @@ fn otlp_headers(section: &mut Section<'_>) -> Result<Vec<(HeaderName, HeaderValu
 /// `[drain]`: how a program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrainSettings {
-    /// How long it may take.
+    /// The time limits.
     pub drain: Drain,
 }
 

@@ -1,13 +1,13 @@
-//! Secrets, which can stand in files of their own.
+//! Secrets, which may be in files of their own.
 
 use std::path::PathBuf;
 
 use entrepot_domain::Secret;
 use entrepot_runtime::config::{Reported, Section};
 
-/// Reads a key that holds a secret, such as `password`, or the file that the key with `_file` behind it names.
+/// Reads a key with a secret, such as `password`, or the file that the key with the suffix `_file` names.
 ///
-/// White space at the end of such a file is not part of the secret.
+/// White space at the end of such a file is ignored.
 ///
 /// # Errors
 /// If both are set, or the file cannot be read; the reader keeps the mistake.

@@ -1,4 +1,4 @@
-//! Where the bucket is, and who may use it.
+//! The bucket, and the credentials for it.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ use crate::{ca_file, secret};
 /// `[store]`: a bucket. (A local folder belongs to one process, `entrepot up`.)
 #[derive(Clone, Debug)]
 pub struct StoreSettings {
-    /// Which bucket, and how to get at it.
+    /// The bucket, and how to reach it.
     pub bucket: BucketConfig,
 }
 
-/// What `kind` can be.
+/// The values of `kind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     S3,
@@ -25,7 +25,7 @@ enum Kind {
     Azure,
 }
 
-/// The keys that only one kind has.
+/// The keys that belong to one kind only.
 const OF_KIND: [(&str, Kind); 9] = [
     ("region", Kind::S3),
     ("access_key_id", Kind::S3),
@@ -120,7 +120,7 @@ fn endpoint(section: &mut Section<'_>) -> Result<(Option<Url>, bool), Reported> 
     let what = match url.scheme() {
         _ if !url.username().is_empty() || url.password().is_some() => "must not hold credentials: they have own keys",
         "http" if !plain => {
-            "is clear text: take https, or set allow_plain_http = true on a network where nobody listens"
+            "is clear text: use https, or set allow_plain_http = true if nobody can listen on that network"
         }
         "http" | "https" if url.has_host() && url.query().is_none() => return Ok((Some(url), plain)),
         _ => "must be a URL with http or https, such as `https://s3.example:9000`",
@@ -128,7 +128,7 @@ fn endpoint(section: &mut Section<'_>) -> Result<(Option<Url>, bool), Reported> 
     Err(section.problem(KEY, what))
 }
 
-/// It may hold a password, so it can stand in a file of its own.
+/// The URL of a proxy. It may contain a password, so it can be in a file of its own.
 fn proxy(section: &mut Section<'_>) -> Result<Option<Secret<Url>>, Reported> {
     const KEY: &str = "proxy";
     let Some(text) = secret(section, KEY)? else { return Ok(None) };
@@ -142,7 +142,7 @@ fn s3(section: &mut Section<'_>) -> Result<Service, Reported> {
     let region = section.get::<String>("region", "us-east-1");
     let id = section.optional::<String>("access_key_id");
     let secret = secret(section, "secret_access_key");
-    // Providers' own addresses have the bucket in the host; what runs elsewhere seldom has a name for each bucket.
+    // Cloud providers have the bucket in the host name; other services seldom have a name for each bucket.
     let path_style = section.optional::<bool>("path_style");
     let credentials = match (id?, secret?) {
         (Some(id), Some(secret)) => Some(AccessKey { id, secret }),

@@ -1,4 +1,4 @@
-//! The shared sections, as files and as mistakes.
+//! The shared sections: correct files and mistakes.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -17,7 +17,7 @@ use entrepot_store::bucket::Service;
 use entrepot_test_support::tls::Authority;
 use entrepot_trust::{ClusterKey, SnapshotSigner, Statement};
 
-/// A file of configuration, in which `DIR` is the folder that it lies in.
+/// A configuration file, in which `DIR` stands for the folder that contains it.
 struct Fixture(tempfile::TempDir);
 
 impl Fixture {
@@ -38,7 +38,7 @@ impl Fixture {
         Reader::load(Some(&self.path("entrepot.toml")), []).unwrap()
     }
 
-    /// What `read` gives for this file, which has no mistake.
+    /// The result of `read` for this file, which has no mistake.
     fn read<T>(&self, file: &str, read: impl FnOnce(&mut Reader) -> Result<T, Reported>) -> T {
         let mut reader = self.reader(file);
         let settings = read(&mut reader);
@@ -46,7 +46,7 @@ impl Fixture {
         settings.unwrap()
     }
 
-    /// The mistakes that `read` finds in this file, a line each.
+    /// The mistakes that `read` finds in this file, one per line.
     fn mistakes<T>(&self, file: &str, read: impl FnOnce(&mut Reader) -> Result<T, Reported>) -> Vec<String> {
         let mut reader = self.reader(file);
         assert!(read(&mut reader).is_err(), "a mistake leaves no settings");
@@ -54,7 +54,7 @@ impl Fixture {
         problems.iter().map(|problem| problem.to_string().replace(self.0.path().to_str().unwrap(), "DIR")).collect()
     }
 
-    /// All keys of a cluster, and the public one of another.
+    /// All keys of a cluster, and the public key of another one.
     fn make_keys(&self) -> SnapshotSigner {
         ClusterKey::load_or_generate(self.path("cluster.key")).unwrap();
         let signer = SnapshotSigner::load_or_generate(self.path("snapshot.key")).unwrap();
@@ -116,7 +116,7 @@ async fn a_listener_has_tls_with_both_files_or_not_at_all() {
         fixture.mistakes("[registry]\ntls_certificate_file = 'DIR/tls.crt'", read()),
         ["registry.tls_key_file: must be set, since tls_certificate_file is; or remove both"]
     );
-    // A file that is broken is told with all other mistakes.
+    // A broken file is reported together with all other mistakes.
     let file = "[registry]\nlisten = 'x'\ntls_certificate_file = 'DIR/tls.key'\ntls_key_file = 'DIR/none'";
     let mistakes = fixture.mistakes(file, read());
     assert_eq!(mistakes.len(), 2, "{mistakes:?}");
@@ -217,7 +217,7 @@ fn all_that_is_wrong_with_a_bucket_is_told_together() {
     let begin = [
         "store.bucket: must be set",
         "store.prefix: must be parts separated by `/`",
-        "store.endpoint: is clear text: take https, or set allow_plain_http = true",
+        "store.endpoint: is clear text: use https, or set allow_plain_http = true",
         "store.ca_file: `DIR/not-a-certificate` must hold certificates",
         "store.proxy: must be a URL with http or https",
         "store.secret_access_key: must be set, since access_key_id is",

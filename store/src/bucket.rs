@@ -1,10 +1,10 @@
-//! A store in a bucket: S3, Google Cloud Storage, Azure Blob Storage, or what speaks S3's protocol.
+//! A store in a bucket: S3, Google Cloud Storage, Azure Blob Storage, or a service with S3's protocol.
 //!
-//! Nodes and control planes share a bucket without knowing of each other. What keeps them from overwriting each other
-//! are the bucket's conditional writes, so [`BucketStore::open`] tries them out and refuses a bucket that ignores them.
+//! Nodes and control planes share a bucket without knowing about each other. Only the bucket's conditional writes keep
+//! them from overwriting each other, so [`BucketStore::open`] tries these out and refuses a bucket that ignores them.
 //!
-//! Whatever is asked of a bucket ends within limits that are written down in [`limits`]; trying again is done here, and
-//! not by the library below, which knows neither these limits nor what a repeated conditional write may mean.
+//! Every request to a bucket ends within the limits in [`limits`]. Requests are repeated here and not by the library
+//! below, which knows neither these limits nor what a repeated conditional write may mean.
 
 mod client;
 mod failure;
@@ -22,7 +22,7 @@ mod write;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -30,9 +30,11 @@ use entrepot_domain::{Digest, ResourceId, Secret};
 use futures_util::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStoreExt as _};
+use parking_lot::Mutex;
 use tracing::warn;
 use url::Url;
 
+use crate::verify::{self, SMALL_BYTES};
 use crate::{
     Abilities, BlobStore, ByteStream, Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Upload, Version,
 };
@@ -40,38 +42,36 @@ use client::{Client, Conditional};
 use failure::Failure;
 use limits::Tries;
 use list::Order;
+use transport::SaidAt;
 use write::Condition;
 
-/// Which bucket, and who may use it.
+/// A bucket, and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct BucketConfig {
     /// The bucket's name; Azure calls it a container.
     pub bucket: String,
-    /// What all names in the bucket begin with, for a bucket that is shared with others.
+    /// The prefix of all names, for a bucket that is shared with others.
     pub prefix: Prefix,
-    /// Where the service is, if not at its provider's own address.
+    /// The service's address, if it is not the provider's own.
     pub endpoint: Option<Url>,
-    /// Whether that address may be clear text.
+    /// Whether that address may be plain HTTP.
     pub allow_plain_http: bool,
-    /// Certificates in PEM that are trusted besides those of the machine.
+    /// Certificates in PEM that are trusted in addition to the machine's.
     pub trusted_certificates: Option<String>,
-    /// A proxy on the way to the service. Without it there is none, whatever the environment says.
+    /// The proxy for requests to the service. Without this setting none is used, whatever the environment says.
     pub proxy: Option<Secret<Url>>,
-    /// Whose service it is.
     pub service: Service,
 }
 
-/// Whose service a bucket belongs to. Without credentials here, those are used that the machine has: from the
-/// environment, as the provider's own tools read it, or from the role of the instance.
+/// The kind of service. Without credentials here, those of the machine are used: from the environment, as the
+/// provider's own tools read it, or from the role of the instance.
 #[derive(Clone, Debug)]
 pub enum Service {
-    /// Amazon S3, or what speaks its protocol.
+    /// Amazon S3, or a service with its protocol.
     S3 {
-        /// The region.
         region: String,
-        /// Whether the bucket's name goes into the path instead of the host.
+        /// Whether the bucket's name is part of the path instead of the host.
         path_style: bool,
-        /// An access key.
         credentials: Option<AccessKey>,
     },
     /// Google Cloud Storage.
@@ -80,77 +80,61 @@ pub enum Service {
         service_account_file: Option<PathBuf>,
     },
     /// Azure Blob Storage.
-    Azure {
-        /// The storage account.
-        account: String,
-        /// Its key.
-        access_key: Option<Secret<String>>,
-    },
+    Azure { account: String, access_key: Option<Secret<String>> },
 }
 
 /// An access key of S3.
 #[derive(Clone, Debug)]
 pub struct AccessKey {
-    /// Its id.
     pub id: String,
-    /// Its secret.
     pub secret: Secret<String>,
 }
 
-/// Why a bucket cannot be a store.
+/// Why a bucket cannot be used as a store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// What was configured cannot be used.
-    #[error("the bucket `{bucket}` is not configured rightly")]
+    /// The configuration cannot be used.
+    #[error("the bucket `{bucket}` is not configured correctly")]
     BadConfig {
-        /// The bucket.
         bucket: String,
         /// What is wrong.
         source: Cause,
     },
-    /// There is no such bucket.
-    #[error("there is no bucket `{bucket}`: make it, or correct `bucket` and `endpoint`")]
+    /// The bucket does not exist.
+    #[error("there is no bucket `{bucket}`: create it, or correct `bucket` and `endpoint`")]
     NoBucket {
-        /// The bucket.
         bucket: String,
-        /// What the service said.
+        /// The service's answer.
         source: Cause,
     },
-    /// The service does not let us do what a store must do.
+    /// The service refuses an operation that a store needs.
     #[error(
         "the bucket `{bucket}` refuses access: check the access key and its secret, and that they may list, read, write and delete there"
     )]
     Denied {
-        /// The bucket.
         bucket: String,
-        /// What the service said.
+        /// The service's answer.
         source: Cause,
     },
-    /// Two writers would overwrite each other there.
+    /// Two writers would overwrite each other in it.
     #[error(
         "the bucket `{bucket}` ignores conditional writes, so nodes would overwrite each other ({what}): use a service that has If-None-Match and If-Match on writes"
     )]
     IgnoresConditions {
-        /// The bucket.
         bucket: String,
-        /// What was seen.
+        /// What was observed.
         what: &'static str,
     },
-    /// It cannot be reached at the moment. Try again.
+    /// It cannot be reached at the moment; trying again may help.
     #[error("the bucket `{bucket}` is away")]
-    Away {
-        /// The bucket.
-        bucket: String,
-        /// Why.
-        source: Cause,
-    },
+    Away { bucket: String, source: Cause },
 }
 
-/// What a failure was caused by.
+/// The cause of a failure.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
 impl OpenError {
-    /// Whether it may be otherwise soon, without anybody changing anything.
+    /// Whether trying again later may succeed, without anybody changing anything.
     pub fn retry(&self) -> bool {
         match self {
             Self::Away { .. } => true,
@@ -161,7 +145,7 @@ impl OpenError {
     }
 }
 
-/// A bucket that holds objects, whose names in it are its prefix and their keys.
+/// A bucket with objects. Their names in it are the prefix followed by the key.
 #[derive(Clone, Debug)]
 pub struct BucketStore(Arc<Bucket>);
 
@@ -169,19 +153,19 @@ pub struct BucketStore(Arc<Bucket>);
 struct Bucket {
     client: Client,
     prefix: Prefix,
-    /// Under whose name uploads are recorded.
+    /// The owner under which uploads are recorded.
     owner: ResourceId,
-    /// The records of uploads that are under way here.
+    /// The records of uploads that are under way in this process.
     running: Mutex<HashSet<Key>>,
     order: Order,
     abilities: Abilities,
 }
 
 impl BucketStore {
-    /// Opens a bucket, having tried out what is relied on. `owner` is who begins uploads.
+    /// Opens a bucket, after trying out what we rely on. `owner` is the node in whose name uploads are begun.
     ///
     /// # Errors
-    /// See [`OpenError`]. A bucket that is away is not waited for.
+    /// See [`OpenError`]. This does not wait for a bucket that is away.
     pub async fn open(config: BucketConfig, owner: ResourceId) -> Result<Self, OpenError> {
         let name = config.bucket.clone();
         let client = Client::build(&config).map_err(|source| OpenError::BadConfig { bucket: name.clone(), source })?;
@@ -239,18 +223,22 @@ impl BlobStore for BucketStore {
             .idempotent(|| async {
                 let result = self.0.client.get(&path, GetOptions::default()).await?;
                 let (size_bytes, version) = (result.meta.size, self.0.client.version_of(&result.meta));
+                let read_time = result.extensions.get::<SaidAt>().map(|SaidAt(time)| *time);
+                let times = (result.meta.last_modified, read_time);
                 if size_bytes > GET_LIMIT_BYTES {
-                    return Ok(Err(size_bytes));
+                    return Ok(Err((size_bytes, version.ok())));
                 }
                 let chunks: Vec<Bytes> = result.into_stream().try_collect().await?;
                 let bytes = if let [one] = &chunks[..] { one.clone() } else { chunks.concat().into() };
-                Ok(Ok((bytes, version)))
+                Ok(Ok((bytes, version, times)))
             })
             .await;
         match Failure::absent_is_none(found)? {
             None => Ok(None),
-            Some(Err(size_bytes)) => Err(Error::TooLarge { key: key.clone(), size_bytes }),
-            Some(Ok((bytes, version))) => Ok(Some(Object { bytes, version: version? })),
+            Some(Err((size_bytes, version))) => Err(Error::TooLarge { key: key.clone(), size_bytes, version }),
+            Some(Ok((bytes, version, (modify_time, read_time)))) => {
+                Ok(Some(Object { bytes, version: version?, modify_time, read_time }))
+            }
         }
     }
 
@@ -258,8 +246,28 @@ impl BlobStore for BucketStore {
         Ok(self.0.size(&self.0.path(key)).await?)
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>, _digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
-        Ok(read::open(&self.0, self.0.path(key), range).await?)
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        let path = self.0.path(key);
+        let Some((bytes, size_bytes)) = read::open(&self.0, path.clone(), range.clone()).await? else {
+            return Ok(None);
+        };
+        let is_whole = range.start == 0 && range.end >= size_bytes;
+        match digest {
+            Some(digest) if size_bytes <= SMALL_BYTES => {
+                drop(bytes);
+                let whole = self.get_content(key, digest).await?;
+                Ok(whole.map(|whole| verify::part(whole, range)))
+            }
+            Some(digest) if is_whole => {
+                let bucket = Arc::clone(&self.0);
+                let again = async move {
+                    let read = read::open(&bucket, path, 0..size_bytes).await?;
+                    Ok(read.map(|(bytes, _)| bytes))
+                };
+                Ok(Some(verify::hashed(bytes, key, digest, size_bytes, again)))
+            }
+            Some(_) | None => Ok(Some(bytes)),
+        }
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {

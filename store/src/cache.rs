@@ -1,20 +1,17 @@
-//! What a node keeps at hand of the store: blobs on its disk, and the last it has heard of each record.
+//! What a node keeps at hand of the store: blobs, on its disk.
 //!
-//! **Blobs** are objects of which a reader says what they hash to. They never change, and whether somebody may see one is decided by records.
-//! So a blob that is on the disk is read from there, without asking the store. It gets there beside the first read of
-//! it that is whole, or beside its upload, and only once it was verified. All of it may be lost at any time: whatever
-//! goes wrong with the disk, the store is read instead.
+//! Blobs are objects of which a reader says what they hash to. They never change, and whether somebody may see one is
+//! decided by records. So a blob that is on the disk is read from there, without asking the store. It gets there beside
+//! the first read of it that is whole, or beside its upload, and only once it was verified. All of it may be lost at any
+//! time: whatever goes wrong with the disk, the store is read instead.
 //!
-//! **Records** and the presence of objects are asked of the store each time, since others change them. Only while it is
-//! away, or too slow, is what it said last believed; what it was never asked is not known then, which is an error and
-//! never "there is none". Writes always need the store.
+//! Records, and whether an object is there, are asked of the store each time, since others change them. Who may go by
+//! what is at hand, since the store is away, asks for that by [`BlobStore::size_at_hand`].
 
-mod breaker;
 mod disk;
 mod index;
 mod landing;
 mod read;
-mod records;
 
 use std::future::Future;
 use std::io;
@@ -28,18 +25,16 @@ use bytes::Bytes;
 use entrepot_domain::digest::Algorithm;
 use entrepot_domain::{Digest, ResourceId};
 use futures_util::future::join;
-use tokio::time::timeout;
 use tracing::warn;
 
+use crate::verify::{self, SMALL_BYTES};
 use crate::{
     Abilities, BlobStore, ByteStream, Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Prefix, Store, Upload,
     Version,
 };
-pub use breaker::{Breaker, SLOW};
 use disk::{Counts, Disk};
 use landing::Tee;
 use read::Reading;
-use records::Records;
 
 /// Of how many blobs the size is remembered, so that it is known which reads are whole.
 const SIZES: u64 = 10_000;
@@ -51,10 +46,6 @@ pub struct CacheConfig {
     pub dir: PathBuf,
     /// What blobs may take there, in bytes; 0 keeps none. One blob may take half of it.
     pub size_bytes: u64,
-    /// What records may take in memory, in bytes.
-    pub memory_bytes: u64,
-    /// Below which folders the records are that are remembered.
-    pub records: Vec<Prefix>,
 }
 
 /// Why a folder cannot be a cache.
@@ -91,38 +82,13 @@ pub struct Stats {
     pub blobs: u64,
     /// What they take there.
     pub blob_bytes: u64,
-    /// Records in memory.
-    pub records: u64,
-    /// What they take there.
-    pub record_bytes: u64,
-    /// Questions that were answered with what the store had said before, since it was away.
-    pub answers_while_away: u64,
 }
 
 /// A store with a node's cache in front of it.
 pub struct NodeCache {
     inner: Store,
     disk: Option<Arc<Disk>>,
-    records: Records,
-    record_folders: Vec<Prefix>,
-    breaker: Breaker,
     sizes: moka::future::Cache<Key, u64>,
-    answers_while_away: AtomicU64,
-}
-
-/// What came of a question for which there is another answer at hand.
-enum Asked<T> {
-    Answered(Result<T, Error>),
-    Away(Error),
-}
-
-/// Why the store was not heard.
-#[derive(Debug, thiserror::Error)]
-enum Unheard {
-    #[error("it did not answer within {SLOW:?}")]
-    Slow,
-    #[error("it did not answer a moment ago")]
-    LeftAlone,
 }
 
 impl NodeCache {
@@ -131,7 +97,7 @@ impl NodeCache {
     /// # Errors
     /// If the folder cannot be used, unless it is not to be.
     pub async fn open(inner: Store, config: CacheConfig) -> Result<Self, OpenError> {
-        let CacheConfig { dir, size_bytes, memory_bytes, records } = config;
+        let CacheConfig { dir, size_bytes } = config;
         let opening = tokio::task::spawn_blocking(move || match size_bytes {
             0 => {
                 if dir.exists()
@@ -146,20 +112,13 @@ impl NodeCache {
         Ok(Self {
             inner,
             disk: opening.await.expect("opening a folder does not panic")?,
-            records: Records::new(memory_bytes),
-            record_folders: records,
-            breaker: Breaker::default(),
             sizes: moka::future::Cache::new(SIZES),
-            answers_while_away: AtomicU64::default(),
         })
     }
 
     /// What it has done, and what it holds now.
     pub fn stats(&self) -> Stats {
-        let (records, record_bytes) = self.records.held();
-        let answers_while_away = self.answers_while_away.load(Ordering::Relaxed);
-        let stats = Stats { records, record_bytes, answers_while_away, ..Stats::default() };
-        let Some(disk) = &self.disk else { return stats };
+        let Some(disk) = &self.disk else { return Stats::default() };
         let (blobs, blob_bytes) = {
             let index = disk.index();
             (index.blobs() as u64, index.taken_bytes())
@@ -173,106 +132,39 @@ impl NodeCache {
             rejected: count(rejected),
             blobs,
             blob_bytes,
-            ..stats
         }
-    }
-
-    /// Whether this is a record that is remembered.
-    fn is_record(&self, key: &Key) -> bool {
-        self.record_folders.iter().any(|folder| key.as_str().starts_with(folder.as_str()))
-    }
-
-    /// Asks the store what can be answered otherwise, and does not wait for long.
-    async fn ask<T>(&self, question: impl Future<Output = Result<T, Error>>) -> Asked<T> {
-        if !self.breaker.lets_ask() {
-            return Asked::Away(Error::Away(Box::new(Unheard::LeftAlone)));
-        }
-        match timeout(SLOW, question).await {
-            Ok(Err(error @ Error::Away(_))) => {
-                self.breaker.trip();
-                Asked::Away(error)
-            }
-            Ok(answer) => {
-                self.breaker.reset();
-                Asked::Answered(answer)
-            }
-            Err(_) => {
-                self.breaker.trip();
-                Asked::Away(Error::Away(Box::new(Unheard::Slow)))
-            }
-        }
-    }
-
-    /// Asks the store what it alone knows.
-    async fn ask_patiently<T>(&self, question: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let answer = question.await;
-        match &answer {
-            Err(Error::Away(_)) => self.breaker.trip(),
-            Ok(_) | Err(_) => self.breaker.reset(),
-        }
-        answer
-    }
-
-    async fn get_record(&self, key: &Key) -> Result<Option<Object>, Error> {
-        let ticket = self.records.ticket();
-        let answer = if self.records.get(key).await.is_none() {
-            self.ask_patiently(self.inner.get(key)).await
-        } else {
-            match self.ask(self.inner.get(key)).await {
-                Asked::Answered(answer) => answer,
-                // It may have been forgotten while the store was asked.
-                Asked::Away(error) => {
-                    let known = self.records.get(key).await.ok_or(error)?;
-                    self.answers_while_away.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Some(known));
-                }
-            }
-        };
-        match &answer {
-            Ok(Some(object)) => self.records.remember(key, ticket, &object.bytes, &object.version).await,
-            Ok(None) => self.records.forget_if_known(key, ticket).await,
-            Err(_) => {}
-        }
-        answer
     }
 
     async fn get_blob(&self, disk: &Arc<Disk>, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
         let size_bytes = disk.index().size_bytes(key);
         if let Some(size_bytes) = size_bytes.filter(|size_bytes| *size_bytes > GET_LIMIT_BYTES) {
-            return Err(Error::TooLarge { key: key.clone(), size_bytes });
+            return Err(Error::TooLarge { key: key.clone(), size_bytes, version: None });
         }
         if let Some(bytes) = disk.get(key, digest).await {
             Counts::add(&disk.counts.hits, 1);
             return Ok(Some(bytes));
         }
         Counts::add(&disk.counts.misses, 1);
-        let answer = self.ask_patiently(self.inner.get_content(key, digest)).await;
+        let answer = self.inner.get_content(key, digest).await;
         if let Ok(Some(bytes)) = &answer {
-            disk.offer(key, digest, bytes);
+            disk.offer(key, digest, bytes, None);
         }
         answer
     }
 
-    /// What is held of an object does not count any more, whatever comes of its change.
-    async fn before_change(&self, key: &Key) {
+    /// Changes an object. Nothing is held of it from before the change, whatever comes of that, nor what a read that began
+    /// before it brings here meanwhile.
+    async fn change<T>(&self, key: &Key, change: impl Future<Output = T>) -> T {
+        self.forget(key).await;
+        let done = change.await;
+        self.forget(key).await;
+        done
+    }
+
+    async fn forget(&self, key: &Key) {
         if let Some(disk) = &self.disk {
             disk.forget(key).await;
             self.sizes.invalidate(key).await;
-        }
-    }
-
-    /// Takes note of what this node has written.
-    async fn after_write(&self, key: &Key, bytes: &Bytes, written: &Result<Version, Error>) {
-        // A read that began before it may have brought the old ones here.
-        self.before_change(key).await;
-        if self.is_record(key) {
-            let ticket = self.records.ticket();
-            match written {
-                Ok(version) => self.records.remember(key, ticket, bytes, version).await,
-                Err(error) if error.is_conflict() => self.records.forget(key, ticket).await,
-                // It is as it was, or it is not; until the store says so, the last that it said is what is known.
-                Err(_) => {}
-            }
         }
     }
 }
@@ -280,35 +172,27 @@ impl NodeCache {
 #[async_trait]
 impl BlobStore for NodeCache {
     async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
-        let written = self.inner.put_once(key, bytes.clone()).await;
-        self.after_write(key, &bytes, &written).await;
-        written
+        self.change(key, self.inner.put_once(key, bytes)).await
     }
 
     async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
         self.inner.put_content(key, digest, bytes.clone()).await?;
         if let Some(disk) = &self.disk {
-            disk.offer(key, digest, &bytes);
+            disk.offer(key, digest, &bytes, Some(digest.algorithm()));
         }
         Ok(())
     }
 
     async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
-        self.before_change(key).await;
-        let written = self.inner.put(key, bytes.clone()).await;
-        self.after_write(key, &bytes, &written).await;
-        written
+        self.change(key, self.inner.put(key, bytes)).await
     }
 
     async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
-        self.before_change(key).await;
-        let written = self.inner.replace_if(key, expected, bytes.clone()).await;
-        self.after_write(key, &bytes, &written).await;
-        written
+        self.change(key, self.inner.replace_if(key, expected, bytes)).await
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
-        if self.is_record(key) { self.get_record(key).await } else { self.inner.get(key).await }
+        self.inner.get(key).await
     }
 
     async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {
@@ -319,46 +203,45 @@ impl BlobStore for NodeCache {
     }
 
     async fn head(&self, key: &Key) -> Result<Option<u64>, Error> {
-        let Some(disk) = &self.disk else { return self.inner.head(key).await };
-        let held = |disk: &Disk| disk.index().size_bytes(key);
-        let answer = if held(disk).is_none() {
-            self.ask_patiently(self.inner.head(key)).await
-        } else {
-            match self.ask(self.inner.head(key)).await {
-                Asked::Answered(answer) => answer,
-                Asked::Away(error) => {
-                    let size_bytes = held(disk).ok_or(error)?;
-                    self.answers_while_away.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Some(size_bytes));
-                }
-            }
-        };
+        let answer = self.inner.head(key).await;
         match &answer {
             Ok(Some(size_bytes)) => self.sizes.insert(key.clone(), *size_bytes).await,
             // It was deleted elsewhere.
-            Ok(None) => self.before_change(key).await,
+            Ok(None) => self.forget(key).await,
             Err(_) => {}
         }
         answer
+    }
+
+    fn size_at_hand(&self, key: &Key) -> Option<u64> {
+        self.disk.as_ref()?.index().size_bytes(key)
     }
 
     async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
         let (Some(disk), Some(digest)) = (&self.disk, digest) else { return self.inner.read(key, range, digest).await };
         if let Some(opened) = disk.find(key).await {
             Counts::add(&disk.counts.hits, 1);
-            return Ok(Some(Reading::new(disk, &self.inner, key, digest, opened, range).stream()));
+            if opened.size_bytes > SMALL_BYTES {
+                if let Ok(reading) = Reading::new(disk, &self.inner, key, digest, opened, range.clone()) {
+                    return Ok(Some(reading.stream()));
+                }
+            } else if let Some(bytes) = disk.get(key, digest).await {
+                return Ok(Some(verify::part(bytes, range)));
+            }
         }
         Counts::add(&disk.counts.misses, 1);
         let size_bytes = self.sizes.get(key).await;
         let end = size_bytes.map_or(range.end, |size_bytes| range.end.min(size_bytes));
         // Without a known size, the hash says in the end whether it was all.
         let is_whole = range.start == 0 && size_bytes.is_none_or(|size_bytes| size_bytes == end);
-        let Some(stream) = self.ask_patiently(self.inner.read(key, range, Some(digest))).await? else {
+        let Some(stream) = self.inner.read(key, range, Some(digest)).await? else {
             return Ok(None);
         };
-        let tee = if is_whole { disk.tee(key, digest.algorithm(), size_bytes) } else { None };
+        // What is known to be whole comes verified.
+        let hashed_as = size_bytes.is_none().then(|| digest.algorithm());
+        let tee = if is_whole { disk.tee(key, hashed_as, size_bytes) } else { None };
         Ok(Some(match tee {
-            Some(tee) => read::teed(stream, tee, digest.clone(), end),
+            Some(tee) => read::tee_stream(stream, tee, digest.clone(), end),
             None => stream,
         }))
     }
@@ -368,25 +251,11 @@ impl BlobStore for NodeCache {
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
-        self.before_change(key).await;
-        self.inner.delete(key).await?;
-        // A read that began before it may have brought it here.
-        self.before_change(key).await;
-        if self.is_record(key) {
-            self.records.forget(key, self.records.ticket()).await;
-        }
-        Ok(())
+        self.change(key, self.inner.delete(key)).await
     }
 
     async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
-        self.before_change(key).await;
-        let deleted = self.inner.delete_if(key, version).await?;
-        self.before_change(key).await;
-        // Where it was not deleted, it is at another version than the one that may be remembered.
-        if self.is_record(key) && deleted != Deleted::Unsupported {
-            self.records.forget(key, self.records.ticket()).await;
-        }
-        Ok(deleted)
+        self.change(key, self.inner.delete_if(key, version)).await
     }
 
     fn abilities(&self) -> Abilities {
@@ -396,7 +265,7 @@ impl BlobStore for NodeCache {
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
         let inner = self.inner.begin_upload(key).await?;
         // What the bytes hash to is said in the end, and nearly everything is named by this.
-        let tee = self.disk.as_ref().and_then(|disk| disk.tee(key, Algorithm::Sha256, None));
+        let tee = self.disk.as_ref().and_then(|disk| disk.tee(key, Some(Algorithm::Sha256), None));
         Ok(match tee {
             Some(tee) => Box::new(CachedUpload { inner, tee }),
             None => inner,

@@ -1,4 +1,4 @@
-//! Keys: what objects are called.
+//! Keys, the names of objects.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,10 +12,10 @@ pub struct Key(Box<str>);
 /// Why a text is not a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Longer than object storage takes.
+    /// Longer than object storage permits.
     #[error("must have at most {} bytes", Key::MAX_BYTES)]
     TooLong,
-    /// A part that is empty, too long, begins wrongly or has other characters.
+    /// A part is empty, too long, begins with an illegal character or contains one.
     #[error(
         "must be parts separated by `/`, each of 1 to {} letters, digits, `_`, `.` and `-`, beginning with a letter, a digit or `_`",
         Key::MAX_PART_BYTES
@@ -24,15 +24,15 @@ pub enum KeyError {
 }
 
 impl Key {
-    /// The longest key that object storage takes.
+    /// The longest key that object storage permits.
     pub const MAX_BYTES: usize = 1024;
     /// The longest part, since parts are file names in a local store.
     pub const MAX_PART_BYTES: usize = 255;
 
-    /// Reads a key, as from a record.
+    /// Reads a key, for example from a record.
     ///
     /// # Errors
-    /// If it is too long or a part of it is not a file name that a store may use.
+    /// If it is too long, or one of its parts is not a legal file name.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         if text.len() > Self::MAX_BYTES {
             return Err(KeyError::TooLong);
@@ -40,13 +40,12 @@ impl Key {
         if text.split('/').all(is_part) { Ok(Self(text.into())) } else { Err(KeyError::BadPart) }
     }
 
-    /// A key put together from parts that are known to be legal, which only debug builds check again.
-    pub fn assembled(text: String) -> Self {
+    /// A key made of parts that are known to be legal. Only debug builds check it again.
+    pub fn new_unchecked(text: String) -> Self {
         debug_assert_eq!(Self::parse(&text).as_ref().map(Self::as_str), Ok(text.as_str()));
         Self(text.into())
     }
 
-    /// The key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -78,7 +77,7 @@ impl<'de> serde::Deserialize<'de> for Key {
     }
 }
 
-/// What keys have in common: a folder with its trailing `/`, or nothing.
+/// A common beginning of keys: a folder with its trailing `/`, or nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix(Box<str>);
 
@@ -88,7 +87,7 @@ impl Prefix {
         Self("".into())
     }
 
-    /// What is below `folder`, which is written like a key.
+    /// The prefix of keys below `folder`, which is spelled like a key.
     ///
     /// # Errors
     /// As [`Key::parse`].
@@ -96,13 +95,13 @@ impl Prefix {
         Key::parse(folder).map(|folder| Self(format!("{folder}/").into()))
     }
 
-    /// What is below a folder put together from parts that are known to be legal, which only debug builds check again.
-    pub fn assembled(folder: String) -> Self {
+    /// The prefix of keys below a folder made of parts that are known to be legal. Only debug builds check it again.
+    pub fn new_unchecked(folder: String) -> Self {
         debug_assert!(Self::below(&folder).is_ok(), "{folder}");
         Self((folder + "/").into())
     }
 
-    /// The prefix as text; empty, or ends with `/`.
+    /// The prefix as text; empty, or ending with `/`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -114,7 +113,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// `[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}`. Neither `..` nor a hidden file can be written this way.
+/// `[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}`. Neither `..` nor a hidden file can be spelled this way.
 fn is_part(part: &str) -> bool {
     (1..=Key::MAX_PART_BYTES).contains(&part.len())
         && !part.starts_with(['.', '-'])

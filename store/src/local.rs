@@ -1,8 +1,8 @@
 //! A store in a local folder, which belongs to one process.
 //!
-//! Keys are paths below the folder. A write goes to a file below `.tmp/`, is made durable there, and appears under
-//! its key by a rename, so nothing is ever seen by half. Since no second process can open the folder (`flock` on
-//! `.lock`), compare-and-swap is a mutex per key; what a crash leaves in `.tmp/` is removed when the store is opened.
+//! Keys are paths below the folder. A write goes to a file below `.tmp/`, is made durable there, and gets its key by a
+//! rename, so nothing is ever visible in part. No second process can open the folder (`flock` on `.lock`), so
+//! compare-and-swap is a mutex per key. Whatever a crash leaves in `.tmp/` is removed when the store is opened.
 
 mod files;
 mod list;
@@ -18,44 +18,42 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use entrepot_domain::{Digest, ResourceId};
 
+use crate::verify::Verifications;
 use crate::{Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, Object, Prefix, Upload, Version};
 use files::{Condition, Files};
 
-/// A folder that holds objects as files. It is locked for as long as anything of this is in use.
+/// A folder that holds objects as files. It stays locked while any part of this is in use.
 #[derive(Debug)]
-pub struct LocalStore(Arc<Files>);
+pub struct LocalStore {
+    files: Arc<Files>,
+    verifications: Arc<Verifications>,
+}
 
-/// Why a folder cannot be a store.
+/// Why a folder cannot be used as a store.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
     #[error(
         "another process{} uses the store in {}; stop it first, or choose another folder",
         .process.map(|id| format!(" ({id})")).unwrap_or_default(), .path.display()
     )]
     Taken {
-        /// The folder.
         path: PathBuf,
-        /// The process that has it, if it is known.
+        /// The process that uses it, if known.
         process: Option<u32>,
     },
-    /// It cannot be made, read or written.
+    /// It cannot be created, read or written.
     #[error("the store in {} cannot be opened: give the user that runs this a folder that it may write", .path.display())]
-    Io {
-        /// The folder.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 impl LocalStore {
-    /// Opens the store in the folder `path`, which is made if it is not there.
+    /// Opens the store in the folder `path`, and creates the folder if needed.
     ///
     /// # Errors
     /// If another process uses it, or it cannot be read and written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        Files::open(path.as_ref()).map(|files| Self(Arc::new(files)))
+        let files = Arc::new(Files::open(path.as_ref())?);
+        Ok(Self { files, verifications: Arc::default() })
     }
 
     async fn write(&self, key: &Key, bytes: Bytes, condition: Condition) -> Result<Version, Error> {
@@ -63,11 +61,17 @@ impl LocalStore {
         self.blocking(move |files| files.write(&key, &bytes, &condition)).await
     }
 
+    /// Remembers that an object was written with this content.
+    async fn wrote(&self, key: &Key, digest: &Digest) -> Result<(), Error> {
+        let (verifications, key, digest) = (Arc::clone(&self.verifications), key.clone(), digest.clone());
+        self.blocking(move |files| files.note_content(&verifications, &key, &digest)).await
+    }
+
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Files>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let files = Arc::clone(&self.0);
+        let files = Arc::clone(&self.files);
         blocking(move || work(&files)).await
     }
 }
@@ -97,10 +101,19 @@ impl BlobStore for LocalStore {
         self.blocking(move |files| Ok(files.find(&key)?.map(|(_, size_bytes)| size_bytes))).await
     }
 
-    async fn read(&self, key: &Key, range: Range<u64>, _digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
-        let key = key.clone();
-        let found = self.blocking(move |files| files.find(&key)).await?;
-        Ok(found.map(|(file, size_bytes)| read::stream(file, range.start..range.end.min(size_bytes))))
+    async fn put_content(&self, key: &Key, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        self.put_once(key, bytes).await?;
+        self.wrote(key, digest).await
+    }
+
+    async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
+        let name = key.clone();
+        let Some((file, size_bytes)) = self.blocking(move |files| files.find(&name)).await? else { return Ok(None) };
+        let range = range.start..range.end.min(size_bytes);
+        match digest {
+            Some(digest) => self.verifications.read(key, digest, file, range).await.map(Some),
+            None => Ok(Some(read::stream(file, range))),
+        }
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
@@ -124,21 +137,23 @@ impl BlobStore for LocalStore {
 
     async fn begin_upload(&self, key: &Key) -> Result<Box<dyn Upload>, Error> {
         let key = key.clone();
-        self.blocking(move |files| Ok(Box::new(upload::LocalUpload::begin(files, key)?) as Box<dyn Upload>)).await
+        let verifications = Arc::clone(&self.verifications);
+        let begin = move |files: &Arc<Files>| upload::LocalUpload::begin(files, verifications, key);
+        Ok(Box::new(self.blocking(begin).await?))
     }
 
-    /// Opening the folder has removed what an earlier process left, and dropped uploads remove their own.
+    /// Opening the folder has removed what an earlier process left, and dropped uploads remove their own files.
     async fn abort_uploads(&self, _owner: &ResourceId) -> Result<usize, Error> {
         Ok(0)
     }
 }
 
-/// Runs file operations where they may block. They run to their end even if nobody waits for them any more.
+/// Runs file operations on threads where they may block. They run to their end even if the caller goes away.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|stopped| Err(Error::Away(Box::new(stopped))))
 }
 
-/// What could not be done to which file.
+/// What failed for which file.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {}", .path.display())]
 struct FileError {
@@ -147,7 +162,7 @@ struct FileError {
     source: io::Error,
 }
 
-/// For `map_err` on what was to be done to `path`.
+/// For `map_err`: the error for an action on `path`.
 fn failed_to(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Away(Box::new(FileError { action, path: path.to_owned(), source }))
 }
@@ -156,7 +171,8 @@ fn failed_to(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Err
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
-    use std::sync::Mutex;
+
+    use parking_lot::Mutex;
 
     fn key(text: &str) -> Key {
         Key::parse(text).unwrap()
@@ -168,7 +184,7 @@ mod tests {
         crate::conformance::run(async || {
             let folder = tempfile::tempdir().unwrap();
             let store = LocalStore::open(folder.path()).unwrap();
-            folders.lock().unwrap().push(folder);
+            folders.lock().push(folder);
             Arc::new(store) as crate::Store
         })
         .await;
@@ -181,7 +197,7 @@ mod tests {
         let store = LocalStore::open(&path).unwrap();
         let upload = store.begin_upload(&key("a")).await.unwrap();
         drop(store);
-        // The upload still writes there.
+        // The upload still writes to the folder.
         let error = LocalStore::open(&path).unwrap_err().to_string();
         let expected = format!("another process ({}) uses the store in {}", std::process::id(), path.display());
         assert!(error.starts_with(&expected), "{error}");
@@ -200,7 +216,7 @@ mod tests {
         drop(store);
         let left = || folder.path().join(".tmp").read_dir().unwrap().count();
         assert_eq!(left(), 1);
-        // As after a crash: the lock is gone with its process, the file is not.
+        // As after a crash: the lock is gone with its process, but the file remains.
         let leftover = folder.path().join(".tmp/leftover");
         std::fs::write(&leftover, "half").unwrap();
         drop(upload);
@@ -225,7 +241,8 @@ mod tests {
 
     #[test]
     fn an_upload_whose_part_was_interrupted_cannot_be_completed() {
-        // One thread for blocking work, which the test can hold: so the part is surely under way when it is dropped.
+        // There is one thread for blocking work, and the test can occupy it, so the part is certainly under way when it
+        // is dropped.
         let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
         runtime.block_on(async {
             let folder = tempfile::tempdir().unwrap();

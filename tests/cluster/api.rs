@@ -1,7 +1,6 @@
 //! The gRPC API, called as the administrator.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,6 +17,7 @@ use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_test_support::{FakeUpstream, wait_until};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -146,7 +146,6 @@ impl Api {
         Ok(self.rules().create_rule(request).await?.into_inner())
     }
 
-    /// Deletes a rule.
     pub(crate) async fn delete_rule(&self, id: &str) -> Result<(), tonic::Status> {
         let request = pb::DeleteRuleRequest { name: format!("rules/{id}"), etag: String::new() };
         self.rules().delete_rule(request).await.map(drop)
@@ -229,11 +228,11 @@ impl Api {
             let images = self.image_list(repository).await.unwrap_or_default();
             let image = images.into_iter().find(|image| image.tags.iter().any(|listed| listed.tag == tag));
             let is_listed = image.is_some();
-            *found.lock().expect("not poisoned") = image;
+            *found.lock() = image;
             is_listed
         })
         .await;
-        found.into_inner().expect("not poisoned").expect("it was found")
+        found.into_inner().expect("it was found")
     }
 }
 

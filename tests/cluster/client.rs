@@ -92,7 +92,6 @@ impl Client {
         &self.credential
     }
 
-    /// A request.
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         let request = request.header(header::ACCEPT, images::OCI_MANIFEST).header(header::ACCEPT, images::OCI_INDEX);

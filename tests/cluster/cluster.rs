@@ -25,7 +25,7 @@ const REDIS_PASSWORD: &str = "redis-password-44813";
 const REGISTRY: u16 = 15_000;
 const API: u16 = 15_001;
 
-/// How many clusters there may be at once. They wait for much of their time, for leases, drains and health checks.
+/// How many clusters run at once. They wait for much of their time: for leases, drains and health checks.
 const PLACES: u32 = 2;
 static FREE_PLACES: Semaphore = Semaphore::const_new(PLACES as usize);
 
@@ -44,7 +44,7 @@ pub(crate) struct Setup {
     pub(crate) links: bool,
     /// Which part of the pulls is traced; much of it costs tests of throughput more than the pulls.
     pub(crate) trace_ratio: &'static str,
-    /// Whether no other cluster may be there: it has much to do, or what is late in it fails a request.
+    /// Whether no other cluster may run meanwhile: it has much to do, or fails where something is late.
     pub(crate) alone: bool,
 }
 
@@ -123,7 +123,6 @@ impl Member {
         self.program.until_ready(self.at.operations()).await;
     }
 
-    /// Its metrics.
     pub(crate) async fn metrics(&self) -> Result<Probed> {
         Ok(probe(self.at.operations(), "/metrics").await?)
     }
@@ -240,7 +239,6 @@ impl Cluster {
         Member::new(name, "entrepot-data-plane", Addresses(Host::free()), None, &self.shared)
     }
 
-    /// The API of one control plane.
     pub(crate) fn api_of(&self, control_plane: &Member) -> Api {
         Api::at(control_plane.at.api(), &admin_key())
     }
@@ -281,14 +279,14 @@ impl Cluster {
 
     /// Waits until a node leads the fill of a blob.
     pub(crate) async fn until_led(&self, digest: &str) -> usize {
-        let leader = std::sync::Mutex::new(None);
+        let leader = parking_lot::Mutex::new(None);
         self.until("a node leads the fill", async || {
             let found = self.leader_of(digest).await;
-            *leader.lock().expect("nobody panics with it") = found;
+            *leader.lock() = found;
             found.is_some()
         })
         .await;
-        leader.into_inner().expect("nobody panics with it").expect("it was waited for")
+        leader.into_inner().expect("it was waited for")
     }
 
     /// The bucket as the members see it.

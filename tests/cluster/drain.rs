@@ -1,13 +1,15 @@
 //! Programs that are told to stop while they are used: nobody notices.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use entrepot_test_support::{FakeUpstream, Fault, images, wait_until};
 use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Credential};
@@ -124,7 +126,7 @@ async fn control_planes_that_are_restarted_in_turn_fail_no_call() -> Result<()> 
 /// leads and others follow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_of_everything_fails_no_request_while_large_blobs_are_filled() -> Result<()> {
-    /// Nodes take turns by chance.
+    /// Which node leads is chance.
     const TURN: Duration = Duration::from_secs(120);
     let rounds = seconds("ENTREPOT_RESTARTS", 1).as_secs();
     let setup = Setup { nodes: 3, drain_notice: NOTICE, alone: true, ..Setup::default() };
@@ -132,15 +134,20 @@ async fn a_rolling_restart_of_everything_fails_no_request_while_large_blobs_are_
     let load = Load::start(Arc::new(cluster)).await?;
     let (cluster, begun) = (load.cluster.clone(), Instant::now());
     for _ in 0..rounds {
-        for (number, node) in cluster.nodes.iter().enumerate() {
+        let mut left: BTreeSet<_> = (0..cluster.nodes.len()).collect();
+        while !left.is_empty() {
             load.until_it_has_gone_on(&load.blobs).await;
-            let what = format!("`{}` leads the fill of a large blob", node.name());
-            wait_until(TURN, &what, async || {
+            let mut leader = None;
+            wait_until(TURN, &format!("one of {left:?} leads the fill of a large blob"), async || {
                 // A fill that has ended meanwhile is none.
                 let Some(digest) = load.filling() else { return false };
-                cluster.leader_of(&digest).await == Some(number) && load.filling() == Some(digest)
+                leader = cluster.leader_of(&digest).await.filter(|number| left.contains(number));
+                leader.is_some() && load.filling() == Some(digest)
             })
             .await;
+            let number = leader.context("nobody leads")?;
+            left.remove(&number);
+            let node = &cluster.nodes[number];
             restart(node).await;
             cluster.haproxy.until_sees("registry", node.name(), true).await;
             load.until_it_has_gone_on(&load.pulls).await;
@@ -216,11 +223,11 @@ impl Load {
 
     /// Which blob is being filled.
     fn filling(&self) -> Option<String> {
-        self.filling.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.filling.lock().clone()
     }
 
     fn fills(&self, digest: Option<String>) {
-        *self.filling.lock().unwrap_or_else(PoisonError::into_inner) = digest;
+        *self.filling.lock() = digest;
     }
 
     /// Waits until some more of something has been done, and nothing has failed.

@@ -31,7 +31,6 @@ struct Needle {
 }
 
 impl Needle {
-    /// A secret that is text.
     fn text(what: &str, secret: &str) -> Self {
         Self::bytes(what, secret.as_bytes())
     }

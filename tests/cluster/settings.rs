@@ -30,11 +30,9 @@ pub(crate) struct Shared {
     pub(crate) folder: PathBuf,
     /// `postgres://…`, without the password.
     pub(crate) postgres_url: String,
-    /// The password of Postgres.
     pub(crate) postgres_password: String,
     /// `redis://…`; empty for none.
     pub(crate) redis_url: String,
-    /// The password of Redis.
     pub(crate) redis_password: String,
     /// Where the bucket is.
     pub(crate) store: StoreSettings,

@@ -107,7 +107,7 @@ async fn a_node_that_is_killed_at_any_step_of_a_fill_loses_no_event() -> Result<
         let pulled = victim.client().pull(&repository, "v1").await;
         assert!(
             pulled.is_err(),
-            "no failpoint `{failpoint}`: run `cargo build --workspace --bins`, which builds them in"
+            "no failpoint `{failpoint}`: build the programs with `--features entrepot-data-plane/failpoints`"
         );
         victim.program.ended().await;
         victim.program.set_env("ENTREPOT_FAILPOINT", None);

@@ -19,13 +19,13 @@ async fn begin(api: &Api, repository: &str) -> Result<pb::Operation> {
     Ok(api.repositories().sync_repository(request).await?.into_inner())
 }
 
-async fn items(api: &Api, operation: &str) -> Result<Vec<pb::OperationItem>> {
+pub(crate) async fn items(api: &Api, operation: &str) -> Result<Vec<pb::OperationItem>> {
     let request = pb::ListOperationItemsRequest { parent: operation.to_owned(), page_size: 1000, ..Default::default() };
     Ok(api.operations().list_operation_items(request).await?.into_inner().items)
 }
 
 /// Waits until an operation has ended.
-async fn ended(cluster: &Cluster, api: &Api, name: &str) -> Result<pb::Operation> {
+pub(crate) async fn ended(cluster: &Cluster, api: &Api, name: &str) -> Result<pb::Operation> {
     let get = async || {
         let request = pb::GetOperationRequest { name: name.to_owned() };
         api.operations().get_operation(request).await.map(tonic::Response::into_inner)

@@ -1,4 +1,4 @@
-//! What must not work: each gets its status and code, and nothing is stored.
+//! Requests that must fail: each gets the right status and code, and nothing is stored.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ async fn r_edge_28_bad_content_from_the_upstream_is_refused_and_nothing_is_store
     upstream.script(&image.manifest, Fault::FlipBit);
     assert_eq!(registry.manifest("demo/app", &image.manifest).await?.status, StatusCode::BAD_GATEWAY);
 
-    // A small blob is verified before its first byte; a large one never ends.
+    // A small blob is verified before its first byte; a large one is cut before its end.
     let (small, large) = (&image.layers[0], &image.layers[1]);
     upstream.script(small, Fault::FlipBit);
     upstream.script(large, Fault::FlipBit);
@@ -81,7 +81,7 @@ async fn r_edge_28_bad_content_from_the_upstream_is_refused_and_nothing_is_store
 
 #[tokio::test]
 async fn redirects_and_realms_to_addresses_without_leave_are_refused() -> Result<()> {
-    // A canary that must never be asked: the upstream's leave covers its own host and port only.
+    // A canary that must never be called: private addresses are allowed only for the upstream's own host and port.
     let canary = FakeUpstream::start_at("127.0.0.2:0".parse()?).await;
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);

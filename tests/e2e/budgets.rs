@@ -1,4 +1,4 @@
-//! What an upstream lets us ask for: what counts, what is left, and how long that lasts.
+//! Budgets of upstreams: what counts, what is left, and how long that lasts.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::registry::{LIMIT, Registry};
 
 const WINDOW: Duration = Duration::from_secs(6 * 3600);
 
-/// A registry with a rule `hub` to an upstream that counts as Docker Hub does.
+/// A registry with a rule `hub` to an upstream that counts like Docker Hub.
 async fn hub() -> Result<(FakeUpstream, Registry)> {
     hub_that_gives(100).await
 }
@@ -23,7 +23,7 @@ async fn hub() -> Result<(FakeUpstream, Registry)> {
 async fn hub_that_gives(requests: u64) -> Result<(FakeUpstream, Registry)> {
     let upstream = FakeUpstream::start().await;
     upstream.set_limit(requests, WINDOW);
-    // What is refused is left alone for longer than this takes.
+    // A refusing upstream is left alone for longer than the test takes.
     let limits = UpstreamLimits { probe: Duration::from_secs(300), ..UpstreamLimits::default() };
     let registry = Registry::start_with_limits(limits).await?;
     let request = pb::CreateUpstreamRequest {
@@ -42,7 +42,7 @@ async fn hub_that_gives(requests: u64) -> Result<(FakeUpstream, Registry)> {
     Ok((upstream, registry))
 }
 
-/// How the upstream is, once its node has been asked.
+/// The upstream's health, after asking its node.
 async fn health(registry: &Registry) -> Result<pb::UpstreamHealth> {
     let get = async || {
         let request = pb::GetUpstreamRequest { name: "upstreams/hub".to_owned() };
@@ -93,7 +93,7 @@ async fn what_is_left_of_a_limit_and_how_long_it_lasts_is_told() -> Result<()> {
     assert!(lasts > Duration::ZERO && lasts < WINDOW, "{lasts:?}");
     assert_eq!(registry.metric("entrepot_upstream_budget_left{").floor(), 70.0);
 
-    // Others use the same account. When nothing is left, what counts is held back, and all else goes on.
+    // Others use the same account. When nothing is left, counted requests are held back, and all others continue.
     upstream.take_of_limit(100);
     let refused = registry.manifest("hub/app-30", "v1").await?;
     assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);

@@ -21,7 +21,7 @@ async fn r_edge_26_fifty_clients_that_pull_one_cold_image_fetch_each_content_onc
     let mut paths = vec!["/v2/demo/app/manifests/v1".to_owned()];
     paths.extend(image.blobs().iter().map(|digest| format!("/v2/demo/app/blobs/{digest}")));
     for path in &paths {
-        // The upstream holds its first byte until all are waiting.
+        // The upstream holds back its first byte until all clients wait.
         let gate = upstream.hold(path.trim_start_matches("/v2/demo/"));
         let clients = (0..CLIENTS).map(|_| {
             let (registry, path) = (registry.clone(), path.clone());
@@ -185,7 +185,7 @@ async fn what_is_too_much_for_the_node_is_told_to_come_back_and_all_else_goes_on
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20), images::random_bytes(2, 10)]);
     let registry =
-        Arc::new(Registry::start_with_capacity(Capacity { fills: 4, readers: 2, ..Capacity::default() }).await?);
+        Arc::new(Registry::start_with_capacity(Capacity { fills: 4, readers: 3, ..Capacity::default() }).await?);
     registry.rule("demo", &upstream).await?;
     registry.manifest("demo/app", "v1").await?;
     let layer = &image.layers[0];

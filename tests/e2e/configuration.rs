@@ -74,7 +74,7 @@ async fn a_repository_belongs_to_the_rule_that_fills_it_now() -> Result<()> {
     let orphan = get().await?;
     assert_eq!((orphan.rule.as_str(), &orphan.rule_uid), ("", &first.uid));
 
-    // Under the rule that comes after it, the tag counts as never confirmed; the repository stays the same one.
+    // Under the next rule, the tag counts as never confirmed; the repository stays the same.
     let second = registry.rule_to("demo", "demo").await?;
     registry.manifest("demo/app", "v1").await?;
     wait_until(LIMIT, "the repository has its new rule", async || {
@@ -118,7 +118,7 @@ async fn a_manifest_that_names_somebody_elses_digest_does_not_show_it() -> Resul
     let layer = &secret.layers[0];
     assert_eq!(registry.blob("private/app", layer).await?.status, StatusCode::OK);
 
-    // The public upstream has a manifest that names the private layer, and not the layer.
+    // The public upstream has a manifest that names the private layer, but not the layer itself.
     public.publish_manifest("evil", Some("v1"), &secret.media_type, &secret.manifest_bytes);
     assert_eq!(registry.manifest("public/evil", "v1").await?.status, StatusCode::OK);
     let answer = registry.blob("public/evil", layer).await?;

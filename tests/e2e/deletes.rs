@@ -68,7 +68,7 @@ async fn what_is_left_of_a_delete_that_races_with_pulls_is_wholly_the_old_or_who
             assert_eq!(answer?.bytes, image.manifest_bytes, "round {round}");
         }
 
-        // What the store shows and what the index lists must come to be the same, and whole.
+        // What the store has and what the index lists must become the same, and complete.
         let path = "repositories/demo/app/_repository".parse()?;
         let record: serde_json::Value =
             serde_json::from_slice(&registry.store.get(&path).await?.expect("a record").bytes)?;
@@ -88,7 +88,7 @@ async fn what_is_left_of_a_delete_that_races_with_pulls_is_wholly_the_old_or_who
         }
     }
     println!("{ROUNDS} rounds: {left} left the new repository, {gone} left none");
-    // Every event of the rounds has arrived; none of them brings a dead repository back.
+    // All events of the rounds have arrived; none of them brings a dead repository back.
     wait_until(LIMIT, "no event waits", async || registry.object_count("events").await.is_ok_and(|count| count == 0))
         .await;
     assert!(registry.repository_names().await?.len() <= 1);

@@ -1,4 +1,4 @@
-//! What a cache of other registries must get right besides the main job. The numbers are those of the requirements.
+//! What a cache of other registries must get right besides its main job. The numbers are those of the requirements.
 
 mod content;
 mod forms;
@@ -12,12 +12,12 @@ use http::Method;
 
 use crate::registry::{Answer, Registry, send};
 
-/// An upstream, and a registry with a clock of its own whose rule `demo` leads there.
+/// An upstream, and a registry with a manual clock whose rule `demo` leads to it.
 async fn ground() -> Result<(FakeUpstream, Registry)> {
     ground_with(pb::Rule::default()).await
 }
 
-/// The same, with a rule that says more.
+/// The same with a more detailed rule.
 async fn ground_with(rule: pb::Rule) -> Result<(FakeUpstream, Registry)> {
     let upstream = FakeUpstream::start().await;
     let registry = Registry::start_with_manual_clock().await?;
@@ -28,12 +28,11 @@ async fn ground_with(rule: pb::Rule) -> Result<(FakeUpstream, Registry)> {
     Ok((upstream, registry))
 }
 
-/// The answer to a HEAD.
 async fn head(registry: &Registry, path: &str) -> Result<Answer> {
     send(registry.request(Method::HEAD, path)).await
 }
 
-/// How often the upstream was asked by `method` for paths that end with `path`.
+/// How often the upstream got requests with `method` for paths that end with `path`.
 fn asked(upstream: &FakeUpstream, method: &str, path: &str) -> usize {
     upstream.log().iter().filter(|entry| entry.method == method && entry.path.ends_with(path)).count()
 }

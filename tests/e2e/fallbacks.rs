@@ -1,4 +1,4 @@
-//! Other endpoints of an upstream: pulls go on by way of them, and nothing that they say is believed without need.
+//! Fallback endpoints of an upstream: pulls continue through them, and they are not trusted without need.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::registry::{LIMIT, Registry};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A registry with a rule `demo` to `own`, which has `others` as its fallbacks.
+/// A registry with a rule `demo` to `own`, with `others` as fallbacks.
 async fn registry(own: &FakeUpstream, others: [&FakeUpstream; 2]) -> Result<Registry> {
     let limits = UpstreamLimits { retries: 0, probe: Duration::from_millis(100), ..UpstreamLimits::default() };
     let registry = Registry::start_with_limits(limits).await?;
@@ -53,7 +53,7 @@ async fn pulls_go_on_with_the_right_bytes_while_fallbacks_are_down_or_lie() -> R
     registry.manifest("demo/app", "v1").await?;
     own.stop().await;
 
-    // The first one is down, too: a tag is confirmed, and content comes, by way of the second.
+    // The first fallback is down, too: a tag is confirmed, and content fetched, through the second.
     first.stop().await;
     registry.clock.advance(DAY);
     let confirmed = registry.manifest("demo/app", "v1").await?;
@@ -62,7 +62,7 @@ async fn pulls_go_on_with_the_right_bytes_while_fallbacks_are_down_or_lie() -> R
     assert!(registry.blob("demo/app", &known.layers[0]).await?.bytes == layers[0]);
     assert!(registry.metric("entrepot_upstream_disagreements") == 0.0);
 
-    // It comes back and says something else of a tag that is known.
+    // It comes back and contradicts what is known about a tag.
     first.resume().await;
     let other = first.publish_image("app", "v1", &[images::random_bytes(77, 1000)]);
     registry.clock.advance(DAY);
@@ -87,12 +87,13 @@ async fn pulls_go_on_with_the_right_bytes_while_fallbacks_are_down_or_lie() -> R
     assert_eq!(seen.endpoint_in_use, first.url());
     assert!(registry.metric("entrepot_upstream_disagreements") >= 1.0);
 
-    // It sends other bytes than were asked for: small ones are had from the second within the same pull.
+    // It sends wrong bytes: small content is fetched from the second fallback within the same pull.
     first.script("GET ", Fault::FlipBit);
     assert!(registry.blob("demo/app", &known.layers[1]).await?.bytes == layers[1]);
     let manifest = registry.manifest("demo/new", &new.manifest).await?;
     assert_eq!((manifest.status, manifest.bytes), (StatusCode::OK, new.manifest_bytes.clone()));
-    // Of a large one much has left when it is found out: that pull is cut short, and the next one is right.
+    // Of large content, much has been sent when the mistake is found: that pull is cut short, and the next one is
+    // right.
     let path = format!("/v2/demo/new/blobs/{}", new.layers[0]);
     let cut = registry.request(http::Method::GET, &path).send().await?.bytes().await;
     assert!(cut.is_err(), "nobody completes a wrong blob");

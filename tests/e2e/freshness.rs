@@ -1,4 +1,4 @@
-//! How long a tag is trusted, and what it means after that.
+//! How long a tag is trusted, and what happens after that.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn a_tag_is_trusted_for_24_hours_then_confirmed_by_one_head() -> Result<()
     assert_eq!(answer.header("docker-content-digest"), Some(image.manifest.as_str()));
     assert_eq!((upstream.request_count(), upstream.fetches_of("manifests/v1")), (before + 1, gets));
 
-    // Confirmed means trusted for another 24 hours.
+    // A confirmed tag is trusted for another 24 hours.
     assert_eq!(registry.manifest("demo/app", "v1").await?.header("cache-status"), Some("entrepot; hit"));
     assert_eq!(upstream.request_count(), before + 1);
     Ok(())

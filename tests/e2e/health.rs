@@ -1,4 +1,4 @@
-//! Upstreams that are throttled, away, or do not take our credential: they are left alone, and what is cached is served.
+//! Upstreams that are throttling, away, or reject our credential: they are left alone, and what is cached is served.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ async fn a_throttled_upstream_is_asked_nothing_before_its_time_while_what_is_cac
     wait_until(LIMIT, "what is new is served again", async || {
         let is_early = upstream.request_count() == asked;
         let is_served = again().await;
-        // Counted from when the answer had come, which is later than when it was sent.
+        // Measured from when the answer arrived, which is later than when it was sent.
         assert!(!is_served || !is_early || throttled.elapsed() + Duration::from_millis(500) >= pause, "too early");
         is_served
     })
@@ -75,7 +75,7 @@ async fn an_upstream_that_is_away_is_tried_by_one_request_at_a_time() -> Result<
     }
     let asked = upstream.request_count();
     assert_eq!(asked, 3);
-    // Whoever comes next is the probe, which is held; all others are refused meanwhile.
+    // The next request is the probe, which is held back; all others are refused meanwhile.
     let gate = upstream.hold("/v2/");
     let pull = |app: usize| registry.request(http::Method::GET, &format!("/v2/demo/app-{app}/manifests/v1"));
     let mut waiting = Vec::new();
@@ -149,17 +149,17 @@ async fn each_node_says_what_it_has_seen_also_one_that_only_other_nodes_reach() 
     assert_eq!(throttled.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(registry.manifest("demo/app", "v1").await?.status, StatusCode::OK, "the other node was told nothing");
 
-    let seen = std::sync::Mutex::new(pb::UpstreamHealth::default());
+    let seen = parking_lot::Mutex::new(pb::UpstreamHealth::default());
     wait_until(LIMIT, "both nodes are asked", async || {
         let request = pb::GetUpstreamRequest { name: "upstreams/demo".to_owned() };
         let health = registry.upstreams().get_upstream(request).await.ok().and_then(|got| got.into_inner().health);
         let health = health.unwrap_or_default();
         let is_both = health.nodes.len() == 2;
-        *seen.lock().expect("not poisoned") = health;
+        *seen.lock() = health;
         is_both
     })
     .await;
-    let seen = seen.into_inner().expect("not poisoned");
+    let seen = seen.into_inner();
     let states: Vec<_> = seen.nodes.iter().map(|node| (node.node.as_str(), node.endpoints[0].state())).collect();
     let expected = [("nodes/node-1", pb::UpstreamState::Healthy), ("nodes/node-2", pb::UpstreamState::Throttled)];
     assert_eq!(states, expected);

@@ -16,12 +16,12 @@ use crate::registry::{LIMIT, Registry};
 use crate::report::report;
 
 const MIB: usize = 1 << 20;
-/// How fast the upstream is in the first test.
+/// The speed of the upstream in the first test.
 const SHAPED: u64 = 4 << 20;
-/// How fast the slow reader is in the second one.
+/// The speed of the slow reader in the second test.
 const SLOW: u64 = 32 << 10;
 
-/// How many clients want how large a blob.
+/// The number of clients, and the size of the blob.
 #[derive(Clone, Copy)]
 struct Form {
     clients: usize,
@@ -29,7 +29,7 @@ struct Form {
 }
 
 impl Form {
-    /// `short`, unless the full form is asked for.
+    /// `short`, unless the full form is requested.
     fn of(short: Self, full: Self) -> Self {
         match std::env::var("ENTREPOT_HERD").as_deref() {
             Ok("full") => full,
@@ -47,11 +47,11 @@ struct Herd {
     began: Instant,
 }
 
-/// What a client saw.
+/// What a client observed.
 struct Seen {
     head: Duration,
     first_byte: Duration,
-    /// How much the upstream had sent when the first byte came.
+    /// How much the upstream had sent when the first byte arrived.
     landed_before: u64,
     end: Duration,
 }
@@ -60,10 +60,10 @@ impl Herd {
     async fn new() -> Result<Arc<Self>> {
         let (registry, upstream) = (Registry::start().await?, FakeUpstream::start().await);
         registry.rule("demo", &upstream).await?;
-        // The repository is there and the login is known, as on any day.
+        // As on any day, the repository exists and the login is known.
         let small = upstream.publish_blob("app", b"small");
         registry.blob("demo/app", &small).await?;
-        // A limit for each read, and none for the whole.
+        // There is a limit for each read, but not for the whole blob.
         let client = reqwest::Client::builder().no_proxy().read_timeout(LIMIT).build()?;
         Ok(Arc::new(Self { registry, upstream, client, began: Instant::now() }))
     }
@@ -84,7 +84,7 @@ impl Herd {
         self.receive(request, &digest, &expected, began, None).await
     }
 
-    /// Reads a blob from wherever, and compares each byte as it comes. A reader with a `hurry` takes its time until that
+    /// Reads a blob from any server, and compares each byte as it arrives. A reader with a `hurry` is slow until that
     /// is set.
     async fn receive(
         &self,
@@ -113,7 +113,7 @@ impl Herd {
         Ok(Seen { head, first_byte, landed_before, end: began.elapsed() })
     }
 
-    /// Lets this many clients loose on a blob.
+    /// Starts this many clients on a blob.
     async fn all(self: &Arc<Self>, clients: usize, digest: &str, expected: &Bytes) -> Result<Vec<Seen>> {
         let (mut reads, began) = (JoinSet::new(), Instant::now());
         for _ in 0..clients {
@@ -203,7 +203,7 @@ async fn a_slow_reader_among_fast_ones_is_waited_for_by_nobody() -> Result<()> {
 }
 
 impl Herd {
-    /// A reader that takes its time until it is told to hurry.
+    /// A reader that is slow until it is told to hurry.
     fn slow_reader(
         self: &Arc<Self>,
         digest: String,
@@ -219,7 +219,7 @@ impl Herd {
     }
 }
 
-/// The shortest duration that this part of all does not exceed.
+/// The smallest duration that this share of all durations does not exceed.
 fn quantile(durations: impl Iterator<Item = Duration>, part: f64) -> Duration {
     let mut durations: Vec<Duration> = durations.collect();
     durations.sort();
@@ -227,15 +227,15 @@ fn quantile(durations: impl Iterator<Item = Duration>, part: f64) -> Duration {
     durations[at.clamp(1, durations.len()) - 1]
 }
 
-/// The most memory that the process has had, in MiB.
+/// The peak memory of the process, in MiB.
 fn peak() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()).unwrap_or_default() >> 10
 }
 
-/// Begins anew with the peak, and says how much memory there is now. Where the system does not let it, the peak is that
-/// of the whole run.
+/// Resets the peak, and returns how much memory is used now. If the system does not permit that, the peak is that of
+/// the whole run.
 fn forget_peak() -> usize {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     peak()

@@ -19,18 +19,18 @@ async fn listed(registry: &Registry) -> Vec<pb::Fill> {
     }
 }
 
-/// Waits until the API lists one fill that is as it should be.
+/// Waits until the API lists a fill for which `is` is true.
 async fn fill(registry: &Registry, what: &str, is: impl Fn(&pb::Fill) -> bool) -> pb::Fill {
-    let found = std::sync::Mutex::new(None);
+    let found = parking_lot::Mutex::new(None);
     wait_until(LIMIT, what, async || {
         let fills = listed(registry).await;
         let fill = fills.into_iter().next().filter(|fill| is(fill));
         let is_found = fill.is_some();
-        *found.lock().expect("not poisoned") = fill;
+        *found.lock() = fill;
         is_found
     })
     .await;
-    found.into_inner().expect("not poisoned").expect("it was found")
+    found.into_inner().expect("it was found")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,7 +77,7 @@ async fn a_running_fill_is_listed_with_what_has_landed_and_who_reads_and_is_gone
         assert_eq!(images::sha256(&client.await??.bytes), digest);
     }
     wait_until(LIMIT, "the fill is gone", async || listed(&registry).await.is_empty()).await;
-    // Those who watch see the same.
+    // Watchers see the same.
     while !states.message().await?.context("a further state")?.fills.is_empty() {}
     Ok(())
 }
@@ -123,7 +123,7 @@ async fn an_answers_request_id_explains_a_miss_a_hit_and_a_stale_answer() -> Res
 async fn only_administrators_inspect_and_what_is_not_remembered_is_not_found() -> Result<()> {
     let registry = Registry::start().await?;
     let can_be_asked = async || registry.fills().list_fills(pb::ListFillsRequest::default()).await.is_ok();
-    wait_until(LIMIT, "the node has a line to the control plane", can_be_asked).await;
+    wait_until(LIMIT, "the node is connected to the control plane", can_be_asked).await;
     let answer = async |id: &str| {
         let request = pb::GetAnswerRequest { name: format!("answers/{id}") };
         registry.answers().get_answer(request).await.expect_err("there is none").code()

@@ -1,4 +1,4 @@
-//! Who may pull: login tokens, bearer tokens, access keys, and what becomes of them.
+//! Who may pull: login tokens, bearer tokens, access keys, and their end.
 
 use anyhow::Result;
 use entrepot_proto::v1 as pb;
@@ -45,7 +45,7 @@ async fn a_login_token_is_a_password_and_buys_bearer_tokens_for_what_was_asked()
     assert_eq!(other.status, StatusCode::UNAUTHORIZED);
     assert!(other.header("www-authenticate").is_some_and(|text| text.contains("insufficient_scope")));
 
-    // OAuth2's form, as containerd sends it.
+    // The OAuth2 form, as containerd sends it.
     let form = format!("grant_type=password&username=AWS&scope=repository:demo/app:pull&password={login}");
     let posted = registry.anonymous(Method::POST, "/token").header("content-type", "application/x-www-form-urlencoded");
     assert_eq!(send(posted.body(form)).await?.status, StatusCode::OK);
@@ -70,7 +70,10 @@ async fn wrong_expired_and_revoked_credentials_are_refused_at_once() -> Result<(
     let request = pb::CreateAccessKeyRequest { parent: "principals/robot".to_owned(), request_id: String::new() };
     let created = registry.access_keys().create_access_key(request).await?.into_inner();
     let key = created.access_key.expect("a key");
-    assert_eq!(send(ping(&key.key_id, &created.secret)).await?.status, StatusCode::OK);
+    // Case does not matter.
+    for key_id in [key.key_id.clone(), key.key_id.to_ascii_lowercase()] {
+        assert_eq!(send(ping(&key_id, &created.secret)).await?.status, StatusCode::OK, "{key_id}");
+    }
     let answer = send(registry.anonymous(Method::GET, "/token").basic_auth(&key.key_id, Some(&created.secret))).await?;
     let token: serde_json::Value = serde_json::from_slice(&answer.bytes)?;
     let bearer = token["token"].as_str().unwrap_or_default().to_owned();

@@ -1,7 +1,6 @@
-//! What only both planes together can show: a control plane over a real Postgres, a node over real HTTP, and an
-//! upstream whose script says what goes wrong.
+//! Tests that need both planes together: a control plane with a real Postgres, a node over real HTTP, and an upstream
+//! whose script says what goes wrong.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
 mod bad_input;
@@ -16,8 +15,11 @@ mod health;
 mod herd;
 mod inspector;
 mod logins;
+mod odd_upstreams;
+mod other_types;
 mod outages;
 mod permission;
+mod proxies;
 mod pulls;
 mod ranges;
 mod refusals;

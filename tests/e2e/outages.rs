@@ -1,4 +1,4 @@
-//! The upstream away, the database away: what is there goes on being served.
+//! While the upstream or the database is away, existing content is still served.
 
 use anyhow::Result;
 use entrepot_runtime::Clock;
@@ -46,7 +46,7 @@ async fn clients_that_do_not_resume_do_not_notice_an_upstream_that_breaks_off() 
     assert!(pulled.bytes == layer);
     assert_eq!(upstream.fetches_of(&image.layers[0]), 6);
 
-    // It is stored as if nothing had been.
+    // It is stored as if nothing had happened.
     upstream.stop().await;
     assert!(registry.blob("demo/app", &image.layers[0]).await?.bytes == layer);
     Ok(())

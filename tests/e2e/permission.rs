@@ -17,7 +17,7 @@ const RULES: [&str; 2] = ["left", "right"];
 const REPOSITORIES: [&str; 3] = ["one", "two", "three"];
 const BLOBS: usize = 4;
 
-/// A blob that somebody asks for: which rule, which repository, which blob.
+/// A requested blob: which rule, which repository, which blob.
 type Asked = (usize, usize, usize);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -35,7 +35,7 @@ async fn a1_a_blob_is_served_exactly_where_the_upstream_has_it_whoever_else_is_f
     for case in 0..24_u64 {
         let tree = (held.clone(), asked.clone()).new_tree(&mut runner).expect("there is a case");
         let (held, asked): (BTreeSet<Asked>, Vec<Asked>) = tree.current();
-        // Blobs that no case before has had, small ones and large ones.
+        // Blobs that no earlier case has had, small and large ones.
         let blobs: Vec<Vec<u8>> = (0..BLOBS)
             .map(|blob| images::random_bytes(case * 10 + blob as u64, [10, 70_000, 1 << 20, 3 << 20][blob]))
             .collect();

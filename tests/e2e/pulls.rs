@@ -1,4 +1,4 @@
-//! The main job: a rule, and a pull of something never seen.
+//! The main job: a rule, and a pull of something new.
 
 use anyhow::Result;
 use entrepot_test_support::{FakeUpstream, images};
@@ -52,7 +52,7 @@ async fn r_edge_01_to_03_children_and_blobs_are_pulled_by_digest_first() -> Resu
     let other = &index.children[0];
     assert_eq!(upstream.fetches_of(&other.manifest), 0, "only what was asked for is fetched");
 
-    // Children are not images of their own; the index is, with what its children are for.
+    // Children are not images of their own; the index is one, with the platforms of its children.
     let answer = registry.manifest("demo/app", "v1").await?;
     assert_eq!(answer.status, StatusCode::OK);
     let listed = registry.listed("demo/app", "v1").await;
@@ -70,7 +70,7 @@ async fn r_pull_04_to_06_head_conditions_and_ranges() -> Result<()> {
     registry.rule("demo", &upstream).await?;
     let (small, large) = (&image.layers[0], &image.layers[1]);
 
-    // R-BLOB-05: a HEAD of what is not cached fetches nothing.
+    // R-BLOB-05: a HEAD for a blob that is not cached fetches nothing.
     let head = send(registry.request(Method::HEAD, &format!("/v2/demo/app/blobs/{large}"))).await?;
     assert_eq!((head.status, head.header("content-length")), (StatusCode::OK, Some("3145728")));
     assert_eq!(upstream.fetches_of(large), 0);

@@ -1,4 +1,4 @@
-//! Parts of a blob, asked for while it lands.
+//! Parts of a blob, requested while it lands.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::registry::{LIMIT, Registry};
 
 const MIB: u64 = 1024 * 1024;
 
-/// How large the layer is that is fetched in chunks, in MiB. The long form sets it to 500.
+/// The size in MiB of the layer that is fetched in chunks. The long form sets it to 500.
 const LAYER_MIB: &str = "ENTREPOT_LAYER_MIB";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -30,7 +30,7 @@ async fn a_layer_is_fetched_in_parallel_chunks_and_once_from_the_upstream() -> R
     let digest = &image.layers[0];
     let path = format!("/v2/demo/app/blobs/{digest}");
     let began = Instant::now();
-    // The first request asks for everything and is closed when the size is known; the others are open-ended, too.
+    // The first request asks for everything and is closed when the size is known; the others have no end, either.
     let first = registry.request(Method::GET, &path).header("range", "bytes=0-").send().await?;
     assert_eq!(first.status(), StatusCode::PARTIAL_CONTENT);
     drop(first);
@@ -81,10 +81,17 @@ async fn a_part_far_ahead_of_what_has_landed_is_fetched_besides_and_never_again(
     assert_eq!(landed as u64, size);
     wait_until(LIMIT, "the fill ends", async || registry.metric("entrepot_fill_active") == 0.0).await;
     let sent = sent_bytes(&upstream, &digest);
-    // What was under way on a connection when it was hung up is lost.
+    // Bytes that were on their way when the connection was closed are lost.
     assert!(sent as f64 <= 1.05 * size as f64, "the upstream has sent {sent} bytes of {size}");
     upstream.stop().await;
-    assert!(registry.blob("demo/app", &digest).await?.bytes[..] == layer[..]);
+    let answer = registry.blob("demo/app", &digest).await?;
+    assert_eq!(
+        answer.status,
+        StatusCode::OK,
+        "{}",
+        String::from_utf8_lossy(&answer.bytes[..answer.bytes.len().min(300)])
+    );
+    assert!(answer.bytes[..] == layer[..]);
     Ok(())
 }
 
@@ -106,7 +113,7 @@ async fn an_upstream_without_ranges_serves_parts_in_their_turn() -> Result<()> {
     Ok(())
 }
 
-/// The bytes of `range`, asked for from its start on without an end, as containerd does.
+/// The bytes of `range`, requested from its start without an end, like containerd does.
 async fn closed_early(registry: &Registry, path: &str, range: Range<u64>) -> Result<Vec<u8>> {
     let request = registry.request(Method::GET, path).header("range", format!("bytes={}-", range.start));
     let mut response = request.send().await?;

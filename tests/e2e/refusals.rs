@@ -1,4 +1,4 @@
-//! What upstreams refuse is remembered for a moment: a herd of clients costs one request.
+//! Refusals of upstreams are remembered for a moment: a herd of clients costs one request.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,7 +40,7 @@ async fn a_tag_that_is_not_there_is_asked_for_again_after_5_s_and_then_less_ofte
     assert_eq!(status(&registry, "/v2/demo/other/manifests/v1").await?, 404);
     assert_eq!(upstream.log().len(), 4, "another repository is asked for by itself");
 
-    // What is pushed appears, and then goes on being there.
+    // Pushed content appears, and then stays.
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 10)]);
     assert_eq!(status(&registry, path).await?, 404);
     registry.clock.advance(60 * SECOND);
@@ -64,7 +64,7 @@ async fn content_that_is_not_there_or_wrong_is_remembered_by_its_digest() -> Res
             assert_eq!((status(&registry, &path).await?, upstream.request_count() - before), (404, requests), "{path}");
         }
     }
-    // What has come wrong is asked for twice at once, then after 30 s, then after 60 s.
+    // Wrong content is requested twice at once, then after 30 s, then after 60 s.
     let layer = &image.layers[0];
     let path = format!("/v2/demo/app/blobs/{layer}");
     upstream.script(layer, Fault::FlipBit);
@@ -98,7 +98,7 @@ async fn a_denial_ends_with_the_credential_that_it_was_for_and_is_not_shared() -
     assert_eq!(upstream.request_count(), 1);
     assert_eq!(registry.manifest("demo/open", "v1").await?.status, StatusCode::OK);
 
-    // Another credential is tried at once.
+    // With another credential the upstream is asked at once.
     upstream.heal();
     let update = pb::UpdateUpstreamRequest {
         upstream: Some(pb::Upstream {
@@ -129,7 +129,7 @@ async fn an_upstream_that_is_away_is_tried_now_and_then_and_used_again_when_it_i
         let answer = registry.manifest("demo/app", format!("v{number}")).await?;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     }
-    // 3 pulls with two retries each, and perhaps one that has tried it again.
+    // 3 pulls with two retries each, and perhaps one further attempt.
     let requests = upstream.request_count();
     assert!(requests <= 12, "{requests} requests for 30 pulls");
     upstream.heal();

@@ -1,9 +1,9 @@
-//! A registry of one control plane and one node, over a real Postgres and a local folder, in this process.
+//! A registry with one control plane and one node, a real Postgres and a local folder, in this process.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use entrepot_proto::v1::templates_client::TemplatesClient;
 use entrepot_proto::v1::upstreams_client::UpstreamsClient;
 use entrepot_runtime::{Clock, Health, Listener, Metrics, Tasks};
 use entrepot_store::{LocalStore, Prefix, Store};
-use entrepot_test_support::{FakeUpstream, wait_until};
+use entrepot_test_support::{FakeUpstream, images, wait_until};
 use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use http::{HeaderMap, Method, StatusCode};
 use tempfile::TempDir;
@@ -35,19 +35,24 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+use uuid::Uuid;
 
 /// The administrator's key of every registry here.
 const KEY: (&str, &str) = ("admin", "correct horse battery");
-/// How long anything may take.
+/// The limit of every wait.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// The folders below the registry's.
+/// The pause before a call is repeated.
+const TRY_AGAIN: Duration = Duration::from_millis(200);
+
+/// The folders below the registry's own.
 const SPOOL: &str = "spool";
 const STORE: &str = "store";
 
 /// A running registry.
 pub(crate) struct Registry {
-    /// Where the registry is, such as `http://127.0.0.1:34567`.
+    /// The registry's URL, such as `http://127.0.0.1:34567`.
     pub(crate) url: String,
     pub(crate) clock: Clock,
     pub(crate) metrics: Metrics,
@@ -55,12 +60,12 @@ pub(crate) struct Registry {
     pub(crate) tasks: Tasks,
     channel: Channel,
     client: reqwest::Client,
-    /// Where the API is.
+    /// The API's URL.
     api: String,
     dir: TempDir,
 }
 
-/// An answer, read whole.
+/// An answer with its whole body.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -81,7 +86,7 @@ impl Answer {
     }
 }
 
-/// Puts the administrator's key on every call.
+/// Adds the administrator's key to every call.
 #[derive(Clone)]
 pub(crate) struct AsAdmin;
 
@@ -93,7 +98,7 @@ impl Interceptor for AsAdmin {
     }
 }
 
-/// Puts a key on every call.
+/// Adds a key to every call.
 #[derive(Clone)]
 pub(crate) struct As(MetadataValue<Ascii>);
 
@@ -107,32 +112,32 @@ impl Interceptor for As {
 type Admin = InterceptedService<Channel, AsAdmin>;
 
 impl Registry {
-    /// A registry on a database of its own.
+    /// A registry with its own database.
     pub(crate) async fn start() -> Result<Self> {
         let database = entrepot_test_support::Postgres::shared().await.database().await;
         Self::start_on(&database, Clock::system()).await
     }
 
-    /// A registry on a database of its own that does not wait long for upstreams.
+    /// A registry with its own database that does not wait long for upstreams.
     pub(crate) async fn start_with_limits(upstream_limits: UpstreamLimits) -> Result<Self> {
         let database = entrepot_test_support::Postgres::shared().await.database().await;
         let clock = Clock::manual(Clock::system().now());
         Self::start_as(&database, clock, |config| Config { upstream_limits, ..config }).await
     }
 
-    /// A registry on a database of its own, whose clock goes only when it is moved.
+    /// A registry with its own database and a manual clock.
     pub(crate) async fn start_with_manual_clock() -> Result<Self> {
         let database = entrepot_test_support::Postgres::shared().await.database().await;
         Self::start_on(&database, Clock::manual(Clock::system().now())).await
     }
 
-    /// A registry on a database of its own, whose fills land in `spool`.
+    /// A registry with its own database whose fills land in `spool`.
     pub(crate) async fn start_with_spool(spool: &Path) -> Result<Self> {
         let spool_dir = spool.to_owned();
         Self::start_tuned(|config| Config { spool_dir, ..config }).await
     }
 
-    /// A registry on a database of its own, that does so much at once.
+    /// A registry with its own database and this capacity.
     pub(crate) async fn start_with_capacity(capacity: Capacity) -> Result<Self> {
         Self::start_tuned(|config| Config { capacity, ..config }).await
     }
@@ -142,7 +147,7 @@ impl Registry {
         Self::start_as(&database, Clock::system(), tune).await
     }
 
-    /// A registry on the database at `database`.
+    /// A registry with the database at `database`.
     pub(crate) async fn start_on(database: &str, clock: Clock) -> Result<Self> {
         Self::start_as(database, clock, |config| config).await
     }
@@ -155,7 +160,7 @@ impl Registry {
         let signer = SnapshotSigner::load_or_generate(dir.path().join("snapshot.key"))?;
         let snapshot_trust = SnapshotTrust::new(signer.public_key(), None);
         let api = TcpListener::bind("127.0.0.1:0").await?;
-        // As the programs listen: many connections may wait to be taken.
+        // Listens like the programs do: many connections may wait to be accepted.
         let registry = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0)), "the test", None)?;
         let (api_addr, registry_addr) = (api.local_addr()?, registry.local_addr()?);
 
@@ -246,12 +251,12 @@ impl Registry {
         AnswersClient::with_interceptor(self.channel.clone(), AsAdmin)
     }
 
-    /// Fills as an access key may see them.
+    /// The fills service, called with this access key.
     pub(crate) fn fills_as(&self, key: &str) -> FillsClient<InterceptedService<Channel, As>> {
         FillsClient::with_interceptor(self.channel.clone(), As(format!("Bearer {key}").parse().expect("plain text")))
     }
 
-    /// Tells the control plane what a node of its own has learnt.
+    /// Reports events to the control plane as another node.
     pub(crate) async fn report_events(&self, events: Vec<entrepot_proto::node::v1::Event>) -> Result<()> {
         let key = ClusterKey::load_or_generate(self.dir.path().join("cluster.key"))?;
         let token = key.tokens().issue_node("node-0", "entrepot.node.v1", self.clock.now());
@@ -261,22 +266,22 @@ impl Registry {
         Ok(())
     }
 
-    /// What the node says of the answer to a request, when it has been sent.
+    /// What the node says about the answer to a request, once it has been sent.
     pub(crate) async fn explained(&self, answer: &Answer) -> Result<pb::Answer> {
         let id = answer.header("x-request-id").context("every answer has a request id")?;
-        let found = std::sync::Mutex::new(None);
+        let found = parking_lot::Mutex::new(None);
         wait_until(LIMIT, "the answer has been sent", async || {
             let request = pb::GetAnswerRequest { name: format!("answers/{id}") };
             let answer = self.answers().get_answer(request).await.map(tonic::Response::into_inner);
             let is_sent = answer.as_ref().is_ok_and(|answer| answer.state() != pb::AnswerState::Sending);
-            *found.lock().expect("not poisoned") = answer.ok();
+            *found.lock() = answer.ok();
             is_sent
         })
         .await;
-        found.into_inner().expect("not poisoned").context("it was found")
+        found.into_inner().context("it was found")
     }
 
-    /// What another node stands on: what the first one does, but its own metrics, tasks and health.
+    /// What another node needs: everything of the first one, except its own metrics, tasks and health.
     fn deps_of_a_node(&self, tasks: &Tasks, health: &Health) -> Result<entrepot_data_plane::Deps> {
         let signer = SnapshotSigner::load_or_generate(self.dir.path().join("snapshot.key"))?;
         Ok(entrepot_data_plane::Deps {
@@ -291,8 +296,8 @@ impl Registry {
         })
     }
 
-    /// A node beside the first one that takes jobs, in a runtime of its own: what it does ends with that at once, or
-    /// in order with its tasks.
+    /// Another node that takes jobs, in a runtime of its own. Its work ends at once with that runtime, or in order with
+    /// its tasks.
     pub(crate) async fn worker(&self, id: &str) -> Result<(Runtime, Tasks)> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let spool = self.dir.path().join(format!("spool-{id}"));
@@ -312,7 +317,7 @@ impl Registry {
         Ok((runtime, tasks))
     }
 
-    /// A second node beside the first one, which has no line to the control plane: only other nodes reach it.
+    /// A second node without a connection to the control plane: only other nodes can reach it.
     pub(crate) async fn second_node(&self, id: &str) -> Result<String> {
         let (registry, peer) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
         let url = format!("http://{}", registry.local_addr()?);
@@ -326,17 +331,17 @@ impl Registry {
         Ok(url)
     }
 
-    /// A GET at another node as the administrator.
+    /// A GET at another node, as the administrator.
     pub(crate) fn request_at(&self, url: &str, path: &str) -> reqwest::RequestBuilder {
         self.client.get(format!("{url}{path}")).basic_auth(KEY.0, Some(KEY.1))
     }
 
-    /// Makes an upstream for `upstream`, which is on loopback and plain HTTP, and says so.
+    /// Creates an upstream for `upstream`, with loopback addresses and plain HTTP allowed.
     pub(crate) async fn upstream(&self, id: &str, upstream: &FakeUpstream) -> Result<pb::Upstream> {
         self.upstream_that_leads_to(id, upstream, &[]).await
     }
 
-    /// The same, with leave for the private addresses of these hosts and ports.
+    /// The same, and private addresses are allowed for these hosts and ports.
     pub(crate) async fn upstream_that_leads_to(
         &self,
         id: &str,
@@ -353,61 +358,61 @@ impl Registry {
                 allow_hosts: allow_hosts.to_vec(),
                 ..Default::default()
             }),
-            request_id: String::new(),
+            request_id: Uuid::new_v4().to_string(),
         };
-        Ok(self.upstreams().create_upstream(request).await?.into_inner())
+        patiently(async || self.upstreams().create_upstream(request.clone()).await).await
     }
 
-    /// Makes a rule `id` for the prefix `id`, and an upstream of the same name.
+    /// Creates a rule `id` for the prefix `id`, and an upstream of the same name.
     pub(crate) async fn rule(&self, id: &str, upstream: &FakeUpstream) -> Result<pb::Rule> {
         self.upstream(id, upstream).await?;
         self.rule_to(id, id).await
     }
 
-    /// Makes a rule `id` for the prefix `id` to an upstream that exists. Its tags are not synced by themselves, so that a
-    /// test knows who asks.
+    /// Creates a rule `id` for the prefix `id` to an existing upstream. Its tags are not synced automatically, so that
+    /// a test knows who asks.
     pub(crate) async fn rule_to(&self, id: &str, upstream: &str) -> Result<pb::Rule> {
         let (upstream, automatic_sync) = (format!("upstreams/{upstream}"), pb::AutomaticSync::Off.into());
         let rule = pb::Rule { upstream, automatic_sync, ..Default::default() };
-        let request = pb::CreateRuleRequest { rule_id: id.to_owned(), rule: Some(rule), request_id: String::new() };
-        Ok(self.rules().create_rule(request).await?.into_inner())
+        let request_id = Uuid::new_v4().to_string();
+        let request = pb::CreateRuleRequest { rule_id: id.to_owned(), rule: Some(rule), request_id };
+        patiently(async || self.rules().create_rule(request.clone()).await).await
     }
 
     /// Deletes the rule `id` and its upstream of the same name.
     pub(crate) async fn delete_rule(&self, id: &str) -> Result<()> {
         let request = pb::DeleteRuleRequest { name: format!("rules/{id}"), ..Default::default() };
-        self.rules().delete_rule(request).await?;
+        patiently(async || self.rules().delete_rule(request.clone()).await).await?;
         let request = pb::DeleteUpstreamRequest { name: format!("upstreams/{id}"), ..Default::default() };
-        self.upstreams().delete_upstream(request).await?;
+        patiently(async || self.upstreams().delete_upstream(request.clone()).await).await?;
         Ok(())
     }
 
-    /// A request as the administrator, by Basic.
+    /// A request as the administrator, by Basic authentication.
     pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
     }
 
-    /// The same, over connections of a client's own.
+    /// The same with another client, which has its own connections.
     pub(crate) fn request_by(&self, client: &reqwest::Client, path: &str) -> reqwest::RequestBuilder {
         client.get(format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
     }
 
-    /// A request as nobody.
+    /// An anonymous request.
     pub(crate) fn anonymous(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url))
     }
 
-    /// The whole answer to a GET.
+    /// The answer to a GET.
     pub(crate) async fn get(&self, path: &str) -> Result<Answer> {
         send(self.request(Method::GET, path)).await
     }
 
-    /// The manifest that `reference` means in `repository`.
+    /// The manifest for `reference` in `repository`.
     pub(crate) async fn manifest(&self, repository: &str, reference: impl std::fmt::Display) -> Result<Answer> {
         self.get(&format!("/v2/{repository}/manifests/{reference}")).await
     }
 
-    /// A blob of `repository`.
     pub(crate) async fn blob(&self, repository: &str, digest: impl std::fmt::Display) -> Result<Answer> {
         self.get(&format!("/v2/{repository}/blobs/{digest}")).await
     }
@@ -418,7 +423,6 @@ impl Registry {
         Ok(listed.repositories.into_iter().map(|repository| repository.name).collect())
     }
 
-    /// The images of a repository.
     pub(crate) async fn image_list(&self, repository: &str) -> Result<Vec<pb::Image>> {
         let parent = format!("repositories/{repository}");
         let request = pb::ListImagesRequest { parent, ..Default::default() };
@@ -429,19 +433,19 @@ impl Registry {
         }
     }
 
-    /// Waits until the index lists `tag` in `repository`; events arrive when they arrive.
+    /// Waits until the index lists `tag` in `repository`, since events need some time.
     pub(crate) async fn listed(&self, repository: &str, tag: &str) -> pb::Image {
         let what = format!("`{repository}:{tag}` is listed");
-        let found = std::sync::Mutex::new(None);
+        let found = parking_lot::Mutex::new(None);
         wait_until(LIMIT, &what, async || {
             let images = self.image_list(repository).await.unwrap_or_default();
             let image = images.into_iter().find(|image| image.tags.iter().any(|listed| listed.tag == tag));
             let is_listed = image.is_some();
-            *found.lock().expect("not poisoned") = image;
+            *found.lock() = image;
             is_listed
         })
         .await;
-        found.into_inner().expect("not poisoned").expect("it was found")
+        found.into_inner().expect("it was found")
     }
 
     /// How many objects the store has below `folder`.
@@ -450,14 +454,22 @@ impl Registry {
         Ok(self.store.list(&prefix, None, usize::MAX).await?.len())
     }
 
-    /// How many spools there are: files in their folder, and open files without a name that were made there.
+    /// How many spools there are: files in their folder, and open files without a name that were created there.
     pub(crate) fn spool_count(&self) -> usize {
         let folder = self.dir.path().join(SPOOL);
         let named = std::fs::read_dir(&folder).map_or(0, Iterator::count);
-        // A file that is closed while this looks is none.
+        // A file that is closed meanwhile does not count.
         let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
         let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
         named + open.filter(|file| file.starts_with(&folder) && file.to_string_lossy().ends_with("(deleted)")).count()
+    }
+
+    /// The file of the object that has the content of a digest.
+    pub(crate) fn file_of(&self, digest: &str) -> Option<PathBuf> {
+        let folders = std::fs::read_dir(self.dir.path().join(STORE).join("content")).into_iter().flatten().flatten();
+        let files = folders.flat_map(|folder| std::fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        let is_it = |file: &PathBuf| std::fs::read(file).is_ok_and(|bytes| images::sha256(&bytes) == digest);
+        files.map(|file| file.path()).find(is_it)
     }
 
     /// How many objects are being written into the store and have no name yet.
@@ -473,7 +485,7 @@ impl Registry {
     }
 }
 
-/// The whole answer to a request.
+/// Sends a request and reads the whole answer.
 pub(crate) async fn send(request: reqwest::RequestBuilder) -> Result<Answer> {
     let response = request.send().await?;
     let (status, headers) = (response.status(), response.headers().clone());
@@ -483,5 +495,18 @@ pub(crate) async fn send(request: reqwest::RequestBuilder) -> Result<Answer> {
 impl Drop for Registry {
     fn drop(&mut self) {
         self.tasks.stopping().cancel();
+    }
+}
+
+/// Repeats a call for as long as its answer is to try again, which it is while the machine is busy.
+async fn patiently<T>(call: impl AsyncFn() -> Result<Response<T>, Status>) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        match call().await {
+            Err(status) if matches!(status.code(), Code::Unavailable | Code::Aborted) && begun.elapsed() < LIMIT => {
+                tokio::time::sleep(TRY_AGAIN).await;
+            }
+            answer => return Ok(answer?.into_inner()),
+        }
     }
 }

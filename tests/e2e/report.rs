@@ -1,6 +1,6 @@
-//! What a test has seen and measured, for whoever reads its output.
+//! Prints what a test has seen and measured.
 
-/// Says what was measured.
+/// Prints a measured value.
 pub(crate) fn report(what: &str, value: impl std::fmt::Display) {
     eprintln!("measured: {what}: {value}");
 }

@@ -1,6 +1,6 @@
-//! Disks that are full, read-only or stuck under the spool: pulls go on uncached.
+//! Full, read-only and stuck disks under the spool: pulls continue without caching.
 //!
-//! These mount file systems, which needs root; without it they say so and end.
+//! These tests mount file systems, which needs root; without it they print that and end.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,13 +12,13 @@ use tempfile::TempDir;
 
 use crate::registry::Registry;
 
-/// A file system of its own, until it is dropped.
+/// A separate file system, until it is dropped.
 struct Disk {
     dir: TempDir,
 }
 
 impl Disk {
-    /// One in memory; `None` if it cannot be mounted here.
+    /// A file system in memory; `None` if it cannot be mounted here.
     fn in_memory(size_mib: u32) -> Result<Option<Self>> {
         let disk = Self { dir: TempDir::new()? };
         let size = format!("size={size_mib}m");
@@ -26,7 +26,7 @@ impl Disk {
         Ok(disk.unless(mounted))
     }
 
-    /// One in a file, that can be frozen; `None` if it cannot be mounted here.
+    /// A file system in a file, which can be frozen; `None` if it cannot be mounted here.
     fn in_file(size_mib: u32) -> Result<Option<Self>> {
         let disk = Self { dir: TempDir::new()? };
         let image = disk.dir.path().join("image");
@@ -58,7 +58,7 @@ impl Disk {
         run(Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(self.path()))
     }
 
-    /// Stops, or lets go on, everything that writes.
+    /// Stops everything that writes, or lets it continue.
     fn freeze(&self, is_frozen: bool) -> Result<()> {
         run(Command::new("fsfreeze").arg(if is_frozen { "--freeze" } else { "--unfreeze" }).arg(self.path()))
     }
@@ -104,12 +104,12 @@ async fn a_full_disk_lets_running_pulls_go_on_and_nothing_wrong_is_ever_complete
     assert_eq!(registry.metric("entrepot_fill_duration_seconds_count{outcome=\"stored\""), 0.0);
     assert!(registry.metric("entrepot_fill_duration_seconds_count{outcome=\"passed_through\"") > 0.0);
 
-    // What is wrong is not completed on this way, either.
+    // Wrong content is not completed in this way, either.
     upstream.script(&image.layers[1], Fault::FlipBit);
     let response = registry.request(Method::GET, &format!("/v2/demo/app/blobs/{}", image.layers[1])).send().await?;
     assert!(response.bytes().await.is_err(), "a wrong blob is never completed");
 
-    // What fits goes on being cached.
+    // Content that fits is still cached.
     assert_eq!(registry.blob("demo/app", &image.layers[2]).await?.status, StatusCode::OK);
     upstream.stop().await;
     assert_eq!(images::sha256(&registry.blob("demo/app", &image.layers[2]).await?.bytes), image.layers[2]);

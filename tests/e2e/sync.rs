@@ -1,4 +1,4 @@
-//! Syncs and images that are fetched ahead: what is asked of the upstream, what pulls get meanwhile and afterwards.
+//! Syncs, and images fetched in advance: what the upstream is asked, and what pulls get meanwhile and afterwards.
 
 use anyhow::{Context as _, Result};
 use entrepot_proto::v1 as pb;
@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use crate::registry::{LIMIT, Registry, send};
 use pb::ItemOutcome::{Created, Failed, Unchanged};
 
-/// Begins a sync of these tags, or of all.
+/// Starts a sync of these tags, or of all.
 async fn begin(registry: &Registry, repository: &str, tags: &[&str]) -> Result<pb::Operation> {
     let request = pb::SyncRepositoryRequest {
         name: format!("repositories/{repository}"),
@@ -20,8 +20,11 @@ async fn begin(registry: &Registry, repository: &str, tags: &[&str]) -> Result<p
     Ok(registry.repositories().sync_repository(request).await?.into_inner())
 }
 
-/// Waits for the end of an operation, as `entrepot sync` does; its items, in the order in which they ended.
-async fn watched(registry: &Registry, operation: &pb::Operation) -> Result<(pb::Operation, Vec<pb::OperationItem>)> {
+/// Waits for the end of an operation, like `entrepot sync`. Returns its items in the order in which they ended.
+pub(crate) async fn watched(
+    registry: &Registry,
+    operation: &pb::Operation,
+) -> Result<(pb::Operation, Vec<pb::OperationItem>)> {
     let request = pb::WatchOperationRequest { name: operation.name.clone() };
     let mut messages = registry.operations().watch_operation(request).await?.into_inner();
     let (mut last, mut ended) = (operation.clone(), Vec::new());
@@ -37,8 +40,8 @@ async fn watched(registry: &Registry, operation: &pb::Operation) -> Result<(pb::
     Ok((last, ended))
 }
 
-/// Syncs, and answers how each tag ended.
-async fn sync(registry: &Registry, repository: &str, tags: &[&str]) -> Result<Vec<pb::OperationItem>> {
+/// Syncs, and returns the result of each tag.
+pub(crate) async fn sync(registry: &Registry, repository: &str, tags: &[&str]) -> Result<Vec<pb::OperationItem>> {
     let (_, mut items) = watched(registry, &begin(registry, repository, tags).await?).await?;
     items.sort_by(|one, other| one.image.cmp(&other.image));
     Ok(items)
@@ -49,7 +52,7 @@ async fn digest_of(registry: &Registry, repository: &str, tag: &str) -> Result<S
     Ok(answer.header("docker-content-digest").context("a digest")?.to_owned())
 }
 
-/// A registry that knows the tag `demo/app:v1` of its upstream, and what it means.
+/// A registry that knows the tag `demo/app:v1` of its upstream, and the image that it means.
 async fn with_one_tag() -> Result<(FakeUpstream, Registry, images::Image)> {
     let upstream = FakeUpstream::start().await;
     let registry = Registry::start().await?;
@@ -98,7 +101,7 @@ async fn a_sync_tells_of_each_tag_what_has_become_of_it() -> Result<()> {
     assert_eq!(upstream.fetches_of("manifests/stays"), gets, "a HEAD is enough for what has not moved");
     assert!(items[3].reason.contains("is unknown"), "{}", items[3].reason);
 
-    // All of the new one is here.
+    // All of the new image is here.
     upstream.stop().await;
     assert_eq!(digest_of(&registry, "demo/app", "moves").await?, new.manifest);
     assert_eq!(digest_of(&registry, "demo/app", "comes").await?, created.manifest);
@@ -123,7 +126,7 @@ async fn a_pull_during_a_sync_gets_the_old_image_whole_and_one_behind_it_the_new
     let other_node = registry.second_node("node-2").await?;
     let operation = begin(&registry, "demo/app", &[]).await?;
     wait_until(LIMIT, "the layer is being fetched", async || upstream.fetches_of(layer) == 1).await;
-    // The upstream is not even asked for these.
+    // The upstream is not even asked about these.
     let before = upstream.request_count();
     assert_eq!(digest_of(&registry, "demo/app", "v1").await?, old.manifest);
     for blob in old.blobs() {
@@ -203,7 +206,7 @@ async fn an_image_is_fetched_ahead_for_the_platforms_that_are_asked_for() -> Res
     for other in others {
         assert_eq!(upstream.fetches_of(&other.manifest), 0, "nobody asked for it");
     }
-    // Once more is nothing; without platforms it is for those that are here.
+    // Doing it again changes nothing; without platforms it is for those that are here.
     let before = upstream.log().len();
     let operation = registry.images().warm_images(warm(&names[..2], &[])).await?.into_inner();
     let (_, items) = watched(&registry, &operation).await?;
@@ -252,8 +255,8 @@ async fn an_index_that_names_one_manifest_forty_thousand_times_costs_one_fetch_o
     Ok(())
 }
 
-/// A repository `demo/app` with more tags than one node takes at once, all of which have moved to images whose layers the
-/// upstream holds back; with a second node, once both work at them.
+/// A repository `demo/app` with more tags than one node takes at once, all of which have moved to images whose layers
+/// the upstream holds back; with a second node, once both nodes are working on them.
 async fn two_at_work(end: impl FnOnce(Runtime, &Tasks) -> Option<Runtime>) -> Result<Vec<i32>> {
     const TAGS: u64 = 12;
     let upstream = FakeUpstream::start().await;
@@ -307,7 +310,7 @@ async fn two_at_work(end: impl FnOnce(Runtime, &Tasks) -> Option<Runtime>) -> Re
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sync_whose_node_is_killed_is_finished_by_another() -> Result<()> {
     let kill = |runtime: Runtime, _: &Tasks| {
-        // Nothing is told to anybody.
+        // Nobody is told.
         runtime.shutdown_background();
         None
     };

@@ -1,4 +1,4 @@
-//! Syncs that nobody asks for: which tags are refreshed before they are stale, and how fast.
+//! Automatic syncs: which tags are refreshed before they are stale, and how fast.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ async fn pulled(registry: &Registry, repository: &str, tag: &str) {
         .await;
 }
 
-/// Has the tags of the rule `demo` synced by themselves.
+/// Turns on automatic syncs for the rule `demo`.
 async fn switch_on(registry: &Registry) -> Result<()> {
     let automatic_sync = pb::AutomaticSync::On.into();
     let rule = pb::Rule { name: "rules/demo".to_owned(), automatic_sync, ..Default::default() };
@@ -88,7 +88,7 @@ async fn a_tag_in_use_is_refreshed_before_its_window_ends_unless_that_is_switche
         assert_eq!(upstream.fetches_of(blob), 1, "what it means now was fetched, too");
     }
 
-    // That was this window's question: a pull that would have had to ask need not.
+    // That was the request of this window: a pull that would have had to ask need not.
     registry.clock.advance(3 * HOUR);
     let count = upstream.request_count();
     let answer = registry.manifest("demo/app", "v1").await?;
@@ -98,8 +98,8 @@ async fn a_tag_in_use_is_refreshed_before_its_window_ends_unless_that_is_switche
     Ok(())
 }
 
-/// Has the upstream, the store and the index know so many other tags of `demo/app:v1`, as if all of them had been pulled at
-/// the same moment.
+/// Makes the upstream, the store and the index know this many further tags of the image of `demo/app:v1`, as if all of
+/// them had been pulled at the same moment.
 async fn publish_as_pulled(
     registry: &Registry,
     upstream: &FakeUpstream,
@@ -143,7 +143,7 @@ async fn publish_as_pulled(
     Ok(())
 }
 
-/// A hundred pulls of an image that is here: how long they took, in the median and at worst.
+/// A hundred pulls of an image that is here: the median and the longest time.
 async fn pulls(registry: &Registry, image: &images::Image) -> Result<(Duration, Duration)> {
     let mut times = Vec::new();
     for _ in 0..100 {
@@ -155,7 +155,7 @@ async fn pulls(registry: &Registry, image: &images::Image) -> Result<(Duration, 
     Ok((times[50], times[99]))
 }
 
-/// Gives the upstream of the rule `demo` a budget for a day.
+/// Gives the upstream of the rule `demo` a daily budget.
 async fn set_budget(registry: &Registry, requests: i64) -> Result<()> {
     let window = Some(prost_types::Duration { seconds: 86_400, nanos: 0 });
     let budget = Some(pb::Budget { requests, window });
@@ -166,13 +166,13 @@ async fn set_budget(registry: &Registry, requests: i64) -> Result<()> {
     Ok(())
 }
 
-// As the programs run: a client and a node do not wait for each other's turn on one thread.
+// As in the programs: a client and a node do not wait for each other on one thread.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_other_within_the_budget() -> Result<()> {
     const TAGS: usize = 10_000;
-    /// How many a second the upstream is asked for at most.
+    /// The most requests to the upstream per second.
     const RATE: f64 = 10.0;
-    /// Of this, a fifth is kept for clients.
+    /// A fifth of this is reserved for clients.
     const BUDGET: usize = 100;
     const FOR_SYNCS: usize = BUDGET - BUDGET / 5;
     let upstream = FakeUpstream::start().await;
@@ -195,13 +195,13 @@ async fn ten_thousand_tags_that_are_due_at_once_are_asked_for_one_after_the_othe
     let (median, worst) = pulls(&registry, &image).await?;
     report("a pull beside them", format!("{median:?} in the median, {worst:?} at worst"));
     wait_until(LIMIT, "more are asked for", async || asked() >= 60).await;
-    // Counted first: what comes after the count can only make the time longer.
+    // Counted first: later requests can only make the measured time longer.
     let count = asked();
     let seconds = began.elapsed().as_secs_f64();
     report("asked for", format!("{count} of {TAGS} tags in {seconds:.1} s"));
     assert!(count as f64 <= 1.0 + seconds * RATE, "{count} in {seconds} s");
 
-    // Then nothing is left for syncs, which wait. What was kept is there for clients.
+    // After that nothing is left for syncs, which wait. The reserve is there for clients.
     let waits = "entrepot_job_duration_seconds_count{job_kind=\"automatic_sync\",outcome=\"over_budget\"";
     wait_until(LIMIT, "syncs wait for the budget", async || registry.metric(waits) >= 20.0).await;
     assert_eq!((asked(), upstream.request_count() - requests), (FOR_SYNCS, FOR_SYNCS), "a HEAD for each, and no more");

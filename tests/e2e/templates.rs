@@ -1,4 +1,4 @@
-//! Templates: what is said of a repository before it exists, and what it is then.
+//! Templates: what is said about a repository before it exists, and what it is then.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ async fn a_first_pull_creates_what_the_dry_run_said() -> Result<()> {
     assert_eq!(made.image_tag_mutability_exclusion_filters, created.image_tag_mutability_exclusion_filters);
     assert_eq!((made.resource_tags.len(), &made.resource_tags), (1, &created.resource_tags));
 
-    // The tag is excluded from those that may move, and why it is served is told to who asks.
+    // The tag is exempt from those that may move, and the reasons of the answer say so.
     upstream.publish_image("team/app", "v1", &[images::random_bytes(2, 100)]);
     registry.clock.advance(Duration::from_secs(25 * 3600));
     let before = upstream.request_count();
@@ -54,7 +54,7 @@ async fn a_first_pull_creates_what_the_dry_run_said() -> Result<()> {
     let explained = registry.explained(&answer).await?;
     assert!(explained.reasons.iter().any(|reason| reason.contains("as its template said")), "{explained:?}");
 
-    // Deleted and pulled again, it is another repository, created by what templates say then.
+    // If it is deleted and pulled again, it is a new repository, created with the templates of that time.
     let request = pb::DeleteTemplateRequest { name: "templates/teams".to_owned(), ..Default::default() };
     registry.templates().delete_template(request).await?;
     let request = pb::DeleteRepositoryRequest { name: made.name.clone(), ..Default::default() };

@@ -1,6 +1,6 @@
-//! Real clients in front of an upstream that breaks off: those that do not resume do not notice.
+//! Real clients with an upstream that breaks off: even clients that do not resume notice nothing.
 //!
-//! Those that are not installed are skipped, and that is said.
+//! Clients that are not installed are skipped, which is printed.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -12,12 +12,12 @@ use tokio::process::Command;
 
 use crate::registry::{LIMIT, Registry};
 
-/// The login of every registry here, as clients take it.
+/// The login for every registry here, in the form for clients.
 const LOGIN: &str = "admin:correct horse battery";
 /// How often the upstream breaks off in each blob.
 const RESETS: usize = 5;
 
-/// Whether a client is there.
+/// Whether a client is installed.
 #[expect(clippy::print_stdout, reason = "what is skipped is said aloud")]
 fn have(client: &str) -> bool {
     let found = std::process::Command::new(client).arg("--version").output().is_ok();
@@ -36,7 +36,7 @@ async fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A layer with one file of so many bytes.
+/// A layer with one file of this many bytes.
 fn layer(dir: &Path, seed: u64, bytes: usize) -> Result<Vec<u8>> {
     let name = format!("file-{seed}");
     std::fs::write(dir.join(&name), images::random_bytes(seed, bytes))?;
@@ -45,7 +45,7 @@ fn layer(dir: &Path, seed: u64, bytes: usize) -> Result<Vec<u8>> {
     Ok(tar.stdout)
 }
 
-/// A registry before an upstream that resets each blob of `app:v1` five times.
+/// A registry with an upstream that resets each blob of `app:v1` five times.
 async fn ground(dir: &Path) -> Result<(Registry, FakeUpstream, images::Image)> {
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[layer(dir, 1, 7 << 20)?, layer(dir, 2, 4 << 20)?]);
@@ -57,7 +57,7 @@ async fn ground(dir: &Path) -> Result<(Registry, FakeUpstream, images::Image)> {
     Ok((registry, upstream, image))
 }
 
-/// Each layer took all resets.
+/// Checks that each layer was reset each time.
 fn each_was_reset(upstream: &FakeUpstream, image: &images::Image) {
     for digest in &image.layers {
         let asked = upstream.log().iter().filter(|entry| entry.method == "GET" && entry.path.ends_with(digest)).count();
@@ -145,14 +145,14 @@ async fn containerd_fetches_a_layer_while_it_lands_for_another() -> Result<()> {
     };
     wait_until(LIMIT, "containerd runs", async || run(ctr().arg("version")).await.is_ok()).await;
 
-    // Another client has begun.
+    // Another client has already started it.
     registry.manifest("demo/app", "v1").await?;
     let mut first =
         registry.request(http::Method::GET, &format!("/v2/demo/app/blobs/{}", image.layers[0])).send().await?;
     ensure!(first.chunk().await?.is_some(), "it lands");
     run(ctr().args(["content", "fetch", "--plain-http", "--user", LOGIN]).arg(reference(&registry))).await?;
     assert_eq!(upstream.fetches_of(&image.layers[0]), 1);
-    // The store of containerd takes nothing that does not hash to its digest.
+    // The store of containerd accepts nothing that does not hash to its digest.
     let listed = ctr().args(["content", "ls", "--quiet"]).output().await?;
     assert!(String::from_utf8_lossy(&listed.stdout).contains(&image.layers[0]));
     daemon.kill().await?;

@@ -1,36 +1,39 @@
 //! Access keys: `<key id>:<secret>`.
 //!
-//! A generated secret has 240 random bits, so a fast hash keeps it. One that a person chose can be guessed, so only a
-//! slow hash will do. Nodes know hashes alone. Of a generated secret the control plane's database has the secret itself,
-//! too, sealed with the cluster key: a signature that was made with it can be checked only by who has it.
+//! A generated secret has 240 random bits, so a fast hash is enough for it. A chosen secret can be guessed, so it needs
+//! a slow hash. Nodes know only hashes. The control plane's database also holds generated secrets themselves, sealed
+//! with the cluster key, because a signature made with a secret can be checked only with the secret.
 
-use argon2::Argon2;
+mod chosen;
+
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher, PasswordVerifier};
+use argon2::{Argon2, Params};
 use aws_lc_rs::{constant_time, rand};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use entrepot_domain::{AccessKeyId, Secret};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::cluster_key::{ClusterKey, UnsealError};
+pub use chosen::{ChosenSecretError, Guessable, check_chosen, check_length};
 
-/// How many slow hashes are computed at once; each takes 19 MiB and a core.
+/// How many slow hashes are computed at once. Each takes 19 MiB and a core.
 pub(crate) const SLOW_HASHES: usize = 2;
-/// The shortest secret that people may choose.
+/// The minimum length of a chosen secret.
 pub const CHOSEN_MIN_CHARACTERS: usize = 8;
-/// The longest secret, which bounds what is hashed.
+/// The maximum length of a secret, which limits the cost of a hash.
 pub const SECRET_MAX_BYTES: usize = 1024;
 
 static SLOW: Semaphore = Semaphore::const_new(SLOW_HASHES);
 
-/// What is kept of a secret.
+/// The hash of a secret.
 #[derive(Clone, PartialEq, Eq)]
 pub enum AccessKeyHash {
     /// Of a generated secret.
     Sha256([u8; 32]),
-    /// Of a secret that a person chose: a PHC string.
+    /// Of a chosen secret: a PHC string.
     Argon2id(String),
 }
 
@@ -38,11 +41,6 @@ pub enum AccessKeyHash {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not the hash of an access key's secret that this release can read")]
 pub struct HashError;
-
-/// A secret that is too short or too long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the secret must have at least {CHOSEN_MIN_CHARACTERS} characters and at most {SECRET_MAX_BYTES} bytes")]
-pub struct ChosenSecretError;
 
 /// A text that is not `<key id>:<secret>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +50,7 @@ pub struct ChosenSecretError;
 pub struct PairError;
 
 impl AccessKeyHash {
-    /// The hash as bytes, to be sealed.
+    /// The hash as bytes, ready to be sealed.
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Sha256(hash) => [b"s", hash.as_slice()].concat(),
@@ -76,7 +74,15 @@ impl AccessKeyHash {
         }
     }
 
-    /// Whether `secret` has this hash. Slow for a chosen one.
+    /// A hash that matches no known secret, and that takes as long to check as that of a chosen one.
+    pub(crate) fn of_nobody() -> Self {
+        let encode = |bytes: &[u8]| STANDARD_NO_PAD.encode(bytes);
+        let (memory, passes, lanes) = (Params::DEFAULT_M_COST, Params::DEFAULT_T_COST, Params::DEFAULT_P_COST);
+        let (salt, output) = (encode(&random::<16>()), encode(&random::<32>()));
+        Self::Argon2id(format!("$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${output}"))
+    }
+
+    /// Whether `secret` has this hash. This is slow for a chosen one.
     pub(crate) fn matches(&self, secret: &[u8]) -> bool {
         match self {
             Self::Sha256(hash) => constant_time::verify_slices_are_equal(&Sha256::digest(secret), hash).is_ok(),
@@ -96,12 +102,11 @@ impl std::fmt::Debug for AccessKeyHash {
     }
 }
 
-/// The hash of a secret from [`generate_secret`].
 pub fn hash_generated(secret: &Secret<String>) -> AccessKeyHash {
     AccessKeyHash::Sha256(Sha256::digest(secret.expose()).into())
 }
 
-/// The hash of a secret that a person chose; see [`check_chosen`]. Waits for its turn: it costs a core for a while.
+/// The hash of a chosen secret; see [`check_chosen`]. It waits for its turn, because it uses a core for a while.
 pub async fn hash_chosen(secret: &Secret<String>) -> AccessKeyHash {
     let turn = SLOW.acquire().await.expect("the semaphore is never closed");
     let secret = secret.clone();
@@ -112,32 +117,21 @@ pub async fn hash_chosen(secret: &Secret<String>) -> AccessKeyHash {
     AccessKeyHash::Argon2id(hash.await.expect("hashing does not panic").expect("the default parameters are legal"))
 }
 
-/// Whether a secret that a person chose is long enough, and not too long.
-///
-/// # Errors
-/// If it is not.
-pub fn check_chosen(secret: &Secret<String>) -> Result<(), ChosenSecretError> {
-    let secret = secret.expose();
-    let legal = secret.chars().count() >= CHOSEN_MIN_CHARACTERS && secret.len() <= SECRET_MAX_BYTES;
-    if legal { Ok(()) } else { Err(ChosenSecretError) }
-}
-
 /// A new secret: 40 characters, 240 random bits.
 pub fn generate_secret() -> Secret<String> {
     Secret::new(STANDARD.encode(random::<30>()))
 }
 
-/// A new key id.
 pub fn generate_key_id() -> AccessKeyId {
     AccessKeyId::generated(random())
 }
 
-/// Seals a generated secret, so that it can be had back by who has the cluster key.
+/// Seals a generated secret, so that only holders of the cluster key can read it.
 pub fn seal_secret(key: &ClusterKey, id: &AccessKeyId, secret: &Secret<String>) -> Vec<u8> {
     key.seal(&secret_purpose(id), secret.expose().as_bytes())
 }
 
-/// The secret that [`seal_secret`] has sealed.
+/// Reads a secret that [`seal_secret`] has sealed.
 ///
 /// # Errors
 /// If it was sealed with another cluster key or for another access key.
@@ -230,11 +224,16 @@ mod tests {
         assert_eq!(unseal_secret(&key, &generate_key_id(), &sealed).err(), Some(UnsealError::Refused));
     }
 
-    #[test]
-    fn chosen_secrets_have_a_least_and_a_greatest_length() {
-        assert_eq!(check_chosen(&secret("1234567")), Err(ChosenSecretError));
-        assert_eq!(check_chosen(&secret("éééé")), Err(ChosenSecretError));
-        assert_eq!(check_chosen(&secret("12345678")), Ok(()));
-        assert_eq!(check_chosen(&secret(&"x".repeat(1025))), Err(ChosenSecretError));
+    #[tokio::test]
+    async fn the_hash_of_nobody_looks_like_any_other_and_takes_as_long() {
+        let shape = |hash: &AccessKeyHash| {
+            let text = String::from_utf8(hash.encode()).unwrap();
+            let parts: Vec<String> = text.split('$').map(str::to_owned).collect();
+            (parts[..4].to_vec(), parts[4..].iter().map(String::len).collect::<Vec<_>>())
+        };
+        let nobody = AccessKeyHash::of_nobody();
+        assert_eq!(shape(&nobody), shape(&hash_chosen(&secret("correct horse")).await));
+        assert_eq!(AccessKeyHash::decode(&nobody.encode()), Ok(nobody.clone()));
+        assert!(!nobody.matches(b"correct horse"));
     }
 }

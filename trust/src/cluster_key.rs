@@ -1,4 +1,4 @@
-//! The cluster key: what it seals, only holders of the same key can read.
+//! The cluster key: only holders of the same key can read what it seals.
 
 use std::fmt;
 use std::path::Path;
@@ -12,17 +12,17 @@ use crate::key_file::{self, KEY_BYTES, KeyBytes, KeyFileError, KeyTextError};
 use crate::tokens::Tokens;
 
 const LABEL: &str = "entrepot-cluster-key";
-/// Version 1 is this byte, a random nonce, and AES-256-GCM with the purpose as additional data.
+/// The form of version 1: this byte, a random nonce, and AES-256-GCM with the purpose as additional data.
 const VERSION: u8 = 1;
 
-/// 32 random bytes that both planes of a cluster hold. Shows nothing when printed, and is wiped when dropped.
+/// 32 random bytes that both planes of a cluster hold. It is never printed, and is wiped when dropped.
 #[derive(Clone)]
 pub struct ClusterKey(KeyBytes);
 
 /// Why sealed bytes cannot be unsealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UnsealError {
-    /// Too short, or in a form of another release.
+    /// Too short, or in the form of another release.
     #[error("not sealed bytes that this release can read")]
     Malformed,
     /// Sealed with another key or for another purpose, or changed since.
@@ -31,15 +31,14 @@ pub enum UnsealError {
 }
 
 impl ClusterKey {
-    /// A new key.
     pub fn generate() -> Self {
         Self(key_file::generate())
     }
 
-    /// Reads the key file at `path`, or makes it with a new key, mode 0600.
+    /// Reads the key file at `path`, or creates it with a new key, mode 0600.
     ///
     /// # Errors
-    /// If others can read the file, or it holds something else, or it can be neither read nor made.
+    /// If others can read the file, or it holds something else, or it can be neither read nor created.
     pub fn load_or_generate(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
         key_file::load_or_generate(LABEL, path.as_ref()).map(Self)
     }
@@ -52,7 +51,7 @@ impl ClusterKey {
         key_file::load(LABEL, path.as_ref()).map(Self)
     }
 
-    /// Reads a key as key files hold it.
+    /// Reads a key from the text of a key file.
     ///
     /// # Errors
     /// If it is not the text of a cluster key.
@@ -60,7 +59,7 @@ impl ClusterKey {
         key_file::parse(LABEL, text).map(Self)
     }
 
-    /// The key as key files hold it.
+    /// The text for a key file.
     pub fn to_text(&self) -> Secret<String> {
         Secret::new(key_file::encode(LABEL, &self.0).to_string())
     }
@@ -78,7 +77,7 @@ impl ClusterKey {
     /// Decrypts what was sealed for `purpose`.
     ///
     /// # Errors
-    /// If it was sealed with another key or for another purpose, or is not what was sealed.
+    /// If it was sealed with another key or for another purpose, or was changed.
     pub fn unseal(&self, purpose: &str, sealed: &[u8]) -> Result<Secret<Vec<u8>>, UnsealError> {
         let Some((&VERSION, rest)) = sealed.split_first() else { return Err(UnsealError::Malformed) };
         let (nonce, body) = rest.split_first_chunk::<NONCE_LEN>().ok_or(UnsealError::Malformed)?;
@@ -90,7 +89,7 @@ impl ClusterKey {
         Ok(Secret::new(plain.to_vec()))
     }
 
-    /// Signs and checks tokens.
+    /// The tokens that are signed with this key.
     pub fn tokens(&self) -> Tokens {
         Tokens::new(&self.derive("entrepot tokens v1"))
     }
@@ -100,7 +99,7 @@ impl ClusterKey {
         RandomizedNonceKey::new(&AES_256_GCM, &*key).expect("AES-256 has keys of 32 bytes")
     }
 
-    /// A key of its own for each use, so that no use endangers another.
+    /// Derives a separate key for each use, so that no use endangers another.
     pub(crate) fn derive(&self, usage: &str) -> KeyBytes {
         struct Length;
         impl hkdf::KeyType for Length {

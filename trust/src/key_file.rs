@@ -1,4 +1,4 @@
-//! Files that hold a key: one line of text, for its owner's eyes only.
+//! Files that hold a key: one line of text that only the owner may read.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -8,10 +8,9 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
-/// How many bytes a key has.
 pub(crate) const KEY_BYTES: usize = 32;
 
-/// Permissions of files with secrets, and of those without.
+/// The permissions of files with secrets, and of those without.
 const OWNER: u32 = 0o600;
 const EVERYBODY: u32 = 0o644;
 
@@ -26,57 +25,35 @@ pub enum KeyFileError {
         "the key file {} can be read by others (mode {mode:04o}): run `chmod 600 {}`, and make a new key if others may have read it",
         .path.display(), .path.display()
     )]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// There is none, and it is not for a program that serves to make one.
+    Exposed { path: PathBuf, mode: u32 },
+    /// It does not exist, and a serving program must not create one.
     #[error("the key file {} does not exist: make it with `entrepot keys generate`, once for the whole cluster, or copy it here", .path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
+    Missing { path: PathBuf },
     /// It does not hold such a key.
     #[error("the key file {} {source}", .path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with the text.
-        source: KeyTextError,
-    },
-    /// A public key is there that belongs to another seed.
+    Malformed { path: PathBuf, source: KeyTextError },
+    /// There is a public key that belongs to another seed.
     #[error("the key file {} holds another key: move it away, nodes may still need it", .path.display())]
-    Taken {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It can be neither read nor made.
+    Taken { path: PathBuf },
+    /// It can be neither read nor created.
     #[error("the key file {} can be neither read nor made", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
-/// A text that is not a key of the kind that is wanted.
+/// The text is not a key of the expected kind.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be one line, `{label}:` and 64 hex digits")]
 pub struct KeyTextError {
     label: &'static str,
 }
 
-/// A new key.
 pub(crate) fn generate() -> KeyBytes {
     let mut bytes = Zeroizing::new([0; KEY_BYTES]);
     rand::fill(&mut *bytes).expect("the system has randomness");
     bytes
 }
 
-/// Writes a key as text; `label` keeps the two kinds of key from being mixed up.
+/// Writes a key as text. The `label` prevents that the two kinds of keys are mixed up.
 pub(crate) fn encode(label: &str, bytes: &KeyBytes) -> Zeroizing<String> {
     let digits = Zeroizing::new(hex::encode(bytes.as_slice()));
     Zeroizing::new(format!("{label}:{}\n", *digits))
@@ -90,12 +67,12 @@ pub(crate) fn parse(label: &'static str, text: &str) -> Result<KeyBytes, KeyText
     if let Some(Ok(())) = read { Ok(bytes) } else { Err(KeyTextError { label }) }
 }
 
-/// Reads the key at `path`, which must be there.
+/// Reads the key at `path`, which must exist.
 pub(crate) fn load(label: &'static str, path: &Path) -> Result<KeyBytes, KeyFileError> {
     read(label, path)?.ok_or_else(|| KeyFileError::Missing { path: path.to_owned() })
 }
 
-/// Reads the key at `path`, or makes one there. Of several processes that make one, all get the same.
+/// Reads the key at `path`, or creates one. If several processes do this at once, all get the same key.
 pub(crate) fn load_or_generate(label: &'static str, path: &Path) -> Result<KeyBytes, KeyFileError> {
     let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
     match read(label, path)? {
@@ -117,7 +94,7 @@ pub(crate) fn load_public(label: &'static str, path: &Path) -> Result<KeyBytes, 
     }
 }
 
-/// Writes a public key, for everybody to read. A file that is there already is left as it is, and must hold this key.
+/// Writes a public key, readable by everybody. An existing file is left as it is, and must hold the same key.
 pub(crate) fn save_public(label: &'static str, path: &Path, bytes: &KeyBytes) -> Result<(), KeyFileError> {
     let failed = |source| KeyFileError::Io { path: path.to_owned(), source };
     create(path, &encode(label, bytes), EVERYBODY).map_err(failed)?;
@@ -140,13 +117,13 @@ fn read(label: &'static str, path: &Path) -> Result<Option<KeyBytes>, KeyFileErr
     parse(label, &text).map(Some).map_err(|source| KeyFileError::Malformed { path: path.to_owned(), source })
 }
 
-/// Makes the file whole or not at all, and leaves one that is there already.
+/// Creates the file completely or not at all, and leaves an existing one alone.
 fn create(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = folder.join(format!(".key-{}", uuid::Uuid::new_v4()));
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(OWNER).open(&temporary)?;
-        // Whatever the process's mask says.
+        // This holds whatever the process's umask says.
         file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

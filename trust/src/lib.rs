@@ -1,9 +1,9 @@
 //! What both planes must agree on to trust each other: sealed secrets, tokens, signed snapshots and node records,
 //! access keys.
 //!
-//! Two keys are the root of it all. The *cluster key* is on both planes: it seals what must not be read and signs
-//! tokens. The *snapshot seed* is on the control plane only: nodes pin its public key, so that whoever can write to
-//! the store cannot make them follow a snapshot of their own.
+//! Everything rests on two keys. Both planes hold the *cluster key*: it seals secrets and signs tokens. Only the
+//! control plane holds the *snapshot seed*: nodes pin its public key, so that somebody who can write to the store still
+//! cannot make them follow a forged snapshot.
 
 pub mod access_key;
 pub mod cluster_key;
@@ -19,4 +19,4 @@ pub use key_file::KeyFileError;
 pub use node_record::{NodeRecord, NodeRecordError};
 pub use snapshot::{PublicKey, Signature, SnapshotSigner, SnapshotTrust, Statement};
 pub use tokens::{Access, BearerClaims, LoginClaims, NodeClaims, TokenError, Tokens};
-pub use verifier::{SecretVerifier, TooMany};
+pub use verifier::{Login, NotChecked, SecretVerifier};

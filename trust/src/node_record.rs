@@ -1,7 +1,7 @@
-//! Node records: how nodes find each other, and how the control plane sees them, through the store alone.
+//! Node records: through them, and so through the store alone, nodes find each other and the control plane sees them.
 //!
-//! Whoever can write to the bucket must not be able to send nodes to an address of their own, so records are signed
-//! with the cluster key: a line of JSON for people to read, and a line with the signature.
+//! Somebody who can write to the bucket must not be able to send nodes to an address of their choice. So records are
+//! signed with the cluster key: one line of JSON, readable for people, and one line with the signature.
 
 use std::time::Duration;
 
@@ -15,79 +15,72 @@ use uuid::Uuid;
 
 use crate::ClusterKey;
 
-/// How old a record may be for its node to count as live. Nodes write theirs every 10 s.
+/// The age up to which a record's node counts as live. Nodes rewrite theirs every 10 s.
 pub const LIVE_FOR: Duration = Duration::from_secs(30);
 
-/// What is signed begins with this, and nothing else that is ever signed does.
+/// Whether the node whose record was written at `write_time`, according to the store, counts as live. A clock that is
+/// ahead does not keep a dead node alive for longer.
+pub fn is_live(write_time: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    (now - write_time).abs().to_std().is_ok_and(|age| age <= LIVE_FOR)
+}
+
+/// The beginning of the signed text; nothing else that is signed begins like this.
 const DOMAIN: &[u8] = b"entrepot node record v1\n";
 
-/// What a node says of itself.
+/// What a node says about itself. The bytes stay the same while nothing changes, so that others need not read them
+/// again; the store tells when they were written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
-    /// What the node is called; the key that the record is under says the same.
+    /// The node's id, which is also in the key of the record.
     #[serde(with = "node_id")]
     pub node_id: ResourceId,
-    /// Which life of the node this is.
+    /// Identifies one run of the node's process.
     pub boot_id: Uuid,
-    /// Where other nodes reach it, as a URL; `None` if they do not.
+    /// The URL at which other nodes reach it; `None` if they cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer_address: Option<String>,
-    /// The release that it runs.
     pub release: String,
-    /// Epoch and revision of the snapshot that it runs; `None` before the first.
+    /// Epoch and revision of the node's snapshot; `None` before the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<(i64, i64)>,
-    /// When this life began.
+    /// When this run of the process began.
     pub start_time: DateTime<Utc>,
-    /// When the record was written.
-    pub write_time: DateTime<Utc>,
-    /// For how long the node believes what it has read of records at most, in milliseconds; 0 is not at all.
+    /// The longest time, in milliseconds, for which the node relies on records that it has read; 0 means not at all.
     #[serde(default)]
     pub hold_ms: u64,
 }
 
-impl NodeRecord {
-    /// Whether its node is to be counted on. A clock that is ahead does not keep a dead node alive for longer.
-    pub fn is_live(&self, now: DateTime<Utc>) -> bool {
-        self.age(now) <= LIVE_FOR
-    }
-
-    /// How far the record's time and `now` are apart.
-    pub fn age(&self, now: DateTime<Utc>) -> Duration {
-        (now - self.write_time).abs().to_std().unwrap_or(Duration::MAX)
-    }
-}
-
-/// Why a node record is not believed.
+/// Why a node record is not trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NodeRecordError {
     /// Not a record and a signature.
     #[error("not a node record that this release can read")]
     Malformed,
-    /// Another key has signed it, or it was changed since.
+    /// It was signed with another key, or changed since.
     #[error("not signed with this cluster's key")]
     BadSignature,
 }
 
 impl ClusterKey {
-    /// A node record as the store holds it.
+    /// The signed form for the store.
     pub fn sign_node_record(&self, record: &NodeRecord) -> Vec<u8> {
         let text = serde_json::to_vec(record).expect("plain fields can be written");
-        let signature = STANDARD.encode(hmac::sign(&self.node_records(), &signed(&text)));
+        let signature = STANDARD.encode(hmac::sign(&self.node_records(), &signed_bytes(&text)));
         [&text, &b"\n"[..], signature.as_bytes(), b"\n"].concat()
     }
 
-    /// Reads a node record out of the store. That it is under the key of its own node, the caller checks.
+    /// Reads a node record from the store. The caller checks that it is under the key of its own node.
     ///
     /// # Errors
-    /// If it was not signed with this key, or is none.
+    /// If it was not signed with this key, or is not a node record.
     pub fn read_node_record(&self, bytes: &[u8]) -> Result<NodeRecord, NodeRecordError> {
         let mut lines = bytes.split(|byte| *byte == b'\n');
         let (Some(text), Some(signature)) = (lines.next(), lines.next()) else {
             return Err(NodeRecordError::Malformed);
         };
         let signature = STANDARD.decode(signature).map_err(|_| NodeRecordError::Malformed)?;
-        hmac::verify(&self.node_records(), &signed(text), &signature).map_err(|_| NodeRecordError::BadSignature)?;
+        hmac::verify(&self.node_records(), &signed_bytes(text), &signature)
+            .map_err(|_| NodeRecordError::BadSignature)?;
         serde_json::from_slice(text).map_err(|_| NodeRecordError::Malformed)
     }
 
@@ -96,11 +89,11 @@ impl ClusterKey {
     }
 }
 
-fn signed(text: &[u8]) -> Vec<u8> {
+fn signed_bytes(text: &[u8]) -> Vec<u8> {
     [DOMAIN, text].concat()
 }
 
-/// Ids as text; the domain's types do not know of any format.
+/// Serializes ids as text, since the domain's types know no format.
 mod node_id {
     use entrepot_domain::ResourceId;
     use serde::de::Error;
@@ -132,7 +125,6 @@ mod tests {
             release: "0.1.0".to_owned(),
             running: Some((1, 42)),
             start_time: at(-60),
-            write_time: at(0),
             hold_ms: 5000,
         }
     }
@@ -151,7 +143,7 @@ mod tests {
     fn a_record_that_was_changed_or_cut_is_refused() {
         let key = ClusterKey::generate();
         let bytes = key.sign_node_record(&record());
-        // The last byte ends the line, and says nothing.
+        // The last byte ends the line and has no meaning.
         for at in 0..bytes.len() - 1 {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
@@ -167,17 +159,22 @@ mod tests {
         let mut value = serde_json::to_value(record()).unwrap();
         value["zone"] = "b".into();
         let text = serde_json::to_vec(&value).unwrap();
-        let signature = STANDARD.encode(hmac::sign(&key.node_records(), &signed(&text)));
+        let signature = STANDARD.encode(hmac::sign(&key.node_records(), &signed_bytes(&text)));
         let bytes = [&text, &b"\n"[..], signature.as_bytes()].concat();
         assert_eq!(key.read_node_record(&bytes), Ok(record()));
     }
 
     #[test]
     fn a_record_is_live_for_thirty_seconds_also_by_a_clock_that_is_behind() {
-        let record = record();
         for (seconds, live) in [(0, true), (30, true), (31, false), (-30, true), (-31, false)] {
-            assert_eq!(record.is_live(at(seconds)), live, "{seconds}");
+            assert_eq!(is_live(at(0), at(seconds)), live, "{seconds}");
         }
+    }
+
+    #[test]
+    fn a_record_that_says_the_same_has_the_same_bytes() {
+        let key = ClusterKey::generate();
+        assert_eq!(key.sign_node_record(&record()), key.sign_node_record(&record()));
     }
 
     proptest! {

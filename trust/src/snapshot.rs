@@ -1,4 +1,4 @@
-//! Signed snapshots: nodes follow only what the control plane has signed.
+//! Signed snapshots: nodes follow only snapshots that the control plane has signed.
 
 use std::fmt;
 use std::path::Path;
@@ -18,36 +18,34 @@ const PUBLIC_LABEL: &str = "entrepot-snapshot-key";
 /// What a signature states: these bytes are the snapshot of this epoch and revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
-    /// The snapshot's epoch.
     pub epoch: i64,
-    /// The snapshot's revision.
     pub revision: i64,
     /// The hash of the snapshot's bytes, in hex.
     pub sha256: String,
 }
 
 impl Statement {
-    /// The statement about the bytes of a snapshot.
+    /// The statement about a snapshot.
     pub fn of(epoch: i64, revision: i64, snapshot: &[u8]) -> Self {
         Self { epoch, revision, sha256: hex::encode(Sha256::digest(snapshot)) }
     }
 
-    /// What is signed; nothing else that is ever signed begins like this.
+    /// The text to sign; nothing else that is signed begins like this.
     fn text(&self) -> String {
         format!("entrepot snapshot v1\n{}\n{}\n{}\n", self.epoch, self.revision, self.sha256)
     }
 }
 
-/// A signature as a snapshot's head holds it.
+/// A signature in the form of a snapshot's head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signature {
-    /// Which key signed.
+    /// The key that signed.
     pub key_id: String,
     /// The signature, in Base64.
     pub signature: String,
 }
 
-/// Signs snapshots; on the control plane only. Shows nothing when printed.
+/// Signs snapshots; only the control plane has one. It is never printed.
 pub struct SnapshotSigner(Ed25519KeyPair);
 
 impl SnapshotSigner {
@@ -56,10 +54,10 @@ impl SnapshotSigner {
         Self::from_seed(&key_file::generate())
     }
 
-    /// Reads the seed file at `path`, or makes it with a new seed, mode 0600.
+    /// Reads the seed file at `path`, or creates it with a new seed, mode 0600.
     ///
     /// # Errors
-    /// If others can read the file, or it holds something else, or it can be neither read nor made.
+    /// If others can read the file, or it holds something else, or it can be neither read nor created.
     pub fn load_or_generate(path: impl AsRef<Path>) -> Result<Self, KeyFileError> {
         key_file::load_or_generate(SEED_LABEL, path.as_ref()).map(|seed| Self::from_seed(&seed))
     }
@@ -77,7 +75,6 @@ impl SnapshotSigner {
         PublicKey(self.0.public_key().as_ref().try_into().expect("Ed25519 has public keys of 32 bytes"))
     }
 
-    /// Signs a statement.
     pub fn sign(&self, statement: &Statement) -> Signature {
         let signature = STANDARD.encode(self.0.sign(statement.text().as_bytes()));
         Signature { key_id: self.public_key().id(), signature }
@@ -98,13 +95,13 @@ impl fmt::Debug for SnapshotSigner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublicKey([u8; 32]);
 
-/// A text that is not a snapshot signer's public key.
+/// The text is not a snapshot signer's public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be `{PUBLIC_LABEL}:` and 64 hex digits")]
 pub struct PublicKeyError;
 
 impl PublicKey {
-    /// Reads the file at `path`, which holds the key as it is written.
+    /// Reads the public key file at `path`.
     ///
     /// # Errors
     /// If there is none, or it holds something else, or it cannot be read.
@@ -112,15 +109,15 @@ impl PublicKey {
         key_file::load_public(PUBLIC_LABEL, path.as_ref()).map(|bytes| Self(*bytes))
     }
 
-    /// Writes the file that [`PublicKey::load`] reads, mode 0644; one that is there already must hold this key.
+    /// Writes the file that [`PublicKey::load`] reads, mode 0644. An existing file must hold this key.
     ///
     /// # Errors
-    /// If there is another key, or the file cannot be made.
+    /// If there is another key, or the file cannot be created.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), KeyFileError> {
         key_file::save_public(PUBLIC_LABEL, path.as_ref(), &Zeroizing::new(self.0))
     }
 
-    /// What signatures name the key by.
+    /// The id of the key in signatures.
     pub fn id(&self) -> String {
         hex::encode(&Sha256::digest(self.0)[..8])
     }
@@ -141,28 +138,25 @@ impl FromStr for PublicKey {
     }
 }
 
-/// The keys whose snapshots a node follows: one, or two while the control plane's is being exchanged.
+/// The keys whose snapshots a node follows: one, or two while the control plane's key is being exchanged.
 #[derive(Clone, Debug)]
 pub struct SnapshotTrust {
     keys: Vec<PublicKey>,
 }
 
-/// Why a snapshot is not followed.
+/// Why a snapshot is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// Signed by a key that this node does not pin.
     #[error("signed with the key `{key_id}`, which is not among those that are trusted here")]
-    UnknownKey {
-        /// Which key.
-        key_id: String,
-    },
-    /// The signature does not belong to this snapshot.
+    UnknownKey { key_id: String },
+    /// The signature does not match this snapshot.
     #[error("its signature does not belong to its content, epoch and revision")]
     BadSignature,
 }
 
 impl SnapshotTrust {
-    /// Trusts `key`, and `other` during an exchange.
+    /// Trusts `key`, and during an exchange also `other`.
     pub fn new(key: PublicKey, other: Option<PublicKey>) -> Self {
         Self { keys: [key].into_iter().chain(other).collect() }
     }
@@ -227,7 +221,7 @@ mod tests {
         signer.public_key().save(&public).unwrap();
         assert_eq!(PublicKey::load(&public).unwrap(), signer.public_key());
         assert_eq!(SnapshotSigner::load(&path).unwrap().public_key(), signer.public_key());
-        // The kinds of key file cannot be mixed up.
+        // The two kinds of key files cannot be mixed up.
         assert!(SnapshotSigner::load(&public).is_err() && PublicKey::load(&path).is_err());
         assert!(crate::ClusterKey::load_or_generate(&path).is_err());
     }

@@ -1,7 +1,7 @@
-//! Tokens: what registry clients and nodes prove themselves with.
+//! Tokens with which registry clients and nodes prove who they are.
 //!
-//! All are JSON Web Tokens signed with Ed25519. Each says what kind it is and for whom, so that none can be used as
-//! another: a login token is no bearer token, and a token of one registry is none of another.
+//! All are JSON Web Tokens signed with Ed25519. Each names its kind and its audience, so that none can be used in place
+//! of another: a login token is not a bearer token, and a token of one registry is not valid at another.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,12 +16,15 @@ use uuid::Uuid;
 
 use crate::key_file::KeyBytes;
 
-/// How long a login token is good, as ECR's are.
+/// How long a login token is valid, as with ECR.
 const LOGIN_LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
-/// How long a node's token is good.
+/// How long a node's token is valid.
 const NODE_LIFETIME: Duration = Duration::from_secs(60);
 
-/// Signs tokens and checks them. Clones share the key; it shows nothing when printed.
+/// How far another machine's clock may be ahead of ours. A token with a later issue time is refused.
+const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+
+/// Signs and checks tokens. Clones share the key, which is never printed.
 #[derive(Clone)]
 pub struct Tokens(Arc<Keys>);
 
@@ -33,50 +36,48 @@ struct Keys {
 /// Why a token is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It was good once.
+    /// It has expired.
     #[error("the token has expired")]
     Expired,
-    /// It is not one of ours, or not for this.
+    /// It is not one of ours, or is for something else.
     #[error("the token is not valid here")]
     Invalid,
 }
 
-/// What a login token says.
+/// The content of a login token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoginClaims {
-    /// Whose it is.
+    /// The principal.
     pub principal_uid: Uuid,
-    /// The access key that it was got with.
+    /// The access key with which it was obtained.
     pub key_id: String,
-    /// Until when it is good.
+    /// When it expires.
     pub expire_time: DateTime<Utc>,
 }
 
-/// What a bearer token says.
+/// The content of a bearer token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BearerClaims {
-    /// Whose it is; `None` is an anonymous caller's.
+    /// The principal; `None` for an anonymous caller.
     pub principal_uid: Option<Uuid>,
-    /// The access key that it goes back to.
+    /// The access key that it is based on.
     pub key_id: Option<String>,
-    /// What may be done with it.
+    /// The permitted actions.
     pub access: Vec<Access>,
 }
 
-/// What a node's token says.
+/// The content of a node's token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeClaims {
-    /// Which node.
     pub node_id: String,
 }
 
-/// What may be done with a repository, as in registries' tokens: `{"type":"repository","name":…,"actions":[…]}`.
+/// The permitted actions on a repository, as in registries' tokens: `{"type":"repository","name":…,"actions":[…]}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "AccessOnWire", try_from = "AccessOnWire")]
 pub struct Access {
-    /// The repository's name.
     pub repository: String,
-    /// What may be done, such as `pull`.
+    /// The actions, such as `pull`.
     pub actions: Vec<String>,
 }
 
@@ -104,7 +105,7 @@ impl TryFrom<AccessOnWire> for Access {
     }
 }
 
-/// Which of the three a token is.
+/// The three kinds of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
@@ -137,7 +138,7 @@ impl Tokens {
         }))
     }
 
-    /// A token that a principal logs in to the registry with, and until when it is good: 12 h.
+    /// A token with which a principal logs in to the registry, and its expiry time, 12 h from now.
     pub fn issue_login(
         &self,
         registry_id: Uuid,
@@ -151,7 +152,7 @@ impl Tokens {
         (self.sign(&claims), expiry(now, LOGIN_LIFETIME))
     }
 
-    /// A token for requests to the registry, and until when it is good; without a principal it is an anonymous one.
+    /// A token for requests to the registry, and its expiry time. Without a principal it is an anonymous one.
     pub fn issue_bearer(
         &self,
         registry_id: Uuid,
@@ -168,7 +169,7 @@ impl Tokens {
         (self.sign(&claims), expiry(now, lifetime))
     }
 
-    /// A token that a node proves itself with to `audience`, good for 60 s.
+    /// A token with which a node proves itself to `audience`, valid for 60 s.
     pub fn issue_node(&self, node_id: &str, audience: &str, now: DateTime<Utc>) -> Secret<String> {
         let mut claims = Claims::new(Kind::Node, audience.to_owned(), now, NODE_LIFETIME);
         claims.sub = Some(node_id.to_owned());
@@ -221,11 +222,12 @@ impl Tokens {
         let mut rules = Validation::new(Algorithm::EdDSA);
         rules.set_required_spec_claims(&["exp", "aud"]);
         rules.set_audience(&[audience]);
-        // The library would read the system's clock.
+        // Otherwise the library would read the system's clock.
         rules.validate_exp = false;
         let decoded = jsonwebtoken::decode::<Claims>(token, &self.0.checking, &rules);
         let claims = decoded.map_err(|_| TokenError::Invalid)?.claims;
-        if claims.kind != kind {
+        let is_from_the_future = claims.iat > expiry(now, CLOCK_SKEW).timestamp();
+        if claims.kind != kind || is_from_the_future {
             return Err(TokenError::Invalid);
         }
         if claims.exp <= now.timestamp() { Err(TokenError::Expired) } else { Ok(claims) }
@@ -245,7 +247,7 @@ impl fmt::Debug for Tokens {
     }
 }
 
-/// Tokens count whole seconds.
+/// Tokens count time in whole seconds.
 fn expiry(now: DateTime<Utc>, lifetime: Duration) -> DateTime<Utc> {
     now.trunc_subsecs(0) + lifetime
 }
@@ -314,6 +316,20 @@ mod tests {
     }
 
     #[test]
+    fn a_token_from_the_future_is_invalid() {
+        let tokens = ClusterKey::generate().tokens();
+        let audience = REGISTRY.to_string();
+        let (login, _) = tokens.issue_login(REGISTRY, PRINCIPAL, "ak1", at(300));
+        let (bearer, _) = tokens.issue_bearer(REGISTRY, None, None, &[], at(300), Duration::from_secs(60));
+        let node = tokens.issue_node("node-1", &audience, at(300));
+        for (now, is_good) in [(at(0), true), (at(-1), false), (at(-400 * 24 * 60 * 60), false)] {
+            assert_eq!(tokens.verify_login(REGISTRY, login.expose(), now).is_ok(), is_good, "{now}");
+            assert_eq!(tokens.verify_bearer(REGISTRY, bearer.expose(), now).is_ok(), is_good, "{now}");
+            assert_eq!(tokens.verify_node(&audience, node.expose(), now).is_ok(), is_good, "{now}");
+        }
+    }
+
+    #[test]
     fn no_kind_passes_for_another() {
         let tokens = ClusterKey::generate().tokens();
         let audience = REGISTRY.to_string();
@@ -354,7 +370,7 @@ mod tests {
             r#"{{"kind":"login","aud":"{REGISTRY}","iat":0,"exp":{},"sub":"{PRINCIPAL}","key_id":"ak1"}}"#,
             at(60).timestamp()
         );
-        // The public key as a shared secret is the classic confusion.
+        // Using the public key as a shared secret is the classic confusion attack.
         let hmac = |text: &[u8]| {
             let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &public_key);
             aws_lc_rs::hmac::sign(&key, text).as_ref().to_vec()

@@ -1,23 +1,24 @@
-//! What an upstream lets us ask for: as whom it is asked decides that, so all nodes draw from one account.
+//! The shared account of requests to an upstream. The upstream counts requests per login, so all nodes draw from one
+//! account.
 
 use std::time::Duration;
 
 use entrepot_domain::Priority;
-use entrepot_domain::budget::Told;
+use entrepot_domain::budget::ReportedLimit;
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
-/// Keeps account of requests that the upstream counts.
+/// Keeps account of the requests that the upstream counts.
 pub trait Account: Send + Sync {
-    /// Whether a request may go out now for the sake of `priority`, which counts it. A client that waits always may.
+    /// Asks to send a request now, with this `priority`, and counts it. A client that waits is always admitted.
     ///
     /// The error is how long to wait.
     fn admit(&self, priority: Priority) -> BoxFuture<'_, Result<(), Duration>>;
 
-    /// Takes in what the upstream says with an answer.
-    fn told(&self, told: Told);
+    /// Notes the limit that the upstream reports in an answer.
+    fn observe(&self, reported: ReportedLimit);
 }
 
-/// Keeps no account.
+/// Admits everything and counts nothing.
 pub(crate) struct Unmetered;
 
 impl Account for Unmetered {
@@ -25,5 +26,5 @@ impl Account for Unmetered {
         ready(Ok(())).boxed()
     }
 
-    fn told(&self, _: Told) {}
+    fn observe(&self, _: ReportedLimit) {}
 }

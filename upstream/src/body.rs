@@ -1,19 +1,19 @@
-//! Bodies: read whole up to a limit, or streamed, and never waited for too long.
+//! Response bodies: read as a whole up to a limit, or streamed, and with a limit for every wait.
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::Response;
-use reqwest::header::CONTENT_ENCODING;
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 
 use crate::error::Error;
 use crate::transport::from_network;
 
-/// How much of an answer that nobody wants is read so that its connection can be used again.
+/// How much of an unwanted answer is read so that its connection can be reused.
 const DISCARDED_BYTES: usize = 64 * 1024;
 const DISCARD_WAIT: Duration = Duration::from_secs(1);
 
-/// Reads a whole body, which is small enough to be there within `wait`.
+/// Reads a whole body, which must be small enough to arrive within `wait`.
 pub(crate) async fn read(response: Response, limit_bytes: usize, wait: Duration) -> Result<Bytes, Error> {
     let body = tokio::time::timeout(wait, read_all(response, limit_bytes)).await;
     body.unwrap_or_else(|_| Err(Error::timed_out()))
@@ -35,7 +35,7 @@ async fn read_all(mut response: Response, limit_bytes: usize) -> Result<Bytes, E
     Ok(body.freeze())
 }
 
-/// Reads a little of a body that nobody wants, so that its connection can be used again.
+/// Reads a little of an unwanted body, so that its connection can be reused.
 pub(crate) async fn discard(mut response: Response) {
     let drained = async {
         let mut seen_bytes = 0;
@@ -49,7 +49,13 @@ pub(crate) async fn discard(mut response: Response) {
     let _ = tokio::time::timeout(DISCARD_WAIT, drained).await;
 }
 
-/// Refuses a body that was encoded on the way, since its bytes are not those that the digest names.
+/// Whether the content is a web page.
+pub(crate) fn is_web_page(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).map(|value| value.as_bytes().trim_ascii_start().to_ascii_lowercase());
+    content_type.is_some_and(|text| text.starts_with(b"text/html") || text.starts_with(b"application/xhtml"))
+}
+
+/// Refuses an encoded body, since its bytes are not those that the digest identifies.
 pub(crate) fn require_identity(response: &Response) -> Result<(), Error> {
     match response.headers().get(CONTENT_ENCODING) {
         None => Ok(()),

@@ -1,65 +1,63 @@
-//! What is known of an upstream's being there, from how requests to it have ended, and who may ask it now.
+//! Tracks whether an upstream is available, judging by how requests ended, and decides which requests may be sent.
 //!
-//! It is a pair of the domain's breakers. One is for all requests: it opens when the upstream is away, and when it says
-//! until when it wants none. The other is for those that the upstream counts: it opens when there were too many of them,
-//! and no time was said, as Docker Hub does. Then what does not count goes on: tags are confirmed, and blobs fetched.
+//! It combines two of the domain's breakers. One is for all requests: it opens when the upstream is away, and when it
+//! names a time until which it wants no requests. The other is only for requests that the upstream counts towards its
+//! limit: it opens when there were too many of them and no time was named, as with Docker Hub. Uncounted requests then
+//! continue, so tags are confirmed and blobs fetched.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use entrepot_domain::breaker::{Breaker, Closed, Ending, Passage, Standing, Terms, Trip};
+use entrepot_domain::breaker::{Breaker, BreakerSettings, BreakerState, Ending, Permit, Rejected, Trip};
 use entrepot_domain::upstream::{Counting, Endpoint};
 use entrepot_domain::{ResourceId, Upstream};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::error::{Error, Login, Refuser};
 use crate::limits::Limits;
 
-/// So many requests in a row, each with its retries, must have found the upstream away.
+/// How many requests in a row, each with its retries, must find the upstream away.
 const FAILURES: u32 = 3;
-/// The first pause of an upstream that does not say how long it should be, as a part of that of one that is away.
+/// If a throttling upstream names no time, the first pause is this fraction of the pause for one that is away.
 const FIRST_GUESS: u32 = 5;
-/// The longest one.
 const LONGEST_GUESS: Duration = Duration::from_secs(60);
 
-/// Whether the upstream counts a request.
+/// Whether the upstream counts a request towards its limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weight {
     Counted,
     Free,
 }
 
-/// What is known of one endpoint of an upstream.
+/// The state of one endpoint of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Whether it may be asked.
     pub state: State,
-    /// What it failed with last, unless it has answered since.
+    /// Its last failure, unless it has answered since.
     pub trouble: Option<String>,
 }
 
-/// Whether an endpoint may be asked.
+/// Whether an endpoint can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It answers, as far as is known.
+    /// It answers, as far as we know.
     Healthy,
-    /// It wants fewer requests.
+    /// It asked for fewer requests.
     Throttled {
-        /// For how long it gets none; zero while one request finds out.
+        /// How long it gets none; zero while a probe is under way.
         left: Duration,
-        /// Whether that goes for all requests, or for those that it counts.
+        /// Whether this applies to all requests, or only to counted ones.
         everything: bool,
     },
-    /// It is away.
     Away {
-        /// For how long nobody tries; zero while one request finds out.
+        /// How long no request is sent; zero while a probe is under way.
         left: Duration,
     },
-    /// It does not take the upstream's credential.
+    /// It rejects the upstream's credential.
     CredentialRefused,
 }
 
-/// What is known of an endpoint's being there.
+/// Tracks one endpoint.
 pub(crate) struct Circuit {
     upstream: ResourceId,
     endpoint: Endpoint,
@@ -70,27 +68,27 @@ pub(crate) struct Circuit {
 struct Known {
     all: Breaker,
     counted: Breaker,
-    /// What opened them.
+    /// The error that opened the breakers.
     error: Option<Error>,
-    /// That the credential was refused.
+    /// The error with which the credential was rejected.
     refused: Option<Error>,
 }
 
-/// The leave to ask.
-pub(crate) struct Leave<'c> {
+/// The permit to send one request.
+pub(crate) struct RequestPermit<'c> {
     circuit: &'c Circuit,
-    passage: Passage,
-    /// Its place among those that count.
-    counted: Option<Passage>,
+    permit: Permit,
+    /// The permit of the breaker for counted requests.
+    counted: Option<Permit>,
     has_ended: bool,
 }
 
 impl Circuit {
     pub(crate) fn new(limits: &Limits, upstream: &Upstream) -> Self {
         let (rest, throttled) = (limits.probe, limits.probe / FIRST_GUESS);
-        let terms = Terms { failures: FAILURES, rest, throttled, most: limits.pause };
-        let counted = Terms { most: limits.pause.min(LONGEST_GUESS), ..terms };
-        let known = Known { all: Breaker::new(terms), counted: Breaker::new(counted), error: None, refused: None };
+        let settings = BreakerSettings { failures: FAILURES, rest, throttled, most: limits.pause };
+        let counted = BreakerSettings { most: limits.pause.min(LONGEST_GUESS), ..settings };
+        let known = Known { all: Breaker::new(settings), counted: Breaker::new(counted), error: None, refused: None };
         Self {
             upstream: upstream.id.clone(),
             endpoint: upstream.endpoint.clone(),
@@ -99,48 +97,48 @@ impl Circuit {
         }
     }
 
-    /// Leave to ask the upstream now.
+    /// Asks to send a request now.
     ///
     /// # Errors
-    /// What it was away with a moment ago, if it was, or that it wants no requests yet.
-    pub(crate) fn enter(&self, weight: Weight) -> Result<Leave<'_>, Error> {
+    /// The recent failure if the upstream is away, or that it wants no requests yet.
+    pub(crate) fn enter(&self, weight: Weight) -> Result<RequestPermit<'_>, Error> {
         let (mut known, now) = (self.lock(), Instant::now());
-        let passage = known.all.enter(now.into_std()).map_err(|closed| known.refusal(closed, now))?;
+        let permit = known.all.enter(now.into_std()).map_err(|rejected| known.refusal(rejected, now))?;
         let counted = match weight {
             Weight::Free => None,
             Weight::Counted => match known.counted.enter(now.into_std()) {
                 Ok(counted) => Some(counted),
-                Err(closed) => {
-                    known.all.ended(passage, Ending::Unknown, now.into_std());
-                    return Err(known.refusal(closed, now));
+                Err(rejected) => {
+                    known.all.finish(permit, Ending::Unknown, now.into_std());
+                    return Err(known.refusal(rejected, now));
                 }
             },
         };
-        Ok(Leave { circuit: self, passage, counted, has_ended: false })
+        Ok(RequestPermit { circuit: self, permit, counted, has_ended: false })
     }
 
-    /// Refuses what has leave, but must wait since: the upstream wants no requests yet.
+    /// Checks again that a request may be sent: the upstream may have asked for a pause since the permit was given.
     pub(crate) fn check(&self, weight: Weight) -> Result<(), Error> {
         let (known, now) = (self.lock(), Instant::now());
         let counted = (weight == Weight::Counted).then_some(&known.counted);
         for breaker in [Some(&known.all), counted].into_iter().flatten() {
-            if let Standing::Open { why: Trip::Throttled, until } = breaker.standing(now.into_std()) {
-                return Err(known.refusal(Closed { why: Trip::Throttled, until }, now));
+            if let BreakerState::Open { why: Trip::Throttled, until } = breaker.state(now.into_std()) {
+                return Err(known.refusal(Rejected { why: Trip::Throttled, until }, now));
             }
         }
         Ok(())
     }
 
-    /// How the upstream is.
+    /// The state of the endpoint.
     pub(crate) fn health(&self) -> Health {
         let (known, now) = (self.lock(), Instant::now().into_std());
-        let state = |standing, everything| match standing {
-            Standing::Closed => None,
-            Standing::Open { why, until } => Some((why, until.saturating_duration_since(now), everything)),
-            Standing::HalfOpen { why } => Some((why, Duration::ZERO, everything)),
+        let open_state = |state, everything| match state {
+            BreakerState::Closed => None,
+            BreakerState::Open { why, until } => Some((why, until.saturating_duration_since(now), everything)),
+            BreakerState::HalfOpen { why } => Some((why, Duration::ZERO, everything)),
         };
         let is_all = self.counting == Counting::All;
-        let open = state(known.all.standing(now), true).or_else(|| state(known.counted.standing(now), is_all));
+        let open = open_state(known.all.state(now), true).or_else(|| open_state(known.counted.state(now), is_all));
         match (open, &known.refused) {
             (Some((Trip::Away, left, _)), _) => Health { state: State::Away { left }, trouble: known.trouble() },
             (Some((Trip::Throttled, left, everything)), _) => {
@@ -152,14 +150,14 @@ impl Circuit {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }
 
 impl Known {
-    fn refusal(&self, closed: Closed, now: Instant) -> Error {
-        let left = closed.until.saturating_duration_since(now.into_std());
-        match (closed.why, &self.error) {
+    fn refusal(&self, rejected: Rejected, now: Instant) -> Error {
+        let left = rejected.until.saturating_duration_since(now.into_std());
+        match (rejected.why, &self.error) {
             (Trip::Throttled, _) => Error::Throttled { retry_after: Some(left) },
             (Trip::Away, Some(error @ Error::Away { .. })) => error.clone(),
             (Trip::Away, _) => Error::timed_out(),
@@ -171,19 +169,19 @@ impl Known {
     }
 }
 
-impl Leave<'_> {
-    /// Whether this is the one request that finds out whether the upstream is back.
+impl RequestPermit<'_> {
+    /// Whether this request probes if the upstream is back.
     pub(crate) fn is_probe(&self) -> bool {
-        self.passage == Passage::Probe || self.counted == Some(Passage::Probe)
+        self.permit == Permit::Probe || self.counted == Some(Permit::Probe)
     }
 
-    /// Takes in how the request has ended.
-    pub(crate) fn ended<T>(mut self, answer: &Result<T, Error>) {
+    /// Records how the request ended.
+    pub(crate) fn finish<T>(mut self, answer: &Result<T, Error>) {
         self.has_ended = true;
         let (mut known, now) = (self.circuit.lock(), Instant::now().into_std());
-        let was = (known.all.standing(now), known.counted.standing(now));
+        let was = (known.all.state(now), known.counted.state(now));
         let ending = ending(answer);
-        // Who says no time means what it counts.
+        // If no time is named, the answer is about counted requests.
         let (all, counted) = match (ending, self.counted) {
             (Ending::Throttled { retry_after: None }, Some(_)) => (Ending::Answered, ending),
             (Ending::Answered | Ending::Unknown | Ending::Away | Ending::Throttled { .. }, _) => {
@@ -191,11 +189,11 @@ impl Leave<'_> {
                 (ending, counted)
             }
         };
-        known.all.ended(self.passage, all, now);
-        if let Some(passage) = self.counted {
-            known.counted.ended(passage, counted, now);
+        known.all.finish(self.permit, all, now);
+        if let Some(permit) = self.counted {
+            known.counted.finish(permit, counted, now);
         }
-        let is = (known.all.standing(now), known.counted.standing(now));
+        let is = (known.all.state(now), known.counted.state(now));
         match answer {
             Err(error) if error.may_retry() => known.error = Some(error.clone()),
             Ok(_) | Err(_) if ending == Ending::Answered && is_closed(is) => known.error = None,
@@ -210,8 +208,8 @@ impl Leave<'_> {
         self.tell(was, is, answer.as_ref().err());
     }
 
-    /// Tells of what has changed.
-    fn tell(&self, was: (Standing, Standing), is: (Standing, Standing), error: Option<&Error>) {
+    /// Logs what has changed.
+    fn tell(&self, was: (BreakerState, BreakerState), is: (BreakerState, BreakerState), error: Option<&Error>) {
         let Circuit { upstream, endpoint, .. } = self.circuit;
         match (is_closed(was), is_closed(is), error) {
             (true, false, Some(error)) => tracing::warn!(
@@ -228,34 +226,35 @@ impl Leave<'_> {
     }
 }
 
-impl Drop for Leave<'_> {
+impl Drop for RequestPermit<'_> {
     fn drop(&mut self) {
         if self.has_ended {
             return;
         }
         let (mut known, now) = (self.circuit.lock(), Instant::now().into_std());
-        known.all.ended(self.passage, Ending::Unknown, now);
-        if let Some(passage) = self.counted {
-            known.counted.ended(passage, Ending::Unknown, now);
+        known.all.finish(self.permit, Ending::Unknown, now);
+        if let Some(permit) = self.counted {
+            known.counted.finish(permit, Ending::Unknown, now);
         }
     }
 }
 
-fn is_closed(standing: (Standing, Standing)) -> bool {
-    standing == (Standing::Closed, Standing::Closed)
+fn is_closed(states: (BreakerState, BreakerState)) -> bool {
+    states == (BreakerState::Closed, BreakerState::Closed)
 }
 
-/// How a request has ended, as far as it says whether the upstream is there.
+/// What the end of a request says about whether the upstream is available.
 fn ending<T>(answer: &Result<T, Error>) -> Ending {
     match answer {
         Err(Error::Away { .. }) => Ending::Away,
         Err(Error::Throttled { retry_after }) => Ending::Throttled { retry_after: *retry_after },
-        // It never came to a request.
+        // No request was sent.
         Err(Error::AddressRefused { .. } | Error::RealmRefused { .. } | Error::OverBudget { .. }) => Ending::Unknown,
         Ok(_)
         | Err(
             Error::NotFound
             | Error::Denied { .. }
+            | Error::Loop
             | Error::WrongDigest
             | Error::TooLarge { .. }
             | Error::BadAnswer { .. },
@@ -263,7 +262,8 @@ fn ending<T>(answer: &Result<T, Error>) -> Ending {
     }
 }
 
-/// A registry may refuse the credential for one repository; a token server, or a status of 401, refuses it as such.
+/// A registry may refuse the credential for one repository only; a token server, or a status of 401, rejects it as
+/// such.
 fn is_refused_credential(error: &Error) -> bool {
     matches!(
         error,
@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn ask(circuit: &Circuit, weight: Weight, answer: Result<(), Error>) -> Option<()> {
-        circuit.enter(weight).ok()?.ended(&answer);
+        circuit.enter(weight).ok()?.finish(&answer);
         Some(())
     }
 
@@ -311,7 +311,7 @@ mod tests {
         tokio::time::advance(limits.probe).await;
         let probe = circuit.enter(Weight::Free).unwrap();
         assert!(circuit.enter(Weight::Free).is_err(), "one is enough");
-        // A probe that is given up says nothing.
+        // An abandoned probe says nothing.
         drop(probe);
         assert!(ask(&circuit, Weight::Counted, Err(Error::NotFound)).is_some(), "which is an answer");
         assert_eq!(circuit.health(), Health { state: State::Healthy, trouble: None });

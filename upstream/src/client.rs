@@ -1,19 +1,23 @@
-//! The client for one upstream: its endpoint, and its fallbacks where that is away or limits our requests.
+//! The client for one upstream: its endpoint, and its fallbacks while the endpoint is away or limits our requests.
 //!
-//! The endpoint's word counts. A fallback may only repeat it: what it sends for a digest has that digest, and a tag that is
-//! known means there what it meant when the endpoint last said so, or the fallback is not believed. A tag that nobody
-//! knows is taken from the first whose content is what it says. What a fallback lacks or refuses says nothing.
+//! The endpoint decides what is true. A fallback may only repeat it: its bytes for a digest must have that digest, and
+//! a known tag must mean what the endpoint last said, or the fallback is not trusted. An unknown tag is taken from the
+//! first fallback whose content matches the digest that it names. If a fallback lacks or refuses something, that proves
+//! nothing.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_domain::upstream::Endpoint;
-use entrepot_domain::{Digest, Priority, Reference, RepositoryName, ResourceId, Tag, Upstream};
+use entrepot_domain::{Digest, Hops, Priority, Reference, RepositoryName, ResourceId, Tag, Upstream};
 use moka::sync::Cache;
+use parking_lot::Mutex;
+use reqwest::header::HeaderValue;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use crate::account::{Account, Unmetered};
 use crate::circuit::{Health, State};
@@ -21,29 +25,33 @@ use crate::error::{BuildError, Error};
 use crate::limits::Limits;
 use crate::metrics::RequestMetrics;
 use crate::request::Requests;
-use crate::site::{BlobBody, BlobStream, DescribedManifest, FetchedManifest, Site, Via};
+use crate::site::{BlobBody, BlobStream, DescribedManifest, FetchedManifest, Site, SiteClient};
+use crate::transport::via;
 
-/// How many disagreements are remembered.
+/// How many disagreements are kept.
 const DISAGREEMENTS: usize = 16;
-/// For how long a fallback is not asked for content that was wrong there.
+/// How long a fallback is not asked for content that was wrong there.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
-/// For how long it is known which fallback a blob comes from: longer than any fill takes.
+/// How long it is remembered which fallback serves a blob: longer than any fill takes.
 const SERVED_FOR: Duration = Duration::from_secs(7 * 3600);
-/// How many blobs that is known of.
+/// For how many blobs that is remembered.
 const SERVED: u64 = 10_000;
 
-/// The client for one upstream. Clones share connections, tokens and all else.
+/// The client for one upstream. Clones share connections, tokens and everything else.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
     priority: Priority,
+    /// The value of `Via`: the registries that the request has come through, this one last.
+    hops: HeaderValue,
 }
 
 struct Inner {
     upstream: ResourceId,
-    /// The endpoint, and its fallbacks in the order in which to ask.
+    registry: Uuid,
+    /// The endpoint, followed by its fallbacks in the order in which to ask them.
     sites: Vec<Arc<Site>>,
-    /// Which fallback a blob comes from.
+    /// The fallback that serves a blob.
     served: Cache<Digest, usize>,
     /// Content that was wrong at a fallback.
     distrusted: Cache<(Digest, usize), ()>,
@@ -51,91 +59,94 @@ struct Inner {
     metrics: RequestMetrics,
 }
 
-/// A fallback said something else than what was known, and was not believed.
+/// A fallback contradicted what was known, and was not trusted.
 #[derive(Clone, Debug)]
 pub struct Disagreement {
-    /// Which fallback.
+    /// The fallback.
     pub endpoint: Endpoint,
     /// The repository there.
     pub repository: RepositoryName,
     /// What was asked for.
     pub reference: Reference,
-    /// What the tag means as far as is known, or what content was asked for.
+    /// The known digest of the tag, or the digest of the requested content.
     pub known: Digest,
-    /// What the fallback said that the tag means; `None` if its content did not have the digest.
+    /// The fallback's digest for the tag; `None` if its content did not have the requested digest.
     pub said: Option<Digest>,
-    /// When.
     pub at: Instant,
 }
 
-/// What is known of one endpoint of an upstream.
+/// The state of one endpoint of an upstream.
 #[derive(Clone, Debug)]
 pub struct EndpointHealth {
-    /// Which one.
     pub endpoint: Endpoint,
-    /// What is known of it.
     pub health: Health,
 }
 
 impl Client {
-    /// Makes the client for `upstream`.
+    /// The client for `upstream`, used by the registry with the id `registry`.
     ///
     /// # Errors
-    /// If its authorities cannot be read, or TLS cannot be set up.
-    pub fn new(upstream: &Upstream, limits: Limits) -> Result<Self, BuildError> {
-        Self::measured(upstream, limits, &RequestMetrics::none(), Arc::new(Unmetered))
+    /// If its certificate authorities cannot be read, or TLS cannot be set up.
+    pub fn new(upstream: &Upstream, registry: Uuid, limits: Limits) -> Result<Self, BuildError> {
+        Self::with_metrics(upstream, registry, limits, &RequestMetrics::none(), Arc::new(Unmetered))
     }
 
-    /// As [`Client::new`], with every request measured, and taken from what `account` may ask for.
+    /// As [`Client::new`], with every request measured, and counted against `account`.
     ///
     /// # Errors
     /// As [`Client::new`].
-    pub fn measured(
+    pub fn with_metrics(
         upstream: &Upstream,
+        registry: Uuid,
         limits: Limits,
         metrics: &RequestMetrics,
         account: Arc<dyn Account>,
     ) -> Result<Self, BuildError> {
-        // An endpoint that is silent must leave time for another.
+        // A silent endpoint must leave time for another one.
         let shared = u32::from(!upstream.fallback_endpoints.is_empty()) + 1;
         let limits = Limits { head: limits.head / shared, ..limits };
         let site = |of: &Upstream, account| {
-            let requests = Requests::new(of, limits, metrics, account)?;
+            let requests = Requests::new(of, registry, limits, metrics, account)?;
             Ok(Arc::new(Site { endpoint: of.endpoint.clone(), requests }))
         };
         let mut sites = vec![site(upstream, account)?];
         for endpoint in &upstream.fallback_endpoints {
-            let place = endpoint.host_and_port();
-            let port = place.port.unwrap_or_default();
-            // It is another's, unless the operator says that it may have the credential.
-            let may_have = upstream.allow_hosts.iter().any(|host| host.covers(&place.host, port));
-            let credential = upstream.credential.clone().filter(|_| may_have);
+            // A fallback belongs to somebody else, so it gets the credential only if the operator allows it.
+            let credential = upstream.credential.clone().filter(|_| upstream.allows(endpoint.url()));
             let fallback = Upstream { endpoint: endpoint.clone(), credential, ..upstream.clone() };
             sites.push(site(&fallback, Arc::new(Unmetered))?);
         }
         let inner = Inner {
             upstream: upstream.id.clone(),
+            registry,
             sites,
             served: Cache::builder().max_capacity(SERVED).time_to_live(SERVED_FOR).build(),
             distrusted: Cache::builder().max_capacity(SERVED).time_to_live(DISTRUSTED_FOR).build(),
             disagreements: Mutex::default(),
             metrics: metrics.clone(),
         };
-        Ok(Self { inner: Arc::new(inner), priority: Priority::Pull })
+        let hops = via(&Hops::default().and(registry));
+        Ok(Self { inner: Arc::new(inner), priority: Priority::Pull, hops })
     }
 
-    /// The same client, asking for the sake of `priority`.
+    /// The same client, for a request that has come through these registries.
+    #[must_use]
+    pub fn behind(&self, hops: &Hops) -> Self {
+        Self { hops: via(&hops.and(self.inner.registry)), ..self.clone() }
+    }
+
+    /// The same client, with this `priority`.
     #[must_use]
     pub fn at(&self, priority: Priority) -> Self {
-        Self { inner: self.inner.clone(), priority }
+        Self { priority, ..self.clone() }
     }
 
-    /// What is known of the endpoint from what requests have shown.
+    /// The state of the endpoint, as requests have shown it.
     pub fn health(&self) -> Health {
-        self.via(0).site.requests.circuit.health()
+        self.site_client(0).site.requests.circuit.health()
     }
 
-    /// What is known of the endpoint and of its fallbacks, in the order in which they are asked.
+    /// The state of the endpoint and of its fallbacks, in the order in which they are asked.
     pub fn endpoints(&self) -> Vec<EndpointHealth> {
         let known = |site: &Arc<Site>| EndpointHealth {
             endpoint: site.endpoint.clone(),
@@ -144,17 +155,18 @@ impl Client {
         self.inner.sites.iter().map(known).collect()
     }
 
-    /// The last disagreements, the latest first.
+    /// The last disagreements, the latest one first.
     pub fn disagreements(&self) -> Vec<Disagreement> {
-        self.inner.disagreements.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.inner.disagreements.lock().iter().cloned().collect()
     }
 
     /// Asks what `reference` means now, without fetching it.
     ///
-    /// `None` if the upstream does not say: it answers no HEAD, or names no digest. Then only fetching it tells.
+    /// `None` if the upstream does not say, because it does not support HEAD or names no digest. Then only a fetch can
+    /// tell.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such manifest, and all that can happen to a request.
+    /// [`Error::NotFound`] if there is no such manifest, and any error of a request.
     pub async fn head_manifest(
         &self,
         repository: &RepositoryName,
@@ -163,7 +175,7 @@ impl Client {
         Ok(self.describe_manifest(repository, reference).await?.digest)
     }
 
-    /// Asks what `reference` means now, and all that is said of it without fetching it.
+    /// Asks what `reference` means now, and returns everything the upstream says without a fetch.
     ///
     /// # Errors
     /// As [`Client::head_manifest`].
@@ -172,20 +184,22 @@ impl Client {
         repository: &RepositoryName,
         reference: &Reference,
     ) -> Result<DescribedManifest, Error> {
-        let mut tour = self.tour(None);
-        while let Some((_, via)) = tour.next() {
-            if let Some(answer) = tour.heard(via.describe_manifest(repository, reference).await) {
+        let mut failover = self.failover(None);
+        while let Some((_, site)) = failover.next() {
+            if let Some(answer) = failover.accept(site.describe_manifest(repository, reference).await) {
                 return answer;
             }
         }
-        Err(tour.error())
+        Err(failover.error())
     }
 
-    /// As [`Client::head_manifest`] for a tag that meant `known` when the upstream last said so: a fallback may say the
-    /// same, and nothing else.
+    /// As [`Client::head_manifest`], for a tag that meant `known` when the upstream last confirmed it: a fallback may
+    /// only confirm the same. If the endpoint does not find the tag by HEAD, that proves nothing, since some registries
+    /// do not support HEAD and answer so. Only a fetch can tell that the tag is gone.
     ///
     /// # Errors
-    /// As [`Client::head_manifest`]; that of the endpoint, if no fallback says the same.
+    /// As [`Client::head_manifest`], except [`Error::NotFound`]; if no fallback confirms the tag, the error of the
+    /// endpoint.
     pub async fn confirm_tag(
         &self,
         repository: &RepositoryName,
@@ -193,38 +207,40 @@ impl Client {
         known: &Digest,
     ) -> Result<Option<Digest>, Error> {
         let reference = Reference::Tag(tag.clone());
-        let mut tour = self.tour(None);
-        while let Some((place, via)) = tour.next() {
-            let said = via.describe_manifest(repository, &reference).await;
+        let mut failover = self.failover(None);
+        while let Some((place, site)) = failover.next() {
+            let said = site.describe_manifest(repository, &reference).await;
             let answer = match said.map(|described| described.digest) {
                 Ok(Some(said)) if place > 0 && said != *known => {
                     Err(self.disagreed(place, repository, &reference, known, Some(said)))
                 }
                 Ok(None) if place > 0 => Err(Error::bad("does not say what a tag means")),
+                Err(Error::NotFound) if place == 0 => Ok(None),
                 answer => answer,
             };
-            if let Some(answer) = tour.heard(answer) {
+            if let Some(answer) = failover.accept(answer) {
                 return answer;
             }
         }
-        Err(tour.error())
+        Err(failover.error())
     }
 
-    /// Fetches a manifest. Its bytes are verified if it is asked for by digest; behind a tag there may be any.
+    /// Fetches a manifest. If it is requested by digest, its bytes are verified; a tag may mean any manifest.
     ///
-    /// What comes for a tag and is not what the upstream says of it is fetched once more: bytes are damaged by chance, and
-    /// not twice in the same way. If they are the same again, they count and not what is said.
+    /// If a manifest fetched by tag does not have the digest that the upstream names, it is fetched once more:
+    /// accidental damage does not happen twice in the same way. If the bytes are the same again, they are accepted, and
+    /// the named digest is considered wrong.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and all that can happen to a request.
+    /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and any error of a request.
     pub async fn manifest(&self, repository: &RepositoryName, reference: &Reference) -> Result<FetchedManifest, Error> {
         self.manifest_known_as(repository, reference, None).await
     }
 
-    /// As [`Client::manifest`] where the tag is known to mean `known`: a fallback may send that, and nothing else.
+    /// As [`Client::manifest`], for a tag that is known to mean `known`: a fallback may only send that manifest.
     ///
     /// # Errors
-    /// As [`Client::manifest`]; that of the endpoint, if no fallback sends it.
+    /// As [`Client::manifest`]; if no fallback sends it, the error of the endpoint.
     pub async fn manifest_known_as(
         &self,
         repository: &RepositoryName,
@@ -235,21 +251,22 @@ impl Client {
             Reference::Digest(digest) => Some(digest),
             Reference::Tag(_) => known,
         };
-        let mut tour = self.tour(None);
-        while let Some((place, via)) = tour.next() {
-            let mut answer = via.manifest(repository, reference).await;
+        let mut failover = self.failover(None);
+        while let Some((place, site)) = failover.next() {
+            let mut answer = site.manifest(repository, reference).await;
             if place > 0 {
-                answer = self.agreed(place, repository, reference, known, answer);
+                answer = self.check_agreement(place, repository, reference, known, answer);
             }
-            if let Some(answer) = tour.heard(answer) {
+            if let Some(answer) = failover.accept(answer) {
                 return answer;
             }
         }
-        Err(tour.error())
+        Err(failover.error())
     }
 
-    /// What a fallback has sent, if it is what is known, or else what the fallback itself says it is.
-    fn agreed(
+    /// Accepts what a fallback has sent if it has the known digest, or, if none is known, the digest that the fallback
+    /// names.
+    fn check_agreement(
         &self,
         place: usize,
         repository: &RepositoryName,
@@ -268,40 +285,40 @@ impl Client {
         }
     }
 
-    /// Asks whether a blob is there, and how large it is; `None` if the upstream does not say how large.
+    /// Asks whether a blob exists, and how large it is; `None` if the upstream does not tell the size.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request.
+    /// [`Error::NotFound`] if there is no such blob, and any error of a request.
     pub async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
-        let mut tour = self.tour(Some(digest));
-        while let Some((_, via)) = tour.next() {
-            if let Some(answer) = tour.heard(via.head_blob(repository, digest).await) {
+        let mut failover = self.failover(Some(digest));
+        while let Some((_, site)) = failover.next() {
+            if let Some(answer) = failover.accept(site.head_blob(repository, digest).await) {
                 return answer;
             }
         }
-        Err(tour.error())
+        Err(failover.error())
     }
 
-    /// Fetches a blob. The caller verifies it, and says so if it [was wrong](Self::was_wrong).
+    /// Fetches a blob. The caller verifies it, and reports if it [was wrong](Self::was_wrong).
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request. Once the blob is on its
-    /// way, a body that breaks off or stalls is gone on with; errors come as the stream's last item.
+    /// [`Error::NotFound`] if there is no such blob, and any error of a request. Once the blob is being sent, a body
+    /// that breaks off or stalls is resumed; errors come as the stream's last item.
     pub async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
-        let mut tour = self.tour(Some(digest));
-        while let Some((place, via)) = tour.next() {
-            let answer = via.blob(repository, digest).await;
+        let mut failover = self.failover(Some(digest));
+        while let Some((place, site)) = failover.next() {
+            let answer = site.blob(repository, digest).await;
             if answer.is_ok() {
                 self.serves(place, digest);
             }
-            if let Some(answer) = tour.heard(answer) {
+            if let Some(answer) = failover.accept(answer) {
                 return answer;
             }
         }
-        Err(tour.error())
+        Err(failover.error())
     }
 
-    /// Fetches a part of a blob, which is not empty. `None` if the upstream gives no parts.
+    /// Fetches a part of a blob, which must not be empty. `None` if the upstream does not support ranges.
     ///
     /// # Errors
     /// As [`Client::blob`].
@@ -311,21 +328,21 @@ impl Client {
         digest: &Digest,
         part: Range<u64>,
     ) -> Result<Option<BlobStream>, Error> {
-        let mut tour = self.tour(Some(digest));
-        while let Some((place, via)) = tour.next() {
-            let answer = via.blob_part(repository, digest, part.clone()).await;
+        let mut failover = self.failover(Some(digest));
+        while let Some((place, site)) = failover.next() {
+            let answer = site.blob_part(repository, digest, part.clone()).await;
             if let Ok(Some(_)) = &answer {
                 self.serves(place, digest);
             }
-            if let Some(answer) = tour.heard(answer) {
+            if let Some(answer) = failover.accept(answer) {
                 return answer;
             }
         }
-        Err(tour.error())
+        Err(failover.error())
     }
 
-    /// Takes in that a blob did not have its digest. Whether it came from a fallback: that one is not asked for it again,
-    /// and another may have it.
+    /// Notes that a blob did not have its digest. Returns whether it came from a fallback: that fallback is not asked
+    /// for it again, and another one may have it.
     pub fn was_wrong(&self, repository: &RepositoryName, digest: &Digest) -> bool {
         let Some(place) = self.inner.served.get(digest) else { return false };
         self.inner.served.invalidate(digest);
@@ -334,15 +351,15 @@ impl Client {
         true
     }
 
-    pub(crate) fn via(&self, place: usize) -> Via {
-        Via { site: self.inner.sites[place].clone(), priority: self.priority }
+    pub(crate) fn site_client(&self, place: usize) -> SiteClient {
+        SiteClient { site: self.inner.sites[place].clone(), priority: self.priority, hops: self.hops.clone() }
     }
 
-    fn tour<'c>(&'c self, digest: Option<&'c Digest>) -> Tour<'c> {
-        Tour { client: self, digest, next: 0, error: None }
+    fn failover<'c>(&'c self, digest: Option<&'c Digest>) -> Failover<'c> {
+        Failover { client: self, digest, next: 0, error: None }
     }
 
-    /// Notes where a blob comes from.
+    /// Remembers which site serves a blob.
     fn serves(&self, place: usize, digest: &Digest) {
         if place > 0 {
             self.inner.served.insert(digest.clone(), place);
@@ -351,7 +368,7 @@ impl Client {
         }
     }
 
-    /// Tells of a fallback that is not believed, and says what that means to who has asked.
+    /// Reports a fallback that is not trusted, and returns the error for the caller.
     fn disagreed(
         &self,
         place: usize,
@@ -370,7 +387,7 @@ impl Client {
             "fallback `{endpoint}` of upstream `{upstream}` is not believed: `{reference}` of `{repository}` is known to be \
              `{known}`, and it {what}"
         );
-        self.inner.metrics.disagreed(upstream);
+        self.inner.metrics.count_disagreement(upstream);
         let disagreement = Disagreement {
             endpoint,
             repository: repository.clone(),
@@ -379,38 +396,38 @@ impl Client {
             said,
             at: Instant::now(),
         };
-        let mut all = self.inner.disagreements.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.inner.disagreements.lock();
         all.truncate(DISAGREEMENTS - 1);
         all.push_front(disagreement);
         Error::WrongDigest
     }
 }
 
-/// The endpoint, and its fallbacks in their order if that is away or limits our requests.
-struct Tour<'c> {
+/// Tries the endpoint, and then its fallbacks in order, while the endpoint is away or limits our requests.
+struct Failover<'c> {
     client: &'c Client,
-    /// For which content.
+    /// The requested content.
     digest: Option<&'c Digest>,
     next: usize,
-    /// What the endpoint failed with.
+    /// The endpoint's error.
     error: Option<Error>,
 }
 
-impl Tour<'_> {
-    /// Whom to ask next.
-    fn next(&mut self) -> Option<(usize, Via)> {
+impl Failover<'_> {
+    /// The next site to ask, with its index; `None` if all were tried.
+    fn next(&mut self) -> Option<(usize, SiteClient)> {
         let inner = &self.client.inner;
         let is_trusted = |place: &usize| {
             *place == 0 || self.digest.is_none_or(|digest| !inner.distrusted.contains_key(&(digest.clone(), *place)))
         };
         let place = (self.next..inner.sites.len()).find(is_trusted)?;
         self.next = place + 1;
-        Some((place, self.client.via(place)))
+        Some((place, self.client.site_client(place)))
     }
 
-    /// Takes in an answer; `None` if another one is to be asked. What a fallback fails with says nothing of what the
-    /// upstream has.
-    fn heard<T>(&mut self, answer: Result<T, Error>) -> Option<Result<T, Error>> {
+    /// Takes an answer; returns `None` if another site should be asked. The failure of a fallback says nothing about
+    /// what the upstream has.
+    fn accept<T>(&mut self, answer: Result<T, Error>) -> Option<Result<T, Error>> {
         let inner = &self.client.inner;
         match (answer, self.error.is_some()) {
             (Err(error), false) if error.may_retry() => {
@@ -429,14 +446,14 @@ impl Tour<'_> {
         }
     }
 
-    /// It fails as the endpoint did.
+    /// The error of the endpoint.
     fn error(self) -> Error {
         self.error.unwrap_or_else(Error::timed_out)
     }
 }
 
 impl EndpointHealth {
-    /// Whether it is asked for what counts and what does not.
+    /// Whether both counted and uncounted requests may be sent to it.
     pub fn is_asked(&self) -> bool {
         match self.health.state {
             State::Healthy | State::CredentialRefused | State::Throttled { everything: false, .. } => true,

@@ -1,8 +1,8 @@
-//! To which addresses anything may go. A decision over plain values; the client asks it for every literal address and
-//! for every address that a name has, at the moment of connecting.
+//! Decides to which addresses requests may go. It is a decision over plain values: the client asks for every literal
+//! address, and for every address of a name at the moment of connecting.
 //!
-//! Upstreams say where to go next (token realms, redirects) and names say where that is, so without this an upstream
-//! could make a node talk to its neighbours, to itself, or to its cloud's metadata service.
+//! Upstreams say where to go next (token realms, redirects), and names say where that is. Without this check an
+//! upstream could make a node talk to its neighbours, to itself, or to its cloud's metadata service.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,9 +13,9 @@ use entrepot_domain::upstream::HostAndPort;
 /// Why an address was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is private, and there is no leave for private addresses there.
+    /// It is private, and private addresses are not allowed there.
     Private,
-    /// It is link-local, a metadata service, multicast, or reserved: no leave covers those.
+    /// It is link-local, a metadata service, multicast, or reserved. These are never allowed.
     Forbidden,
 }
 
@@ -30,23 +30,24 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Whether private addresses are allowed at some place.
+/// Whether private addresses are allowed at a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub enum AllowedReach {
     /// Public addresses only.
     Public,
-    /// Private ones too.
+    /// Private addresses, too.
     Private,
 }
 
-/// Where one upstream has leave for private addresses.
+/// The places where one upstream may use private addresses.
 #[derive(Clone, Debug)]
 pub struct Policy {
     leaves: Vec<HostAndPort>,
 }
 
 impl Policy {
-    /// The policy of `upstream`: leave covers its endpoint's own host and port and its `allow_hosts`, if it was given.
+    /// The policy of `upstream`: if private addresses are allowed, then for its endpoint's own host and port and for
+    /// its `allow_hosts`.
     pub fn of(upstream: &Upstream) -> Self {
         if !upstream.allow_private_addresses {
             return Self { leaves: Vec::new() };
@@ -56,17 +57,21 @@ impl Policy {
         Self { leaves }
     }
 
-    /// Whether there is leave for private addresses at `host` and `port`.
-    pub fn leave(&self, host: &str, port: u16) -> Leave {
-        if self.leaves.iter().any(|place| place.covers(host, port)) { Leave::Private } else { Leave::Public }
+    /// Whether private addresses are allowed at `host` and `port`.
+    pub fn leave(&self, host: &str, port: u16) -> AllowedReach {
+        if self.leaves.iter().any(|place| place.covers(host, port)) {
+            AllowedReach::Private
+        } else {
+            AllowedReach::Public
+        }
     }
 
-    /// Whether any place has leave for private addresses.
+    /// Whether private addresses are allowed at any place.
     pub fn gives_leave(&self) -> bool {
         !self.leaves.is_empty()
     }
 
-    /// Decides about the address `ip` of `host` at `port`.
+    /// Checks the address `ip` of `host` at `port`.
     ///
     /// # Errors
     /// Why the address is refused.
@@ -75,14 +80,14 @@ impl Policy {
     }
 }
 
-/// Decides about an address.
+/// Checks an address.
 ///
 /// # Errors
 /// Why it is refused.
-pub fn check(ip: IpAddr, leave: Leave) -> Result<(), Refusal> {
+pub fn check(ip: IpAddr, leave: AllowedReach) -> Result<(), Refusal> {
     match (Reach::of(ip), leave) {
-        (Reach::Public, _) | (Reach::Private, Leave::Private) => Ok(()),
-        (Reach::Private, Leave::Public) => Err(Refusal::Private),
+        (Reach::Public, _) | (Reach::Private, AllowedReach::Private) => Ok(()),
+        (Reach::Private, AllowedReach::Public) => Err(Refusal::Private),
         (Reach::Forbidden, _) => Err(Refusal::Forbidden),
     }
 }
@@ -102,10 +107,10 @@ impl Reach {
         }
     }
 
-    /// Source: IANA's registry of special-purpose IPv4 addresses, and where clouds keep their metadata.
+    /// Source: IANA's registry of special-purpose IPv4 addresses, and the documentation of clouds' metadata services.
     fn of_v4(ip: Ipv4Addr) -> Self {
         match ip.octets() {
-            // Metadata services of Alibaba and Azure, the latter at an address that is public by its number.
+            // Metadata services of Alibaba and Azure; the latter has a public address.
             [100, 100, 100, 200] | [168, 63, 129, 16] => Self::Forbidden,
             [10 | 127, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [198, 18 | 19, ..] => {
                 Self::Private
@@ -116,7 +121,8 @@ impl Reach {
         }
     }
 
-    /// Source: IANA's registry of special-purpose IPv6 addresses. What carries an IPv4 address reaches what that does.
+    /// Source: IANA's registry of special-purpose IPv6 addresses. An address that contains an IPv4 address is judged by
+    /// that.
     fn of_v6(ip: Ipv6Addr) -> Self {
         let carried = |high: u16, low: u16| {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
@@ -136,13 +142,13 @@ impl Reach {
                 Self::Public => Self::Public,
                 Self::Private | Self::Forbidden => Self::Forbidden,
             },
-            // Metadata services of Amazon and Google, among the private addresses.
+            // Metadata services of Amazon and Google, which have private addresses.
             [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => Self::Forbidden,
             [0xfc00..=0xfdff, ..] => Self::Private,
-            // Protocol assignments (Teredo and ORCHID among them) and documentation.
+            // Protocol assignments (such as Teredo and ORCHID) and documentation.
             [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Forbidden,
             [0x2000..=0x3fff, ..] => Self::Public,
-            // Link-local and site-local, multicast, discard-only, local NAT64 and all that is not given out.
+            // Link-local, site-local, multicast, discard-only, local NAT64, and everything that is not assigned.
             _ => Self::Forbidden,
         }
     }

@@ -1,100 +1,103 @@
-//! What can go wrong with an upstream, whose fault it is, and whether trying again may help.
+//! The ways in which a request to an upstream can fail, whose fault that is, and whether trying again may help.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use entrepot_domain::upstream::HostAndPort;
+
 use crate::egress::Refusal;
 
-/// Why an upstream did not give what was asked for.
+/// Why a request to an upstream failed.
 ///
-/// No text in here holds a token, a password or the query of a URL, since those are signatures as often as not.
+/// No text in here contains a token, a password or the query of a URL, since queries are often signatures.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The upstream does not have it.
     #[error("the upstream does not have it")]
     NotFound,
-    /// The upstream does not let this login have it. For an anonymous one this may also mean that it does not exist:
-    /// many registries hide which of the two it is.
+    /// The upstream refuses this login. For an anonymous login this may also mean that the thing does not exist: many
+    /// registries do not reveal which of the two it is.
     #[error("`{host}` refused {login} with status {status}")]
     Denied {
-        /// Who refused.
+        /// The refusing host.
         host: String,
-        /// The status that it answered.
         status: u16,
-        /// As whom it was asked.
+        /// The login that was used.
         login: Login,
-        /// What refused.
         by: Refuser,
     },
-    /// The upstream wants fewer requests.
+    /// The upstream asks for fewer requests.
     #[error("the upstream wants fewer requests (status 429)")]
     Throttled {
-        /// For how long it wants none, if it says so.
+        /// How long to send none, if the upstream says so.
         retry_after: Option<Duration>,
     },
-    /// What the upstream lets us ask for is kept for those who wait.
+    /// The rest of the upstream's budget is reserved for clients that wait.
     #[error("the upstream's budget is kept for clients that wait; there is more of it in {} s", retry_after.as_secs() + 1)]
     OverBudget {
-        /// When there is more.
+        /// When there will be more.
         retry_after: Duration,
     },
-    /// The upstream does not answer, or answers that it cannot.
+    /// The upstream does not answer, or answers that it cannot serve the request.
     #[error("{trouble}{}", status.map(|status| format!(" (status {status})")).unwrap_or_default())]
     Away {
-        /// The status, if there was an answer.
         status: Option<u16>,
         /// What happened.
         trouble: Trouble,
-        /// What the network said.
+        /// The underlying network error.
         source: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
-    /// A name or a URL led to an address that this upstream has no leave for.
+    /// The upstream noticed that the request has come through it before, or through too many registries.
+    #[error("the upstream leads back to this registry, or through too many others (status 508)")]
+    Loop,
+    /// A name or a URL led to an address that is not allowed for this upstream.
     #[error("`{host}` is at an address that {reason}")]
-    AddressRefused {
-        /// Which host.
-        host: String,
-        /// Why its address was refused.
-        reason: Refusal,
-    },
-    /// The upstream named a token server that must not learn the credential, or that is not reached by TLS.
+    AddressRefused { host: String, reason: Refusal },
+    /// The upstream named a token server that must not get the credential, or that does not use TLS.
     #[error("the upstream wants its credential sent to `{host}`, which is not allowed: {reason}")]
     RealmRefused {
-        /// Where the token server is.
-        host: String,
-        /// Which rule refuses it, and the remedy.
-        reason: &'static str,
+        /// The token server's host and port.
+        host: HostAndPort,
+        reason: RealmFault,
     },
-    /// The content is not what its digest says.
+    /// The content does not have its digest.
     #[error("the upstream's content does not have the digest that was asked for")]
     WrongDigest,
     /// The answer is larger than allowed.
     #[error("the upstream's answer is larger than {limit_bytes} bytes")]
-    TooLarge {
-        /// How large it may be.
-        limit_bytes: usize,
-    },
-    /// The upstream does not speak as a registry should.
+    TooLarge { limit_bytes: usize },
+    /// The upstream does not behave like a registry.
     #[error("the upstream {what}")]
     BadAnswer {
-        /// What it did.
+        /// What it did, as the rest of the sentence.
         what: String,
     },
 }
 
-/// What refused a login.
+/// Why a token server must not get the credential.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RealmFault {
+    /// Anybody on the network could read it.
+    #[error("it is plain HTTP, while the upstream is not")]
+    PlainHttp,
+    /// The server may belong to anybody.
+    #[error("it is not at the upstream's own host and port; if it is right, add it to the upstream's `allow_hosts`")]
+    Elsewhere,
+}
+
+/// The kind of server that refused a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refuser {
-    /// The registry.
     Registry,
-    /// The server that it gets its tokens from.
+    /// The server that issues the registry's tokens.
     TokenServer,
 }
 
-/// As whom a host was asked.
+/// The login with which a host was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Login {
-    /// As nobody in particular.
+    /// Anonymous.
     Anonymous,
     /// With the upstream's credential.
     Credential,
@@ -109,10 +112,10 @@ impl fmt::Display for Login {
     }
 }
 
-/// How an upstream was away.
+/// How an upstream was unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Its name leads to no address.
+    /// Its name has no address.
     Name,
     /// No connection could be opened.
     Connection,
@@ -120,9 +123,9 @@ pub enum Trouble {
     Tls,
     /// It took too long.
     TimedOut,
-    /// The connection broke off before the answer was whole.
+    /// The connection broke before the answer was complete.
     BrokenOff,
-    /// It answered that it cannot answer.
+    /// It answered that it cannot serve the request.
     Status,
 }
 
@@ -142,22 +145,21 @@ impl fmt::Display for Trouble {
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Of who asked: there is no such thing, or not for everybody.
+    /// The caller's: the thing does not exist, or is not for everybody.
     Client,
-    /// The upstream's.
     Upstream,
-    /// Of this registry's configuration: a credential or a leave is wrong.
+    /// Of this registry's configuration: a credential or a permission is wrong.
     Us,
 }
 
 impl Error {
-    /// Whose fault this is.
     pub fn fault(&self) -> Fault {
         match self {
             Self::NotFound | Self::Denied { login: Login::Anonymous, .. } => Fault::Client,
-            Self::Denied { login: Login::Credential, .. } | Self::AddressRefused { .. } | Self::RealmRefused { .. } => {
-                Fault::Us
-            }
+            Self::Denied { login: Login::Credential, .. }
+            | Self::Loop
+            | Self::AddressRefused { .. }
+            | Self::RealmRefused { .. } => Fault::Us,
             Self::Throttled { .. }
             | Self::OverBudget { .. }
             | Self::Away { .. }
@@ -172,13 +174,14 @@ impl Error {
         matches!(self, Self::Throttled { .. } | Self::Away { .. })
     }
 
-    /// The status that the upstream answered, where it is known.
+    /// The status of the upstream's answer, if known.
     pub fn status(&self) -> Option<u16> {
         match self {
             Self::NotFound => Some(404),
             Self::Denied { status, .. } => Some(*status),
             Self::Throttled { .. } => Some(429),
             Self::Away { status, .. } => *status,
+            Self::Loop => Some(508),
             Self::OverBudget { .. }
             | Self::AddressRefused { .. }
             | Self::RealmRefused { .. }
@@ -188,7 +191,7 @@ impl Error {
         }
     }
 
-    /// Whether it is worth trying again at once. A wait that ran out is not: it would only be doubled.
+    /// Whether it is worth trying again at once. After a timeout it is not: the wait would only double.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Away { trouble, .. } => match trouble {
@@ -199,6 +202,7 @@ impl Error {
             | Self::Denied { .. }
             | Self::Throttled { .. }
             | Self::OverBudget { .. }
+            | Self::Loop
             | Self::AddressRefused { .. }
             | Self::RealmRefused { .. }
             | Self::WrongDigest
@@ -216,15 +220,14 @@ impl Error {
     }
 }
 
-/// Why there can be no client for an upstream.
+/// Why no client can be made for an upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The upstream's own authorities cannot be read.
+    /// The upstream's own certificate authorities cannot be read.
     #[error(
         "`ca_certificates` must be PEM: one or more blocks from `-----BEGIN CERTIFICATE-----` to `-----END CERTIFICATE-----`"
     )]
     CaCertificates,
-    /// TLS cannot be set up.
     #[error(
         "TLS to upstreams cannot be set up; if this machine has no certificate authorities, install the package `ca-certificates`"
     )]

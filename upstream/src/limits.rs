@@ -1,18 +1,18 @@
-//! The bounds of every wait and every body.
+//! The limits of every wait and every body.
 
 use std::time::Duration;
 
-/// How long and how much an upstream may take.
+/// How long an upstream may take, and how much it may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Finding an address and opening one connection, TLS included.
+    /// Resolving a name and opening one connection, including TLS.
     pub connect: Duration,
-    /// From the call to the head of the answer: tokens, redirects and retries included. Clients of registries give up
+    /// From the call to the head of the answer, including tokens, redirects and retries. Clients of registries give up
     /// after 30 s without an answer, so this is less.
     pub head: Duration,
     /// One exchange with a token server.
     pub token: Duration,
-    /// Without a byte in the middle of a blob, and for the whole body of a manifest.
+    /// A pause without a byte in the middle of a blob, and the whole body of a manifest.
     pub stall: Duration,
     /// The largest answer of a token server.
     pub token_body_bytes: usize,
@@ -24,24 +24,26 @@ pub struct Limits {
     pub list_pages: usize,
     /// How many tags a list may have.
     pub tags_count: usize,
-    /// How many manifests may refer to one.
+    /// How many referrers a manifest may have.
     pub referrers_count: usize,
-    /// A whole list of tags or referrers.
+    /// How many referrers are fetched because the list does not tell their types.
+    pub referrers_read: usize,
+    /// The time for a whole list of tags or referrers.
     pub list: Duration,
     /// How many redirects one request may follow.
     pub redirects: usize,
-    /// How often a request that met a passing trouble is made again.
+    /// How often a request is repeated after a temporary failure.
     pub retries: usize,
-    /// How often in a row a blob that broke off or stalled is gone on with.
+    /// How often in a row a blob that broke off or stalled is resumed.
     pub resumes: usize,
-    /// How long to wait before the first retry; later ones wait longer, each with a random part.
+    /// The wait before the first retry; later waits are longer, and all have a random part.
     pub retry_wait: Duration,
-    /// The longest `Retry-After` that is believed.
+    /// The longest `Retry-After` that is respected.
     pub retry_after: Duration,
-    /// For how long at most an upstream that wants fewer requests is asked nothing.
+    /// The longest time for which a throttling upstream gets no requests.
     pub pause: Duration,
-    /// How often an upstream that is away is tried. One that wants fewer requests and does not say for how long is tried after
-    /// a fifth of that at first.
+    /// How often an upstream that is away is tried. One that throttles without naming a time is first tried after a
+    /// fifth of this.
     pub probe: Duration,
 }
 
@@ -58,6 +60,7 @@ impl Default for Limits {
             list_pages: 200,
             tags_count: 100_000,
             referrers_count: 10_000,
+            referrers_read: 64,
             list: Duration::from_secs(60),
             redirects: 5,
             retries: 2,

@@ -1,4 +1,4 @@
-//! What is told of requests to upstreams: a span and a measurement each, by OpenTelemetry's conventions for clients.
+//! A span and a measurement for each request to an upstream, by OpenTelemetry's conventions for clients.
 
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use tracing::{Span, field, info_span};
 
 use crate::error::{Error, Trouble};
 
-/// Measures requests. Clones measure together.
+/// Measures requests. Clones share the instruments.
 #[derive(Clone, Debug)]
 pub struct RequestMetrics {
     duration: Option<Histogram<f64>>,
     disagreements: Option<Counter<u64>>,
 }
 
-/// A request on its way.
+/// A request that is under way.
 pub(crate) struct Exchange {
     duration: Option<Histogram<f64>>,
     span: Span,
@@ -55,14 +55,15 @@ impl RequestMetrics {
         Self { duration: None, disagreements: None }
     }
 
-    /// A fallback of this upstream is not believed.
-    pub(crate) fn disagreed(&self, upstream: &ResourceId) {
+    /// Counts a fallback that is not trusted.
+    pub(crate) fn count_disagreement(&self, upstream: &ResourceId) {
         if let Some(disagreements) = &self.disagreements {
             disagreements.add(1, &[KeyValue::new("upstream.id", upstream.to_string())]);
         }
     }
 
-    /// A request begins. Its path is left out: it may hold the name of a private image, or a signature.
+    /// Begins to measure a request. Its path is left out, since it may contain the name of a private image, or a
+    /// signature.
     pub(crate) fn begin(&self, method: &Method, host: &str, port: u16) -> Exchange {
         let method = if *method == Method::HEAD {
             "HEAD"
@@ -82,7 +83,7 @@ impl RequestMetrics {
             host: host.to_owned(),
             port,
             began: Instant::now(),
-            // Whoever waited for the answer has given up, unless something else is said.
+            // If nothing else is recorded, the caller has given up waiting.
             end: End::Error("cancelled"),
         }
     }
@@ -93,7 +94,7 @@ impl Exchange {
         self.span.clone()
     }
 
-    /// The head of the answer is there, or will not come.
+    /// Ends the measurement: the head of the answer has arrived, or will not arrive.
     pub(crate) fn end(mut self, result: &Result<Response, Error>) {
         self.end = match result {
             Ok(response) => End::Status(response.status().as_u16()),
@@ -126,7 +127,7 @@ impl Drop for Exchange {
     }
 }
 
-/// The word for what kept an answer away.
+/// The name of an error in metrics.
 fn error_type(error: &Error) -> &'static str {
     match error {
         Error::Away { trouble, .. } => match trouble {
@@ -142,6 +143,7 @@ fn error_type(error: &Error) -> &'static str {
         | Error::Denied { .. }
         | Error::Throttled { .. }
         | Error::OverBudget { .. }
+        | Error::Loop
         | Error::RealmRefused { .. }
         | Error::WrongDigest
         | Error::TooLarge { .. }

@@ -1,23 +1,23 @@
-//! Goes to an upstream step by step and says which step works, which does not, and what to do about it.
+//! Tests an upstream step by step, and reports which step works, which does not, and what to do about it.
 
 use std::time::Duration;
 
-use entrepot_domain::upstream::RequestKind;
-use entrepot_domain::{Reference, RepositoryName};
-use reqwest::{Method, Request};
+use entrepot_domain::upstream::{HostAndPort, RequestKind};
+use entrepot_domain::{Reference, RepositoryName, Upstream};
+use reqwest::header::WWW_AUTHENTICATE;
+use reqwest::{Method, Request, Response, StatusCode};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::body;
 use crate::client::Client;
 use crate::egress::Refusal;
-use crate::error::{Error, Login, Trouble};
-use crate::request::Ask;
-use crate::site::Via;
+use crate::error::{Error, Login, RealmFault, Trouble};
+use crate::site::SiteClient;
 
-/// One step on the way to an upstream.
+/// One step towards a pull from an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeStep {
-    /// Which step.
     pub kind: ProbeKind,
     /// How it went.
     pub state: ProbeState,
@@ -25,7 +25,7 @@ pub struct ProbeStep {
     pub message: String,
 }
 
-/// The steps, in the order in which a pull takes them.
+/// The steps in the order in which a pull takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeKind {
     /// The host's name is resolved, and its addresses are allowed.
@@ -34,18 +34,18 @@ pub enum ProbeKind {
     Tcp,
     /// The certificate is checked.
     Tls,
-    /// A token is obtained, or none is wanted.
+    /// The base of the API answers like a registry, and a token is obtained if one is needed.
     Token,
-    /// A manifest is asked for.
+    /// A manifest is requested.
     Manifest,
 }
 
-/// How a step went.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeState {
     /// It works.
     Passed,
-    /// It does not.
+    /// It does not work.
     Failed,
     /// It was not tried: an earlier step failed, or there is nothing to try.
     Skipped,
@@ -54,20 +54,20 @@ pub enum ProbeState {
 type Step = (ProbeState, String);
 
 impl Client {
-    /// Tries every step of a pull. `sample` is what the last step asks for; without one it is skipped.
+    /// Tries every step of a pull. The last step requests `sample`; without one it is skipped.
     ///
-    /// The answer has every step once, in order. Each is bounded by the client's limits.
+    /// The result has every step once, in order. The client's limits apply to each.
     pub async fn probe(&self, sample: Option<(&RepositoryName, &Reference)>) -> Vec<ProbeStep> {
         const KINDS: [ProbeKind; 5] =
             [ProbeKind::Name, ProbeKind::Tcp, ProbeKind::Tls, ProbeKind::Token, ProbeKind::Manifest];
-        let via = self.via(0);
+        let site = self.site_client(0);
         let mut steps = Vec::with_capacity(KINDS.len());
         let mut failed = false;
         for kind in KINDS {
             let (state, message) = if failed {
                 (ProbeState::Skipped, "not tried, since an earlier step failed".to_owned())
             } else {
-                via.try_step(kind, sample).await.unwrap_or_else(|why| (ProbeState::Failed, why))
+                site.try_step(kind, sample).await.unwrap_or_else(|why| (ProbeState::Failed, why))
             };
             failed |= state == ProbeState::Failed;
             steps.push(ProbeStep { kind, state, message });
@@ -76,7 +76,7 @@ impl Client {
     }
 }
 
-impl Via {
+impl SiteClient {
     async fn try_step(&self, kind: ProbeKind, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
         match kind {
             ProbeKind::Name => self.try_name().await,
@@ -117,7 +117,7 @@ impl Via {
         if self.site.endpoint.is_plain_http() {
             return skipped("the endpoint is plain HTTP");
         }
-        // Any answer at all has come through TLS.
+        // Any answer at all proves that TLS works.
         let requests = self.requests();
         let base = Request::new(Method::GET, self.site.endpoint.base_url());
         match timeout(requests.limits.head, requests.transport.send(base)).await {
@@ -129,9 +129,14 @@ impl Via {
 
     async fn try_token(&self, sample: Option<(&RepositoryName, &Reference)>) -> Result<Step, String> {
         let requests = self.requests();
+        let base = self.ask(RequestKind::List, Method::GET, self.site.endpoint.base_url());
+        let answer = requests.look(&base).await.map_err(|error| self.explain(&error))?;
+        if let Some(why) = no_registry(&answer) {
+            return Err(format!("`{}` is no registry: {why}; check the upstream's endpoint", self.host()));
+        }
         let ask = match sample {
             Some((repository, reference)) => self.manifest_ask(Method::HEAD, repository, reference),
-            None => Ask::new(RequestKind::List, Method::GET, self.site.endpoint.base_url()),
+            None => base,
         };
         match requests.try_login(&ask).await {
             Ok(None) => passed("the upstream wants no login".to_owned()),
@@ -149,7 +154,8 @@ impl Via {
         let image = format!("{repository}{separator}{reference}");
         let described = self.describe_manifest(repository, reference).await;
         let found = match described.map(|described| described.digest) {
-            Ok(None) => self.manifest(repository, reference).await.map(|_| None),
+            // Some registries do not support HEAD, and answer as if there were no such manifest.
+            Ok(None) | Err(Error::NotFound) => self.manifest(repository, reference).await.map(|_| None),
             head => head,
         };
         match found {
@@ -172,7 +178,7 @@ impl Via {
         self.site.endpoint.host_and_port().to_string()
     }
 
-    /// What went wrong and what to do about it.
+    /// What went wrong, and what to do about it.
     fn explain(&self, error: &Error) -> String {
         match error {
             Error::AddressRefused { reason: Refusal::Private, .. } => format!(
@@ -195,11 +201,36 @@ impl Via {
             }
             Error::NotFound => format!("{error}; check its endpoint"),
             Error::BadAnswer { .. } => format!("{error}; is `{}` a registry?", self.host()),
+            Error::Loop => format!("{error}; check its endpoint, and which upstreams the registry there has"),
+            Error::RealmRefused { host, reason: RealmFault::Elsewhere } => {
+                format!("{error}: `{}`", allowing(self.requests().logins.upstream(), host))
+            }
             Error::AddressRefused { .. } | Error::RealmRefused { .. } | Error::WrongDigest | Error::TooLarge { .. } => {
                 error.to_string()
             }
         }
     }
+}
+
+/// Why the server at the base of the API is not a registry. A missing header with the API's name is no reason.
+fn no_registry(response: &Response) -> Option<String> {
+    let headers = response.headers();
+    let is_named = headers.contains_key("docker-distribution-api-version");
+    match response.status() {
+        StatusCode::OK if body::is_web_page(headers) && !is_named => {
+            Some("it answers `/v2/` with a web page".to_owned())
+        }
+        StatusCode::OK => None,
+        StatusCode::UNAUTHORIZED if headers.contains_key(WWW_AUTHENTICATE) => None,
+        StatusCode::UNAUTHORIZED => Some("it wants a login at `/v2/`, and does not say which".to_owned()),
+        status => Some(format!("it answers `/v2/` with status {}", status.as_u16())),
+    }
+}
+
+/// The command that allows `host` to get the credential, in addition to the hosts that are allowed already.
+fn allowing(upstream: &Upstream, host: &HostAndPort) -> String {
+    let hosts = upstream.allow_hosts.iter().chain([host]).map(|host| format!(" --allow-host {host}"));
+    format!("entrepot upstream update {}{}", upstream.id, hosts.collect::<String>())
 }
 
 fn passed(message: String) -> Result<Step, String> {

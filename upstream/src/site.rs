@@ -8,9 +8,12 @@ use bytes::Bytes;
 use entrepot_domain::upstream::{Endpoint, RequestKind};
 use entrepot_domain::{Digest, MediaType, Priority, Reference, RepositoryName, Verifier};
 use futures_util::stream::BoxStream;
-use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
+use reqwest::header::{
+    ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE, VIA,
+};
 use reqwest::{Method, StatusCode};
 use tokio::time::Instant;
+use url::Url;
 
 use crate::body;
 use crate::error::Error;
@@ -25,11 +28,13 @@ pub(crate) struct Site {
     pub(crate) requests: Requests,
 }
 
-/// An endpoint, asked for somebody's sake.
+/// One endpoint of an upstream, asked at one priority.
 #[derive(Clone)]
-pub(crate) struct Via {
+pub(crate) struct SiteClient {
     pub(crate) site: Arc<Site>,
     pub(crate) priority: Priority,
+    /// Which registries it is asked through, this one the last: `Via`.
+    pub(crate) hops: HeaderValue,
 }
 
 /// What an upstream says of a manifest without sending it, as far as it does: nothing of it is verified.
@@ -65,17 +70,24 @@ pub struct BlobBody {
     pub stream: BlobStream,
 }
 
-impl Via {
+impl SiteClient {
     pub(crate) fn requests(&self) -> &Requests {
         &self.site.requests
     }
 
-    /// Asks once or more often, as [`Requests::patiently`] does.
-    pub(crate) async fn patiently<T, F>(&self, kind: RequestKind, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
+    /// A question of this kind.
+    pub(crate) fn ask(&self, kind: RequestKind, method: Method, url: Url) -> Ask {
+        let mut ask = Ask::new(kind, method, url);
+        ask.headers.insert(VIA, self.hops.clone());
+        ask
+    }
+
+    /// Asks once or more often, as [`Requests::with_retries`] does.
+    pub(crate) async fn with_retries<T, F>(&self, kind: RequestKind, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        self.requests().patiently(self.priority, kind, attempt).await
+        self.requests().with_retries(self.priority, kind, attempt).await
     }
 
     /// Asks what `reference` means now, and all that is said of it without fetching it. An upstream that answers no HEAD
@@ -90,15 +102,16 @@ impl Via {
     ) -> Result<DescribedManifest, Error> {
         let ask = self.manifest_ask(Method::HEAD, repository, reference);
         let requests = self.requests();
-        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
         let headers = response.headers();
         match response.status().as_u16() {
             200 => Ok(DescribedManifest {
                 digest: header(headers, DOCKER_CONTENT_DIGEST),
-                media_type: header(headers, CONTENT_TYPE),
+                media_type: header::<String>(headers, CONTENT_TYPE).and_then(|text| MediaType::known(&text)),
                 size_bytes: content_length(headers),
             }),
-            403 | 405 | 501 => Ok(DescribedManifest::default()),
+            // Some know no HEAD, and say so in each of these ways.
+            400 | 403 | 405 | 501 => Ok(DescribedManifest::default()),
             _ => Err(requests.refusal(&response)),
         }
     }
@@ -116,7 +129,7 @@ impl Via {
         reference: &Reference,
     ) -> Result<FetchedManifest, Error> {
         let ask = self.manifest_ask(Method::GET, repository, reference);
-        let fetch = || self.patiently(ask.kind, |until| self.fetch_manifest(&ask, reference, until));
+        let fetch = || self.with_retries(ask.kind, |until| self.fetch_manifest(&ask, reference, until));
         let first = fetch().await?;
         if first.is_as_said {
             return Ok(first);
@@ -138,7 +151,7 @@ impl Via {
         }
         body::require_identity(&response)?;
         let content_type: Option<String> = header(response.headers(), CONTENT_TYPE);
-        if content_type.as_deref().is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html")) {
+        if body::is_web_page(response.headers()) {
             return Err(Error::bad("answers with a web page instead of a manifest; is its endpoint right?"));
         }
         let said: Option<Digest> = header(response.headers(), DOCKER_CONTENT_DIGEST);
@@ -163,23 +176,28 @@ impl Via {
     pub(crate) async fn head_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<Option<u64>, Error> {
         let requests = self.requests();
         let url = self.site.endpoint.blob_url(repository, digest);
-        let ask = Ask::new(RequestKind::Blob, Method::HEAD, url.clone());
-        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        let ask = self.ask(RequestKind::Blob, Method::HEAD, url.clone());
+        let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
         match (response.status().as_u16(), content_length(response.headers())) {
             (200, Some(size_bytes)) => return Ok(Some(size_bytes)),
             // The length is missing, or HEAD is: URLs that redirects lead to are often signed for GET alone.
-            (200 | 403 | 405 | 501, _) => {}
+            (200 | 400 | 403 | 405 | 501, _) => {}
             _ => return Err(requests.refusal(&response)),
         }
-        let mut ask = Ask::new(RequestKind::Blob, Method::GET, url);
-        ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
-        match response.status().as_u16() {
-            200 => Ok(content_length(response.headers())),
-            // An empty blob has no first byte, so its range cannot be had.
-            206 | 416 => Ok(size_in_content_range(response.headers())),
-            _ => Err(requests.refusal(&response)),
+        let whole = self.ask(RequestKind::Blob, Method::GET, url);
+        let mut first = whole.clone();
+        first.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        for ask in [first, whole] {
+            let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
+            match response.status().as_u16() {
+                200 => return Ok(content_length(response.headers())),
+                // An empty blob has no first byte, so its range cannot be had.
+                206 | 416 => return Ok(size_in_content_range(response.headers())),
+                400 if ask.headers.contains_key(RANGE) => {}
+                _ => return Err(requests.refusal(&response)),
+            }
         }
+        Ok(None)
     }
 
     /// Fetches a blob. The caller verifies it.
@@ -189,8 +207,8 @@ impl Via {
     /// way, a body that breaks off or stalls is gone on with; errors come as the stream's last item.
     pub(crate) async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
         let requests = self.requests();
-        let ask = Ask::new(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
-        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        let ask = self.ask(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
+        let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
         if response.status() != StatusCode::OK {
             return Err(requests.refusal(&response));
         }
@@ -199,7 +217,7 @@ impl Via {
         Ok(BlobBody { size_bytes, stream: resume::stream(self.clone(), ask, response) })
     }
 
-    /// Fetches a part of a blob, which is not empty. `None` if the upstream gives no parts.
+    /// Fetches a part of a blob, which is not empty. `None` if the upstream gives no parts, or not this one.
     ///
     /// # Errors
     /// As [`Self::blob`].
@@ -210,23 +228,22 @@ impl Via {
         part: Range<u64>,
     ) -> Result<Option<BlobStream>, Error> {
         let requests = self.requests();
-        let mut ask = Ask::new(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
+        let mut ask = self.ask(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
         ask.headers.insert(RANGE, resume::range_header(part.start, Some(part.end)));
-        let response = self.patiently(ask.kind, |until| requests.ask(&ask, until)).await?;
+        let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
         match response.status() {
             StatusCode::PARTIAL_CONTENT => {
                 body::require_identity(&response)?;
-                let stream = resume::part(self.clone(), ask, response, part);
-                stream.map(Some).ok_or_else(|| Error::bad("sends another range of a blob than it was asked for"))
+                Ok(resume::part(self.clone(), ask, response, part))
             }
-            StatusCode::OK => Ok(None),
+            StatusCode::OK | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::BAD_REQUEST => Ok(None),
             _ => Err(requests.refusal(&response)),
         }
     }
 
     pub(crate) fn manifest_ask(&self, method: Method, repository: &RepositoryName, reference: &Reference) -> Ask {
         let kind = if method == Method::HEAD { RequestKind::ManifestHead } else { RequestKind::Manifest };
-        let mut ask = Ask::new(kind, method, self.site.endpoint.manifest_url(repository, reference));
+        let mut ask = self.ask(kind, method, self.site.endpoint.manifest_url(repository, reference));
         ask.headers.insert(ACCEPT, accepted_manifests());
         ask
     }
@@ -238,9 +255,10 @@ impl fmt::Debug for BlobBody {
     }
 }
 
-/// All four types in one line, and nothing else: some registries convert, or deny, what is not asked for.
+/// All four types in one line, since some registries convert, or deny, what is not asked for; and behind them whatever else
+/// there may be.
 fn accepted_manifests() -> HeaderValue {
-    let types = MediaType::ALL.map(MediaType::as_str).join(", ");
+    let types = MediaType::KNOWN.iter().map(MediaType::as_str).chain(["*/*"]).collect::<Vec<_>>().join(", ");
     HeaderValue::try_from(types).expect("media types are visible ASCII")
 }
 

@@ -1,4 +1,5 @@
-//! Tokens: gets them from token servers, keeps them while they are good, and asks once for any number of callers.
+//! Tokens: they are requested from token servers and kept while they are valid. Any number of waiting callers share one
+//! request.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,11 +21,13 @@ use crate::transport::{Transport, place};
 
 /// How many tokens are kept per upstream.
 const KEPT_TOKENS: u64 = 10_000;
-/// The user name under which Docker's tools keep a refresh token instead of a password.
+/// The user name under which Docker's tools store a refresh token in place of a password.
 const IDENTITY_TOKEN_USER: &str = "<token>";
 const CLIENT_ID: &str = "entrepot";
+/// How many redirects of a token server are followed.
+const REDIRECTS: usize = 3;
 
-/// What a token is good for, and as whom it was obtained.
+/// The scope of a token, and the login with which it was obtained.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TokenKey {
     pub(crate) realm: Url,
@@ -33,7 +36,7 @@ pub(crate) struct TokenKey {
     pub(crate) login: Login,
 }
 
-/// A token as the header that carries it.
+/// A token as the value of the header that carries it.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     header: Secret<HeaderValue>,
@@ -60,13 +63,13 @@ impl Tokens {
         Self { transport, limits, kept }
     }
 
-    /// A token for `key`: one that is kept, or a new one, which one caller gets for all that wait for it.
+    /// A token for `key`: a kept one, or a new one, which one caller requests for all that wait.
     pub(crate) async fn get(&self, key: &TokenKey, credential: Option<&Credential>) -> Result<Arc<Token>, Error> {
         let fresh = async { self.exchange(key, credential).await.map(Arc::new) };
         self.kept.try_get_with_by_ref(key, fresh).await.map_err(|error: Arc<Error>| (*error).clone())
     }
 
-    /// Drops a token that a host has refused, unless a newer one has taken its place.
+    /// Drops a token that a host has refused, unless it has been replaced by a newer one.
     pub(crate) async fn forget(&self, key: &TokenKey, refused: &Arc<Token>) {
         if self.kept.get(key).await.is_some_and(|kept| Arc::ptr_eq(&kept, refused)) {
             self.kept.invalidate(key).await;
@@ -78,36 +81,56 @@ impl Tokens {
         exchanged.unwrap_or_else(|_| Err(Error::timed_out()))
     }
 
-    /// GET first. POST only where there is an identity token to spend, or where GET does not exist.
+    /// GET comes first. POST is used only with an identity token, or if the server does not support GET.
     async fn try_forms(&self, key: &TokenKey, credential: Option<&Credential>) -> Result<Token, Error> {
         let identity = credential.filter(|credential| credential.username == IDENTITY_TOKEN_USER);
         if let Some(identity) = identity {
-            let posted = self.send(post(key, identity)?).await?;
-            // Token servers that know no POST answer with any of these.
+            let posted = self.send(key, post(key, identity)?, Some(identity)).await?;
+            // Token servers that do not support POST answer with one of these.
             if !matches!(posted.status().as_u16(), 400 | 401 | 404 | 405) {
                 return self.read(key, posted).await;
             }
             body::discard(posted).await;
         }
-        let got = self.send(get(key, credential)?).await?;
+        let got = self.send(key, get(&key.realm, key, credential)?, credential).await?;
         match credential {
             Some(credential) if identity.is_none() && matches!(got.status().as_u16(), 404 | 405) => {
                 body::discard(got).await;
-                let posted = self.send(post(key, credential)?).await?;
+                let posted = self.send(key, post(key, credential)?, Some(credential)).await?;
                 self.read(key, posted).await
             }
             _ => self.read(key, got).await,
         }
     }
 
-    async fn send(&self, request: Request) -> Result<Response, Error> {
-        self.transport.send(request).await
+    /// Sends a request, and follows redirects by GET. The credential is sent along only to the same host and port.
+    async fn send(
+        &self,
+        key: &TokenKey,
+        request: Request,
+        mut credential: Option<&Credential>,
+    ) -> Result<Response, Error> {
+        let (mut url, is_post) = (request.url().clone(), request.method() == Method::POST);
+        let mut response = self.transport.send(request).await?;
+        for _ in 0..REDIRECTS {
+            let Some(next) = request::next_hop(&url, &response)? else { return Ok(response) };
+            body::discard(response).await;
+            credential = credential.filter(|_| is_same_host(&url, &next));
+            // The parameters of a form are not in the address to which a redirect leads.
+            let request = if is_post { get(&next, key, credential)? } else { get_at(next.clone(), credential)? };
+            response = self.transport.send(request).await?;
+            url = next;
+        }
+        match request::next_hop(&url, &response)? {
+            None => Ok(response),
+            Some(_) => Err(Error::bad(format!("has a token server that redirects more than {REDIRECTS} times"))),
+        }
     }
 
     async fn read(&self, key: &TokenKey, response: Response) -> Result<Token, Error> {
         let status = response.status();
         if status != StatusCode::OK {
-            return Err(self.refusal(key, response));
+            return Err(self.refusal(key, &response));
         }
         let body = body::read(response, self.limits.token_body_bytes, self.limits.token).await?;
         let answer: Answer =
@@ -115,28 +138,42 @@ impl Tokens {
         answer.into_token()
     }
 
-    fn refusal(&self, key: &TokenKey, response: Response) -> Error {
+    fn refusal(&self, key: &TokenKey, response: &Response) -> Error {
         let status = response.status();
         match status.as_u16() {
-            // Also how registries hide what is private from what does not exist.
+            // This is also how registries avoid revealing whether something private exists.
             401 | 403 => {
-                let host = place(&key.realm).map(|(host, _)| host).unwrap_or_default();
+                let host = place(response.url()).map(|(host, _)| host).unwrap_or_default();
                 Error::Denied { host, status: status.as_u16(), login: key.login, by: Refuser::TokenServer }
             }
-            429 => request::throttled(&response, &self.limits),
+            429 => request::throttled_error(response, &self.limits),
+            508 => Error::Loop,
             408 | 500.. => Error::Away { status: Some(status.as_u16()), trouble: Trouble::Status, source: None },
             status => Error::bad(format!("has a token server that answers with status {status}")),
         }
     }
 }
 
-fn get(key: &TokenKey, credential: Option<&Credential>) -> Result<Request, Error> {
-    let mut url = key.realm.clone();
+/// Whether a redirect stays at the host that got the credential: on the same host and port, or from HTTP to TLS, both
+/// at their default ports.
+fn is_same_host(url: &Url, next: &Url) -> bool {
+    let (from, to) = (url.port_or_known_default(), next.port_or_known_default());
+    let is_upgrade = url.scheme() == "http" && from == Some(80) && next.scheme() == "https" && to == Some(443);
+    url.host() == next.host() && (from == to || is_upgrade)
+}
+
+/// A request at `realm`, or at its redirect, with the scope in the address.
+fn get(realm: &Url, key: &TokenKey, credential: Option<&Credential>) -> Result<Request, Error> {
+    let mut url = realm.clone();
     {
         let mut query = url.query_pairs_mut();
         query.extend_pairs(key.service.iter().map(|service| ("service", service)));
         query.extend_pairs(key.scope.iter().flat_map(|scope| scope.split(' ')).map(|scope| ("scope", scope)));
     }
+    get_at(url, credential)
+}
+
+fn get_at(url: Url, credential: Option<&Credential>) -> Result<Request, Error> {
     let mut request = Request::new(Method::GET, url);
     request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
     if let Some(credential) = credential {
@@ -211,6 +248,22 @@ impl moka::Expiry<TokenKey, Arc<Token>> for TokenExpiry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_credential_follows_a_redirect_to_the_same_host_and_port_and_from_http_to_tls_alone() {
+        for (from, to, goes_along) in [
+            ("https://auth.example/token", "https://auth.example/auth/token", true),
+            ("https://auth.example/token", "https://AUTH.example:443/token", true),
+            ("https://auth.example/token", "https://auth.example:8443/token", false),
+            ("https://auth.example/token", "https://sub.auth.example/token", false),
+            ("http://auth.example/token", "https://auth.example/token", true),
+            ("http://auth.example:8080/token", "https://auth.example/token", false),
+            ("http://auth.example/token", "https://auth.example:8443/token", false),
+            ("http://auth.example/token", "https://other.example/token", false),
+        ] {
+            assert_eq!(is_same_host(&from.parse().unwrap(), &to.parse().unwrap()), goes_along, "{from} {to}");
+        }
+    }
 
     #[test]
     fn r_authu_05_a_token_is_renewed_at_nine_tenths_of_its_life() {

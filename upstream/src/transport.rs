@@ -1,46 +1,58 @@
-//! Puts single requests on the wire, to allowed addresses only.
+//! Sends single requests, to allowed addresses only.
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use entrepot_domain::Upstream;
+use entrepot_domain::{Hops, Upstream};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{HeaderValue, VIA};
 use reqwest::{Certificate, Request, Response, redirect};
 use tracing::Instrument as _;
 use url::{Host, Url};
+use uuid::Uuid;
 
-use crate::egress::{self, Leave, Policy, Refusal};
+use crate::egress::{self, AllowedReach, Policy, Refusal};
 use crate::error::{BuildError, Error, Trouble};
 use crate::limits::Limits;
 use crate::metrics::RequestMetrics;
 
 const USER_AGENT: &str = concat!("entrepot/", env!("CARGO_PKG_VERSION"));
 
-/// Two clients, since a resolver sees a name but not the port: which of them is used depends on whether the place has
-/// leave for private addresses, and connections are never shared between the two.
+/// Two clients, since a resolver sees a name but not the port: which of them is used depends on whether private
+/// addresses are allowed at the place. Connections are never shared between the two.
 pub(crate) struct Transport {
     policy: Policy,
     public: reqwest::Client,
     private: Option<reqwest::Client>,
     metrics: RequestMetrics,
+    /// The value of `Via` for requests that start here.
+    via: HeaderValue,
 }
 
 impl Transport {
-    pub(crate) fn new(upstream: &Upstream, limits: &Limits, metrics: RequestMetrics) -> Result<Self, BuildError> {
+    pub(crate) fn new(
+        upstream: &Upstream,
+        registry: Uuid,
+        limits: &Limits,
+        metrics: RequestMetrics,
+    ) -> Result<Self, BuildError> {
         let policy = Policy::of(upstream);
         Ok(Self {
-            public: client(upstream, limits, Leave::Public)?,
-            private: policy.gives_leave().then(|| client(upstream, limits, Leave::Private)).transpose()?,
+            public: client(upstream, limits, AllowedReach::Public)?,
+            private: policy.gives_leave().then(|| client(upstream, limits, AllowedReach::Private)).transpose()?,
             policy,
             metrics,
+            via: via(&Hops::default().and(registry)),
         })
     }
 
-    /// Sends one request and waits for the head of its answer. Follows nothing and judges no status.
+    /// Sends one request and waits for the head of its answer. It follows no redirects and does not judge the status.
     ///
-    /// Nobody else's trace goes out with it: what the upstream is told is its business alone.
-    pub(crate) async fn send(&self, request: Request) -> Result<Response, Error> {
+    /// Trace headers are not passed on, since they do not concern the upstream. `Via` is, so that registries that ask
+    /// each other in a circle notice it.
+    pub(crate) async fn send(&self, mut request: Request) -> Result<Response, Error> {
+        request.headers_mut().entry(VIA).or_insert_with(|| self.via.clone());
         let (host, port) = place(request.url())?;
         let exchange = self.metrics.begin(request.method(), &host, port);
         let result = self.send_to(request, host, port).instrument(exchange.span()).await;
@@ -54,8 +66,8 @@ impl Transport {
             self.policy.check(ip, &host, port).map_err(refused)?;
         }
         let client = match (self.policy.leave(&host, port), &self.private) {
-            (Leave::Private, Some(private)) => private,
-            (Leave::Private | Leave::Public, _) => &self.public,
+            (AllowedReach::Private, Some(private)) => private,
+            (AllowedReach::Private | AllowedReach::Public, _) => &self.public,
         };
         client.execute(request).await.map_err(from_network)
     }
@@ -73,11 +85,16 @@ impl Transport {
             trouble: Trouble::Name,
             source: Some(Arc::new(error)),
         })?;
-        allowed(found, leave).map_err(|reason| Error::AddressRefused { host, reason })
+        keep_allowed(found, leave).map_err(|reason| Error::AddressRefused { host, reason })
     }
 }
 
-/// The host and port of a URL that may be asked at all.
+/// The value of `Via` for a request with these hops.
+pub(crate) fn via(hops: &Hops) -> HeaderValue {
+    HeaderValue::try_from(hops.to_string()).expect("ids and commas are visible ASCII")
+}
+
+/// The host and port of a URL, if it may be requested at all.
 pub(crate) fn place(url: &Url) -> Result<(String, u16), Error> {
     let bare = url.username().is_empty() && url.password().is_none();
     match (url.scheme(), url.host_str(), url.port_or_known_default()) {
@@ -86,7 +103,7 @@ pub(crate) fn place(url: &Url) -> Result<(String, u16), Error> {
     }
 }
 
-/// Turns what the network said into what it means. The URL is taken off, since it may hold a signature.
+/// Classifies a network error. The URL is removed, since it may contain a signature.
 pub(crate) fn from_network(error: reqwest::Error) -> Error {
     let error = error.without_url();
     if let Some(RefusedName { host, reason }) = find(&error) {
@@ -106,7 +123,8 @@ pub(crate) fn from_network(error: reqwest::Error) -> Error {
     Error::Away { status: None, trouble, source: Some(Arc::new(error)) }
 }
 
-/// Looks for an error of one type behind `error`, also inside `io::Error`, which does not show its own as a source.
+/// Finds an error of one type among the causes of `error`, also inside an `io::Error`, which does not show its inner
+/// error as a source.
 fn find<'e, T: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e T> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -119,7 +137,7 @@ fn find<'e, T: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Optio
     None
 }
 
-fn client(upstream: &Upstream, limits: &Limits, leave: Leave) -> Result<reqwest::Client, BuildError> {
+fn client(upstream: &Upstream, limits: &Limits, leave: AllowedReach) -> Result<reqwest::Client, BuildError> {
     let pem = upstream.ca_certificates.trim();
     let authorities = Certificate::from_pem_bundle(pem.as_bytes()).map_err(|_| BuildError::CaCertificates)?;
     if authorities.is_empty() && !pem.is_empty() {
@@ -129,13 +147,13 @@ fn client(upstream: &Upstream, limits: &Limits, leave: Leave) -> Result<reqwest:
         reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .redirect(redirect::Policy::none())
-            // A proxy of the environment would connect to addresses that nobody here has checked.
+            // A proxy from the environment would connect to addresses that were not checked here.
             .no_proxy()
             .connect_timeout(limits.connect)
             .dns_resolver(GuardedResolver { leave })
     };
     match builder().tls_certs_merge(authorities).build() {
-        // A machine without any authorities can still talk to an upstream that needs none.
+        // A machine without any certificate authorities can still talk to an upstream that needs none.
         Err(_) if upstream.endpoint.is_plain_http() && pem.is_empty() => {
             builder().tls_certs_only([]).build().map_err(BuildError::Tls)
         }
@@ -151,7 +169,7 @@ fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-fn allowed(found: Vec<SocketAddr>, leave: Leave) -> Result<Vec<SocketAddr>, Refusal> {
+fn keep_allowed(found: Vec<SocketAddr>, leave: AllowedReach) -> Result<Vec<SocketAddr>, Refusal> {
     let mut refused = Refusal::Forbidden;
     let mut allowed = Vec::with_capacity(found.len());
     for address in found {
@@ -163,9 +181,9 @@ fn allowed(found: Vec<SocketAddr>, leave: Leave) -> Result<Vec<SocketAddr>, Refu
     if allowed.is_empty() { Err(refused) } else { Ok(allowed) }
 }
 
-/// Resolves names to those of their addresses that are allowed; connections are made to exactly these.
+/// Resolves names to their allowed addresses only; connections are made to exactly these.
 struct GuardedResolver {
-    leave: Leave,
+    leave: AllowedReach,
 }
 
 impl Resolve for GuardedResolver {
@@ -174,7 +192,7 @@ impl Resolve for GuardedResolver {
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await.map_err(NoAddress)?;
             let refused = |reason| RefusedName { host: name.as_str().to_owned(), reason };
-            let addresses = allowed(found.collect(), leave).map_err(refused)?;
+            let addresses = keep_allowed(found.collect(), leave).map_err(refused)?;
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
     }

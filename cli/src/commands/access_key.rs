@@ -15,7 +15,7 @@ pub(crate) enum Command {
     /// Create an access key and print it as `<key id>:<secret>`; it is shown only now.
     #[command(after_help = "Example:\n  export ENTREPOT_KEY=$(entrepot access-key create ci)")]
     Create {
-        /// Whose key it will be.
+        /// The owner of the key.
         #[arg(value_name = "PRINCIPAL")]
         principal: String,
     },
@@ -64,7 +64,7 @@ impl Command {
     }
 }
 
-/// What `ENTREPOT_KEY` holds.
+/// The value for `ENTREPOT_KEY`.
 fn pair(answer: &CreateAccessKeyResponse) -> String {
     format!("{}:{}", answer.access_key.as_ref().map(|key| key.key_id.as_str()).unwrap_or_default(), answer.secret)
 }

@@ -1,4 +1,4 @@
-//! `entrepot admin`: what an operator does to a registry's database in an emergency.
+//! `entrepot admin`: operations on a registry's database in an emergency.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,21 +19,22 @@ use crate::error::Error;
 use crate::output;
 use crate::up::{Place, PlaceArgs};
 
-/// For all of it: an index of millions of images takes its time. What is cut off can be repeated.
+/// The limit for all of it: an index of millions of images takes its time. After it, the work can be repeated.
 const LIMIT: Duration = Duration::from_secs(6 * 60 * 60);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// After the database was restored from a backup: let its configuration be changed again.
+    /// After the database was restored from a backup: allow changes to its configuration again.
     ///
-    /// A database that is older than what nodes run could lead them back in time, so it is not published. This begins
-    /// a new epoch with the configuration that the database has now, and rebuilds the index from the store.
+    /// A database that is older than what nodes run is not published, since it could lead the nodes back in time. This
+    /// command begins a new epoch with the configuration that the database has now, and rebuilds the index from the
+    /// store.
     #[command(after_help = RESTORE)]
     Restore {
         #[command(flatten)]
         args: Args,
 
-        /// Take a database that is not a backup of this registry: a new one, since no backup is left. Its
+        /// Accept a database that is not a backup of this registry, such as a new one because there is no backup. Its
         /// configuration, which may be empty, replaces what is published.
         #[arg(long)]
         adopt: bool,
@@ -41,7 +42,7 @@ pub(crate) enum Command {
 
     /// Rebuild the index of repositories, images and tags from the store.
     ///
-    /// Control planes do this bit by bit while they run; this does it at once.
+    /// Control planes do this bit by bit while they run; this command does it at once.
     #[command(after_help = REINDEX)]
     Reindex(Args),
 }
@@ -57,11 +58,11 @@ Examples:
   entrepot admin reindex --config /etc/entrepot/control-plane.toml   control planes may run or not
   entrepot admin reindex --data-dir /var/lib/entrepot                while `entrepot up` is stopped";
 
-/// Which registry.
+/// The registry to work on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A control plane's configuration; without FILE, its environment alone. Without this, the registry is one of
-    /// `entrepot up`.
+    /// A control plane's configuration file; without FILE, only the environment is used. Without this option, the
+    /// registry is one of `entrepot up`.
     #[arg(long, value_name = "FILE", conflicts_with = "data_dir")]
     #[expect(clippy::option_option, reason = "it may be there without a file")]
     config: Option<Option<PathBuf>>,
@@ -70,7 +71,7 @@ pub(crate) struct Args {
     place: PlaceArgs,
 }
 
-/// What is done to a registry that is open.
+/// The operation on the opened registry.
 #[derive(Clone, Copy)]
 enum Work {
     Restore(Foreign),
@@ -99,14 +100,14 @@ async fn of_cluster(file: Option<&Path>, work: Work) -> Result<String, Error> {
     let settings = Reader::load(file, variables())
         .and_then(|mut reader| Settings::read(&mut reader))
         .map_err(|problems| Error::Usage(problems.to_string()))?;
-    // Nothing is uploaded here, but a store has to have an owner.
+    // Nothing is uploaded here, but a store needs an owner.
     let owner: ResourceId = format!("admin-{}", Uuid::new_v4().simple()).parse().expect("letters and digits are an id");
     let store = BucketStore::open(settings.store.bucket, owner).await.map_err(|error| failed(&error))?;
     check_layout(&store).await.map_err(|error| failed(&error))?;
     work.on(settings.database, &store).await
 }
 
-/// Works on the registry of an `entrepot up` that is stopped.
+/// Works on the registry of a stopped `entrepot up`.
 async fn of_place(place: &PlaceArgs, environment: &Environment, work: Work) -> Result<String, Error> {
     let Place { postgres, control, store, .. } = place.open(environment).await?;
     let done = async {
@@ -123,7 +124,7 @@ async fn of_place(place: &PlaceArgs, environment: &Environment, work: Work) -> R
 }
 
 impl Work {
-    /// Does it, and says what has come of it.
+    /// Does the work, and returns its result as text.
     async fn on(self, database: control_plane::Config, store: &dyn BlobStore) -> Result<String, Error> {
         let work = async {
             match self {
@@ -132,7 +133,7 @@ impl Work {
                     let epoch = if restored.raised {
                         "a new epoch has begun"
                     } else {
-                        "the database was not behind what is published"
+                        "the database was not behind the published snapshot"
                     };
                     Ok(format!("{epoch} ({}); {}", restored.version, summary(&restored.index)))
                 }
@@ -152,7 +153,7 @@ fn summary(index: &Reindexed) -> String {
         format!("\n  {found} {what}: {added} added, {removed} removed, {corrected} corrected")
     };
     format!(
-        "the index is what the store shows:{}{}{}",
+        "the index agrees with the store:{}{}{}",
         part("repositories", &index.repositories),
         part("images", &index.images),
         part("tags", &index.tags)

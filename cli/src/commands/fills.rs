@@ -16,18 +16,18 @@ Examples:
   entrepot fills --once --output json
   entrepot fills --filter 'rule = \"rules/hub\"'";
 
-/// How many digits of a digest a list shows.
+/// How many digits of a digest are shown in a list.
 const DIGITS: usize = 12;
-/// How wide a bar is.
+/// The width of a progress bar.
 const BAR: usize = 10;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Show them once and end, instead of anew every second.
+    /// Show them once and exit, instead of refreshing every second.
     #[arg(long)]
     once: bool,
-    /// Which ones: terms joined by AND, each `rule = "rules/hub"`, `repository = "repositories/hub/library/nginx"`
-    /// or `node = "nodes/node-1"`.
+    /// Select fills: terms joined by AND, each `rule = "rules/hub"`, `repository = "repositories/hub/library/nginx"` or
+    /// `node = "nodes/node-1"`.
     #[arg(long)]
     filter: Option<String>,
 }
@@ -129,7 +129,7 @@ fn short(digest: &str) -> String {
     }
 }
 
-/// What has landed of the whole, with a bar where that is known.
+/// How much has landed, with a bar if the total is known.
 fn progress(landed: i64, of: Option<i64>) -> String {
     let Some(total) = of.filter(|total| *total > 0) else { return size(landed) };
     let percent = i128::from(landed.clamp(0, total)) * 100 / i128::from(total);

@@ -1,4 +1,4 @@
-//! `entrepot health`: the probe for images that have no other HTTP client.
+//! `entrepot health`: a probe for container images without another HTTP client.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use crate::error::Error;
 use crate::output;
 use crate::tls::TlsArgs;
 
-/// A probe that takes longer has failed.
+/// A probe that takes longer fails.
 const LIMIT: Duration = Duration::from_secs(5);
-/// More than any answer has.
+/// Larger than any answer.
 const BODY_MAX_BYTES: usize = 64 * 1024;
 
 type Answer = (http::StatusCode, String);
@@ -32,7 +32,8 @@ Examples:
   entrepot health --url http://127.0.0.1:5002/readyz && echo ready
   entrepot health --url https://127.0.0.1:5002/readyz --ca ca.pem --tls-name node-1.example")]
 pub(crate) struct Args {
-    /// What to ask: /readyz (serves requests) or /livez (runs) of a program's operations listener.
+    /// The URL to request: /readyz (can it serve requests?) or /livez (is it running?) on a program's operations
+    /// listener.
     #[arg(long, default_value = "http://127.0.0.1:5002/readyz")]
     url: Url,
 }
@@ -83,7 +84,8 @@ async fn exchange(url: &Url, stream: impl AsyncRead + AsyncWrite + Unpin + Send)
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
         answer = &mut exchange => answer,
-        // It may end with its last byte, before that was looked at; servers over TLS often end it without a farewell.
+        // The connection may end with the last byte, before that was read; servers with TLS often end it without a
+        // close_notify.
         ended = connection => exchange.await.map_err(|error| ended.err().map_or(error, anyhow::Error::from)),
     }
 }

@@ -6,9 +6,9 @@ use entrepot_proto::v1::{DeleteImageRequest, GetImageRequest, Image, ListImagesR
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, size, time, timed};
+use crate::output::{Cells, Listed, Shown, note_lagging, size, time, timed};
 
-/// How many platforms a list shows of each image.
+/// How many platforms of each image are shown in a list.
 const LISTED_PLATFORMS: usize = 3;
 
 #[derive(Debug, Subcommand)]
@@ -29,7 +29,7 @@ Examples:
         /// The repository's name, such as `demo/team/app`.
         #[arg(value_name = "REPOSITORY")]
         repository: String,
-        /// Which ones: terms joined by AND, each `tag = \"v1\"` or `tagged = true`.
+        /// Select images: terms joined by AND, each `tag = \"v1\"` or `tagged = true`.
         #[arg(long)]
         filter: Option<String>,
     },
@@ -67,6 +67,7 @@ impl Command {
                 let name = names::image(&image)?;
                 let deleted = images.delete_image(DeleteImageRequest { name: name.clone() }).await?.into_inner();
                 output.deleted(&deleted, &name)?;
+                note_lagging(deleted.lagging_node_count);
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! `entrepot keys`: the files that make programs one cluster.
+//! `entrepot keys`: the files that programs of one cluster share.
 
 use std::fs::{DirBuilder, Permissions};
 use std::io;
@@ -19,11 +19,11 @@ const PUBLIC: &str = "snapshot.pub";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make the keys of a new cluster: cluster.key, snapshot.key and snapshot.pub.
+    /// Create the keys of a new cluster: cluster.key, snapshot.key and snapshot.pub.
     ///
     /// cluster.key belongs on every machine of the cluster: it seals the credentials of upstreams and signs tokens.
-    /// snapshot.key belongs on control planes only: it signs what nodes are told. snapshot.pub, which is no secret,
-    /// belongs on nodes, so that they know the signature. Files that are there are never replaced.
+    /// snapshot.key belongs only on control planes: it signs the snapshots for nodes. snapshot.pub, which is not
+    /// secret, belongs on nodes, so that they can check the signature. Existing files are never replaced.
     #[command(after_help = EXAMPLES)]
     Generate(GenerateArgs),
 }
@@ -35,22 +35,22 @@ Examples:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct GenerateArgs {
-    /// The folder to write to; it is made if there is none.
+    /// The folder to write to; it is created if needed.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
 
-    /// Let keys that are there be, if all of them are: for what runs at every start.
+    /// Accept existing keys if all of them are there: for scripts that run at every start.
     #[arg(long)]
     if_missing: bool,
 }
 
-/// What is in a folder already.
+/// What a folder contains already.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
     Nothing,
-    /// Both secrets; the public key follows from them.
+    /// Both secrets; the public key can be derived from them.
     Both,
-    /// One file, or two that are no set.
+    /// One file, or two that do not form a set.
     Some(&'static str, &'static str),
 }
 
@@ -91,7 +91,7 @@ fn generate(args: &GenerateArgs) -> Result<(), Error> {
     }
 }
 
-/// Makes what is missing, and reads what is there, so that what cannot be used is told now.
+/// Creates what is missing, and reads what exists, so that unusable keys are reported now.
 fn write(folder: &Path) -> Result<(), Error> {
     let failed = |error: KeyFileError| Error::Failed(chain(&error).to_string());
     ClusterKey::load_or_generate(folder.join(CLUSTER)).map_err(failed)?;
@@ -100,7 +100,7 @@ fn write(folder: &Path) -> Result<(), Error> {
 }
 
 fn look(folder: &Path) -> Found {
-    // A link that leads nowhere counts as there, too: nothing is made in its place.
+    // A dangling link counts as existing, too: nothing is created in its place.
     let is_there = |file: &str| folder.join(file).symlink_metadata().is_ok();
     match (is_there(CLUSTER), is_there(SEED), is_there(PUBLIC)) {
         (false, false, false) => Found::Nothing,
@@ -111,7 +111,7 @@ fn look(folder: &Path) -> Found {
     }
 }
 
-/// Makes the folder for its owner's eyes; one that is there stays as it is.
+/// Creates the folder, accessible only to its owner; an existing one is left as it is.
 fn make_folder(folder: &Path) -> Result<(), Error> {
     let made = match folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         Some(parent) => std::fs::create_dir_all(parent),
@@ -119,7 +119,7 @@ fn make_folder(folder: &Path) -> Result<(), Error> {
     };
     let made = made.and_then(|()| match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
-        // Whatever the process's mask says.
+        // This holds whatever the process's umask says.
         Ok(()) => std::fs::set_permissions(folder, Permissions::from_mode(0o700)),
         Err(error) => Err(error),
     });

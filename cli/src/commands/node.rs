@@ -10,7 +10,7 @@ use crate::output::{Cells, Listed, Shown, time};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List the nodes that are alive, and which revision of the configuration each of them follows.
+    /// List the live nodes, with the revision of the configuration that each of them runs.
     #[command(after_help = "\
 Examples:
   entrepot node list

@@ -1,4 +1,4 @@
-//! `entrepot operation`, and how the commands that begin one show it.
+//! `entrepot operation`, and how commands that start an operation show it.
 
 mod bars;
 
@@ -17,33 +17,33 @@ use tonic::{Code, Status};
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, note, size, time, word};
+use crate::output::{Cells, Listed, Shown, note, note_lagging, size, time, word};
 
 use bars::Bars;
 
-/// How often a control plane that has gone is called again, and how long that waits.
+/// How often a lost control plane is called again, and how long to wait each time.
 const RETRY: (usize, Duration) = (30, Duration::from_secs(1));
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List operations, the youngest first.
+    /// List operations, the newest first.
     #[command(after_help = "\
 Examples:
   entrepot operation list
   entrepot operation list --filter 'done = false'
   entrepot operation list --filter 'repository = \"repositories/demo/team/app\"' --output json")]
     List {
-        /// Which ones: terms joined by AND, each `repository = "repositories/demo/team/app"` or `done = false`.
+        /// Select operations: terms joined by AND, each `repository = "repositories/demo/team/app"` or `done = false`.
         #[arg(long)]
         filter: Option<String>,
     },
     /// Show an operation.
     Get {
-        /// Its name, as `list` shows it.
+        /// Its name, as shown by `list`.
         #[arg(value_name = "OPERATION")]
         operation: String,
     },
-    /// Show how each tag or image of an operation has ended, or how far it is.
+    /// Show the results or progress of the tags or images of an operation.
     Items {
         #[arg(value_name = "OPERATION")]
         operation: String,
@@ -53,12 +53,12 @@ Examples:
         #[arg(value_name = "OPERATION")]
         operation: String,
     },
-    /// Cancel an operation: what is done stays done, all else is given up.
+    /// Cancel an operation: finished items stay finished, and all others are stopped.
     Cancel {
         #[arg(value_name = "OPERATION")]
         operation: String,
     },
-    /// Forget an operation that has ended. That happens by itself a week later.
+    /// Forget an operation that has ended. This happens by itself after a week.
     Delete {
         #[arg(value_name = "OPERATION")]
         operation: String,
@@ -103,13 +103,13 @@ impl Command {
     }
 }
 
-/// Shows an operation that was just begun until it ends, unless it is to be left alone. Ctrl-c cancels it.
+/// Shows a newly started operation until it ends, unless `detach` is set. Ctrl-c cancels it.
 pub(super) async fn follow(session: &Session, begun: Operation, detach: bool) -> Result<ExitCode, Error> {
     if detach {
         session.output.one(&begun)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // From here on: who reads the note may do what it says.
+    // Handled from here on, because a reader of the note may press ctrl-c at once.
     let mut interrupts = signal(SignalKind::interrupt())?;
     let name = begun.name.clone();
     note(&format!("{name} was begun; ctrl-c cancels it"));
@@ -128,7 +128,7 @@ pub(super) async fn follow(session: &Session, begun: Operation, detach: bool) ->
     end(session, watched).await
 }
 
-/// Follows an operation to its end; how it stands then.
+/// Follows an operation to its end, and returns its final state.
 async fn watch(session: &Session, operation: Operation) -> Result<Operation, Error> {
     let mut seen = Seen { operation, ended: BTreeMap::new() };
     let bars = Bars::new();
@@ -136,7 +136,7 @@ async fn watch(session: &Session, operation: Operation) -> Result<Operation, Err
     loop {
         match watch_once(session, &mut seen, &bars, &mut tries).await {
             Ok(()) if seen.operation.done => return Ok(seen.operation),
-            // A stream that ends early is one whose control plane stops.
+            // A stream that ends early means that its control plane is stopping.
             Ok(()) => {}
             Err(status) if matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown) => {
                 if tries.next().is_none() {
@@ -149,10 +149,10 @@ async fn watch(session: &Session, operation: Operation) -> Result<Operation, Err
     }
 }
 
-/// What has been seen of an operation.
+/// What has been received about an operation.
 struct Seen {
     operation: Operation,
-    /// How items ended, by their image.
+    /// The results of ended items, by image.
     ended: BTreeMap<String, ItemOutcome>,
 }
 
@@ -181,9 +181,12 @@ async fn watch_once(
     Ok(())
 }
 
-/// Shows how all of it ended; the exit code says whether that was well.
+/// Shows how everything ended. The exit code tells whether it succeeded.
 async fn end(session: &Session, operation: Operation) -> Result<ExitCode, Error> {
-    session.output.list(&items(session, &operation.name).await?)?;
+    let items = items(session, &operation.name).await?;
+    session.output.list(&items)?;
+    // Most likely the same ones at each tag.
+    note_lagging(items.iter().map(|item| item.lagging_node_count).max().unwrap_or_default());
     let (name, state) = (&operation.name, operation.state());
     if state == OperationState::Succeeded {
         return Ok(ExitCode::SUCCESS);
@@ -207,7 +210,7 @@ async fn items(session: &Session, parent: &str) -> Result<Vec<OperationItem>, Er
     Ok(all_pages(page).await?)
 }
 
-/// How an item ended, for people.
+/// The result of an item as a line for people.
 fn line(item: &OperationItem) -> String {
     let (image, outcome) = (short(&item.image), result(item));
     let detail = match item.outcome() {
@@ -219,7 +222,7 @@ fn line(item: &OperationItem) -> String {
     format!("{image}: {outcome} {detail}").trim_end().to_owned()
 }
 
-/// How an item ended, or what it does.
+/// The result of an item, or what it is doing.
 fn result(item: &OperationItem) -> &'static str {
     match item.outcome() {
         ItemOutcome::Unspecified if item.node.is_empty() => "waiting",
@@ -243,7 +246,7 @@ fn short(image: &str) -> String {
     }
 }
 
-/// The beginning of a digest, which tells it from others.
+/// The beginning of a digest, enough to tell it from others.
 fn digits(digest: &str) -> String {
     match digest.split_once(':') {
         Some((algorithm, hex)) => format!("{algorithm}:{}", hex.get(..12).unwrap_or(hex)),

@@ -13,7 +13,7 @@ use crate::output::{Cells, Listed, Shown, time, word};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create a principal; then give it an access key.
+    /// Create a principal; give it an access key afterwards.
     #[command(after_help = "\
 Example:
   entrepot principal create ci --permission-set puller
@@ -22,7 +22,7 @@ Example:
         /// The principal's id: 1 to 63 lower-case letters, digits and inner hyphens.
         #[arg(value_name = "PRINCIPAL")]
         principal: String,
-        /// What the principal may do.
+        /// The principal's permissions.
         #[arg(long, value_enum)]
         permission_set: PermissionSetName,
     },
@@ -44,7 +44,7 @@ Example:
 pub(crate) enum PermissionSetName {
     /// Everything.
     Administrator,
-    /// Pull, which may create and fill repositories, and read what can be pulled.
+    /// Pulling, including pulls that create and fill repositories, and reading what can be pulled.
     Puller,
 }
 

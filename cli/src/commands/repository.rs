@@ -11,7 +11,7 @@ use super::template;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, time};
+use crate::output::{Cells, Listed, Shown, note_lagging, time};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -28,19 +28,20 @@ Examples:
   entrepot repository list --filter 'prefix = \"demo/\" AND cached = true'
   entrepot repository list --filter 'rule = \"rules/demo\"' --output json")]
     List {
-        /// Which ones: terms joined by AND, each `prefix = \"demo/\"`, `rule = \"rules/demo\"` or `cached = true`.
+        /// Select repositories: terms joined by AND, each `prefix = \"demo/\"`, `rule = \"rules/demo\"` or `cached =
+        /// true`.
         #[arg(long)]
         filter: Option<String>,
     },
-    /// Change what you decide about a repository.
+    /// Change a repository's settings.
     #[command(after_help = "Example:\n  entrepot repository update demo/team/app --automatic-sync off")]
     Update {
         #[arg(value_name = "REPOSITORY")]
         repository: String,
-        /// Whether its tags in use are revalidated before their window ends, without a pull asking for it.
+        /// Whether its tags in use are revalidated before their window ends, even without a pull.
         #[arg(long)]
         automatic_sync: AutomaticSyncFlag,
-        /// Only if it still has this etag, as `get --output json` shows it.
+        /// Only if it still has this etag, as shown by `get --output json`.
         #[arg(long, default_value = "")]
         etag: String,
     },
@@ -53,11 +54,11 @@ Examples:
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum AutomaticSyncFlag {
-    /// They are.
+    /// Yes.
     On,
-    /// They are not.
+    /// No.
     Off,
-    /// As the repository's rule says.
+    /// As its rule says.
     Rule,
 }
 
@@ -89,13 +90,16 @@ impl Command {
                     repository: Some(Repository { name, automatic_sync, etag, ..Default::default() }),
                     update_mask: Some(FieldMask { paths: vec!["automatic_sync".to_owned()] }),
                 };
-                output.one(&repositories.update_repository(request).await?.into_inner())?;
+                let updated = repositories.update_repository(request).await?.into_inner();
+                output.one(&updated)?;
+                note_lagging(updated.lagging_node_count);
             }
             Self::Delete { repository } => {
                 let request =
                     DeleteRepositoryRequest { name: names::full("repositories", &repository), etag: String::new() };
                 let deleted = repositories.delete_repository(request).await?.into_inner();
                 output.deleted(&deleted, &deleted.name)?;
+                note_lagging(deleted.lagging_node_count);
             }
         }
         Ok(())

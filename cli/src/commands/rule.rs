@@ -12,21 +12,21 @@ use entrepot_proto::v1::{
     CreateRuleRequest, DeleteRuleRequest, ExplainRuleRequest, ExplainRuleResponse, GetRuleRequest, ListRulesRequest,
     Rule, UpdateRuleRequest, ValidateRuleRequest, ValidateRuleResponse,
 };
-use prost_types::FieldMask;
 
 use self::freshness::Flags;
+use super::mask::Mask;
 use super::template;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
 use crate::output::{Cells, Listed, Shown, time};
 
-/// A validation goes to the upstream, which may be slow to refuse.
+/// A validation calls the upstream, which may take long to refuse.
 const VALIDATE_LIMIT: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create a rule: from now on, pulls below its prefix fill from its upstream.
+    /// Create a rule: from now on, pulls below its prefix are filled from its upstream.
     #[command(after_help = "\
 Examples:
   entrepot rule create hub --upstream docker-hub
@@ -41,11 +41,11 @@ Examples:
         /// The upstream to pull from.
         #[arg(long)]
         upstream: String,
-        /// The first part of the names that the rule covers, such as `mirrors/quay`, or ROOT for what no other rule
-        /// covers; the rule's id unless set.
+        /// The beginning of the names that the rule covers, such as `mirrors/quay`, or ROOT for all names that no other
+        /// rule covers; the rule's id unless set.
         #[arg(long)]
         prefix: Option<String>,
-        /// What to put in front of the rest of the name at the upstream; nothing unless set.
+        /// The prefix at the upstream, in front of the rest of the name; none unless set.
         #[arg(long)]
         upstream_prefix: Option<String>,
         #[command(flatten)]
@@ -58,7 +58,7 @@ Examples:
     },
     /// List all rules.
     List,
-    /// Change a rule; what it has cached under the old settings is asked for anew.
+    /// Change a rule; content that was cached under the old settings is validated again.
     #[command(after_help = "\
 Examples:
   entrepot rule update demo --upstream other
@@ -69,10 +69,10 @@ Examples:
         /// Pull from this upstream.
         #[arg(long)]
         upstream: Option<String>,
-        /// Cover names that begin so.
+        /// Cover names that begin with this.
         #[arg(long)]
         prefix: Option<String>,
-        /// Put this in front of the rest of the name at the upstream; '' for nothing.
+        /// The prefix at the upstream, in front of the rest of the name; '' for none.
         #[arg(long)]
         upstream_prefix: Option<String>,
         #[command(flatten)]
@@ -81,7 +81,7 @@ Examples:
         #[arg(long)]
         etag: Option<String>,
     },
-    /// Delete a rule; what it has cached goes on being served.
+    /// Delete a rule; its cached content is still served.
     Delete {
         #[arg(value_name = "RULE")]
         rule: String,
@@ -89,17 +89,17 @@ Examples:
         #[arg(long)]
         etag: Option<String>,
     },
-    /// Go to a rule's upstream step by step and say which step works; exit 1 if one does not.
+    /// Test a rule's upstream step by step; exit 1 if a step fails.
     #[command(after_help = "Example:\n  entrepot rule validate hub --image hub/library/alpine:latest")]
     Validate {
         #[arg(value_name = "RULE")]
         rule: String,
-        /// An image below the rule's prefix to ask the upstream for; unless set, one that it is known to have.
+        /// An image below the rule's prefix to request; unless set, one that the upstream is known to have.
         #[arg(long)]
         image: Option<String>,
     },
-    /// Say which rule covers an image name, what a pull would fetch from where, and which repository it would create with
-    /// which settings. Fetches and creates nothing.
+    /// Explain which rule covers an image name, what a pull would fetch from where, and which repository it would
+    /// create with which settings. Fetches and creates nothing.
     #[command(after_help = "Example:\n  entrepot rule explain demo/team/app:v1")]
     Explain {
         /// The image's name without the registry's host.
@@ -120,7 +120,7 @@ impl Command {
                     upstream_prefix: upstream_prefix.unwrap_or_default(),
                     ..Default::default()
                 };
-                freshness.write(&mut rule);
+                freshness.write(&mut rule, &mut Mask::default());
                 let request = CreateRuleRequest { rule_id, rule: Some(rule), ..Default::default() };
                 output.one(&rules.create_rule(request).await?.into_inner())?;
             }
@@ -157,7 +157,7 @@ async fn list(session: &Session) -> Result<Vec<Rule>, Error> {
     Ok(all_pages(page).await?)
 }
 
-/// The request that changes exactly what is given.
+/// The request that changes exactly the given fields.
 fn update(
     rule: &str,
     upstream: Option<String>,
@@ -166,30 +166,13 @@ fn update(
     freshness: Flags,
     etag: Option<String>,
 ) -> Result<UpdateRuleRequest, Error> {
-    let mut paths: Vec<String> = [
-        ("upstream", upstream.is_some()),
-        ("prefix", prefix.is_some()),
-        ("upstream_prefix", upstream_prefix.is_some()),
-    ]
-    .into_iter()
-    .filter(|(_, given)| *given)
-    .map(|(path, _)| path.to_owned())
-    .collect();
-    let mut rule = Rule {
-        name: names::full("rules", rule),
-        upstream: upstream.map(|upstream| names::full("upstreams", &upstream)).unwrap_or_default(),
-        prefix: prefix.unwrap_or_default(),
-        upstream_prefix: upstream_prefix.unwrap_or_default(),
-        etag: etag.unwrap_or_default(),
-        ..Default::default()
-    };
-    paths.extend(freshness.write(&mut rule).into_iter().map(str::to_owned));
-    if paths.is_empty() {
-        return Err(Error::Usage(
-            "nothing to change: `entrepot rule update --help` lists what can be given".to_owned(),
-        ));
-    }
-    Ok(UpdateRuleRequest { rule: Some(rule), update_mask: Some(FieldMask { paths }) })
+    let mut rule = Rule { name: names::full("rules", rule), etag: etag.unwrap_or_default(), ..Default::default() };
+    let mut mask = Mask::default();
+    mask.set("upstream", &mut rule.upstream, upstream.map(|upstream| names::full("upstreams", &upstream)));
+    mask.set("prefix", &mut rule.prefix, prefix);
+    mask.set("upstream_prefix", &mut rule.upstream_prefix, upstream_prefix);
+    freshness.write(&mut rule, &mut mask);
+    Ok(UpdateRuleRequest { rule: Some(rule), update_mask: mask.finish("rule")? })
 }
 
 async fn validate(session: &Session, rule: &str, image: Option<String>) -> Result<ExitCode, Error> {
@@ -218,7 +201,16 @@ fn steps(out: &mut dyn Write, answer: &ValidateRuleResponse) -> io::Result<()> {
         };
         writeln!(out, "{mark} {kind:<8}  {}", step.message)?;
     }
-    writeln!(out, "{}", if answer.valid { "the rule works" } else { "the rule does not work" })
+    let is_whole = answer.steps.iter().any(|step| step.kind() == Kind::Manifest && step.state() == State::Passed);
+    writeln!(
+        out,
+        "{}",
+        match (answer.valid, is_whole) {
+            (true, true) => "the rule works",
+            (true, false) => "the rule works as far as tried; name an image to try the rest",
+            (false, _) => "the rule does not work",
+        }
+    )
 }
 
 impl Shown for Rule {

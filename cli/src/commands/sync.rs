@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// Only this tag; one that is not cached is fetched. Can be given several times.
     #[arg(long = "tag", value_name = "TAG")]
     tags: Vec<String>,
-    /// Do not wait for the end; `entrepot operation` shows how far it is.
+    /// Do not wait for the end; `entrepot operation` shows the progress.
     #[arg(long)]
     detach: bool,
 }

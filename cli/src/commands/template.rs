@@ -5,8 +5,8 @@ use entrepot_proto::v1::{
     CreateTemplateRequest, DeleteTemplateRequest, GetTemplateRequest, ListTemplatesRequest, ResourceTag, TagMutability,
     Template, UpdateTemplateRequest,
 };
-use prost_types::FieldMask;
 
+use super::mask::Mask;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
@@ -14,7 +14,7 @@ use crate::output::{Cells, Listed, Shown, time};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create a template: from now on, first pulls below its prefix create repositories by it.
+    /// Create a template: from now on, first pulls below its prefix create repositories with its settings.
     #[command(after_help = "\
 Examples:
   entrepot template create hub --tag-mutability immutable-with-exclusion --exclude latest --exclude 'edge*'
@@ -24,8 +24,8 @@ Examples:
         /// The template's id: 1 to 63 lower-case letters, digits and inner hyphens.
         #[arg(value_name = "TEMPLATE")]
         template: String,
-        /// The first part of the names of the repositories that it is for, such as `hub/library`, or ROOT for those
-        /// that no other template is for; the template's id unless set.
+        /// The beginning of the names of the repositories it is for, such as `hub/library`, or ROOT for those that no
+        /// other template covers; the template's id unless set.
         #[arg(long)]
         prefix: Option<String>,
         #[command(flatten)]
@@ -38,7 +38,7 @@ Examples:
     },
     /// List all templates.
     List,
-    /// Change a template; repositories that exist stay as they are.
+    /// Change a template; existing repositories stay as they are.
     #[command(after_help = "\
 Examples:
   entrepot template update hub --tag-mutability mutable --exclude ''
@@ -62,19 +62,20 @@ Examples:
     },
 }
 
-/// What a template says.
+/// The settings of a template.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct Flags {
-    /// What people should know about it.
+    /// A description for people.
     #[arg(long)]
     description: Option<String>,
-    /// Whether the tags of the repositories may move; one that may not is never asked for again. They may unless set.
+    /// Whether the tags of the repositories may move. The upstream is not asked again about a tag that may not. They
+    /// may unless set.
     #[arg(long, value_enum)]
     tag_mutability: Option<Mutability>,
-    /// A pattern of tags that are excluded from that, such as `v*`; can be given several times, '' for none.
+    /// A pattern of tags that are exempt from that, such as `v*`; can be given several times, '' for none.
     #[arg(long = "exclude", value_name = "PATTERN")]
     exclusions: Vec<String>,
-    /// What the repositories are marked with; can be given several times, '' for nothing.
+    /// A mark of the repositories; can be given several times, '' for none.
     #[arg(long = "resource-tag", value_name = "KEY=VALUE")]
     resource_tags: Vec<String>,
 }
@@ -88,28 +89,15 @@ enum Mutability {
 }
 
 impl Flags {
-    /// Writes what is given, and says which fields that are.
-    fn write(self, template: &mut Template) -> Vec<&'static str> {
-        let mut paths = Vec::new();
-        if let Some(description) = self.description {
-            template.description = description;
-            paths.push("description");
-        }
-        if let Some(mutability) = self.tag_mutability {
-            template.image_tag_mutability = TagMutability::from(mutability).into();
-            paths.push("image_tag_mutability");
-        }
-        if !self.exclusions.is_empty() {
-            let patterns = self.exclusions.into_iter().filter(|pattern| !pattern.is_empty());
-            template.image_tag_mutability_exclusion_filters = patterns.collect();
-            paths.push("image_tag_mutability_exclusion_filters");
-        }
-        if !self.resource_tags.is_empty() {
-            let tags = self.resource_tags.iter().filter(|text| !text.is_empty());
-            template.resource_tags = tags.map(|text| resource_tag(text)).collect();
-            paths.push("resource_tags");
-        }
-        paths
+    /// Writes the given options.
+    fn write(self, template: &mut Template, mask: &mut Mask) {
+        mask.set("description", &mut template.description, self.description);
+        let mutability = self.tag_mutability.map(|mutability| TagMutability::from(mutability).into());
+        mask.set("image_tag_mutability", &mut template.image_tag_mutability, mutability);
+        let exclusions = &mut template.image_tag_mutability_exclusion_filters;
+        mask.set_list("image_tag_mutability_exclusion_filters", exclusions, self.exclusions);
+        let tags = self.resource_tags.iter().filter(|text| !text.is_empty()).map(|text| resource_tag(text)).collect();
+        mask.set("resource_tags", &mut template.resource_tags, (!self.resource_tags.is_empty()).then_some(tags));
     }
 }
 
@@ -137,7 +125,7 @@ impl Command {
             Self::Create { template, prefix, flags } => {
                 let template_id = names::short("templates", &template).to_owned();
                 let mut template = Template { prefix: prefix.unwrap_or_default(), ..Default::default() };
-                flags.write(&mut template);
+                flags.write(&mut template, &mut Mask::default());
                 let request = CreateTemplateRequest { template_id, template: Some(template), ..Default::default() };
                 output.one(&templates.create_template(request).await?.into_inner())?;
             }
@@ -171,20 +159,16 @@ async fn list(session: &Session) -> Result<Vec<Template>, Error> {
     Ok(all_pages(page).await?)
 }
 
-/// The request that changes exactly what is given.
+/// The request that changes exactly the given fields.
 fn update(template: &str, flags: Flags, etag: Option<String>) -> Result<UpdateTemplateRequest, Error> {
     let name = names::full("templates", template);
     let mut template = Template { name, etag: etag.unwrap_or_default(), ..Default::default() };
-    let paths: Vec<String> = flags.write(&mut template).into_iter().map(str::to_owned).collect();
-    if paths.is_empty() {
-        return Err(Error::Usage(
-            "nothing to change: `entrepot template update --help` lists what can be given".to_owned(),
-        ));
-    }
-    Ok(UpdateTemplateRequest { template: Some(template), update_mask: Some(FieldMask { paths }) })
+    let mut mask = Mask::default();
+    flags.write(&mut template, &mut mask);
+    Ok(UpdateTemplateRequest { template: Some(template), update_mask: mask.finish("template")? })
 }
 
-/// Whether tags may move, as a person reads it.
+/// Whether tags may move, as text for people.
 pub(super) fn mutability(mutability: TagMutability, exclusions: &[String]) -> String {
     match mutability {
         TagMutability::Unspecified | TagMutability::Mutable => "mutable".to_owned(),
@@ -194,7 +178,7 @@ pub(super) fn mutability(mutability: TagMutability, exclusions: &[String]) -> St
     }
 }
 
-/// Marks as a person reads them.
+/// Marks as text for people.
 pub(super) fn marks(tags: &[ResourceTag]) -> String {
     tags.iter().map(|tag| format!("{}={}", tag.key, tag.value)).collect::<Vec<_>>().join(", ")
 }

@@ -8,19 +8,22 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use entrepot_proto::convert;
+use entrepot_proto::v1::validation_step::State;
 use entrepot_proto::v1::{
     Budget, CreateUpstreamRequest, DeleteUpstreamRequest, GetUpstreamRequest, ListUpstreamsRequest,
-    UpdateUpstreamRequest, Upstream, UpstreamKind,
+    UpdateUpstreamRequest, Upstream, UpstreamKind, ValidateUpstreamRequest,
 };
 use entrepot_runtime::config::Setting as _;
-use prost_types::FieldMask;
 
+use super::mask::Mask;
 use crate::client::{PAGE_SIZE, Session, all_pages};
 use crate::error::Error;
 use crate::names;
-use crate::output::{Cells, Listed, Shown, time, word};
+use crate::output::{Cells, Listed, Shown, note, time, word};
 
-/// More than any password or bundle of certificates has.
+/// How long a new upstream is checked.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// Larger than any password or bundle of certificates.
 const INPUT_MAX_BYTES: u64 = 1024 * 1024;
 
 #[derive(Debug, Subcommand)]
@@ -37,7 +40,7 @@ Examples:
         /// The upstream's id: 1 to 63 lower-case letters, digits and inner hyphens.
         #[arg(value_name = "UPSTREAM")]
         upstream: String,
-        /// What kind of registry it is; all but `oci` know their endpoint.
+        /// The kind of registry; all but `oci` know their endpoint.
         #[arg(long, value_enum)]
         kind: KindName,
         #[command(flatten)]
@@ -64,7 +67,7 @@ Examples:
         #[arg(long)]
         etag: Option<String>,
     },
-    /// Delete an upstream that no rule names.
+    /// Delete an upstream that no rule refers to.
     Delete {
         #[arg(value_name = "UPSTREAM")]
         upstream: String,
@@ -76,7 +79,7 @@ Examples:
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum KindName {
-    /// Any registry that speaks the OCI distribution protocol; needs --endpoint.
+    /// Any registry with the OCI distribution protocol; needs --endpoint.
     Oci,
     /// Amazon ECR Public, public.ecr.aws.
     EcrPublic,
@@ -88,6 +91,8 @@ pub(crate) enum KindName {
     Kubernetes,
     /// GitHub's container registry, ghcr.io.
     Github,
+    /// GitLab's container registry, registry.gitlab.com unless --endpoint is given.
+    Gitlab,
 }
 
 impl From<KindName> for UpstreamKind {
@@ -99,6 +104,7 @@ impl From<KindName> for UpstreamKind {
             KindName::DockerHub => Self::DockerHub,
             KindName::Kubernetes => Self::Kubernetes,
             KindName::Github => Self::Github,
+            KindName::Gitlab => Self::Gitlab,
         }
     }
 }
@@ -108,26 +114,26 @@ pub(crate) struct Fields {
     /// Scheme, host and perhaps port of its API, such as `https://registry.example.com`.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
-    /// Let the endpoint be plain HTTP. Digests protect content on its way; nothing protects credentials.
+    /// Permit plain HTTP for the endpoint. Content is then protected only by its digest, and credentials not at all.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_plain_http: Option<bool>,
-    /// Let the endpoint and the allowed hosts be at private or loopback addresses.
+    /// Permit private or loopback addresses for the endpoint and the allowed hosts.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_private_addresses: Option<bool>,
-    /// A further host, or host:port, that it may send requests and credentials to. May be given several times.
+    /// A further host, or host:port, to which it may send requests and credentials. Can be given several times.
     #[arg(long = "allow-host", value_name = "HOST")]
-    allow_hosts: Option<Vec<String>>,
-    /// Certificates (PEM) of authorities to trust besides the system's.
+    allow_hosts: Vec<String>,
+    /// Certificates (PEM) of authorities to trust in addition to the system's.
     #[arg(long, value_name = "FILE")]
     ca_file: Option<PathBuf>,
-    /// Where the same content is, asked while the endpoint is away or limits our requests. May be given several times, in
-    /// the order in which to ask; '' for none.
+    /// Another endpoint with the same content, which is used while the endpoint is away or limits our requests. Can be
+    /// given several times, in the order in which to use them; '' for none.
     #[arg(long = "fallback-endpoint", value_name = "URL")]
-    fallback_endpoints: Option<Vec<String>>,
-    /// How many requests it may get in how long, such as 5000/1d; `none` leaves it to the upstream.
+    fallback_endpoints: Vec<String>,
+    /// How many requests it may get in which time, such as 5000/1d; `none` leaves it to the upstream.
     #[arg(long, value_name = "REQUESTS/LENGTH", value_parser = budget)]
     budget: Option<BudgetFlag>,
-    /// Whom to log in as.
+    /// The user name of the login.
     #[arg(long)]
     username: Option<String>,
     /// Read the password or token of that user from standard input.
@@ -144,10 +150,12 @@ impl Command {
         match self {
             Self::Create { upstream, kind, fields } => {
                 let upstream_id = names::short("upstreams", &upstream).to_owned();
-                let (mut upstream, _) = fields.read()?;
-                upstream.kind = UpstreamKind::from(kind).into();
+                let mut upstream = Upstream { kind: UpstreamKind::from(kind).into(), ..Default::default() };
+                fields.write(&mut upstream, &mut Mask::default())?;
                 let request = CreateUpstreamRequest { upstream_id, upstream: Some(upstream), ..Default::default() };
-                output.one(&upstreams.create_upstream(request).await?.into_inner())?;
+                let created = upstreams.create_upstream(request).await?.into_inner();
+                output.one(&created)?;
+                tell_trouble(session, created.name).await;
             }
             Self::Get { upstream } => {
                 let request = GetUpstreamRequest { name: names::full("upstreams", &upstream) };
@@ -162,15 +170,10 @@ impl Command {
                 output.list(&all_pages(page).await?)?;
             }
             Self::Update { upstream: name, fields, etag } => {
-                let (mut upstream, paths) = fields.read()?;
-                if paths.is_empty() {
-                    let text = "nothing to change: give a field, such as --endpoint; see `entrepot upstream update -h`";
-                    return Err(Error::Usage(text.to_owned()));
-                }
-                upstream.name = names::full("upstreams", &name);
-                upstream.etag = etag.unwrap_or_default();
-                let update_mask = Some(FieldMask { paths });
-                let request = UpdateUpstreamRequest { upstream: Some(upstream), update_mask };
+                let (name, etag) = (names::full("upstreams", &name), etag.unwrap_or_default());
+                let (mut upstream, mut mask) = (Upstream { name, etag, ..Default::default() }, Mask::default());
+                fields.write(&mut upstream, &mut mask)?;
+                let request = UpdateUpstreamRequest { upstream: Some(upstream), update_mask: mask.finish("upstream")? };
                 output.one(&upstreams.update_upstream(request).await?.into_inner())?;
             }
             Self::Delete { upstream, etag } => {
@@ -184,54 +187,41 @@ impl Command {
     }
 }
 
+/// Reports problems with a new upstream that show within a moment. It is created in any case.
+async fn tell_trouble(session: &Session, name: String) {
+    let mut request = tonic::Request::new(ValidateUpstreamRequest { name });
+    request.set_timeout(LOOK_LIMIT);
+    let Ok(answer) = session.upstreams().validate_upstream(request).await else { return };
+    let answer = answer.into_inner();
+    if let Some(failed) = answer.steps.iter().find(|step| step.state() == State::Failed) {
+        note(&format!("it does not work yet: {}", failed.message));
+    }
+}
+
 impl Fields {
-    /// The upstream that is described, and the paths of the fields that are given.
-    fn read(self) -> Result<(Upstream, Vec<String>), Error> {
-        let mut upstream = Upstream::default();
-        let mut paths = vec![];
-        let mut given = |path: &str| paths.push(path.to_owned());
-        if let Some(endpoint) = self.endpoint {
-            given("endpoint");
-            upstream.endpoint = endpoint;
-        }
-        if let Some(allow) = self.allow_plain_http {
-            given("allow_plain_http");
-            upstream.allow_plain_http = allow;
-        }
-        if let Some(allow) = self.allow_private_addresses {
-            given("allow_private_addresses");
-            upstream.allow_private_addresses = allow;
-        }
-        if let Some(hosts) = self.allow_hosts {
-            given("allow_hosts");
-            upstream.allow_hosts = hosts.into_iter().filter(|host| !host.is_empty()).collect();
-        }
-        if let Some(fallbacks) = self.fallback_endpoints {
-            given("fallback_endpoints");
-            upstream.fallback_endpoints = fallbacks.into_iter().filter(|endpoint| !endpoint.is_empty()).collect();
-        }
-        if let Some(BudgetFlag(budget)) = self.budget {
-            given("budget");
-            upstream.budget = budget;
-        }
-        if let Some(file) = self.ca_file {
-            given("ca_certificates");
-            upstream.ca_certificates = if file.as_os_str().is_empty() { String::new() } else { read_file(&file)? };
-        }
-        if let Some(username) = self.username {
-            given("username");
-            upstream.username = username;
-        }
+    /// Writes the given options.
+    fn write(self, upstream: &mut Upstream, mask: &mut Mask) -> Result<(), Error> {
+        mask.set("endpoint", &mut upstream.endpoint, self.endpoint);
+        mask.set("allow_plain_http", &mut upstream.allow_plain_http, self.allow_plain_http);
+        mask.set("allow_private_addresses", &mut upstream.allow_private_addresses, self.allow_private_addresses);
+        mask.set_list("allow_hosts", &mut upstream.allow_hosts, self.allow_hosts);
+        mask.set_list("fallback_endpoints", &mut upstream.fallback_endpoints, self.fallback_endpoints);
+        mask.set("budget", &mut upstream.budget, self.budget.map(|BudgetFlag(budget)| budget));
+        let certificates = match self.ca_file {
+            Some(file) if file.as_os_str().is_empty() => Some(String::new()),
+            Some(file) => Some(read_file(&file)?),
+            None => None,
+        };
+        mask.set("ca_certificates", &mut upstream.ca_certificates, certificates);
+        mask.set("username", &mut upstream.username, self.username);
         let password = match self.password_file {
             Some(file) => Some(read_file(&file)?),
             None if self.password_stdin => Some(read_text(std::io::stdin(), "standard input")?),
             None => None,
         };
-        if let Some(password) = password {
-            given("password");
-            upstream.password = password.trim_end_matches(['\r', '\n']).to_owned();
-        }
-        Ok((upstream, paths))
+        let password = password.map(|password| password.trim_end_matches(['\r', '\n']).to_owned());
+        mask.set("password", &mut upstream.password, password);
+        Ok(())
     }
 }
 
@@ -310,16 +300,22 @@ impl Listed for Upstream {
 mod tests {
     use super::*;
 
+    fn write(fields: Fields) -> (Upstream, Vec<String>) {
+        let (mut upstream, mut mask) = (Upstream::default(), Mask::default());
+        fields.write(&mut upstream, &mut mask).unwrap();
+        (upstream, mask.finish("upstream").unwrap().unwrap().paths)
+    }
+
     #[test]
     fn fields_that_are_given_are_in_the_mask_also_when_they_clear() {
         let fields = Fields {
             allow_plain_http: Some(false),
-            allow_hosts: Some(vec![String::new()]),
+            allow_hosts: vec![String::new()],
             ca_file: Some(PathBuf::new()),
             username: Some("me".to_owned()),
             ..Default::default()
         };
-        let (upstream, paths) = fields.read().unwrap();
+        let (upstream, paths) = write(fields);
         assert_eq!(paths, ["allow_plain_http", "allow_hosts", "ca_certificates", "username"]);
         assert_eq!((upstream.allow_hosts.len(), upstream.username.as_str()), (0, "me"));
     }
@@ -329,7 +325,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("password");
         std::fs::write(&file, " se cret \n").unwrap();
-        let (upstream, paths) = Fields { password_file: Some(file), ..Default::default() }.read().unwrap();
+        let (upstream, paths) = write(Fields { password_file: Some(file), ..Default::default() });
         assert_eq!((upstream.password.as_str(), paths), (" se cret ", vec!["password".to_owned()]));
     }
 }

@@ -22,17 +22,17 @@ A file has one image a line; empty lines and what follows a # do not matter. The
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Which images: `REPOSITORY:TAG` or `REPOSITORY@DIGEST`.
+    /// The images: `REPOSITORY:TAG` or `REPOSITORY@DIGEST`.
     #[arg(value_name = "IMAGE", required_unless_present = "file")]
     images: Vec<String>,
-    /// Of images for several platforms, which ones, such as linux/amd64. Can be given several times; otherwise those that
-    /// are cached already, and all where none is.
+    /// The wanted platforms of images for several platforms, such as linux/amd64. Can be given several times; otherwise
+    /// those that are cached already, or all if none is.
     #[arg(long = "platform", value_name = "PLATFORM")]
     platforms: Vec<String>,
-    /// A list of images; `-` is standard input.
+    /// A file with a list of images; `-` is standard input.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Do not wait for the end; `entrepot operation` shows how far it is.
+    /// Do not wait for the end; `entrepot operation` shows the progress.
     #[arg(long)]
     detach: bool,
 }
@@ -61,7 +61,7 @@ fn read(file: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// The images that a list names.
+/// The images in a list.
 fn listed(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     lines.filter(|line| !line.is_empty())

@@ -19,7 +19,7 @@ Example:
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What the answer's header X-Request-Id says.
+    /// The value of the answer's header X-Request-Id.
     #[arg(value_name = "REQUEST_ID")]
     request_id: String,
 }
@@ -32,7 +32,7 @@ impl Args {
     }
 }
 
-/// First why, then everything else.
+/// First the reasons, then everything else.
 fn explain(out: &mut dyn Write, answer: &Answer) -> io::Result<()> {
     let end = if answer.reasons.is_empty() { "." } else { ":" };
     writeln!(out, "{}{end}", verdict(answer))?;

@@ -1,5 +1,5 @@
-//! Answers as proto JSON with the field names of the .proto files; fields without a value are there too, so that
-//! scripts find them. Values of enums go without their enum's prefix.
+//! Answers as proto JSON with the field names of the .proto files. Fields without a value are included, so that scripts
+//! find them. Enum values have no prefix.
 
 use std::io::{self, Write};
 
@@ -14,7 +14,7 @@ pub(super) fn one<T: Shown>(out: &mut dyn Write, answer: &T) -> io::Result<()> {
     document(out, &Json(dynamic(answer)))
 }
 
-/// A list as the document that one page with all items would be.
+/// A list, as the document of a single page with all items.
 pub(super) fn list<T: Listed>(out: &mut dyn Write, items: &[T]) -> io::Result<()> {
     document(out, &List { field: T::ITEMS, items: items.iter().map(|item| Json(dynamic(item))).collect() })
 }
@@ -32,7 +32,6 @@ impl Serialize for Json {
     }
 }
 
-/// A value of a field, and of what kind it is.
 struct Field<'a>(&'a Value, &'a Kind);
 
 impl Serialize for Field<'_> {
@@ -58,7 +57,7 @@ fn message<S: Serializer>(message: &DynamicMessage, serializer: S) -> Result<S::
     let mut map = serializer.serialize_map(None)?;
     for field in descriptor.fields() {
         if field.supports_presence() && !message.has_field(&field) {
-            // What is absent is null; of a choice only what was chosen is there.
+            // Absent fields are null; of a oneof, only the chosen field is included.
             if field.containing_oneof().is_none_or(|oneof| oneof.is_synthetic()) {
                 map.serialize_entry(field.name(), &())?;
             }
@@ -69,13 +68,13 @@ fn message<S: Serializer>(message: &DynamicMessage, serializer: S) -> Result<S::
     map.end()
 }
 
-/// What is neither an enum nor a message.
+/// A value that is neither an enum nor a message.
 fn scalar<S: Serializer>(value: &Value, serializer: S) -> Result<S::Ok, S::Error> {
     match value {
         Value::Bool(value) => serializer.serialize_bool(*value),
         Value::I32(value) => serializer.serialize_i32(*value),
         Value::U32(value) => serializer.serialize_u32(*value),
-        // As proto JSON has it, since readers of JSON may keep numbers as floats.
+        // As in proto JSON, since readers of JSON may keep numbers as floats.
         Value::I64(value) => serializer.collect_str(value),
         Value::U64(value) => serializer.collect_str(value),
         Value::String(value) => serializer.serialize_str(value),

@@ -1,4 +1,4 @@
-//! Tables for people: no lines, no colours, nothing cut off, so that they also survive a pipe.
+//! Tables for people, without lines, colours or truncation, so that they survive a pipe.
 
 use std::io::{self, Write};
 
@@ -9,13 +9,13 @@ use prost_types::Timestamp;
 /// Values with their headings.
 pub(crate) type Cells = Vec<(&'static str, String)>;
 
-/// One answer, a line for each value.
+/// One answer, with one line per value.
 pub(crate) fn details(out: &mut dyn Write, cells: &Cells) -> io::Result<()> {
     let rows = cells.iter().filter(|(_, value)| !value.is_empty());
     write_table(out, plain().add_rows(rows.map(|(heading, value)| [(*heading).to_owned(), value.clone()])))
 }
 
-/// A list, a line for each item below the headings.
+/// A list, with one line per item below the headings.
 pub(super) fn list(out: &mut dyn Write, rows: &[Cells]) -> io::Result<()> {
     let Some(first) = rows.first() else { return Ok(()) };
     let mut table = plain();
@@ -40,14 +40,14 @@ fn write_table(out: &mut dyn Write, table: &mut Table) -> io::Result<()> {
     Ok(())
 }
 
-/// An instant, such as `2025-11-23 20:27:03 UTC`; empty if there is none.
+/// A time, such as `2025-11-23 20:27:03 UTC`; empty if there is none.
 pub(crate) fn time(time: Option<&Timestamp>) -> String {
     time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.try_into().ok()?))
         .map(|time| time.to_rfc3339_opts(SecondsFormat::Secs, true).replace('T', " ").replace('Z', " UTC"))
         .unwrap_or_default()
 }
 
-/// `text` with an instant, such as `v1 (2025-11-23 20:27:03 UTC)`.
+/// `text` with a time, such as `v1 (2025-11-23 20:27:03 UTC)`.
 pub(crate) fn timed(text: &str, at: Option<&Timestamp>) -> String {
     match time(at) {
         at if at.is_empty() => text.to_owned(),

@@ -1,5 +1,5 @@
-//! Values of enums as the command shows them everywhere: the names of the .proto without the prefix that all names of
-//! their enum have, `DOCKER_HUB` for `UPSTREAM_KIND_DOCKER_HUB`.
+//! Enum values as the command always shows them: the names in the .proto without the prefix that all names of the enum
+//! share, such as `DOCKER_HUB` for `UPSTREAM_KIND_DOCKER_HUB`.
 
 use std::sync::LazyLock;
 
@@ -10,7 +10,7 @@ use super::Shown;
 static POOL: LazyLock<DescriptorPool> =
     LazyLock::new(|| DescriptorPool::decode(entrepot_proto::DESCRIPTORS).expect("the descriptors were built with us"));
 
-/// An answer whose fields are known by name.
+/// An answer whose fields can be accessed by name.
 pub(super) fn dynamic<T: Shown>(answer: &T) -> DynamicMessage {
     let descriptor = POOL.get_message_by_name(T::MESSAGE).expect("every shown message is in the descriptors");
     let mut message = DynamicMessage::new(descriptor);
@@ -18,7 +18,7 @@ pub(super) fn dynamic<T: Shown>(answer: &T) -> DynamicMessage {
     message
 }
 
-/// The value of an answer's enum field for people, such as `docker hub`; the number of one that is not known here.
+/// The value of an enum field for people, such as `docker hub`; the number, if this release does not know it.
 pub(crate) fn word<T: Shown>(answer: &T, field: &str) -> String {
     let message = dynamic(answer);
     let field = message.descriptor().get_field_by_name(field).expect("a shown field is in the descriptors");
@@ -30,7 +30,7 @@ pub(crate) fn word<T: Shown>(answer: &T, field: &str) -> String {
     }
 }
 
-/// The name of an enum's value without the enum's prefix; `None` for a number that is not known here.
+/// The name of an enum value without the enum's prefix; `None` for an unknown number.
 pub(super) fn name(descriptor: &EnumDescriptor, number: i32) -> Option<String> {
     let value = descriptor.get_value(number)?;
     let prefix = prefix(descriptor.name());

@@ -1,9 +1,10 @@
-//! Where a registry keeps its things on this machine.
+//! A registry's files on this machine.
 //!
 //! ```text
 //! cluster.key   seals secrets and signs tokens                       0600
-//! snapshot.key  signs what nodes are told                            0600
-//! node-id       what this node is called
+//! snapshot.key  signs snapshots for nodes                            0600
+//! first-key     of the administrator that the first start made        0600
+//! node-id       the id of this node
 //! store/        content, tags and links: the registry itself         0700
 //! spool/        bytes of running fills                               0700
 //! postgres/     the embedded database, which belongs to its user     0700
@@ -30,44 +31,53 @@ use crate::error::Error;
 /// How many connections to Postgres are kept.
 const POOL_SIZE: usize = 16;
 
-/// Which place, and which database.
+/// The folder, and the database.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PlaceArgs {
-    /// Where to keep everything; /var/lib/entrepot for root, else ~/.local/share/entrepot.
+    /// The folder for everything; /var/lib/entrepot for root, else ~/.local/share/entrepot.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// A Postgres of your own, as postgres://user@host/database, in place of the embedded one.
+    /// A Postgres of your own, as postgres://user@host/database, instead of the embedded one.
     #[arg(long, value_name = "URL", env = "ENTREPOT__POSTGRES__URL", hide_env_values = true, value_parser = secret)]
     database_url: Option<Secret<String>>,
 
-    /// Whom the embedded Postgres runs as when this is run as root.
+    /// The user that runs the embedded Postgres if this is run as root.
     #[arg(long, value_name = "USER", default_value = postgres::DEFAULT_USER)]
     postgres_user: String,
 }
 
-/// An opened place: nobody else uses it now.
+/// An opened folder, which no other process uses now.
 pub(crate) struct Place {
     pub(super) folder: PathBuf,
     pub(super) cluster_key: ClusterKey,
     pub(super) snapshot_signer: SnapshotSigner,
     pub(super) node_id: ResourceId,
     pub(crate) store: Store,
-    /// The embedded Postgres, unless the operator has another.
+    /// The embedded Postgres, unless the operator has another one.
     pub(crate) postgres: Option<Postgres>,
     pub(crate) control: control_plane::Config,
 }
 
 impl PlaceArgs {
-    /// Makes what is missing, and takes the place into use; an embedded Postgres begins to start.
+    /// Whether there were any files before.
+    pub(super) fn exists(&self, environment: &Environment) -> Result<bool, Error> {
+        Ok(self.folder(environment)?.join("store").exists())
+    }
+
+    fn folder(&self, environment: &Environment) -> Result<PathBuf, Error> {
+        self.data_dir.clone().map_or_else(|| default_folder(environment), Ok)
+    }
+
+    /// Creates what is missing, and opens the folder; an embedded Postgres begins to start.
     pub(crate) async fn open(&self, environment: &Environment) -> Result<Place, Error> {
-        let folder = self.data_dir.clone().map_or_else(|| default_folder(environment), Ok)?;
+        let folder = self.folder(environment)?;
         let folder = std::path::absolute(&folder).map_err(cannot("find", &folder))?;
         make_data_folder(&folder)?;
         for name in ["store", "spool"] {
             make_folder(&folder.join(name), 0o700)?;
         }
-        // First of all, since it is what keeps a second process away from all the rest.
+        // This comes first, since it keeps a second process away from everything else.
         let store: Store = Arc::new(LocalStore::open(folder.join("store")).map_err(|error| failed(&error))?);
         check_layout(&*store).await.map_err(|error| failed(&error))?;
         let cluster_key = ClusterKey::load_or_generate(folder.join("cluster.key")).map_err(|error| failed(&error))?;
@@ -101,7 +111,7 @@ fn default_folder(environment: &Environment) -> Result<PathBuf, Error> {
         .ok_or_else(|| Error::Usage("HOME is not set: say with --data-dir where to keep everything".to_owned()))
 }
 
-/// The folder itself. Under root, the user that runs Postgres must be able to pass through it.
+/// Creates the folder. If this is run as root, the user that runs Postgres must be able to pass through it.
 fn make_data_folder(folder: &Path) -> Result<(), Error> {
     let is_root = rustix::process::geteuid().is_root();
     if let Some(parent) = folder.parent() {
@@ -124,7 +134,7 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     }
 }
 
-/// What this node is called; made up once.
+/// The id of this node, which is generated once.
 fn load_or_generate_node_id(path: &Path) -> Result<ResourceId, Error> {
     match fs::read_to_string(path) {
         Ok(text) => text.trim().parse().map_err(|error| {

@@ -1,10 +1,11 @@
 //! Both planes side by side, from start to stop.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_control_plane::{self as control_plane, ControlPlane, FirstKey, Reflection, StartError};
-use entrepot_data_plane::{self as data_plane, Capacity, DataPlane};
+use entrepot_data_plane::{self as data_plane, Capacity, DamageTimes, DataPlane};
 use entrepot_domain::Secret;
 use entrepot_records::layout;
 use entrepot_runtime::program::Signals;
@@ -32,10 +33,21 @@ const NODE_DRAIN_LIMIT: Duration = Duration::from_secs(30);
 const CONTROL_DRAIN_LIMIT: Duration = Duration::from_secs(10);
 const OPERATIONS_DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
+/// What is told at the start, besides where.
+pub(super) struct Options {
+    pub(super) external_url: Option<Url>,
+    pub(super) largest_blob: u64,
+    pub(super) damaged_kept: Duration,
+    pub(super) bootstrap_key: Option<Secret<String>>,
+    pub(super) reflection: Reflection,
+    /// The authority that clients have to trust, if it was made here.
+    pub(super) authority: Option<PathBuf>,
+}
+
 /// A registry that runs.
 pub(super) struct Process {
     /// What has not been started yet.
-    control: Option<(control_plane::Config, control_plane::Deps, Listener)>,
+    control: Option<(control_plane::Config, control_plane::Deps, Vec<Listener>)>,
     node: Option<(DataPlane, Listener)>,
     postgres: Option<Postgres>,
     /// Whether nodes have something to start from without the control plane.
@@ -54,10 +66,10 @@ impl Process {
     pub(super) async fn new(
         place: Place,
         listeners: Listeners,
-        external_url: Option<Url>,
-        bootstrap_key: Option<Secret<String>>,
+        options: Options,
         metrics: Metrics,
     ) -> Result<Self, Error> {
+        let Options { external_url, largest_blob, damaged_kept, bootstrap_key, reflection, authority } = options;
         let failed = |error: &(dyn std::error::Error + 'static)| Error::Failed(chain(error).to_string());
         let Addresses { registry, api, .. } = listeners.addresses;
         let (clock, health) = (Clock::system(), Health::new());
@@ -65,15 +77,25 @@ impl Process {
         let started = health.condition("start");
         operations::serve(listeners.operations, health.clone(), metrics.clone(), &operations_tasks).await;
         let published = place.store.head(&layout::snapshot_head()).await.map_err(|error| failed(&error))?.is_some();
+        let first_key = place.folder.join("first-key");
         let welcome = Welcome {
             addresses: listeners.addresses,
             registry: external_url.as_ref().map_or_else(|| registry.to_string(), host_and_port),
             folder: place.folder.clone(),
+            first_key: first_key.clone(),
             chosen_key: bootstrap_key.is_some(),
+            is_tls: listeners.registry.is_tls(),
+            authority,
         };
-        let control = format!("http://{api}").parse().expect("an address makes a URL");
+        let inner =
+            listeners.inner_api.as_ref().map_or(Ok(api), Listener::local_addr).map_err(|error| failed(&error))?;
+        let apis = [listeners.api].into_iter().chain(listeners.inner_api).collect();
+        listeners.tls.into_iter().for_each(|tls| tls.keep_current(&operations_tasks));
+        let control = format!("http://{inner}").parse().expect("an address makes a URL");
         let node = data_plane::Config {
             external_url,
+            largest_blob,
+            damage: DamageTimes { kept: damaged_kept, ..DamageTimes::default() },
             // The control plane and Postgres are on the same machine.
             capacity: memory::limit_bytes().map_or_else(Capacity::default, |bytes| Capacity::of_memory(bytes / 2)),
             is_alone: true,
@@ -101,11 +123,11 @@ impl Process {
             health: Health::new(),
             metrics,
             bootstrap_key,
-            first_key: FirstKey::Shown,
-            reflection: Reflection::Open,
+            first_key: FirstKey::File(first_key.clone()),
+            reflection,
         };
         Ok(Self {
-            control: Some((place.control, deps, listeners.api)),
+            control: Some((place.control, deps, apis)),
             node: Some((node, listeners.registry)),
             postgres: place.postgres,
             published,
@@ -124,9 +146,9 @@ impl Process {
             self.start_node();
         }
         self.wait_for_postgres().await?;
-        let Some((config, deps, listener)) = self.control.take() else { return Ok(()) };
+        let Some((config, deps, listeners)) = self.control.take() else { return Ok(()) };
         let control = ControlPlane::new(config, deps);
-        let mut broken = serve_api(control.clone(), listener, &self.control_tasks);
+        let mut broken = serve_api(control.clone(), listeners, &self.control_tasks);
         tokio::select! {
             outcome = self.say_when_ready(&control) => outcome?,
             _ = broken.wait_for(Option::is_some) => {}
@@ -176,7 +198,7 @@ impl Process {
             sleep(POLL).await;
         }
         info!(registry.id = %ready.registry_id, "ready");
-        Ok(output::print(|out| self.welcome.write(out, ready.first_key.as_ref()))?)
+        Ok(output::print(|out| self.welcome.write(out))?)
     }
 
     /// Stops everything, the database last; each part gets its time, unless another signal comes.
@@ -199,10 +221,10 @@ impl Process {
 }
 
 /// Serves the API; the answer says when that has ended although nobody asked for it.
-fn serve_api(control: ControlPlane, listener: Listener, tasks: &Tasks) -> watch::Receiver<Option<String>> {
+fn serve_api(control: ControlPlane, listeners: Vec<Listener>, tasks: &Tasks) -> watch::Receiver<Option<String>> {
     let (broken, receiver) = watch::channel(None);
     tasks.spawn("api", async move {
-        if let Err(error) = control.serve(listener).await {
+        if let Err(error) = control.serve_all(listeners).await {
             broken.send_replace(Some(chain(&error).to_string()));
         }
     });

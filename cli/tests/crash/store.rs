@@ -1,4 +1,4 @@
-//! What a store's folder looks like at any moment, that of a crash included.
+//! Checks of a store's folder that must succeed at any moment, even after a crash.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,11 +17,11 @@ use prost::Message as _;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
-/// The folder of a store, looked at from outside.
+/// The folder of a store, seen from outside.
 pub(crate) struct StoreFolder(pub(crate) PathBuf);
 
 impl StoreFolder {
-    /// Checks that everything under a key is whole, and that whatever is named is there.
+    /// Checks that every object is complete, and that everything referred to exists.
     pub(crate) fn assert_whole(&self) {
         for key in self.keys("") {
             match layout::parse(&key).unwrap_or_else(|| panic!("{key} is not in the drawing")) {
@@ -69,13 +69,14 @@ impl StoreFolder {
                 }
                 Parsed::Snapshot { .. } | Parsed::Node { .. } => {}
                 Parsed::Upload { .. } => panic!("{key}: uploads to a folder need no record"),
+                Parsed::Damage { .. } => panic!("{key}: nothing is damaged"),
                 Parsed::Probe { .. } => panic!("{key}: a folder is not probed"),
                 Parsed::PushSession { .. } | Parsed::PushTail { .. } => panic!("{key}: nothing is pushed"),
             }
         }
     }
 
-    /// Files that are of use to the process that made them alone.
+    /// Files that are useful only to the process that created them.
     pub(crate) fn temporary_files(&self) -> BTreeSet<PathBuf> {
         fs::read_dir(self.0.join(".tmp")).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
@@ -91,7 +92,7 @@ impl StoreFolder {
         assert_eq!(children, link.children.iter().map(|child| child.digest.clone()).collect::<Vec<_>>(), "{digest}");
     }
 
-    /// What is under the key is content, and hashes to the digest.
+    /// The object under the key is content, and hashes to the digest.
     fn assert_object(&self, key: &Key, digest: &Digest) {
         assert!(matches!(layout::parse(key), Some(Parsed::Content { .. })), "{key}");
         assert_eq!(Digest::of(digest.algorithm(), &self.read(key)), *digest, "{key}");
@@ -110,7 +111,7 @@ impl StoreFolder {
         fs::read(self.0.join(key.as_str())).unwrap_or_else(|error| panic!("{key}: {error}"))
     }
 
-    /// All keys below `folder`, in no order.
+    /// All keys below `folder`, in no particular order.
     pub(crate) fn keys(&self, folder: &str) -> Vec<Key> {
         let entries = match fs::read_dir(self.0.join(folder)) {
             Ok(entries) => entries,

@@ -1,32 +1,38 @@
-//! A registry of its own for a test: the real command, both planes, the embedded Postgres.
+//! A registry for one test: the real command, both planes, the embedded Postgres.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use entrepot_test_support::wait_until_blocking;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// How long anything may take.
+/// The limit of every wait.
 pub(crate) const LIMIT: Duration = Duration::from_secs(90);
-/// The administrator's key of every registry here, where one is given.
+/// The administrator's key of every registry here that is given one.
 pub(crate) const KEY: &str = "admin:correct-horse-battery";
 
 /// A registry of its own on free ports.
 pub(crate) struct Registry {
     process: Child,
-    /// What it says when it is ready, a line each.
-    welcome: Vec<String>,
+    /// What it prints when it is ready, line by line.
+    pub(crate) welcome: Vec<String>,
 }
 
 impl Registry {
     pub(crate) fn start(folder: &Path, key: Option<&str>) -> Self {
-        let mut process = up(folder, key).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_as(&mut up(folder, key))
+    }
+
+    /// As [`Registry::start`], with another command line.
+    pub(crate) fn start_as(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
-        // It says all of it at once, and this is near the end.
+        // It prints everything at once, and this is near the end.
         let mut welcome = vec![];
         for line in lines {
             let last = line.contains("docker login");
@@ -39,7 +45,12 @@ impl Registry {
         Self { process, welcome }
     }
 
-    /// What it says about `what`.
+    #[allow(dead_code, reason = "not each of the test programs looks at the process")]
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it prints about `what`.
     pub(crate) fn told(&self, what: &str) -> &str {
         let line = self.welcome.iter().find_map(|line| line.trim_start().strip_prefix(what));
         line.unwrap().trim()
@@ -68,20 +79,16 @@ impl Registry {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Ends it as `kill -9` does.
+    /// Kills it like `kill -9`.
     pub(crate) fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Asks it to stop as a service manager would.
+    /// Asks it to stop, as a service manager would.
     pub(crate) fn stop(mut self) {
         kill_process(Pid::from_child(&self.process), Signal::TERM).unwrap();
-        let deadline = Instant::now() + LIMIT;
-        while self.process.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "it does not stop");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until_blocking(LIMIT, "it has stopped", || self.process.try_wait().unwrap().is_some());
         assert!(self.process.wait().unwrap().success());
     }
 }
@@ -107,14 +114,14 @@ pub(crate) fn up(folder: &Path, key: Option<&str>) -> Command {
     command
 }
 
-/// A folder that the user who runs Postgres may pass through.
+/// A folder that the user that runs Postgres may pass through.
 pub(crate) fn passable() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).unwrap();
     folder
 }
 
-/// How many processes work in the folder; Postgres' do.
+/// How many processes work in the folder; those of Postgres do.
 pub(crate) fn processes_in(folder: &Path) -> usize {
     let entries = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     entries.filter(|path| fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder))).count()

@@ -1,4 +1,4 @@
-//! Access keys: what principals call with.
+//! Access keys, with which principals authenticate.
 
 use entrepot_domain::{AccessKeyId, ResourceId};
 use entrepot_proto::convert::snapshot::access_key_purpose;
@@ -11,10 +11,11 @@ use tonic::{Request, Response, Status};
 use super::Api;
 use super::caller::{Caller, Permission};
 use super::page::Page;
-use super::principals::{last_administrator, require};
-use super::request_id::{Earlier, RequestId};
+use super::principals::last_administrator;
+use super::request_id::RequestId;
+use super::resource::{Once, begin_once, require};
 use crate::db::access_keys::{self, AccessKey, State};
-use crate::db::principals;
+use crate::db::principals::{self, Principal};
 use crate::error::ApiError;
 use crate::plane::Plane;
 use crate::snapshot::Version;
@@ -64,12 +65,14 @@ async fn create_key(
     let change = plane.prepare_change().await?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("create_access_key").await?;
-    match request_id.claim::<pb::CreateAccessKeyResponse>(plane, &tx, caller).await? {
-        Earlier::None => {}
-        Earlier::Answered(_) | Earlier::NotKept => return Err(ApiError::SecretNotKept),
+    let version = match begin_once(plane, &tx, &change, caller, &request_id).await? {
+        Once::New(version) => version,
+        Once::Repeated(answer, version) => return Ok((answer, version)),
+    };
+    let principal: Principal = require(&tx, &id).await?;
+    if principal.permission_set.known().is_none() {
+        return Err(grants_unknown(&principal));
     }
-    let registry = change.begin(&tx).await?;
-    let principal = require(&tx, &id).await?;
     let (key_id, secret) = (generate_key_id(), generate_secret());
     let key = AccessKey {
         principal_uid: Some(principal.uid),
@@ -82,7 +85,7 @@ async fn create_key(
     access_keys::put(&tx, &key).await?;
     tx.commit().await?;
     let access_key = Some(to_wire(&principal.id, &key));
-    Ok((pb::CreateAccessKeyResponse { access_key, secret: secret.expose().clone() }, registry.version))
+    Ok((pb::CreateAccessKeyResponse { access_key, secret: secret.expose().clone() }, version))
 }
 
 async fn list_keys(plane: &Plane, request: &pb::ListAccessKeysRequest) -> Result<pb::ListAccessKeysResponse, ApiError> {
@@ -100,7 +103,7 @@ async fn list_keys(plane: &Plane, request: &pb::ListAccessKeysRequest) -> Result
 
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("list_access_keys").await?;
-    let principal = require(&tx, &id).await?;
+    let principal: Principal = require(&tx, &id).await?;
     let after = page.after.as_deref().unwrap_or_default();
     let mut rows = access_keys::list(&tx, principal.uid, after, page.fetch()).await?;
     let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| last.key_id.clone());
@@ -113,7 +116,7 @@ async fn revoke_key(plane: &Plane, request: &pb::RevokeAccessKeyRequest) -> Resu
     let key_id: AccessKeyId = key_id.parse().map_err(|error| ApiError::field("name", error))?;
     let mut connection = plane.db.connect().await?;
     let (tx, registry) = plane.begin_change(&mut connection, "revoke_access_key").await?;
-    let principal = require(&tx, &id).await?;
+    let principal: Principal = require(&tx, &id).await?;
     let key = access_keys::get(&tx, key_id.as_str()).await?.filter(|key| key.principal_uid == Some(principal.uid));
     let mut key = key.ok_or_else(|| ApiError::not_found(KIND, &request.name))?;
     let is_last = principals::count_administrator_keys(&tx, None, Some(key_id.as_str())).await? == 0;
@@ -124,6 +127,14 @@ async fn revoke_key(plane: &Plane, request: &pb::RevokeAccessKeyRequest) -> Resu
     access_keys::put(&tx, &key).await?;
     tx.commit().await?;
     Ok((to_wire(&id, &key), registry.version))
+}
+
+/// Refuses to create a key for a principal whose permissions this release does not know.
+fn grants_unknown(principal: &Principal) -> ApiError {
+    let item = names::principal(&principal.id);
+    let set = principal.permission_set.as_str();
+    let what = format!("`{item}` is of another release, and not understood here: its permission set is `{set}`");
+    ApiError::NotUnderstood { item, what }
 }
 
 fn to_wire(principal: &ResourceId, key: &AccessKey) -> pb::AccessKey {

@@ -1,4 +1,4 @@
-//! Answers that nodes have given: they are asked, nothing is kept here.
+//! Answers of nodes to registry clients. They are not stored here: the nodes are asked for them.
 
 use entrepot_proto::convert::names;
 use entrepot_proto::node::v1::QuestionFailure;
@@ -25,8 +25,8 @@ impl Answers for Api {
 async fn answer(plane: &Plane, name: &str) -> Result<pb::Answer, ApiError> {
     let (node, request_id) = names::parse_answer(name).map_err(|error| ApiError::field("name", error))?;
     if !plane.inquiries.reaches(&node) {
-        let record = live_nodes::read(&*plane.store, &plane.cluster_key, &node).await?;
-        record.filter(|record| record.is_live(plane.clock.now())).ok_or_else(|| ApiError::NotFound {
+        let lives = live_nodes::lives(&*plane.store, &node, plane.clock.now()).await?;
+        lives.then_some(()).ok_or_else(|| ApiError::NotFound {
             kind: "entrepot.v1.Node",
             name: names::node(&node),
             field: Some("name"),

@@ -1,35 +1,45 @@
-//! Who calls, and may they?
+//! Authenticates callers and checks their permissions.
 
-use entrepot_domain::ResourceId;
+use entrepot_domain::{AccessKeyId, Network, ResourceId};
+use entrepot_runtime::forwarded;
+use entrepot_trust::Login;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
 
 use super::Api;
+use super::incoming::Client;
 use crate::error::{ApiError, LoginFault};
 use crate::plane::{Plane, Ready, Stage};
 pub(super) use crate::session::{Caller, Permission, Session};
 
-/// Whom a node's token must be made for.
+/// The audience of nodes' tokens.
 const NODE_AUDIENCE: &str = "entrepot.node.v1";
 
 impl Api {
-    /// Who sends this request, if they may do what takes `permission`.
+    /// The caller of this request, if it has `permission`.
     pub(super) async fn caller<T>(&self, request: &Request<T>, permission: Permission) -> Result<Caller, ApiError> {
         Ok(self.session(request, permission).await?.caller)
     }
 
-    /// The same, for a stream, which has to [`Api::confirm`] it from time to time.
+    /// Where a request comes from.
+    fn network_of<T>(&self, request: &Request<T>) -> Network {
+        let Some(Client { address, .. }) = request.extensions().get() else { return Network::LOOPBACK };
+        Network::of(forwarded::client(request.metadata().as_ref(), *address, &self.0.trusted_proxies))
+    }
+
+    /// As [`Api::caller`], for a stream, which has to [`Api::confirm`] it from time to time.
     pub(super) async fn session<T>(&self, request: &Request<T>, permission: Permission) -> Result<Session, ApiError> {
         require_ready(&self.0)?;
         let (key_id, secret) = credentials(request.metadata())?;
-        let key_id = key_id.parse().map_err(|_| ApiError::Unauthenticated(LoginFault::Wrong))?;
+        let key_id: AccessKeyId = key_id.parse().map_err(|_| ApiError::Unauthenticated(LoginFault::Wrong))?;
+        let from = self.network_of(request);
         let published = self.0.snapshots.published_version();
-        let session = self.0.sessions.identify(published, &key_id, secret).await?;
+        let session = self.0.sessions.identify(published, Login { key_id: &key_id, secret, from }).await?;
         session.require(permission)?;
         Ok(session)
     }
 
-    /// Looks whether a stream's caller may go on. While the database is away, nobody's right is withdrawn.
+    /// Checks that the caller of a stream may continue. While the database is away, nobody loses a permission.
     pub(super) async fn confirm(&self, session: &mut Session, permission: Permission) -> Result<(), ApiError> {
         match self.0.sessions.confirm(self.0.snapshots.published_version(), session).await {
             Err(error @ ApiError::Unauthenticated(_)) => Err(error),
@@ -37,7 +47,7 @@ impl Api {
         }
     }
 
-    /// Which node sends this request.
+    /// The node that sends this request.
     pub(super) fn node<T>(&self, request: &Request<T>) -> Result<ResourceId, ApiError> {
         require_ready(&self.0)?;
         let token = bearer(request.metadata()).map_err(|_| ApiError::NotANode)?;
@@ -47,7 +57,7 @@ impl Api {
     }
 }
 
-/// What is known since the start, if it is done.
+/// The facts that are known once the start is done; an error before that.
 pub(super) fn require_ready(plane: &Plane) -> Result<Ready, ApiError> {
     match plane.stage() {
         Stage::Ready(ready) => Ok(ready),

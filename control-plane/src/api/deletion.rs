@@ -12,7 +12,7 @@ use entrepot_store::Key;
 use super::images::{self as images_api, absent};
 use super::repositories as repositories_api;
 use crate::db::tags::{self, Moved};
-use crate::db::{Tx, images};
+use crate::db::{Tx, images, repositories};
 use crate::error::ApiError;
 use crate::plane::Plane;
 use crate::{at_once, index};
@@ -38,9 +38,8 @@ impl Deleted {
     }
 }
 
-/// Deletes an image with all its tags, or only a tag, and returns the image as it was, and how many nodes did not say that
-/// they know.
-pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<(pb::Image, usize), ApiError> {
+/// Deletes an image with all its tags, or only a tag, and returns the image as it was.
+pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> Result<pb::Image, ApiError> {
     let (name, selector) = images_api::parse_name(&request.name)?;
     let record = records::read::<RepositoryRecord>(&*plane.store, &layout::repository(&name)).await?;
     let record = record.map(|(record, _)| record).filter(RepositoryRecord::is_live);
@@ -48,9 +47,17 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
 
     let (before, children) = find(plane, &name, &record, &selector).await?;
     let mut deleted = Deleted::default();
-    let unlisted = match &selector {
-        ImageSelector::Tag(tag) => delete_tag(plane, &name, &record, tag, &mut deleted).await?,
-        ImageSelector::Digest(digest) => delete_manifest(plane, &name, &record, digest, children, &mut deleted).await?,
+    let done = match &selector {
+        ImageSelector::Tag(tag) => delete_tag(plane, &name, &record, tag, &mut deleted).await,
+        ImageSelector::Digest(digest) => delete_manifest(plane, &name, &record, digest, children, &mut deleted).await,
+    };
+    let unlisted = match done {
+        Ok(unlisted) => unlisted,
+        Err(error) => {
+            // Some of it may have been deleted before that.
+            plane.tell_below(layout::incarnation_prefix(&name, record.incarnation).as_str()).await;
+            return Err(error);
+        }
     };
 
     let lagging = plane.tell_keys(&deleted.keys(&name, &record)).await;
@@ -62,7 +69,7 @@ pub(super) async fn delete(plane: &Plane, request: &pb::DeleteImageRequest) -> R
     // What only the index has may be an image whose record is about to be written: nothing of it could be deleted.
     let before = before.filter(|_| !deleted.tags.is_empty() || !deleted.manifests.is_empty());
     let image = before.or(unlisted).ok_or_else(|| absent(&request.name))?;
-    Ok((image, lagging))
+    Ok(pb::Image { lagging_node_count: lagging, ..image })
 }
 
 /// The image as the index has it, and the children that are only its own, if it is deleted by its digest.
@@ -102,7 +109,7 @@ async fn delete_tag(
     let Some(digest) = before.digest else { return Ok(None) };
     let link = records::read::<ManifestLink>(store, &layout::manifest_link(name, record.incarnation, &digest)).await?;
     let tag = pb::Tag { tag: tag.to_string(), validate_time: before.validate_time.map(timestamp) };
-    Ok(link.and_then(|(link, _)| to_wire(name, &digest, &link, vec![tag])))
+    Ok(link.map(|(link, _)| to_wire(name, &digest, &link, vec![tag])))
 }
 
 /// Deletes a manifest, its tags and the children that are only its own; returns it as far as the store says.
@@ -126,7 +133,7 @@ async fn delete_manifest(
     deleted.manifests = buried.into_iter().filter_map(|(digest, buried)| Some((digest, buried?))).collect();
     let own = deleted.manifests.iter().find(|(own, buried)| own == digest && buried.was_live);
     let tag = |(tag, _): &(Tag, i64)| pb::Tag { tag: tag.to_string(), validate_time: None };
-    Ok(own.and_then(|(_, own)| to_wire(name, digest, &own.link, deleted.tags.iter().map(tag).collect())))
+    Ok(own.map(|(_, own)| to_wire(name, digest, &own.link, deleted.tags.iter().map(tag).collect())))
 }
 
 /// Deletes all tags that mean `digest`, also those that the index does not have yet.
@@ -161,23 +168,20 @@ async fn delete_tags_of(
 
 /// Notes in the index what was deleted in the store.
 async fn note(tx: &Tx<'_>, record: &RepositoryRecord, deleted: &Deleted) -> Result<(), ApiError> {
+    repositories::lock(tx, &[record.incarnation]).await?;
     for (tag, revision) in &deleted.tags {
         let moved = Moved { tag, digest: None, revision: *revision, validate_time: None };
-        tags::put(tx, record.incarnation, moved).await?;
+        tags::follow(tx, record.incarnation, moved).await?;
     }
     for (digest, buried) in &deleted.manifests {
-        // The row stays as a tombstone, so there must be one.
-        if let Some(image) = index::image(digest, &buried.link) {
-            images::put(tx, record.incarnation, &image).await?;
-        }
-        images::delete(tx, record.incarnation, digest, buried.link.cache_time).await?;
+        images::bury(tx, record.incarnation, &index::image(digest, &buried.link)).await?;
     }
     Ok(())
 }
 
-fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Vec<pb::Tag>) -> Option<pb::Image> {
-    let image = index::image(digest, link)?;
-    Some(pb::Image {
+fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Vec<pb::Tag>) -> pb::Image {
+    let image = index::image(digest, link);
+    pb::Image {
         name: names::image(name, digest),
         digest: digest.to_string(),
         tags,
@@ -187,5 +191,5 @@ fn to_wire(name: &RepositoryName, digest: &Digest, link: &ManifestLink, tags: Ve
         content_size_bytes: image.content_size_bytes,
         cache_time: Some(timestamp(image.cache_time)),
         ..Default::default()
-    })
+    }
 }

@@ -1,4 +1,4 @@
-//! Fills that run: nodes are asked, nothing is kept here.
+//! Running fills. They are not stored here: the nodes are asked for them.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::pin::Pin;
@@ -27,20 +27,20 @@ use crate::error::ApiError;
 use crate::plane::Plane;
 use crate::{at_once, live_nodes};
 
-/// Names live nodes that could not be asked, separated by commas.
+/// The header that names live nodes which could not be reached, separated by commas.
 const SILENT: &str = "entrepot-silent-nodes";
-/// How often watchers hear.
+/// How often watchers get an update.
 const EVERY: Duration = Duration::from_secs(1);
-/// How often it is looked which nodes live; those that were silent are asked again then.
+/// How often the list of live nodes is read. Silent nodes are asked again at that time.
 const LOOK: Duration = Duration::from_secs(5);
-/// How long a watcher may take nothing.
+/// How long a watcher may fail to take a message.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many nodes are asked.
+/// How many nodes are asked at most.
 const NODES: usize = 1000;
-/// How many fills a watcher hears of.
+/// How many fills a watcher gets at most.
 const WATCHED: usize = 1000;
 
-/// Which fills are asked for.
+/// The fills that a caller wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Filter {
     rule: Option<ResourceId>,
@@ -48,11 +48,11 @@ struct Filter {
     node: Option<ResourceId>,
 }
 
-/// What nodes have said.
+/// The answers of the nodes.
 #[derive(Default)]
 struct Seen {
     fills: Vec<pb::Fill>,
-    /// Those that could not be asked, and why.
+    /// The nodes that could not be reached, and why.
     silent: BTreeMap<ResourceId, String>,
 }
 
@@ -67,7 +67,7 @@ impl Fills for Api {
         self.caller(&request, Permission::Administer).await?;
         let (answer, silent) = list(&self.0, request.get_ref()).await?;
         let mut response = Response::new(answer);
-        if let Some(silent) = joined(&silent).and_then(|names| names.parse().ok()) {
+        if let Some(silent) = join_ids(&silent).and_then(|names| names.parse().ok()) {
             response.metadata_mut().insert(SILENT, silent);
         }
         Ok(response)
@@ -102,7 +102,7 @@ async fn list(
     let (page, filter) = (violations.merge(page), violations.merge(read_filter(&request.filter)));
     let (page, filter) = violations.finish(page.zip(filter))?;
     let nodes = nodes(plane, &filter).await?;
-    let Seen { mut fills, silent } = seen(plane, &nodes, &filter).await?;
+    let Seen { mut fills, silent } = ask_nodes(plane, &nodes, &filter).await?;
     if let (Some((id, why)), true) = (silent.first_key_value(), silent.len() == nodes.len()) {
         return Err(ApiError::NodeSilent { node: names::node(id), why: why.clone() });
     }
@@ -111,7 +111,7 @@ async fn list(
     Ok((pb::ListFillsResponse { fills, next_page_token }, silent.into_keys().collect()))
 }
 
-/// Tells a watcher what nodes say, again and again, until it leaves or may not watch any longer.
+/// Sends a watcher the answers of the nodes again and again, until it leaves or loses its permission.
 async fn watch(
     api: &Api,
     session: &mut Session,
@@ -136,12 +136,14 @@ async fn watch(
             looked = Some(Instant::now());
             match nodes(plane, filter).await {
                 Ok(nodes) => live = nodes,
-                Err(error) => warn!("it is not known which nodes live, so those are asked that have lines: {error}"),
+                Err(error) => {
+                    warn!("it is not known which nodes are alive, so only nodes with an open stream are asked: {error}")
+                }
             }
             silent.clear();
         }
         let asked: Vec<ResourceId> = live.iter().filter(|id| !silent.contains(*id)).cloned().collect();
-        let Ok(Seen { mut fills, silent: more }) = seen(plane, &asked, filter).await else { return };
+        let Ok(Seen { mut fills, silent: more }) = ask_nodes(plane, &asked, filter).await else { return };
         silent.extend(more.into_keys());
         fills.truncate(WATCHED);
         let message = pb::WatchFillsResponse { fills, silent_nodes: silent.iter().map(names::node).collect() };
@@ -151,17 +153,17 @@ async fn watch(
     }
 }
 
-/// The nodes to ask: those that live, and those that have a line here.
+/// The nodes to ask: those that are alive, and those with an open stream here.
 async fn nodes(plane: &Plane, filter: &Filter) -> Result<Vec<ResourceId>, ApiError> {
     let (store, now) = (&*plane.store, plane.clock.now());
     let live = live_nodes::list(store, &plane.cluster_key, now, None, NODES, &HashSet::new()).await?;
-    let mut ids: BTreeSet<ResourceId> = live.into_iter().map(|record| record.node_id).collect();
+    let mut ids: BTreeSet<ResourceId> = live.into_iter().map(|node| node.record.node_id).collect();
     ids.extend(plane.inquiries.nodes());
     Ok(ids.into_iter().filter(|id| filter.node.as_ref().is_none_or(|node| node == id)).take(NODES).collect())
 }
 
-/// What these nodes say, by name.
-async fn seen(plane: &Plane, nodes: &[ResourceId], filter: &Filter) -> Result<Seen, ApiError> {
+/// Asks these nodes, and collects their answers by node name.
+async fn ask_nodes(plane: &Plane, nodes: &[ResourceId], filter: &Filter) -> Result<Seen, ApiError> {
     let calls = nodes.iter().map(|id| async move {
         let reply = plane.inquiries.ask(id, Kind::ListFills(ListRunningFills {})).await;
         Ok::<_, ApiError>((id, reply))
@@ -211,7 +213,7 @@ fn read_filter(text: &str) -> Result<Filter, Violations> {
     Ok(filter)
 }
 
-fn joined(ids: &BTreeSet<ResourceId>) -> Option<String> {
+fn join_ids(ids: &BTreeSet<ResourceId>) -> Option<String> {
     let ids: Vec<&str> = ids.iter().map(ResourceId::as_str).collect();
     (!ids.is_empty()).then(|| ids.join(","))
 }

@@ -2,16 +2,15 @@
 
 use entrepot_proto::convert::Violations;
 
-/// One term.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Term {
     pub(super) field: String,
     pub(super) value: Value,
-    /// Where it begins, counted in characters from 1.
+    /// Where it begins, in characters counted from 1.
     pub(super) position: usize,
 }
 
-/// What a field is compared with.
+/// The value that a field is compared with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Value {
     Text(String),
@@ -21,7 +20,7 @@ pub(super) enum Value {
 /// The longest filter.
 const LIMIT: usize = 4096;
 
-/// Reads a filter; empty is no terms.
+/// Parses a filter; an empty one has no terms.
 pub(super) fn parse(filter: &str) -> Result<Vec<Term>, Violations> {
     if filter.len() > LIMIT {
         return Err(Violations::one("filter", format!("must have at most {LIMIT} bytes")));
@@ -31,7 +30,7 @@ pub(super) fn parse(filter: &str) -> Result<Vec<Term>, Violations> {
 }
 
 impl Term {
-    /// The violation of a filter whose term is not what it could be.
+    /// The violation for a filter with an invalid term.
     pub(super) fn wrong(&self, what: impl std::fmt::Display) -> Violations {
         wrong(self.position, what)
     }

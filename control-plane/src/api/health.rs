@@ -1,4 +1,4 @@
-//! How upstreams are: nodes are asked what they have seen, nothing is kept here.
+//! The health of upstreams. It is not stored here: the nodes are asked what they have observed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::num::NonZeroU32;
@@ -19,23 +19,23 @@ use crate::db::upstreams::Upstream;
 use crate::plane::Plane;
 use crate::{at_once, live_nodes};
 
-/// How many nodes are asked.
+/// How many nodes are asked at most.
 const NODES: usize = 1000;
-/// How long it may take to find out which nodes live.
+/// How long reading the list of live nodes may take.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// How many disagreements are told of.
+/// How many disagreements are returned.
 const DISAGREEMENTS: usize = 16;
 
-/// What nodes have said.
+/// The answers of the nodes.
 #[derive(Default)]
 pub(super) struct Survey {
-    /// By the upstream's uid, from each node by name.
+    /// The reports by upstream uid, each with the name of its node.
     reports: HashMap<Uuid, Vec<UpstreamReport>>,
     silent: BTreeSet<ResourceId>,
     now: DateTime<Utc>,
 }
 
-/// Asks all nodes. Those that do not reply are named, and hold up nobody for long.
+/// Asks all nodes. Nodes that do not reply are named, and delay the answer only briefly.
 pub(super) async fn survey(plane: &Plane) -> Survey {
     let now = plane.clock.now();
     let nobody = HashSet::new();
@@ -43,11 +43,13 @@ pub(super) async fn survey(plane: &Plane) -> Survey {
     let live = match timeout(PATIENCE, live).await {
         Ok(Ok(live)) => live,
         Ok(Err(_)) | Err(_) => {
-            warn!("it is not known which nodes live, so those are asked that have lines: the store is away");
+            warn!(
+                "it is not known which nodes are alive, so only nodes with an open stream are asked: the store is away"
+            );
             Vec::new()
         }
     };
-    let mut ids: BTreeSet<ResourceId> = live.into_iter().map(|record| record.node_id).collect();
+    let mut ids: BTreeSet<ResourceId> = live.into_iter().map(|node| node.record.node_id).collect();
     ids.extend(plane.inquiries.nodes());
     let calls = ids.iter().take(NODES).map(|id| async move {
         let reply = plane.inquiries.ask(id, Kind::ListUpstreams(ListUpstreamReports {})).await;
@@ -59,7 +61,7 @@ pub(super) async fn survey(plane: &Plane) -> Survey {
     for (id, reply) in replies {
         match reply {
             Ok(Reply::Upstreams(said)) => drop(by_node.insert(id, said.reports)),
-            // One of an earlier release knows nothing of this.
+            // A node of an earlier release does not know this question.
             Ok(Reply::Fills(_) | Reply::Answer(_) | Reply::Failed(_) | Reply::Told(_)) | Err(_) => {
                 survey.silent.insert(id.clone());
             }
@@ -74,7 +76,7 @@ pub(super) async fn survey(plane: &Plane) -> Survey {
 }
 
 impl Survey {
-    /// How this upstream is; `None` if no node lives that could say it.
+    /// The health of this upstream; `None` if no live node could report it.
     pub(super) fn of(&self, upstream: &Upstream) -> Option<pb::UpstreamHealth> {
         if self.reports.is_empty() && self.silent.is_empty() {
             return None;
@@ -86,7 +88,7 @@ impl Survey {
     }
 }
 
-/// What nodes have seen of one upstream, as one: the worst counts.
+/// Combines the nodes' reports about one upstream: the worst state counts.
 fn health(reports: &[UpstreamReport], endpoint: &str, now: DateTime<Utc>) -> pb::UpstreamHealth {
     let nodes: Vec<&pb::NodeUpstreamHealth> = reports.iter().filter_map(|report| report.health.as_ref()).collect();
     let until = |known: &pb::EndpointHealth| known.until_time.as_ref().and_then(time);
@@ -108,7 +110,7 @@ fn health(reports: &[UpstreamReport], endpoint: &str, now: DateTime<Utc>) -> pb:
     }
 }
 
-/// Nodes draw from one budget: the least that one knows of is left, and they use it up together.
+/// All nodes draw from one budget. What is left is the lowest number that any node reports, and the rates add up.
 fn budget_left(reports: &[UpstreamReport], now: DateTime<Utc>) -> Option<pb::BudgetLeft> {
     let known = reports.iter().filter_map(|report| report.budget_left.as_ref());
     let least = known.clone().min_by_key(|known| known.left_requests)?;
@@ -165,7 +167,7 @@ mod tests {
         assert_eq!((seen.state(), seen.endpoint_in_use.as_str(), seen.nodes.len()), (pb::UpstreamState::Away, "b", 2));
         let left = seen.budget_left.unwrap();
         assert_eq!((left.left_requests, left.requests_per_hour), (50, 60));
-        // 60 are used and 10 come back in an hour.
+        // 60 per hour are used and 10 are regained.
         assert_eq!(left.exhaust_time, Some(timestamp(now + Duration::from_secs(3600))));
         let nothing = health(&[], "a", now);
         assert_eq!((nothing.state(), nothing.endpoint_in_use.as_str()), (pb::UpstreamState::Unspecified, "a"));

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::caller::{Caller, Permission};
 use super::filter::{self, Value};
-use super::lagging::with_lagging;
 use super::operations::{self, Plan};
 use super::page::Page;
 use super::request_id::RequestId;
@@ -57,8 +56,7 @@ impl Images for Api {
 
     async fn delete_image(&self, request: Request<pb::DeleteImageRequest>) -> Result<Response<pb::Image>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        let (image, lagging) = deletion::delete(&self.0, request.get_ref()).await?;
-        Ok(with_lagging(image, lagging))
+        Ok(Response::new(deletion::delete(&self.0, request.get_ref()).await?))
     }
 }
 
@@ -204,6 +202,7 @@ fn to_wire(repository: &RepositoryName, image: Image, tags: &[Tagged]) -> pb::Im
         cache_time: Some(timestamp(image.cache_time)),
         last_validate_time: tags.iter().filter_map(|tagged| tagged.validate_time).max().map(timestamp),
         last_pull_time: image.last_pull_time.map(timestamp),
+        lagging_node_count: 0,
     }
 }
 

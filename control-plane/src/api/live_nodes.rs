@@ -1,4 +1,4 @@
-//! Nodes as operators see them: those that are alive, wherever they watch.
+//! The service that lists live nodes for operators, whichever control plane they are connected to.
 
 use std::collections::HashSet;
 
@@ -6,14 +6,13 @@ use entrepot_domain::ResourceId;
 use entrepot_proto::convert::{names, timestamp};
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::nodes_server::Nodes;
-use entrepot_trust::NodeRecord;
 use tonic::{Request, Response, Status};
 
 use super::Api;
 use super::caller::Permission;
 use super::page::Page;
 use crate::error::ApiError;
-use crate::live_nodes;
+use crate::live_nodes::{self, Listed};
 use crate::plane::Plane;
 use crate::snapshot::{Version, runs};
 
@@ -34,19 +33,20 @@ async fn list(plane: &Plane, request: &pb::ListNodesRequest) -> Result<pb::ListN
     let limit = usize::try_from(page.fetch()).unwrap_or(usize::MAX);
     let (store, key, now) = (&*plane.store, &plane.cluster_key, plane.clock.now());
     let mut live = live_nodes::list(store, key, now, after.as_ref(), limit, &HashSet::new()).await?;
-    let next_page_token = page.cut(&plane.cluster_key, &mut live, |last| last.node_id.to_string());
+    let next_page_token = page.cut(&plane.cluster_key, &mut live, |last| last.record.node_id.to_string());
     let published = plane.snapshots.published_version();
     Ok(pb::ListNodesResponse { nodes: live.iter().map(|node| to_wire(node, published)).collect(), next_page_token })
 }
 
-fn to_wire(node: &NodeRecord, published: Option<Version>) -> pb::Node {
+fn to_wire(listed: &Listed, published: Option<Version>) -> pb::Node {
+    let node = &listed.record;
     pb::Node {
         name: names::node(&node.node_id),
         release: node.release.clone(),
         running: node.running.map(|(epoch, revision)| pb::ConfigurationVersion { epoch, revision }),
         peer_address: node.peer_address.clone().unwrap_or_default(),
         start_time: Some(timestamp(node.start_time)),
-        report_time: Some(timestamp(node.write_time)),
+        report_time: Some(timestamp(listed.write_time)),
         current: published.is_some_and(|published| runs(node, published)),
     }
 }

@@ -1,4 +1,4 @@
-//! Login tokens: what registry clients log in with.
+//! Login tokens, with which registry clients log in.
 
 use entrepot_proto::convert::timestamp;
 use entrepot_proto::v1 as pb;

@@ -1,4 +1,4 @@
-//! Updates: which fields of what was sent take the place of what is stored.
+//! Updates: which sent fields replace stored ones.
 
 use entrepot_proto::convert::Violations;
 use prost_types::FieldMask;
@@ -6,7 +6,7 @@ use prost_types::FieldMask;
 /// A field of the resource `R`.
 pub(super) struct Field<R> {
     path: &'static str,
-    /// Whether it is set, for updates without a mask.
+    /// Whether it is set in a message, for updates without a mask.
     is_set: fn(&R) -> bool,
     rule: Rule<R>,
 }
@@ -14,9 +14,9 @@ pub(super) struct Field<R> {
 enum Rule<R> {
     /// It can be changed.
     Mutable { copy: fn(&R, &mut R) },
-    /// It stays; sending what is stored is fine.
+    /// It cannot be changed; sending the stored value is fine.
     Immutable { is_same: fn(&R, &R) -> bool },
-    /// What is sent never matters.
+    /// Whatever is sent is ignored.
     OutputOnly,
 }
 
@@ -34,10 +34,11 @@ impl<R> Field<R> {
     }
 }
 
-/// Copies the fields that the mask names from `sent` to `stored`; without a mask those that are set, with `*` all.
+/// Copies the fields that the mask names from `sent` to `stored`: with the mask `*` all fields, and without a mask
+/// those that are set.
 ///
 /// # Errors
-/// With every path that is unknown and every immutable field that would change.
+/// Names every unknown path, and every immutable field that would change.
 pub(super) fn apply<R>(
     resource: &str,
     fields: &[Field<R>],

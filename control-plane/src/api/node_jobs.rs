@@ -1,4 +1,4 @@
-//! Jobs as nodes take them, and what they say of them.
+//! Leasing jobs to nodes, and the nodes' reports on them.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use entrepot_domain::sync::ATTEMPTS;
 use entrepot_proto::convert::{Violations, duration, length};
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::job_result::Ended;
-use entrepot_proto::node::v1::report_job_request::Report as Said;
+use entrepot_proto::node::v1::report_job_request::Report;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tracing::debug;
@@ -18,15 +18,15 @@ use crate::db::jobs::{self, Failure, LeaseError, LeasePlea, Leased, Progress, Re
 use crate::error::ApiError;
 use crate::plane::Plane;
 
-/// For how long a job is a node's. Nodes report every second or two.
+/// How long a lease is. Nodes report every second or two.
 const LEASE: Duration = Duration::from_secs(10);
-/// How many jobs a node may take at once.
+/// How many jobs a node may lease in one call.
 const LIMIT: i32 = 100;
-/// How many kinds a node may know, and how long their names are.
+/// How many kinds a node may know, and the longest name of a kind.
 const KINDS: (usize, usize) = (100, 63);
 /// How much of a reason is kept.
 const REASON_CHARS: usize = 500;
-/// How large a result is.
+/// The largest result.
 const RESULT_BYTES: usize = 64 * 1024;
 /// How often a job is tried.
 const TRIES: i32 = ATTEMPTS as i32;
@@ -61,8 +61,8 @@ pub(super) async fn report(plane: &Plane, request: &pb::ReportJobRequest) -> Res
     let token = violations.take("lease_token", request.lease_token.parse::<Uuid>());
     let said = violations.take("report", request.report.as_ref().ok_or("must be set"));
     let settled = match said {
-        Some(Said::Result(result)) => violations.merge(read_result(result)).map(Some),
-        Some(Said::Progress(_) | Said::GivenBack(_)) | None => Some(None),
+        Some(Report::Result(result)) => violations.merge(read_result(result)).map(Some),
+        Some(Report::Progress(_) | Report::GivenBack(_)) | None => Some(None),
     };
     let complete = (|| Some((Ticket { job: job?, token: token? }, said?, settled?)))();
     let (ticket, said, settled) = violations.finish(complete)?;
@@ -70,15 +70,15 @@ pub(super) async fn report(plane: &Plane, request: &pb::ReportJobRequest) -> Res
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("report_job").await?;
     let (report, taken) = match (said, settled) {
-        (Said::Progress(progress), _) => {
+        (Report::Progress(progress), _) => {
             ("progress", jobs::report(&tx, ticket, read_progress(Some(progress)), LEASE).await)
         }
-        (Said::Result(result), Some(settled)) => {
+        (Report::Result(result), Some(settled)) => {
             let progress = read_progress(result.progress.as_ref());
             let taken = jobs::settle(&tx, ticket, progress, &settled, TRIES).await;
             ("result", taken.map(|()| Renewal::GoesOn))
         }
-        (Said::Result(_) | Said::GivenBack(_), _) => {
+        (Report::Result(_) | Report::GivenBack(_), _) => {
             ("given_back", jobs::give_back(&tx, ticket).await.map(|()| Renewal::GoesOn))
         }
     };
@@ -101,7 +101,7 @@ fn read_progress(progress: Option<&pb::JobProgress>) -> Progress {
     Progress { done_bytes: progress.done_bytes.max(0), total_bytes: progress.total_bytes.max(0) }
 }
 
-/// How a job ended.
+/// Reads how a job ended.
 fn read_result(result: &pb::JobResult) -> Result<Settled, Violations> {
     let short = |reason: &str| reason.chars().take(REASON_CHARS).collect::<String>();
     match &result.ended {
@@ -125,8 +125,8 @@ fn read_result(result: &pb::JobResult) -> Result<Settled, Violations> {
     }
 }
 
-/// Whether the row of an automatic job with this result stays for a while: a tag that the upstream has no more would be
-/// due again at once.
+/// Whether the row of an automatic job with this result must stay for a while. If the upstream no longer has the tag,
+/// the tag would otherwise be due again at once.
 fn stays(result: &Value) -> bool {
     matches!(Synced::deserialize(result), Ok(Synced::Deleted { .. }))
 }

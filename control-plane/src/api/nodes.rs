@@ -1,4 +1,4 @@
-//! Nodes: snapshots go out, events come in.
+//! The service for nodes: it sends snapshots, receives events, and passes questions on.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,17 +18,19 @@ use tracing::{info, warn};
 use super::Api;
 use super::node_jobs;
 use crate::error::ApiError;
+use crate::index;
 use crate::plane::Plane;
 use crate::snapshot::{Published, Version, Watcher};
-use crate::{index, inquiries};
 
 /// How much of a snapshot goes into one message.
 const CHUNK_BYTES: usize = 1024 * 1024;
-/// How many messages wait for a node.
+/// How many messages may wait for a node.
 const QUEUE: usize = 4;
-/// How many questions wait for a node.
+/// How many questions may wait for a node.
 const QUESTIONS: usize = 32;
-/// How long a node may take to say who it is, and to take a message.
+/// How many left-out items of a node are counted.
+const LEFT_OUT: usize = 1000;
+/// How long a node may take to name itself, and to take a message.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 type Outgoing = mpsc::Sender<Result<pb::WatchSnapshotResponse, Status>>;
@@ -48,7 +50,7 @@ impl Nodes for Api {
             let stopping = plane.tasks.stopping();
             let watching = watch(&plane, &node, request.into_inner(), &outgoing);
             if let Some(Err(status)) = stopping.run_until_cancelled(watching).await {
-                // A node that is gone needs no reason.
+                // If the node is gone, it needs no reason.
                 drop(outgoing.try_send(Err(status)));
             }
         });
@@ -68,7 +70,7 @@ impl Nodes for Api {
             let stopping = plane.tasks.stopping();
             let serving = questions(&plane, &node, request.into_inner(), &outgoing);
             if let Some(Err(status)) = stopping.run_until_cancelled(serving).await {
-                // A node that is gone needs no reason.
+                // If the node is gone, it needs no reason.
                 drop(outgoing.try_send(Err(status)));
             }
         });
@@ -105,20 +107,21 @@ impl Nodes for Api {
     }
 }
 
-/// Serves a node's line for questions, until it leaves.
+/// Serves a node's stream of questions until it ends.
 async fn questions(
     plane: &Plane,
     node: &ResourceId,
     mut incoming: Streaming<pb::TakeQuestionsRequest>,
-    outgoing: &inquiries::Outgoing,
+    outgoing: &mpsc::Sender<Result<pb::TakeQuestionsResponse, Status>>,
 ) -> Result<(), Status> {
     let silent = || Status::deadline_exceeded("the first message did not come");
     let Some(first) = timeout(PATIENCE, incoming.message()).await.map_err(|_| silent())?? else { return Ok(()) };
     require_own_name(node, &first.node_id)?;
-    plane.inquiries.serve(node, incoming, outgoing).await
+    plane.inquiries.serve(node, incoming, outgoing).await;
+    Ok(())
 }
 
-/// Sends a node every snapshot, and listens to what it runs, until it leaves.
+/// Sends every snapshot to a node and notes which one it runs, until the node leaves.
 async fn watch(
     plane: &Plane,
     node: &ResourceId,
@@ -133,7 +136,7 @@ async fn watch(
     info!(node.id = %node, "the node `{node}` watches the configuration");
 
     let mut published = plane.snapshots.subscribe();
-    // The newest first, even if the node runs it: that shows it that it is heard.
+    // The newest snapshot is sent first, even if the node runs it already, to show that the stream works.
     published.mark_changed();
     loop {
         tokio::select! {
@@ -154,13 +157,31 @@ fn listen(node: &ResourceId, watcher: &Watcher, message: &pb::WatchSnapshotReque
     let running = message.running.map(Version::from);
     let refused = message.refused.as_ref().and_then(|refused| refused.version).map(Version::from);
     if let (Some(version), Some(refused)) = (refused, &message.refused) {
-        let reason: String = refused.reason.chars().take(500).collect();
+        let reason = short(&refused.reason);
         warn!(node.id = %node, "the node `{node}` refused the snapshot of {version}: {reason}");
     }
     watcher.reports(running, refused);
+    let left_out: Vec<String> = message.left_out.iter().take(LEFT_OUT).map(|one| short(&one.item)).collect();
+    let count = left_out.len();
+    let (Some(version), Some(first)) = (running, message.left_out.first()) else {
+        watcher.leaves_out(left_out);
+        return;
+    };
+    if watcher.leaves_out(left_out) {
+        let (item, reason) = (short(&first.item), short(&first.reason));
+        warn!(
+            node.id = %node,
+            "the node `{node}` leaves {count} items out of the snapshot of {version}, for one `{item}`: {reason}"
+        );
+    }
 }
 
-/// Sends what is published in chunks; `None` if the node is gone.
+/// A node's text, shortened for logs.
+fn short(text: &str) -> String {
+    text.chars().take(500).collect()
+}
+
+/// Sends the published snapshot in chunks; `None` if the node is gone.
 async fn send_newest(published: &mut watch::Receiver<Option<Arc<Published>>>, outgoing: &Outgoing) -> Option<()> {
     let Some(newest) = published.borrow_and_update().clone() else { return Some(()) };
     let mut rest = newest.body.clone();

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use entrepot_proto::DESCRIPTORS;
+use entrepot_runtime::listen::Asking;
 use entrepot_runtime::telemetry;
 use http::{HeaderMap, Request, Response};
 use http_body::{Frame, SizeHint};
@@ -20,32 +21,36 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span, field, info_span};
 
-/// What a method is called that is none of ours: names that callers make up would be without number.
+use super::incoming::Client;
+
+/// The name of a method that is not ours. Invented names would be without number.
 const OTHER: &str = "_OTHER";
 
 /// Observes calls.
 #[derive(Clone)]
 pub(super) struct Observe {
     calls: Histogram<f64>,
-    /// What can be called, such as `entrepot.v1.Rules/ListRules`.
+    /// The known methods, such as `entrepot.v1.Rules/ListRules`.
     methods: Arc<HashSet<String>>,
 }
 
-/// Services whose calls are observed.
+/// A service whose calls are observed.
 #[derive(Clone)]
 pub(super) struct Observed<S> {
     observe: Observe,
     services: S,
 }
 
-/// A call that goes on.
+/// A call that is under way.
 struct Call {
     calls: Histogram<f64>,
     method: String,
     begun: Instant,
-    /// What the answer says so far; a caller that goes before its end gets no answer.
+    /// The result so far. If the caller leaves before the end, there is no result.
     code: Code,
     span: Span,
+    /// Marks the connection as busy.
+    _asking: Option<Asking>,
 }
 
 impl Observe {
@@ -56,7 +61,8 @@ impl Observe {
         Self { calls, methods: Arc::new(methods) }
     }
 
-    fn begin(&self, path: &str, headers: &HeaderMap) -> Call {
+    fn begin<B>(&self, request: &Request<B>) -> Call {
+        let (path, headers) = (request.uri().path(), request.headers());
         let method = path.trim_start_matches('/');
         let method = if self.methods.contains(method) { method } else { OTHER }.to_owned();
         let span = info_span!(
@@ -69,11 +75,12 @@ impl Observe {
             rpc.response.status_code = field::Empty,
         );
         telemetry::set_parent(&span, headers);
-        Call { calls: self.calls.clone(), method, begun: Instant::now(), code: Code::Cancelled, span }
+        let _asking = request.extensions().get::<Client>().map(|client| client.visit.ask());
+        Call { calls: self.calls.clone(), method, begun: Instant::now(), code: Code::Cancelled, span, _asking }
     }
 }
 
-/// The methods of all services in some compiled .proto files.
+/// The methods of all services in compiled .proto files.
 fn methods(descriptors: &[u8]) -> Vec<String> {
     let files = FileDescriptorSet::decode(descriptors).map(|set| set.file).unwrap_or_default();
     let of_file = |file: &prost_types::FileDescriptorProto| {
@@ -106,7 +113,7 @@ impl Drop for Call {
 }
 
 impl Call {
-    /// Takes in what headers or trailers say about the call's end.
+    /// Reads the call's result from headers or trailers.
     fn hear(&mut self, headers: &HeaderMap) {
         if let Some(status) = Status::from_header_map(headers) {
             self.code = status.code();
@@ -114,7 +121,7 @@ impl Call {
     }
 }
 
-/// The codes that OpenTelemetry's conventions count as a server's errors.
+/// The codes that count as a server's errors by OpenTelemetry's conventions.
 fn is_our_fault(code: Code) -> bool {
     match code {
         Code::Unknown
@@ -181,7 +188,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let mut call = self.observe.begin(request.uri().path(), request.headers());
+        let mut call = self.observe.begin(&request);
         let span = call.span.clone();
         let answering = span.in_scope(|| self.services.call(request));
         let answer = async move {
@@ -193,7 +200,7 @@ where
     }
 }
 
-/// An answer's body, whose end says how the call has ended.
+/// The body of an answer. Its end shows how the call ended.
 struct Answer {
     body: Body,
     call: Call,

@@ -1,11 +1,11 @@
-//! Operations: how they begin, how they stand, and how they are cancelled. Nodes do the work.
+//! Operations: how they are started, observed and cancelled. Nodes do the work.
 
 use std::collections::HashSet;
 use std::pin::Pin;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use entrepot_domain::job::{SyncPayload, SyncTag, Synced, WarmImage, WarmPayload};
+use entrepot_domain::job::{SyncPayload, SyncResult, SyncTag, Synced, WarmImage, WarmPayload};
 use entrepot_domain::{Digest, Reference, RepositoryName};
 use entrepot_proto::convert::{Violations, names, timestamp};
 use entrepot_proto::v1 as pb;
@@ -31,24 +31,24 @@ use crate::plane::Plane;
 
 const KIND: &str = "entrepot.v1.Operation";
 
-/// How many operations run at once.
+/// How many operations may run at once.
 const OPERATIONS: i64 = 100;
-/// How often watchers hear.
+/// How often watchers get an update.
 const EVERY: Duration = Duration::from_millis(500);
-/// How long a watcher may take nothing.
+/// How long a watcher may fail to take a message.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How many items go into one message.
 const ITEMS: i64 = 1000;
-/// How many of them are still being worked at.
+/// How many of them may be running items.
 const RUNNING: i64 = 100;
-/// How long a change may take to be seen by others after its time: what ended is looked for that far back.
+/// How late a change may become visible to others after its timestamp. Ended items are looked for this far back.
 const LATE: TimeDelta = TimeDelta::seconds(10);
 
-/// Where a page of operations ends.
+/// The end of a page of operations.
 type Position = (DateTime<Utc>, Uuid);
 type Outgoing = mpsc::Sender<Result<pb::WatchOperationResponse, Status>>;
 
-/// What an operation is to do.
+/// What an operation should do.
 pub(super) struct Plan {
     pub(super) kind: Kind,
     pub(super) repository: Option<RepositoryName>,
@@ -93,7 +93,7 @@ impl Operations for Api {
         let uid = parse_name("name", &request.get_ref().name)?;
         let place = std::sync::Arc::clone(&self.0.inquiries.watchers).try_acquire_owned();
         let place = place.map_err(|_| ApiError::TooManyWatchers)?;
-        // Before anything is streamed, whether there is such an operation.
+        // Check that the operation exists before anything is streamed.
         get(&self.0, uid).await?;
         let (outgoing, messages) = mpsc::channel(1);
         let api = self.clone();
@@ -101,7 +101,7 @@ impl Operations for Api {
             let stopping = api.0.tasks.stopping();
             match stopping.run_until_cancelled(watch(&api, &mut session, uid, &outgoing)).await {
                 Some(Ok(())) => {}
-                // A watcher that is gone needs no reason.
+                // If the watcher is gone, it needs no reason.
                 Some(Err(error)) => drop(timeout(PATIENCE, outgoing.send(Err(error.into()))).await),
                 None => drop(outgoing.try_send(Err(Status::unavailable("the control plane is stopping")))),
             }
@@ -137,7 +137,7 @@ impl Operations for Api {
     }
 }
 
-/// Begins an operation, unless the same request has begun one before.
+/// Starts an operation, unless the same request has already started one.
 pub(super) async fn begin(
     plane: &Plane,
     tx: &Tx<'_>,
@@ -236,19 +236,19 @@ async fn delete(plane: &Plane, uid: Uuid) -> Result<pb::Operation, ApiError> {
     Ok(to_wire(&operation))
 }
 
-/// What a watcher has heard.
+/// What a watcher has been told.
 #[derive(Default)]
 struct Heard {
-    /// The items that have ended, by number.
+    /// The numbers of the ended items.
     ended: HashSet<i32>,
-    /// Since when others may have ended.
+    /// The time since when further items may have ended.
     since: DateTime<Utc>,
-    /// Up to which number all has been told, once the operation has ended.
+    /// Once the operation has ended: everything up to this item number has been told.
     until: i32,
     last: Option<pb::WatchOperationResponse>,
 }
 
-/// Tells a watcher how an operation stands, until it has ended or the watcher leaves.
+/// Sends a watcher the state of an operation, until the operation has ended or the watcher leaves.
 async fn watch(api: &Api, session: &mut Session, uid: Uuid, outgoing: &Outgoing) -> Result<(), ApiError> {
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -259,7 +259,7 @@ async fn watch(api: &Api, session: &mut Session, uid: Uuid, outgoing: &Outgoing)
             () = outgoing.closed() => return Ok(()),
         }
         api.confirm(session, Permission::Administer).await?;
-        let Some((message, is_last)) = look(&api.0, uid, &mut heard).await? else { return Ok(()) };
+        let Some((message, is_last)) = read_progress(&api.0, uid, &mut heard).await? else { return Ok(()) };
         if heard.last.as_ref() != Some(&message) {
             heard.last = Some(message.clone());
             if !matches!(timeout(PATIENCE, outgoing.send(Ok(message))).await, Ok(Ok(()))) {
@@ -272,14 +272,14 @@ async fn watch(api: &Api, session: &mut Session, uid: Uuid, outgoing: &Outgoing)
     }
 }
 
-/// What there is to say, and whether that is all of it; `None` if the operation was forgotten.
-async fn look(
+/// The next message, and whether it is the last one; `None` if the operation was forgotten.
+async fn read_progress(
     plane: &Plane,
     uid: Uuid,
     heard: &mut Heard,
 ) -> Result<Option<(pb::WatchOperationResponse, bool)>, ApiError> {
     let mut connection = plane.db.connect().await?;
-    // One state of the database, so that the counts and the items belong together.
+    // All queries see one state of the database, so that counts and items match.
     let tx = connection.begin_snapshot("watch_operation").await?;
     let Some(operation) = operations::get(&tx, uid).await? else { return Ok(None) };
     let (told, is_last) = match operation.end_time {
@@ -290,12 +290,12 @@ async fn look(
     Ok(Some((pb::WatchOperationResponse { operation: Some(to_wire(&operation)), items }, is_last)))
 }
 
-/// What has ended lately, and what nodes work at. Something may be missed that is told in the end.
+/// Items that ended lately, and running ones. If an ended item is missed here, it is sent at the end.
 async fn news(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<Vec<Item>, ApiError> {
-    let seen = jobs::ended(tx, uid, heard.since, ITEMS).await?;
+    let seen = jobs::list_ended(tx, uid, heard.since, ITEMS).await?;
     let is_all = i64::try_from(seen.len()).unwrap_or(ITEMS) < ITEMS;
     if let Some(newest) = seen.last().and_then(|item| item.end_time) {
-        // What is in the middle of being written now may have an earlier time than what is seen.
+        // A transaction that is still open may write an earlier time than those that are visible now.
         heard.since = if is_all { newest - LATE } else { newest };
     }
     let mut told: Vec<Item> = seen.into_iter().filter(|item| heard.ended.insert(item.ordinal)).collect();
@@ -304,7 +304,7 @@ async fn news(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<Vec<Item>, Ap
     Ok(told)
 }
 
-/// What was not told yet of an operation that has ended, and whether that is all.
+/// Items of an ended operation that were not sent yet, and whether these are all.
 async fn rest(tx: &Tx<'_>, uid: Uuid, heard: &mut Heard) -> Result<(Vec<Item>, bool), ApiError> {
     loop {
         let seen = jobs::items(tx, uid, heard.until, ITEMS).await?;
@@ -355,8 +355,9 @@ fn to_wire(operation: &Operation) -> pb::Operation {
         (Some(_), _) => pb::OperationState::Succeeded,
     };
     let kind = match operation.kind {
-        Kind::SyncRepository => pb::OperationKind::SyncRepository,
-        Kind::WarmImages => pb::OperationKind::WarmImages,
+        Some(Kind::SyncRepository) => pb::OperationKind::SyncRepository,
+        Some(Kind::WarmImages) => pb::OperationKind::WarmImages,
+        None => pb::OperationKind::Unspecified,
     };
     pb::Operation {
         name: names::operation(operation.uid),
@@ -375,14 +376,16 @@ fn to_wire(operation: &Operation) -> pb::Operation {
 }
 
 fn item_to_wire(item: &Item) -> pb::OperationItem {
-    let result = item.result.as_ref().and_then(|result| Synced::deserialize(result).ok());
-    let (outcome, from, to, reason) = match (item.outcome, result) {
+    // That of an image that is fetched ahead is one that nobody was told of.
+    let result = item.result.as_ref().and_then(|result| SyncResult::deserialize(result).ok());
+    let lagging = result.as_ref().map_or(0, |result| result.lagging_nodes);
+    let (outcome, from, to, reason) = match (item.outcome, result.map(|result| result.synced)) {
         (None, _) => (pb::ItemOutcome::Unspecified, None, None, ""),
         (Some(Outcome::Failed), _) => (pb::ItemOutcome::Failed, None, None, ""),
         (Some(Outcome::Cancelled), _) => (pb::ItemOutcome::Cancelled, None, None, ""),
         (Some(Outcome::Done), Some(synced)) => synced_to_wire(synced),
-        // Of a kind, or with a result, that only a later release knows.
-        (Some(Outcome::Done), None) => (pb::ItemOutcome::Unchanged, None, None, ""),
+        // A kind or a result that only a later release knows.
+        (Some(Outcome::Done), None) | (Some(Outcome::Unknown), _) => (pb::ItemOutcome::Unchanged, None, None, ""),
     };
     let text = |digest: Option<Digest>| digest.map(|digest| digest.to_string()).unwrap_or_default();
     pb::OperationItem {
@@ -396,10 +399,11 @@ fn item_to_wire(item: &Item) -> pb::OperationItem {
         node: item.node_id.as_ref().map(|node| format!("nodes/{node}")).unwrap_or_default(),
         attempt_count: item.attempt_count,
         end_time: item.end_time.map(timestamp),
+        lagging_node_count: i32::try_from(lagging).unwrap_or(i32::MAX),
     }
 }
 
-/// What has become of a tag: from which digest, to which, and why.
+/// What happened to a tag: its old digest, its new digest, and the reason.
 fn synced_to_wire(synced: Synced) -> (pb::ItemOutcome, Option<Digest>, Option<Digest>, &'static str) {
     match synced {
         Synced::Unchanged { digest } => (pb::ItemOutcome::Unchanged, Some(digest.clone()), Some(digest), ""),

@@ -1,7 +1,7 @@
-//! Pages of lists: how long, and from where on.
+//! Pages of lists: their size, and where they begin.
 //!
-//! A page token is where the last page ended, sealed for the list and the filter that it belongs to: it tells nothing,
-//! cannot be made up, and is refused with any other list.
+//! A page token contains the end of the previous page, sealed for its list and filter. It reveals nothing, cannot be
+//! forged, and is refused for any other list.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,21 +11,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
-/// How many where nobody says.
+/// The default size of a page.
 const DEFAULT: i64 = 100;
-/// How many at most.
+/// The largest page.
 const LIMIT: i64 = 1000;
 
-/// Which page of a list is asked for.
+/// The requested page of a list.
 pub(super) struct Page<K> {
-    /// Where the page before ended; `None` on the first.
+    /// The end of the previous page; `None` on the first page.
     pub(super) after: Option<K>,
     size: i64,
     purpose: String,
 }
 
 impl<K: Serialize + DeserializeOwned> Page<K> {
-    /// Reads which page is asked for of the list `list`, which `bound_to` tells from others of its kind.
+    /// Reads the requested page of the list `list`. `bound_to` distinguishes lists of one kind, for example by their
+    /// filter.
     pub(super) fn read(
         key: &ClusterKey,
         list: &str,
@@ -44,7 +45,7 @@ impl<K: Serialize + DeserializeOwned> Page<K> {
             "" => Some(None),
             token => {
                 const WRONG: &str =
-                    "must be a `next_page_token` of this very list with the same filter; leave it empty to begin anew";
+                    "must be a `next_page_token` of this very list with the same filter; leave it empty to start over";
                 violations.take("page_token", open(key, &purpose, token).map(Some).ok_or(WRONG))
             }
         };
@@ -52,12 +53,12 @@ impl<K: Serialize + DeserializeOwned> Page<K> {
         violations.finish(page)
     }
 
-    /// How many to fetch: one more than the page holds, to know whether there is a next one.
+    /// How many rows to fetch: one more than the page holds, to see whether there is a next page.
     pub(super) fn fetch(&self) -> i64 {
         self.size + 1
     }
 
-    /// Cuts what was fetched down to the page, and makes the token of the next one.
+    /// Cuts the fetched rows to the size of the page, and returns the token of the next page.
     pub(super) fn cut<T>(&self, key: &ClusterKey, rows: &mut Vec<T>, position: impl FnOnce(&T) -> K) -> String {
         let size = usize::try_from(self.size).unwrap_or(usize::MAX);
         if rows.len() <= size {

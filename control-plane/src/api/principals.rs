@@ -1,4 +1,4 @@
-//! Principals: who may call.
+//! Principals: the people and programs that may use the registry.
 
 use entrepot_domain::ResourceId;
 use entrepot_proto::convert::access::PermissionSet;
@@ -9,16 +9,13 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::Api;
-use super::caller::{Caller, Permission};
-use super::page::Page;
-use super::request_id::{Earlier, RequestId};
+use super::caller::Permission;
+use super::mask::Field;
+use super::resource::{self, Draft, New, Resource};
 use crate::db::principals::{self, Principal};
-use crate::db::{Tx, access_keys, registry};
+use crate::db::{self, Tx, access_keys};
 use crate::error::ApiError;
 use crate::plane::Plane;
-use crate::snapshot::Version;
-
-const KIND: &str = "entrepot.v1.Principal";
 
 #[tonic::async_trait]
 impl Principals for Api {
@@ -26,9 +23,9 @@ impl Principals for Api {
         &self,
         request: Request<pb::CreatePrincipalRequest>,
     ) -> Result<Response<pb::Principal>, Status> {
-        let caller = self.caller(&request, Permission::Administer).await?;
-        let (principal, version) = create_principal(&self.0, &caller, request.get_ref()).await?;
-        Ok(self.settled(principal, version).await)
+        let sent = request.get_ref();
+        let new = New { request_id: &sent.request_id, id: &sent.principal_id, resource: sent.principal.as_ref() };
+        self.create::<Principal, _>(&request, new).await
     }
 
     async fn get_principal(
@@ -36,7 +33,7 @@ impl Principals for Api {
         request: Request<pb::GetPrincipalRequest>,
     ) -> Result<Response<pb::Principal>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(get_principal(&self.0, request.get_ref()).await?))
+        Ok(Response::new(resource::get::<Principal>(&self.0, &request.get_ref().name).await?.to_wire()))
     }
 
     async fn list_principals(
@@ -44,118 +41,92 @@ impl Principals for Api {
         request: Request<pb::ListPrincipalsRequest>,
     ) -> Result<Response<pb::ListPrincipalsResponse>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        Ok(Response::new(list_principals(&self.0, request.get_ref()).await?))
+        let pb::ListPrincipalsRequest { page_size, page_token, .. } = request.get_ref();
+        let (rows, next_page_token) = resource::list::<Principal>(&self.0, *page_size, page_token).await?;
+        let principals = rows.iter().map(Principal::to_wire).collect();
+        Ok(Response::new(pb::ListPrincipalsResponse { principals, next_page_token }))
     }
 
     async fn delete_principal(
         &self,
         request: Request<pb::DeletePrincipalRequest>,
     ) -> Result<Response<pb::Principal>, Status> {
-        self.caller(&request, Permission::Administer).await?;
-        let (principal, version) = delete_principal(&self.0, request.get_ref()).await?;
-        Ok(self.settled(principal, version).await)
+        self.delete::<Principal, _>(&request, &request.get_ref().name, "").await
     }
 }
 
-async fn create_principal(
-    plane: &Plane,
-    caller: &Caller,
-    request: &pb::CreatePrincipalRequest,
-) -> Result<(pb::Principal, Version), ApiError> {
-    let mut violations = Violations::default();
-    let request_id = violations.merge(RequestId::read("CreatePrincipal", &request.request_id, request));
-    let id = violations.take("principal_id", request.principal_id.parse::<ResourceId>());
-    let sent = violations.take("principal", request.principal.as_ref().ok_or("must be set"));
-    let set =
-        sent.and_then(|sent| violations.take("principal.permission_set", PermissionSet::read(sent.permission_set)));
-    let complete = (|| Some((request_id?, id?, set?)))();
-    let (request_id, id, permission_set) = violations.finish(complete)?;
+impl Resource for Principal {
+    type Wire = pb::Principal;
+    type Settings = PermissionSet;
 
-    let change = plane.prepare_change().await?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("create_principal").await?;
-    match request_id.claim(plane, &tx, caller).await? {
-        Earlier::None => {}
-        Earlier::Answered(answer) => return Ok((answer, registry::get(&tx).await?.version)),
-        Earlier::NotKept => return Err(ApiError::SecretNotKept),
+    const KIND: &'static str = "entrepot.v1.Principal";
+    const FIELD: &'static str = "principal";
+    /// Principals cannot be updated.
+    const FIELDS: &'static [Field<pb::Principal>] = &[];
+
+    fn parse_name(name: &str) -> Result<ResourceId, names::Error> {
+        names::parse_principal(name)
     }
-    let registry = change.begin(&tx).await?;
-    if principals::get(&tx, &id).await?.is_some() {
-        let remedy = "; choose another `principal_id`".to_owned();
-        return Err(ApiError::Exists { kind: KIND, name: names::principal(&id), remedy });
+
+    fn name_and_etag(wire: &pb::Principal) -> (&str, &str) {
+        (&wire.name, "")
     }
-    let principal = Principal { uid: Uuid::now_v7(), id, permission_set, create_time: plane.clock.now() };
-    principals::put(&tx, &principal).await?;
-    let answer = to_wire(&principal);
-    request_id.answer(&tx, caller, &answer).await?;
-    tx.commit().await?;
-    Ok((answer, registry.version))
-}
 
-async fn get_principal(plane: &Plane, request: &pb::GetPrincipalRequest) -> Result<pb::Principal, ApiError> {
-    let id = parse_name("name", &request.name)?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("get_principal").await?;
-    Ok(to_wire(&require(&tx, &id).await?))
-}
-
-async fn list_principals(
-    plane: &Plane,
-    request: &pb::ListPrincipalsRequest,
-) -> Result<pb::ListPrincipalsResponse, ApiError> {
-    let page: Page<String> =
-        Page::read(&plane.cluster_key, "ListPrincipals", &[], request.page_size, &request.page_token)?;
-    let mut connection = plane.db.connect().await?;
-    let tx = connection.begin("list_principals").await?;
-    let mut rows = principals::list(&tx, page.after.as_deref().unwrap_or_default(), page.fetch()).await?;
-    let next_page_token = page.cut(&plane.cluster_key, &mut rows, |last| last.id.to_string());
-    Ok(pb::ListPrincipalsResponse { principals: rows.iter().map(to_wire).collect(), next_page_token })
-}
-
-async fn delete_principal(
-    plane: &Plane,
-    request: &pb::DeletePrincipalRequest,
-) -> Result<(pb::Principal, Version), ApiError> {
-    let id = parse_name("name", &request.name)?;
-    let mut connection = plane.db.connect().await?;
-    let (tx, registry) = plane.begin_change(&mut connection, "delete_principal").await?;
-    let principal = require(&tx, &id).await?;
-    if principals::count_administrator_keys(&tx, Some(principal.uid), None).await? == 0 {
-        return Err(last_administrator(&names::principal(&id)));
+    fn name(id: &ResourceId) -> String {
+        names::principal(id)
     }
-    access_keys::revoke_all(&tx, principal.uid).await?;
-    principals::delete(&tx, principal.uid).await?;
-    tx.commit().await?;
-    Ok((to_wire(&principal), registry.version))
+
+    fn id(&self) -> &ResourceId {
+        &self.id
+    }
+
+    fn read(_: &ResourceId, wire: &pb::Principal, _: bool) -> Result<PermissionSet, Violations> {
+        let mut violations = Violations::default();
+        let set = violations.take("principal.permission_set", PermissionSet::read(wire.permission_set));
+        violations.finish(set)
+    }
+
+    fn to_wire(&self) -> pb::Principal {
+        pb::Principal {
+            name: names::principal(&self.id),
+            // A set that this release does not know is sent as unspecified.
+            permission_set: self.permission_set.known().map(PermissionSet::to_wire).unwrap_or_default().into(),
+            create_time: Some(timestamp(self.create_time)),
+        }
+    }
+
+    async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Self>, db::Error> {
+        principals::get(tx, id).await
+    }
+
+    async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Self>, db::Error> {
+        principals::list(tx, after, limit).await
+    }
+
+    async fn make(_: &Plane, _: &Tx<'_>, draft: Draft<Self>) -> Result<Self, ApiError> {
+        let (uid, create_time) = (Uuid::now_v7(), draft.now);
+        Ok(Self { uid, id: draft.id, permission_set: draft.settings.into(), minimum_reader: 0, create_time })
+    }
+
+    async fn put(&self, tx: &Tx<'_>) -> Result<(), db::Error> {
+        principals::put(tx, self).await
+    }
+
+    /// Deletes the principal and revokes its keys, unless no administrator would be left.
+    async fn delete(&self, tx: &Tx<'_>) -> Result<(), ApiError> {
+        if principals::count_administrator_keys(tx, Some(self.uid), None).await? == 0 {
+            return Err(last_administrator(&names::principal(&self.id)));
+        }
+        access_keys::revoke_all(tx, self.uid).await?;
+        Ok(principals::delete(tx, self.uid).await?)
+    }
 }
 
-/// The principal with this id.
-///
-/// # Errors
-/// If there is none.
-pub(super) async fn require(tx: &Tx<'_>, id: &ResourceId) -> Result<Principal, ApiError> {
-    principals::get(tx, id).await?.ok_or_else(|| ApiError::not_found(KIND, names::principal(id)))
-}
-
-/// Refuses what would leave nobody who can administer.
+/// Refuses a change that would leave no administrator.
 pub(super) fn last_administrator(subject: &str) -> ApiError {
     ApiError::Precondition {
         kind: "LAST_ADMINISTRATOR",
         subject: subject.to_owned(),
-        description: format!(
-            "without `{subject}` nobody could administer: create a key for another administrator first"
-        ),
+        description: format!("`{subject}` is the last administrator: create a key for another administrator first"),
     }
-}
-
-fn to_wire(principal: &Principal) -> pb::Principal {
-    pb::Principal {
-        name: names::principal(&principal.id),
-        permission_set: principal.permission_set.to_wire().into(),
-        create_time: Some(timestamp(principal.create_time)),
-    }
-}
-
-fn parse_name(field: &str, name: &str) -> Result<ResourceId, ApiError> {
-    names::parse_principal(name).map_err(|error| ApiError::field(field, error))
 }

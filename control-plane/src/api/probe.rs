@@ -1,11 +1,11 @@
-//! What a rule would do: asked of its upstream, and explained.
+//! What a rule would do: a test of its upstream, and an explanation.
 
 use std::time::Duration;
 
-use entrepot_domain::freshness::{Mode, Policy, Terms, exact};
+use entrepot_domain::freshness::{Mode, Policy, TagPolicy, exact};
 use entrepot_domain::rule::Mapped;
 use entrepot_domain::template::RepositorySettings;
-use entrepot_domain::{ImageName, PrefixMap, Reference, RepositoryName, RuleSet, Template as DomainTemplate};
+use entrepot_domain::{ImageName, Reference, RepositoryName, Template as DomainTemplate};
 use entrepot_proto::convert::freshness::mode_to_wire;
 use entrepot_proto::convert::{duration, names, template as template_convert};
 use entrepot_proto::v1 as pb;
@@ -21,10 +21,10 @@ use crate::db::{Tx, repositories, rules, templates, upstreams};
 use crate::error::ApiError;
 use crate::plane::Plane;
 
-/// How long an upstream may take to show what works.
+/// How long the test of an upstream may take.
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Goes to the rule's upstream step by step.
+/// Tests a rule's upstream step by step.
 pub(super) async fn validate(
     plane: &Plane,
     request: &pb::ValidateRuleRequest,
@@ -38,9 +38,19 @@ pub(super) async fn validate(
     drop(connection);
 
     let sample = sample(&rule, &upstream, &request.image)?;
-    let client = upstreams_api::client(plane, &upstream)?;
-    let asked = sample.as_ref().map(|(repository, reference)| (repository, reference));
-    let steps = match timeout(PROBE_LIMIT, client.probe(asked)).await {
+    let (valid, steps) = steps(plane, &upstream, sample.as_ref()).await?;
+    Ok(pb::ValidateRuleResponse { valid, steps })
+}
+
+/// Tests an upstream step by step. Also returns whether no step failed.
+pub(super) async fn steps(
+    plane: &Plane,
+    upstream: &Upstream,
+    sample: Option<&(RepositoryName, Reference)>,
+) -> Result<(bool, Vec<pb::ValidationStep>), ApiError> {
+    let client = upstreams_api::client(plane, upstream)?;
+    let asked = sample.map(|(repository, reference)| (repository, reference));
+    let steps: Vec<pb::ValidationStep> = match timeout(PROBE_LIMIT, client.probe(asked)).await {
         Ok(steps) => steps.into_iter().map(step_to_wire).collect(),
         Err(_) => vec![pb::ValidationStep {
             kind: Kind::Name.into(),
@@ -49,10 +59,10 @@ pub(super) async fn validate(
         }],
     };
     let valid = steps.iter().all(|step| step.state() != State::Failed);
-    Ok(pb::ValidateRuleResponse { valid, steps })
+    Ok((valid, steps))
 }
 
-/// Says which rule covers a name and what would be fetched from where.
+/// Explains which rule covers a name, and what would be fetched from where.
 pub(super) async fn explain(
     plane: &Plane,
     request: &pb::ExplainRuleRequest,
@@ -60,11 +70,7 @@ pub(super) async fn explain(
     let image: ImageName = parse_image(&request.image)?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("explain_rule").await?;
-    let candidates = rules::for_prefixes(&tx, &prefixes(&image.repository)).await?;
-    let set: RuleSet = candidates.iter().map(|candidate| candidate.rule.clone()).collect();
-    let covering = set.covering(&image.repository);
-    let rule = covering.and_then(|rule| candidates.iter().find(|candidate| candidate.rule.uid == rule.uid));
-    let Some(rule) = rule else {
+    let Some(rule) = &rules::for_longest(&tx, &prefixes(&image.repository)).await? else {
         let exists = repositories::get(&tx, &image.repository).await?.is_some();
         return Ok(uncovered(&image, exists));
     };
@@ -81,24 +87,21 @@ pub(super) async fn explain(
     Ok(covered(rule, &upstream, &image, &mapped, Outlook { creation, settings: kept.unwrap_or_default() }))
 }
 
-/// What a pull finds here, or makes.
+/// What a pull would find or create here.
 struct Outlook {
-    /// The template, and the repository as it would be created; `None` if it exists.
+    /// The template, and the repository that would be created; `None` if it exists.
     creation: Option<(Option<DomainTemplate>, pb::Repository)>,
-    /// What the repository has by itself, now or then.
+    /// The settings of the existing or future repository.
     settings: RepositorySettings,
 }
 
-/// The repository as a first pull would create it, as nodes do.
+/// The repository as a first pull would create it.
 async fn creation(
     tx: &Tx<'_>,
     rule: &Rule,
     name: &RepositoryName,
 ) -> Result<(Option<DomainTemplate>, pb::Repository), ApiError> {
-    let candidates = templates::for_prefixes(tx, &prefixes(name)).await?;
-    let candidates = candidates.into_iter().map(|candidate| candidate.template);
-    let set: PrefixMap<DomainTemplate> = candidates.map(|template| (template.prefix.clone(), template)).collect();
-    let template = set.covering(name).map(|template| (**template).clone());
+    let template = templates::for_longest(tx, &prefixes(name)).await?.map(|found| found.template);
     let settings = template.as_ref().map(DomainTemplate::settings).unwrap_or_default();
     let mut repository = pb::Repository {
         name: names::repository(name),
@@ -153,10 +156,10 @@ fn covered(
         mapped.upstream_repository,
         trust(&rule.rule.freshness, &image.reference, &settings),
     );
-    let terms = terms(&rule.rule.freshness, &image.reference, &settings);
-    let (window, mode, tag_pattern) = match terms {
-        Some(Terms::Movable { window, mode, pattern }) => (Some(window), Some(mode), pattern),
-        Some(Terms::Immutable(pattern)) => (None, None, Some(pattern)),
+    let tag_policy = tag_policy(&rule.rule.freshness, &image.reference, &settings);
+    let (window, mode, tag_pattern) = match tag_policy {
+        Some(TagPolicy::Movable { window, mode, pattern }) => (Some(window), Some(mode), pattern),
+        Some(TagPolicy::Immutable(pattern)) => (None, None, Some(pattern)),
         None => (None, None, None),
     };
     let (template, created) = creation.unzip();
@@ -178,29 +181,31 @@ fn covered(
     }
 }
 
-/// What applies to what is asked for; a digest is for ever, and so is a tag that may not move in its repository.
-fn terms<'p>(policy: &'p Policy, reference: &Reference, settings: &RepositorySettings) -> Option<Terms<'p>> {
+/// The policy for a reference. Digests never change, and neither do tags that may not move in their repository.
+fn tag_policy<'p>(policy: &'p Policy, reference: &Reference, settings: &RepositorySettings) -> Option<TagPolicy<'p>> {
     match reference {
         Reference::Tag(tag) if settings.tag_mutability.freezes(tag) => None,
-        Reference::Tag(tag) => Some(policy.terms(tag)),
+        Reference::Tag(tag) => Some(policy.for_tag(tag)),
         Reference::Digest(_) => None,
     }
 }
 
-/// How far it is trusted, said to a person.
+/// The same policy as text for people.
 fn trust(policy: &Policy, reference: &Reference, settings: &RepositorySettings) -> String {
-    let (window, mode, pattern) = match terms(policy, reference, settings) {
+    let (window, mode, pattern) = match tag_policy(policy, reference, settings) {
         None if matches!(reference, Reference::Tag(_)) => {
             return format!(
-                "once known, the tag is never asked for again, since the repository's tags are {}",
+                "once the tag is known, the upstream is never asked about it again, since the repository's tags are {}",
                 settings.tag_mutability.as_str()
             );
         }
-        None => return "a digest is never asked for again".to_owned(),
-        Some(Terms::Immutable(pattern)) => {
-            return format!("once known, the tag is never asked for again, since it matches `{pattern}`");
+        None => return "a digest never changes, so the upstream is not asked about it again".to_owned(),
+        Some(TagPolicy::Immutable(pattern)) => {
+            return format!(
+                "once the tag is known, the upstream is never asked about it again, since it matches `{pattern}`"
+            );
         }
-        Some(Terms::Movable { window, mode, pattern }) => (window, mode, pattern),
+        Some(TagPolicy::Movable { window, mode, pattern }) => (window, mode, pattern),
     };
     let whose = pattern.map_or(String::new(), |pattern| format!(" (by `{pattern}` of its tag windows)"));
     let age = exact(window);
@@ -211,15 +216,17 @@ fn trust(policy: &Policy, reference: &Reference, settings: &RepositorySettings) 
         Mode::Background => {
             format!("once {age} old, the tag is asked for behind the pull that it is served to{whose}")
         }
-        Mode::Off => format!("once known, the tag is served as it is, and never asked for by itself{whose}"),
+        Mode::Off => format!(
+            "once the tag is known, it is served as it is, and the upstream is never asked about it automatically{whose}"
+        ),
     }
 }
 
-/// What the upstream is asked for: what the caller said, or what its kind is known to have.
+/// The image to request from the upstream: the caller's, or one that its kind is known to have.
 fn sample(rule: &Rule, upstream: &Upstream, image: &str) -> Result<Option<(RepositoryName, Reference)>, ApiError> {
     if image.is_empty() {
         let known = upstream.settings.kind.profile().sample;
-        // The kind's sample is at its own endpoint, not below a prefix there.
+        // The kind's sample is at the upstream's root, not below a prefix.
         let known = known.filter(|_| rule.rule.upstream_prefix.is_root());
         return Ok(known.and_then(|(repository, tag)| Some((repository.parse().ok()?, tag.parse().ok()?))));
     }
@@ -247,7 +254,7 @@ fn parse_image(text: &str) -> Result<ImageName, ApiError> {
     })
 }
 
-/// Every prefix that could cover `name`, as rules have them.
+/// Every prefix that could cover `name`, in the spelling of rules.
 fn prefixes(name: &RepositoryName) -> Vec<String> {
     let name = name.as_str();
     let prefixes = name.match_indices('/').map(|(end, _)| name[..end].to_owned());

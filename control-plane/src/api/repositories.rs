@@ -15,7 +15,6 @@ use uuid::Uuid;
 use super::Api;
 use super::caller::{Caller, Permission};
 use super::filter::{self, Value};
-use super::lagging::with_lagging;
 use super::mask::{self, Field};
 use super::operations::{self, Plan};
 use super::page::Page;
@@ -72,8 +71,7 @@ impl Repositories for Api {
         request: Request<pb::UpdateRepositoryRequest>,
     ) -> Result<Response<pb::Repository>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        let (repository, lagging) = update(&self.0, request.get_ref()).await?;
-        Ok(with_lagging(repository, lagging))
+        Ok(Response::new(update(&self.0, request.get_ref()).await?))
     }
 
     async fn sync_repository(
@@ -89,8 +87,7 @@ impl Repositories for Api {
         request: Request<pb::DeleteRepositoryRequest>,
     ) -> Result<Response<pb::Repository>, Status> {
         self.caller(&request, Permission::Administer).await?;
-        let (repository, lagging) = delete(&self.0, request.get_ref()).await?;
-        Ok(with_lagging(repository, lagging))
+        Ok(Response::new(delete(&self.0, request.get_ref()).await?))
     }
 }
 
@@ -124,7 +121,7 @@ async fn list(plane: &Plane, request: &pb::ListRepositoriesRequest) -> Result<pb
 
 /// The store decides: its record is changed first, then the index, in a transaction that waits for no store. Of two calls
 /// at once, the index may keep the earlier one's value until the reconciling pass.
-async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<(pb::Repository, usize), ApiError> {
+async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<pb::Repository, ApiError> {
     let sent = request.repository.as_ref().ok_or_else(|| ApiError::field("repository", "must be set"))?;
     let name = parse_name("repository.name", &sent.name)?;
     let stored = find(plane, &name).await?.ok_or_else(|| absent(&name))?;
@@ -141,7 +138,8 @@ async fn update(plane: &Plane, request: &pb::UpdateRepositoryRequest) -> Result<
     let tx = connection.begin("update_repository").await?;
     repositories::set_automatic_sync(&tx, stored.incarnation, automatic_sync).await?;
     tx.commit().await?;
-    Ok((to_wire(&Repository { automatic_sync, ..stored }), lagging))
+    let wire = to_wire(&Repository { automatic_sync, ..stored });
+    Ok(pb::Repository { lagging_node_count: lagging, ..wire })
 }
 
 async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryRequest) -> Result<pb::Operation, ApiError> {
@@ -184,7 +182,7 @@ async fn sync(plane: &Plane, caller: &Caller, request: &pb::SyncRepositoryReques
 }
 
 /// The store decides: what its record shows is deleted there first, then in the index.
-async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<(pb::Repository, usize), ApiError> {
+async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<pb::Repository, ApiError> {
     let name = parse_name("name", &request.name)?;
     let now = plane.clock.now();
     let indexed = find(plane, &name).await?;
@@ -213,7 +211,7 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
     };
     tx.commit().await?;
     match (indexed, buried) {
-        (Some(row), _) => Ok((to_wire(&row), lagging)),
+        (Some(row), _) => Ok(pb::Repository { lagging_node_count: lagging, ..to_wire(&row) }),
         // Its creation has not come here yet.
         (None, Some(record)) => {
             let mut wire = pb::Repository {
@@ -222,10 +220,11 @@ async fn delete(plane: &Plane, request: &pb::DeleteRepositoryRequest) -> Result<
                 rule_uid: record.rule_uid.map(|uid| uid.to_string()).unwrap_or_default(),
                 create_time: Some(timestamp(record.create_time)),
                 uid: record.incarnation.to_string(),
+                lagging_node_count: lagging,
                 ..Default::default()
             };
             template::write_repository(&record.settings.settings(), &mut wire);
-            Ok((wire, lagging))
+            Ok(wire)
         }
         (None, None) => Err(absent(&name)),
     }

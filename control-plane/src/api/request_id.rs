@@ -1,4 +1,4 @@
-//! Request ids: a retry of a call that creates something gets the first one's answer.
+//! Request ids: a retry of a call that creates something returns the first answer.
 
 use entrepot_proto::convert::Violations;
 use prost::Message;
@@ -11,19 +11,19 @@ use crate::db::{self, Tx};
 use crate::error::ApiError;
 use crate::plane::Plane;
 
-/// The id of a request, if it has one, and what tells it from other requests.
+/// The id of a request, if it has one, and a hash that distinguishes its content from others.
 pub(super) struct RequestId {
     id: Option<Uuid>,
     hash: [u8; 32],
 }
 
-/// What is known of a request that is repeated.
+/// What is known about a repeated request.
 pub(super) enum Earlier<T> {
-    /// It is not repeated.
+    /// It is not a repetition.
     None,
-    /// It was answered so.
+    /// It got this answer.
     Answered(T),
-    /// It was answered with a secret, which is not kept.
+    /// Its answer contained a secret, which is not kept.
     NotKept,
 }
 
@@ -44,7 +44,7 @@ impl RequestId {
         }
     }
 
-    /// Takes the id for this transaction, or finds the answer that it had before.
+    /// Claims the id for this transaction, or finds the earlier answer.
     pub(super) async fn claim<T: Message + Default>(
         &self,
         plane: &Plane,

@@ -1,7 +1,7 @@
-//! What the services of the configuration's resources have in common: create, get, list, update and delete, with request
-//! ids, pages, masks, etags, one transaction for each change, and one revision that it begins.
+//! What the services for configuration resources have in common: create, get, list, update and delete, with request
+//! ids, pages, masks and etags. Each change is one transaction and begins one revision.
 //!
-//! A resource says what it is made of and what it must not collide with, by [`Resource`].
+//! Each kind of resource implements [`Resource`], which describes its parts and its conflicts.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::ResourceId;
@@ -18,55 +18,48 @@ use super::request_id::{Earlier, RequestId};
 use crate::db::registry::{self, Registry};
 use crate::db::{self, Tx};
 use crate::error::ApiError;
-use crate::plane::Plane;
+use crate::plane::{Change, Plane};
 use crate::snapshot::Version;
 
-/// A resource as it is stored.
+/// A stored resource.
 pub(super) trait Resource: Sized + Send + Sync + 'static {
-    /// Its message.
     type Wire: Message + Default + 'static;
-    /// What an operator decides about it.
+    /// The part that operators decide.
     type Settings: Send;
 
-    /// Its message's full name, such as `entrepot.v1.Rule`.
+    /// The full name of its message, such as `entrepot.v1.Rule`.
     const KIND: &'static str;
-    /// The field that holds it in requests, such as `rule`.
+    /// The field that contains it in requests, such as `rule`.
     const FIELD: &'static str;
-    /// What updates may do to its fields.
+    /// How updates treat each field.
     const FIELDS: &'static [Field<Self::Wire>];
 
-    /// The id in a name.
     fn parse_name(name: &str) -> Result<ResourceId, names::Error>;
     /// The name and the etag in a message.
     fn name_and_etag(wire: &Self::Wire) -> (&str, &str);
-    /// The name of the one with this id.
     fn name(id: &ResourceId) -> String;
-    /// Its own id.
     fn id(&self) -> &ResourceId;
-    /// Reads the settings of one that is created or updated.
+    /// Reads the settings for a new or an updated resource.
     fn read(id: &ResourceId, wire: &Self::Wire, is_new: bool) -> Result<Self::Settings, Violations>;
-    /// Its message.
     fn to_wire(&self) -> Self::Wire;
 
-    /// The one with this id.
     fn get(tx: &Tx<'_>, id: &ResourceId) -> impl Future<Output = Result<Option<Self>, db::Error>> + Send;
-    /// At most `limit` by id, those behind `after`.
+    /// At most `limit` resources by id, only those after `after`.
     fn list(tx: &Tx<'_>, after: &str, limit: i64) -> impl Future<Output = Result<Vec<Self>, db::Error>> + Send;
-    /// What a draft comes to, if it collides with no other resource.
+    /// Makes the resource from a draft, unless it conflicts with another resource.
     fn make(plane: &Plane, tx: &Tx<'_>, draft: Draft<Self>) -> impl Future<Output = Result<Self, ApiError>> + Send;
-    /// Writes it.
     fn put(&self, tx: &Tx<'_>) -> impl Future<Output = Result<(), db::Error>> + Send;
-    /// Deletes it, if nothing needs it.
+    /// Deletes it, unless something still needs it.
     fn delete(&self, tx: &Tx<'_>) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
-/// What is to become a resource.
+/// A resource before it is checked and written.
 pub(super) struct Draft<R: Resource> {
     pub(super) id: ResourceId,
     pub(super) settings: R::Settings,
-    /// What it is now; `None` if it is created.
+    /// The current resource; `None` for a new one.
     pub(super) before: Option<R>,
-    /// The revision that the change begins.
+    /// The revision of this change.
     pub(super) revision: i64,
     pub(super) now: DateTime<Utc>,
 }
@@ -79,7 +72,7 @@ pub(super) struct New<'r, W> {
 }
 
 impl Api {
-    /// Creates a resource for an administrator; a request that is repeated gets the answer that it had.
+    /// Creates a resource for an administrator. A repeated request gets the earlier answer.
     pub(super) async fn create<R: Resource, M: Message>(
         &self,
         request: &Request<M>,
@@ -91,7 +84,7 @@ impl Api {
         Ok(self.settled(answer, version).await)
     }
 
-    /// Changes the fields of a resource that `mask` names to what was sent, for an administrator.
+    /// Changes the fields that `mask` names, for an administrator.
     pub(super) async fn update<R: Resource, M>(
         &self,
         request: &Request<M>,
@@ -104,7 +97,7 @@ impl Api {
         Ok(self.settled(wire, version).await)
     }
 
-    /// Deletes a resource for an administrator, and returns it as it was.
+    /// Deletes a resource for an administrator, and returns it.
     pub(super) async fn delete<R: Resource, M>(
         &self,
         request: &Request<M>,
@@ -117,7 +110,6 @@ impl Api {
     }
 }
 
-/// The resource with this name.
 pub(super) async fn get<R: Resource>(plane: &Plane, name: &str) -> Result<R, ApiError> {
     let id = parse_name::<R>("name", name)?;
     let mut connection = plane.db.connect().await?;
@@ -149,14 +141,13 @@ async fn create<R: Resource>(
     let change = plane.prepare_change().await?;
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("create_resource").await?;
-    match request_id.claim(plane, &tx, caller).await? {
-        Earlier::None => {}
-        Earlier::Answered(answer) => return Ok((answer, registry::get(&tx).await?.version)),
-        Earlier::NotKept => return Err(ApiError::SecretNotKept),
-    }
-    let version = change.begin(&tx).await?.version;
+    let version = match begin_once(plane, &tx, &change, caller, request_id).await? {
+        Once::New(version) => version,
+        Once::Repeated(answer, version) => return Ok((answer, version)),
+    };
     if R::get(&tx, &id).await?.is_some() {
-        let remedy = format!("; update it, or choose another `{}_id`", R::FIELD);
+        let update = if R::FIELDS.is_empty() { "" } else { "update it, or " };
+        let remedy = format!("; {update}choose another `{}_id`", R::FIELD);
         return Err(ApiError::Exists { kind: R::KIND, name: R::name(&id), remedy });
     }
     let draft = Draft { id, settings, before: None, revision: version.revision, now: plane.clock.now() };
@@ -201,27 +192,49 @@ async fn delete<R: Resource>(plane: &Plane, name: &str, etag: &str) -> Result<(R
     Ok((wire, version))
 }
 
-/// The resource with this id.
 pub(super) async fn require<R: Resource>(tx: &Tx<'_>, id: &ResourceId) -> Result<R, ApiError> {
     R::get(tx, id).await?.ok_or_else(|| ApiError::not_found(R::KIND, R::name(id)))
 }
 
-/// The id in a name that the request's field `field` holds.
+/// The id in a name that is in the request's field `field`.
 pub(super) fn parse_name<R: Resource>(field: &str, name: &str) -> Result<ResourceId, ApiError> {
     R::parse_name(name).map_err(|error| ApiError::field(field, error))
 }
 
-/// Refuses a change of what was changed since the caller read it. An empty etag is always right.
+/// Refuses a change if the resource was changed after the caller read it. An empty etag always passes.
 pub(super) fn check_etag(name: &str, sent: &str, current: &str) -> Result<(), ApiError> {
     if sent.is_empty() || sent == current { Ok(()) } else { Err(ApiError::StaleEtag { name: name.to_owned() }) }
 }
 
-/// The etag of what was last changed by a revision of the configuration.
+/// The etag of a resource that was last changed by this revision of the configuration.
 pub(super) fn etag(revision: i64) -> String {
     format!("\"{revision}\"")
 }
 
-/// Reads a request that creates a resource; all that is wrong with it is said.
+/// How a request with an id is treated.
+pub(super) enum Once<A> {
+    /// It is new: the change begins, with this version.
+    New(Version),
+    /// It is a repetition, and gets this answer.
+    Repeated(A, Version),
+}
+
+/// Begins a change in `tx`, unless an earlier request with this id has made it already.
+pub(super) async fn begin_once<A: Message + Default>(
+    plane: &Plane,
+    tx: &Tx<'_>,
+    change: &Change,
+    caller: &Caller,
+    request_id: &RequestId,
+) -> Result<Once<A>, ApiError> {
+    match request_id.claim(plane, tx, caller).await? {
+        Earlier::None => Ok(Once::New(change.begin(tx).await?.version)),
+        Earlier::Answered(answer) => Ok(Once::Repeated(answer, registry::get(tx).await?.version)),
+        Earlier::NotKept => Err(ApiError::SecretNotKept),
+    }
+}
+
+/// Reads a request that creates a resource, and collects all its mistakes.
 fn read_new<R: Resource>(
     request: &impl Message,
     new: &New<'_, R::Wire>,
@@ -230,14 +243,14 @@ fn read_new<R: Resource>(
     let request_id = violations.merge(RequestId::read(&method::<R>("Create"), new.request_id, request));
     let id = violations.take(&format!("{}_id", R::FIELD), new.id.parse::<ResourceId>());
     let sent = violations.take(R::FIELD, new.resource.ok_or("must be set"));
-    // Without an id, what else is wrong is still said: what defaults to the id need not.
+    // Even without a valid id, all other mistakes are reported. This stands in for fields that default to the id.
     let stand_in = id.clone().unwrap_or_else(|| "id".parse().expect("a legal id"));
     let settings = sent.and_then(|sent| violations.merge(R::read(&stand_in, sent, true)));
     let complete = (|| Some((request_id?, id?, settings?)))();
     violations.finish(complete)
 }
 
-/// What a method is called that does this with the resource.
+/// The full name of the method for `verb`.
 fn method<R: Resource>(verb: &str) -> String {
     let noun = R::KIND.rsplit('.').next().unwrap_or_default();
     format!("{verb}{noun}")

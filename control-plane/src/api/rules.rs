@@ -1,4 +1,4 @@
-//! Rules: which names are filled from where.
+//! Rules: which names are filled from which upstream.
 
 use entrepot_domain::{ResourceId, Rule as DomainRule};
 use entrepot_proto::convert::rule::Settings;
@@ -176,10 +176,10 @@ impl Resource for Rule {
         rules::list(tx, after, limit).await
     }
 
-    /// The rule that the settings make among the others, if its upstream exists and its prefix is free.
+    /// Makes the rule, if its upstream exists and its prefix is free.
     async fn make(_: &Plane, tx: &Tx<'_>, draft: Draft<Self>) -> Result<Self, ApiError> {
         let Draft { id, settings, before, revision, now } = draft;
-        let upstream = upstream_of(tx, &settings.upstream_id).await?;
+        let upstream_uid = upstream_of(tx, &settings.upstream_id).await?;
         let uid = before.as_ref().map_or_else(Uuid::now_v7, |before| before.rule.uid);
         if let Some(other) = rules::for_prefix(tx, &settings.prefix).await?.filter(|other| other.rule.uid != uid) {
             let remedy = format!(
@@ -192,13 +192,13 @@ impl Resource for Rule {
             uid,
             id,
             prefix: settings.prefix,
-            upstream_uid: upstream.uid,
+            upstream_uid,
             upstream_prefix: settings.upstream_prefix,
             freshness: settings.freshness,
         };
         let create_time = before.as_ref().map_or(now, |before| before.create_time);
         let policy_rest = before.map(|before| before.policy_rest).unwrap_or_default();
-        Ok(Self { rule, policy_rest, upstream_id: upstream.id, revision, create_time, update_time: now })
+        Ok(Self { rule, policy_rest, upstream_id: settings.upstream_id, revision, create_time, update_time: now })
     }
 
     async fn put(&self, tx: &Tx<'_>) -> Result<(), db::Error> {
@@ -210,8 +210,8 @@ impl Resource for Rule {
     }
 }
 
-async fn upstream_of(tx: &Tx<'_>, id: &ResourceId) -> Result<Upstream, ApiError> {
-    upstreams::get(tx, id).await?.ok_or_else(|| ApiError::NotFound {
+async fn upstream_of(tx: &Tx<'_>, id: &ResourceId) -> Result<Uuid, ApiError> {
+    upstreams::uid(tx, id).await?.ok_or_else(|| ApiError::NotFound {
         kind: Upstream::KIND,
         name: names::upstream(id),
         field: Some("rule.upstream"),

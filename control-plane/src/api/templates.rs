@@ -1,4 +1,4 @@
-//! Templates: what repositories are created with.
+//! Templates: the settings for new repositories.
 
 use entrepot_domain::{NamespacePrefix, ResourceId, Template as DomainTemplate};
 use entrepot_proto::convert::template::Settings;
@@ -19,7 +19,7 @@ use crate::plane::Plane;
 
 const FIELDS: &[Field<pb::Template>] = &[
     Field::immutable("name", |t| !t.name.is_empty(), |sent, stored| sent.name == stored.name),
-    // A template for another prefix is another template, as with ECR.
+    // A template for another prefix is a different template, as with ECR.
     Field::immutable("prefix", |t| !t.prefix.is_empty(), is_same_prefix),
     Field::mutable(
         "applied_for",
@@ -75,7 +75,7 @@ const FIELDS: &[Field<pb::Template>] = &[
     Field::output_only("etag"),
 ];
 
-/// A trailing slash makes no other prefix.
+/// A trailing slash makes no difference.
 fn is_same_prefix(sent: &pb::Template, stored: &pb::Template) -> bool {
     sent.prefix.parse::<NamespacePrefix>() == stored.prefix.parse()
 }
@@ -179,7 +179,7 @@ impl Resource for Template {
         templates::list(tx, after, limit).await
     }
 
-    /// The template that the settings make, if no other one has the prefix.
+    /// Makes the template, if no other one has the prefix.
     async fn make(_: &Plane, tx: &Tx<'_>, draft: Draft<Self>) -> Result<Self, ApiError> {
         let Draft { id, settings, before, revision, now } = draft;
         let Settings { prefix, description, tag_mutability, resource_tags } = settings;

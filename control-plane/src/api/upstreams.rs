@@ -1,5 +1,7 @@
 //! Upstreams: the registries that rules pull from.
 
+use std::collections::BTreeSet;
+
 use entrepot_domain::upstream::Credential;
 use entrepot_domain::{ResourceId, Secret, Upstream as DomainUpstream};
 use entrepot_proto::convert::snapshot::password_purpose;
@@ -12,9 +14,10 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::Api;
-use super::caller::Permission;
+use super::caller::{Permission, require_ready};
 use super::health::{self, Survey};
 use super::mask::Field;
+use super::probe;
 use super::resource::{self, Draft, New, Resource, etag};
 use crate::db::upstreams::{self, Upstream};
 use crate::db::{self, Tx, rules};
@@ -114,6 +117,16 @@ impl Upstreams for Api {
         let sent = request.get_ref();
         self.delete::<Upstream, _>(&request, &sent.name, &sent.etag).await
     }
+
+    async fn validate_upstream(
+        &self,
+        request: Request<pb::ValidateUpstreamRequest>,
+    ) -> Result<Response<pb::ValidateUpstreamResponse>, Status> {
+        self.caller(&request, Permission::Administer).await?;
+        let upstream = resource::get::<Upstream>(&self.0, &request.get_ref().name).await?;
+        let (valid, steps) = probe::steps(&self.0, &upstream, None).await?;
+        Ok(Response::new(pb::ValidateUpstreamResponse { valid, steps }))
+    }
 }
 
 impl Resource for Upstream {
@@ -141,7 +154,7 @@ impl Resource for Upstream {
     }
 
     fn read(_: &ResourceId, wire: &pb::Upstream, is_new: bool) -> Result<Settings, Violations> {
-        // A new one has no password that could be kept.
+        // A new upstream has no stored password to keep.
         Settings::read(&pb::Upstream { has_password: wire.has_password && !is_new, ..wire.clone() })
     }
 
@@ -165,9 +178,12 @@ impl Resource for Upstream {
         upstreams::list(tx, after, limit).await
     }
 
-    /// The upstream that the settings make, if nodes could use it.
+    /// Makes the upstream, if nodes could use it.
     async fn make(plane: &Plane, _: &Tx<'_>, draft: Draft<Self>) -> Result<Self, ApiError> {
         let Draft { id, settings, before, revision, now } = draft;
+        if let (Some(before), Password::Keep) = (&before, &settings.password) {
+            require_password(&id, &moved(&before.settings, &settings))?;
+        }
         let (uid, create_time, sealed) = match before {
             Some(before) => (before.uid, before.create_time, before.sealed_password),
             None => (Uuid::now_v7(), now, None),
@@ -223,10 +239,44 @@ pub(super) fn client(plane: &Plane, upstream: &Upstream) -> Result<Client, ApiEr
         fallback_endpoints: settings.fallback_endpoints.clone(),
         revision: upstream.revision,
     };
-    Client::new(&upstream, Limits::default()).map_err(|error| match error {
+    let registry_id = require_ready(plane)?.registry_id;
+    Client::new(&upstream, registry_id, Limits::default()).map_err(|error| match error {
         BuildError::CaCertificates => ApiError::field("upstream.ca_certificates", error),
         BuildError::Tls(_) => ApiError::Internal(error.into()),
     })
+}
+
+/// The changed fields that decide where the password goes, and who could read it on the way.
+fn moved(before: &Settings, after: &Settings) -> Vec<&'static str> {
+    let differ = |before: &[String], after: &[String]| {
+        let (before, after): (BTreeSet<_>, BTreeSet<_>) = (before.iter().collect(), after.iter().collect());
+        before != after
+    };
+    let hosts = |settings: &Settings| settings.allow_hosts.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let fallbacks =
+        |settings: &Settings| settings.fallback_endpoints.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let fields = [
+        ("upstream.endpoint", before.endpoint != after.endpoint),
+        ("upstream.fallback_endpoints", differ(&fallbacks(before), &fallbacks(after))),
+        ("upstream.allow_hosts", differ(&hosts(before), &hosts(after))),
+        ("upstream.ca_certificates", before.ca_certificates != after.ca_certificates),
+        ("upstream.allow_plain_http", before.plain_http != after.plain_http),
+    ];
+    fields.into_iter().filter_map(|(field, is_moved)| is_moved.then_some(field)).collect()
+}
+
+/// Requires the password for a change of where it goes: nobody can read it here, and nobody may have it sent to a place
+/// of their choice either.
+fn require_password(id: &ResourceId, moved: &[&str]) -> Result<(), ApiError> {
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let (name, fields) = (names::upstream(id), moved.join("`, `"));
+    let description = format!(
+        "`{fields}` says where the password of `{name}` goes: send `upstream.password` in the same call, or clear \
+         `upstream.username` to go on without one (the command: --username NAME --password-stdin, or --username '')"
+    );
+    Err(ApiError::Precondition { kind: "PASSWORD_NEEDED", subject: name, description })
 }
 
 fn seal(plane: &Plane, uid: Uuid, password: &Password, stored: Option<Vec<u8>>) -> Option<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! Access keys. A row is never deleted, so that a revoked id stays revoked.
+//! Access keys. Rows are never deleted, so that a revoked id stays revoked.
 
 use chrono::{DateTime, Utc};
 use tokio_postgres::Row;
@@ -12,16 +12,16 @@ use super::{Error, Tx};
 #[derive(Clone, Debug)]
 pub(crate) struct AccessKey {
     pub(crate) key_id: String,
-    /// Whose it is; `None` once the principal is deleted.
+    /// Its principal; `None` once the principal is deleted.
     pub(crate) principal_uid: Option<Uuid>,
     pub(crate) sealed_hash: Vec<u8>,
-    /// The secret itself, if it was generated and can be used.
+    /// The secret itself, if it was generated and the key is active.
     pub(crate) sealed_secret: Option<Vec<u8>>,
     pub(crate) state: State,
     pub(crate) create_time: DateTime<Utc>,
 }
 
-/// Whether a key can be used.
+/// The state of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Active,
@@ -51,7 +51,8 @@ impl AccessKey {
     }
 }
 
-/// Creates a key, or gives the one with this id its principal, hash, secret and state. Of a revoked key no secret is kept.
+/// Creates a key, or replaces the principal, hash, secret and state of the key with this id. A revoked key keeps no
+/// secret.
 pub(crate) async fn put(tx: &Tx<'_>, key: &AccessKey) -> Result<(), Error> {
     const SQL: &str = "-- access_keys.put
         INSERT INTO access_keys (key_id, principal_uid, sealed_hash, sealed_secret, state, create_time)
@@ -73,18 +74,18 @@ pub(crate) async fn get(tx: &Tx<'_>, key_id: &str) -> Result<Option<AccessKey>, 
     tx.query_opt(SQL, &[&key_id]).await?.as_ref().map(AccessKey::from_row).transpose()
 }
 
-/// The key with this id and its principal, if it can be used.
+/// The key with this id and its principal, if it is active.
 pub(crate) async fn usable(tx: &Tx<'_>, key_id: &str) -> Result<Option<(AccessKey, Principal)>, Error> {
     const SQL: &str = "-- access_keys.usable
         SELECT key_id, principal_uid, sealed_hash, sealed_secret, state, k.create_time AS key_create_time,
-               uid, principal_id, permission_set, p.create_time
+               uid, principal_id, permission_set, p.create_time, p.minimum_reader
           FROM access_keys k JOIN principals p ON p.uid = k.principal_uid
          WHERE key_id = $1 AND state = 'ACTIVE'";
     let row = tx.query_opt(SQL, &[&key_id]).await?;
     row.map(|row| Ok((AccessKey::from_row(&row)?, Principal::from_row(&row)?))).transpose()
 }
 
-/// All keys that can be used.
+/// All active keys.
 pub(crate) async fn all_usable(tx: &Tx<'_>) -> Result<Vec<AccessKey>, Error> {
     const SQL: &str = "-- access_keys.all_usable
         SELECT key_id, principal_uid, sealed_hash, sealed_secret, state, create_time AS key_create_time
@@ -92,7 +93,7 @@ pub(crate) async fn all_usable(tx: &Tx<'_>) -> Result<Vec<AccessKey>, Error> {
     tx.query(SQL, &[]).await?.iter().map(AccessKey::from_row).collect()
 }
 
-/// At most `limit` keys of a principal by id, revoked ones too, those behind `after`.
+/// At most `limit` keys of a principal by id, including revoked ones, only those after `after`.
 pub(crate) async fn list(tx: &Tx<'_>, principal_uid: Uuid, after: &str, limit: i64) -> Result<Vec<AccessKey>, Error> {
     const SQL: &str = "-- access_keys.list
         SELECT key_id, principal_uid, sealed_hash, sealed_secret, state, create_time AS key_create_time

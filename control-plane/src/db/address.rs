@@ -1,4 +1,4 @@
-//! Where Postgres is, and what a session with it is like.
+//! The address of Postgres, and the settings of a session.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls::{self, Verification};
 
-/// How long a connection may take to come about.
+/// How long opening a connection may take.
 pub(super) const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// After how long the kernel gives up on a connection whose other end does not acknowledge.
+/// When the kernel gives up a connection whose other end does not acknowledge.
 const TCP_LIMIT: Duration = Duration::from_secs(10);
-/// What Postgres itself ends; what it must not put off, since a node forgets an event once it is told that it is
-/// durable; and what costs more than it brings in short statements.
+/// Settings of each session: the timeouts that Postgres enforces; synchronous commit, since a node forgets an event
+/// once it is told that the event is durable; and features that do not pay off for short statements.
 const SESSION: &str = "-c statement_timeout=5s -c lock_timeout=1s -c idle_in_transaction_session_timeout=10s \
                        -c synchronous_commit=on -c jit=off -c timezone=UTC";
 
-/// Why it cannot be known where Postgres is, or how to trust it.
+/// Why the address is invalid, or the certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AddressError {
     /// Neither a URL nor pairs.
@@ -26,15 +26,15 @@ pub(crate) enum AddressError {
         "must be a Postgres URL such as `postgres://user@host/database`, or pairs such as `host=/run/postgresql user=entrepot`"
     )]
     Unreadable(#[source] tokio_postgres::Error),
-    /// Certificates to trust, and clear text.
+    /// Both certificates to trust and clear text.
     #[error("says `sslmode=disable`, and there is a file with certificates to trust: remove one of them")]
     Contradiction,
-    /// No certificates to trust.
+    /// The certificates cannot be used.
     #[error(transparent)]
     Trust(#[from] tls::TrustError),
 }
 
-/// Where Postgres is, who logs in, and whom to trust.
+/// Where Postgres is, with which login, and which certificates to trust.
 #[derive(Clone)]
 pub(crate) struct Address {
     config: tokio_postgres::Config,
@@ -43,16 +43,16 @@ pub(crate) struct Address {
 
 impl std::fmt::Debug for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Its own `Debug` hides the password.
+        // The `Debug` of the inner type hides the password.
         f.debug_struct("Address").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
 impl Address {
-    /// Reads an address; `password` stands where the text has none, `ca` holds the certificates to trust in PEM format.
+    /// Parses an address. `password` is used if the text has none; `ca` holds the certificates to trust, in PEM.
     ///
-    /// `sslmode` means what it means elsewhere, but that a server which must be encrypted must be verified, too:
-    /// without `ca` by the certificates that the machine trusts. With `ca`, encryption is a must.
+    /// `sslmode` has its usual meaning, except that a server which must be encrypted is also verified: without `ca` by
+    /// the machine's certificates. With `ca`, encryption is required.
     pub(crate) fn parse(
         text: &str,
         password: Option<&Secret<String>>,
@@ -90,7 +90,7 @@ impl Address {
     }
 }
 
-/// The text with modes that the driver knows: those that verify are here what `require` is.
+/// The text with modes that the driver knows: modes that verify become `require`, which verifies here.
 fn with_known_modes(text: &str) -> String {
     let mut known = text.to_owned();
     for (before, mode) in ["?", "&", " "].into_iter().flat_map(|b| ["verify-full", "verify-ca"].map(|mode| (b, mode))) {

@@ -1,8 +1,9 @@
-//! The log of what has changed rows of images and tags, whoever changed them: events, repairs, calls.
+//! The log of changes to the rows of images and tags, by whatever caused them: events, repairs, calls.
 //!
-//! Whoever changes a row appends to it in the same statement, and what changes nothing appends nothing. A sequence's
-//! values come in the order of inserts and not of commits, so a reader that goes by them would skip what commits late.
-//! Here a change gets its position only when it is committed, from who reads next; see the table's comment.
+//! A statement that changes a row also appends to the log; a statement that changes nothing appends nothing. The values
+//! of a sequence come in the order of inserts and not of commits, so a reader that goes by them would skip changes that
+//! are committed late. Here a change gets its position only after it is committed, from the next reader; see the
+//! table's comment.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::RepositoryName;
@@ -12,15 +13,15 @@ use uuid::Uuid;
 use super::row::{column, parsed};
 use super::{Error, Tx};
 
-/// How many positions are given at a time.
+/// How many positions are assigned at a time.
 const BATCH: i64 = 10_000;
 
 /// A change of the index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) position: i64,
-    /// `IMAGE_CACHED`, `IMAGE_DELETED`, `TAG_MOVED`, `TAG_VALIDATED`, `TAG_DELETED` or `REPOSITORY_DELETED`; a reader
-    /// passes over what it does not know.
+    /// `IMAGE_CACHED`, `IMAGE_DELETED`, `TAG_MOVED`, `TAG_VALIDATED`, `TAG_DELETED` or `REPOSITORY_DELETED`. Readers
+    /// skip kinds that they do not know.
     pub(crate) kind: String,
     pub(crate) incarnation: Uuid,
     pub(crate) repository: RepositoryName,
@@ -45,16 +46,16 @@ impl Change {
     }
 }
 
-/// What a reader gets.
+/// The result of a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Batch {
-    /// The changes behind its cursor, in order; none if there are none yet.
+    /// The changes after the reader's cursor, in order; may be empty.
     Changes(Vec<Change>),
-    /// Some were removed before it came to them: it has to compare everything, and begins anew.
+    /// Some changes were removed before they were read: the reader has to compare everything, and start over.
     Missed,
 }
 
-/// Begins, or begins anew, to read for `consumer`, behind what has changed until now.
+/// Starts, or restarts, reading for `consumer`, after everything that has changed so far.
 pub(crate) async fn begin(tx: &Tx<'_>, consumer: &str) -> Result<(), Error> {
     const SQL: &str = "-- changes.begin
         INSERT INTO change_cursors (consumer, position) SELECT $1, last_position FROM change_log
@@ -64,7 +65,7 @@ pub(crate) async fn begin(tx: &Tx<'_>, consumer: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// At most `limit` changes behind the cursor of `consumer`, which has begun.
+/// At most `limit` changes after the cursor of `consumer`, which must have started.
 pub(crate) async fn read(tx: &Tx<'_>, consumer: &str, limit: i64) -> Result<Batch, Error> {
     const CURSOR: &str = "-- changes.read: cursor
         SELECT c.position, c.position < l.pruned_position AS missed
@@ -81,7 +82,7 @@ pub(crate) async fn read(tx: &Tx<'_>, consumer: &str, limit: i64) -> Result<Batc
     Ok(Batch::Changes(rows.iter().map(Change::from_row).collect::<Result<_, _>>()?))
 }
 
-/// Notes that `consumer` has had its effect of everything up to `position`.
+/// Notes that `consumer` has handled everything up to `position`.
 pub(crate) async fn advance(tx: &Tx<'_>, consumer: &str, position: i64) -> Result<(), Error> {
     const SQL: &str = "-- changes.advance
         UPDATE change_cursors SET position = $2, update_time = now() WHERE consumer = $1 AND position < $2";
@@ -89,8 +90,8 @@ pub(crate) async fn advance(tx: &Tx<'_>, consumer: &str, position: i64) -> Resul
     Ok(())
 }
 
-/// Removes at most `limit` changes that all readers have passed and that are a day old, and any that are 30 days old.
-/// Says how many.
+/// Removes at most `limit` changes: those that are a day old and that all readers have passed, and those that are 30
+/// days old. Returns how many.
 pub(crate) async fn prune(tx: &Tx<'_>, limit: i64) -> Result<u64, Error> {
     const SQL: &str = "-- changes.prune
         WITH gone AS (
@@ -108,9 +109,9 @@ pub(crate) async fn prune(tx: &Tx<'_>, limit: i64) -> Result<u64, Error> {
     Ok(u64::try_from(count).unwrap_or_default())
 }
 
-/// Gives positions to changes that are committed and have none; says to how many.
+/// Assigns positions to committed changes that have none. Returns how many.
 async fn give_positions(tx: &Tx<'_>) -> Result<i64, Error> {
-    // Locked in a statement of its own, so that the next one sees what whoever had the lock before has committed.
+    // The lock is a statement of its own, so that the next one sees what the previous holder of the lock has committed.
     const LOCK: &str = "-- changes.give_positions: lock
         SELECT last_position FROM change_log FOR UPDATE";
     const SQL: &str = "-- changes.give_positions
@@ -159,10 +160,10 @@ mod tests {
         let (tag, digest): (Tag, Digest) = ("v1".parse().unwrap(), Digest::sha256(content));
         let validate_time = DateTime::from_timestamp(seconds, 0);
         let moved = Moved { tag: &tag, digest: Some(&digest), revision, validate_time };
-        tags::put(tx, incarnation, moved).await.unwrap()
+        tags::put_all(tx, &[(incarnation, moved)]).await.unwrap()
     }
 
-    /// What there is to read, after which it was read.
+    /// Reads everything available and marks it as read.
     async fn take(db: &Db, consumer: &str) -> Vec<(String, String)> {
         let mut connection = db.connect().await.unwrap();
         let tx = connection.begin("test").await.unwrap();
@@ -198,7 +199,7 @@ mod tests {
         assert_eq!(take(&db, "reader").await, []);
     }
 
-    fn image(cached_at: i64) -> Image {
+    fn image(revision: i64) -> Image {
         Image {
             digest: Digest::sha256(b"a"),
             media_type: MediaType::OciIndex,
@@ -207,22 +208,42 @@ mod tests {
             platforms: vec!["linux/amd64".to_owned(), "linux/arm64".to_owned()],
             children: vec![Digest::sha256(b"child")],
             config: None,
-            cache_time: DateTime::from_timestamp(cached_at, 0).unwrap(),
+            cache_time: DateTime::UNIX_EPOCH,
+            revision,
         }
     }
 
     #[tokio::test]
-    async fn an_image_that_was_told_of_too_late_is_deleted_once_that_is_settled() {
+    async fn an_image_goes_by_revisions_and_by_its_record_once_that_is_settled() {
         let db = migrated().await;
         let mut connection = db.connect().await.unwrap();
         let tx = connection.begin("test").await.unwrap();
         let app = create(&tx, "demo/app").await;
-        // Another node's link won, which was cached a second before.
-        images::put(&tx, app, &image(2)).await.unwrap();
-        let (digest, time) = (Digest::sha256(b"a"), DateTime::from_timestamp(1, 0).unwrap());
-        assert_eq!(images::delete(&tx, app, &digest, time).await.unwrap(), 0, "it may have come back since");
-        tx.execute("UPDATE images SET index_time = index_time - interval '2 minutes'", &[]).await.unwrap();
-        assert_eq!(images::delete(&tx, app, &digest, time).await.unwrap(), 1);
+        let is_listed = async || images::get(&tx, app, &Digest::sha256(b"a")).await.unwrap().is_some();
+        let settle = async || {
+            tx.execute("UPDATE images SET index_time = index_time - interval '2 minutes'", &[]).await.unwrap();
+        };
+        begin(&tx, "reader").await.unwrap();
+        // Two nodes cached it at once, and the link with revision 2 won.
+        images::put_all(&tx, &[(app, &image(9))]).await.unwrap();
+        assert_eq!(images::bury(&tx, app, &image(3)).await.unwrap(), 0, "it may have come back since");
+        settle().await;
+        assert_eq!(images::follow(&tx, app, &image(2)).await.unwrap(), 0, "it was listed, be it at another revision");
+        assert_eq!(images::bury(&tx, app, &image(3)).await.unwrap(), 1);
+        for late in [2, 3] {
+            assert_eq!(images::put_all(&tx, &[(app, &image(late))]).await.unwrap(), 0, "{late}");
+        }
+        assert_eq!(images::follow(&tx, app, &image(2)).await.unwrap(), 0, "what was just deleted may not be read yet");
+        assert!(!is_listed().await);
+        assert_eq!(images::put_all(&tx, &[(app, &image(4))]).await.unwrap(), 1);
+        assert!(is_listed().await, "it was cached again");
+        // The tombstone of an image that the index never had prevents that a late event creates the image.
+        let other = create(&tx, "demo/other").await;
+        assert_eq!(images::bury(&tx, other, &image(5)).await.unwrap(), 0);
+        assert_eq!(images::put_all(&tx, &[(other, &image(4))]).await.unwrap(), 0);
+        tx.commit().await.unwrap();
+        let kinds: Vec<String> = take(&db, "reader").await.into_iter().map(|(kind, _)| kind).collect();
+        assert_eq!(kinds, ["IMAGE_CACHED", "IMAGE_DELETED", "IMAGE_CACHED"]);
     }
 
     #[tokio::test]
@@ -234,7 +255,7 @@ mod tests {
         begin(&tx, "reader").await.unwrap();
         let digest = Digest::sha256(b"a");
         for expected in [1, 0] {
-            assert_eq!(images::put(&tx, app, &image(1)).await.unwrap(), expected);
+            assert_eq!(images::put_all(&tx, &[(app, &image(1))]).await.unwrap(), expected);
             assert_eq!(put_tag(&tx, app, 1, b"a", 1).await, expected);
             assert_eq!(put_tag(&tx, app, 1, b"a", 2).await, expected);
             assert_eq!(put_tag(&tx, app, 2, b"b", 3).await, expected);
@@ -242,8 +263,7 @@ mod tests {
         let listed = images::get(&tx, app, &digest).await.unwrap().unwrap();
         assert_eq!(listed.platforms, ["linux/amd64", "linux/arm64"]);
         for expected in [1, 0] {
-            let time = DateTime::from_timestamp(1, 0).unwrap();
-            assert_eq!(images::delete(&tx, app, &digest, time).await.unwrap(), expected);
+            assert_eq!(images::bury(&tx, app, &image(2)).await.unwrap(), expected);
         }
         for expected in [1, 0] {
             assert_eq!(repositories::bury(&tx, &[app], DateTime::UNIX_EPOCH).await.unwrap(), expected);

@@ -1,52 +1,56 @@
-//! What can go wrong with the database, by what somebody does about it.
+//! Database errors, classified by what to do about them.
 
 use std::error::Error as _;
 
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::{DbError, SqlState};
 
-/// Why the database did not do what it was asked to.
+/// Why a database operation failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// Postgres cannot be reached, is starting or stopping, or took too long: try again later.
+    /// Postgres cannot be reached, is starting or stopping, or took too long. Try again later.
     #[error("the database is away")]
     Away(#[source] Source),
-    /// Another transaction was in the way: try again now.
+    /// Another transaction was in the way. Try again now.
     #[error("another change was in the way")]
     Contended(#[source] Source),
-    /// A unique constraint: the value is taken.
+    /// A unique constraint is violated: the value is taken.
     #[error("`{}` is taken", .0.name())]
     Taken(Unique),
-    /// Something else names what was to be deleted, or what was named is gone.
+    /// Something still refers to the row to delete, or the row that was referred to is gone.
     #[error("the reference `{0}` does not hold")]
     Reference(String),
-    /// A value in the database is not what only this program can have written there.
+    /// A column has a value that this program cannot have written.
     #[error("the column `{column}` holds what cannot be read: {why}")]
-    Corrupt {
-        /// Which column.
+    Corrupt { column: &'static str, why: String },
+    /// The row is of another release, and can be neither shown nor changed here.
+    #[error("`{item}` is of another release, and not understood here: its {column} {why}")]
+    NotUnderstood {
+        /// The row's name, such as `rules/hub`.
+        item: String,
         column: &'static str,
-        /// What is wrong.
+        /// Why it is not understood.
         why: String,
     },
-    /// The database's schema is for newer releases only.
+    /// The schema is only for newer releases.
     #[error("the database needs release {oldest_release} or newer, this is {own}: upgrade this control plane")]
     TooOld {
-        /// Which releases may use it.
+        /// The oldest release that may use it.
         oldest_release: String,
-        /// Which release this is.
+        /// This release.
         own: &'static str,
     },
     /// Migrations could not be applied.
     #[error("the database's schema could not be brought up to date")]
     Migrate(#[source] Source),
-    /// A bug here, or a database that does not hold our schema.
+    /// A bug here, or a database with another schema.
     #[error("the database refused a statement")]
     Refused(#[source] Source),
 }
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// The unique constraints that callers run into.
+/// The unique constraints that callers can violate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unique {
     UpstreamId,
@@ -98,6 +102,7 @@ impl Error {
             Self::Taken(_)
             | Self::Reference(_)
             | Self::Corrupt { .. }
+            | Self::NotUnderstood { .. }
             | Self::TooOld { .. }
             | Self::Migrate(_)
             | Self::Refused(_) => false,
@@ -124,7 +129,7 @@ impl From<tokio_postgres::Error> for Error {
 impl From<PoolError> for Error {
     fn from(error: PoolError) -> Self {
         match error {
-            // Whatever keeps us from connecting, waiting or repairing it elsewhere is the remedy.
+            // Whatever prevents a connection can only be fixed by waiting, or elsewhere.
             PoolError::Backend(error) => Self::Away(error.into()),
             PoolError::Timeout(_)
             | PoolError::Closed
@@ -141,15 +146,15 @@ pub(super) fn is_contended(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|state| CONTENDED.contains(state))
 }
 
-/// Whether `error` is about the connection rather than about what was asked.
+/// Whether `error` is about the connection and not about the statement.
 pub(super) fn is_away(error: &tokio_postgres::Error) -> bool {
     // 08 connection, 53 resources, 57 operator (shutdown, statement_timeout), 25P03 idle in transaction, 25006 a server
-    // that has just become another one's standby.
+    // that has just become a standby.
     let says_so =
         |state: &SqlState| ["08", "53", "57", "25P03", "25006"].iter().any(|class| state.code().starts_with(class));
     match error.code() {
         Some(state) => says_so(state),
-        // Nothing that Postgres said: the connection broke, or could not be made.
+        // Not an error from Postgres: the connection broke, or could not be opened.
         None => error.is_closed() || error.source().is_some_and(|source| source.is::<std::io::Error>()),
     }
 }

@@ -1,7 +1,7 @@
 //! The index of images: manifests and indexes, what they name, and the platforms of single images.
 //!
-//! What is below an index is looked up row by row (the `OFFSET 0` and the subquery see to that): joined, Postgres reads
-//! all images of the repository, since it cannot know how few there are below.
+//! The children of an index are looked up row by row; the `OFFSET 0` and the subquery force this. With a join, Postgres
+//! would read all images of the repository, since it cannot know how few children there are.
 
 use std::collections::HashSet;
 
@@ -9,12 +9,14 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, Tag};
 use entrepot_proto::convert::event::Image as Cached;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::row::{column, parsed};
+use super::comparison::Table;
+use super::row::{Understood, column, id, named, parsed, understood};
 use super::{Error, Tx, tags};
 
-/// An image as the index has it.
+/// An image in the index.
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     pub(crate) digest: Digest,
@@ -29,7 +31,7 @@ pub(crate) struct Image {
 impl Image {
     fn from_row(row: &Row) -> Result<Self, Error> {
         Ok(Self {
-            digest: parsed(row, "digest")?,
+            digest: digest_of(row)?,
             media_type: column(row, "media_type")?,
             platforms: column(row, "platforms")?,
             manifest_size_bytes: column(row, "manifest_size_bytes")?,
@@ -40,16 +42,15 @@ impl Image {
     }
 }
 
-/// Which images to list.
+/// Selects images to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// The one with this tag.
     pub(crate) tag: Option<Tag>,
-    /// Those that have, or do not have, a tag.
+    /// Only images that have a tag, or only those that have none.
     pub(crate) tagged: Option<bool>,
 }
 
-/// The image with this digest, on whatever level.
+/// The image with this digest, on any level.
 pub(crate) async fn get(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<Option<Image>, Error> {
     const SQL: &str = "-- images.get
         SELECT i.digest, media_type, manifest_size_bytes, cache_time, last_pull_time,
@@ -70,9 +71,10 @@ pub(crate) async fn get(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Resu
     tx.query_opt(SQL, &[&incarnation, &digest.to_string()]).await?.as_ref().map(Image::from_row).transpose()
 }
 
-/// At most `limit` images that the filter lets through, the youngest first, those behind `after`.
+/// At most `limit` images that match the filter, the newest first, only those after `after`.
 ///
-/// A manifest that an index here lists is part of that image, and an image of its own only if it has a tag.
+/// A manifest that an index of the repository lists is part of that image, and is listed on its own only if it has a
+/// tag.
 pub(crate) async fn list(
     tx: &Tx<'_>,
     incarnation: Uuid,
@@ -108,42 +110,41 @@ pub(crate) async fn list(
         let Some(tagged) = tagged else { return Ok(Vec::new()) };
         return Ok(get(tx, incarnation, &tagged.digest).await?.into_iter().collect());
     }
-    let (time, digest) = after.map(|(time, digest)| (*time, digest.as_str())).unzip();
-    let rows = tx.query(SQL, &[&incarnation, &time, &digest, &filter.tagged, &limit]).await?;
-    rows.iter().map(Image::from_row).collect()
+    let (mut time, mut digest) = after.map(|(time, digest)| (*time, digest.clone())).unzip();
+    let mut page = Understood::new(limit);
+    while let Some(wanted) = page.wanted() {
+        let rows = tx.query(SQL, &[&incarnation, &time, &digest, &filter.tagged, &wanted]).await?;
+        if let Some(last) = page.take(tx, &rows, Image::from_row)? {
+            (time, digest) = (Some(column(last, "cache_time")?), Some(column(last, "digest")?));
+        }
+    }
+    Ok(page.found)
 }
 
-/// Notes an image, and says how many rows that has changed. A deleted one comes back only if it was cached again since.
-pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<u64, Error> {
-    put_all(tx, &[(incarnation, image)]).await
-}
-
-/// Notes images, none of them twice, as [`put`] does.
+/// Notes images, which must be distinct. Each is ignored if the index knows a later revision of it. Returns how many
+/// rows have changed.
 pub(crate) async fn put_all(tx: &Tx<'_>, images: &[(Uuid, &Cached)]) -> Result<u64, Error> {
     const SQL: &str = "-- images.put_all
         WITH changed AS (
             INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
-                                config_digest, cache_time)
+                                config_digest, cache_time, revision)
             SELECT incarnation, digest, media_type, manifest_size, content_size,
-                   ARRAY(SELECT jsonb_array_elements_text(platforms)), config, cache_time
+                   ARRAY(SELECT jsonb_array_elements_text(platforms)), config, cache_time, revision
               FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::jsonb[], $7::text[],
-                          $8::timestamptz[])
-                AS given (incarnation, digest, media_type, manifest_size, content_size, platforms, config, cache_time)
+                          $8::timestamptz[], $9::bigint[])
+                AS given (incarnation, digest, media_type, manifest_size, content_size, platforms, config, cache_time,
+                          revision)
              ORDER BY incarnation, digest
             ON CONFLICT ON CONSTRAINT images_pkey DO UPDATE
-               SET deleted = false, index_time = now(), cache_time = excluded.cache_time
-             WHERE images.cache_time < excluded.cache_time
-            RETURNING incarnation, digest),
+               SET deleted = false, index_time = now(), cache_time = excluded.cache_time, revision = excluded.revision,
+                   record_version = NULL
+             WHERE images.revision < excluded.revision
+            RETURNING incarnation, digest, revision),
         logged AS (
-            INSERT INTO changes (kind, incarnation, repository, digest)
-            SELECT 'IMAGE_CACHED', incarnation, name, digest
+            INSERT INTO changes (kind, incarnation, repository, digest, revision)
+            SELECT 'IMAGE_CACHED', incarnation, name, digest, revision
               FROM changed JOIN repositories USING (incarnation) ORDER BY incarnation, digest)
         SELECT incarnation, digest FROM changed";
-    const CHILDREN: &str = "-- images.put_all: children
-        INSERT INTO image_children (incarnation, parent, child)
-        SELECT incarnation, parent, child FROM unnest($1::uuid[], $2::text[], $3::text[]) AS c (incarnation, parent, child)
-         ORDER BY incarnation, parent, child
-        ON CONFLICT DO NOTHING";
     if images.is_empty() {
         return Ok(0);
     }
@@ -156,56 +157,109 @@ pub(crate) async fn put_all(tx: &Tx<'_>, images: &[(Uuid, &Cached)]) -> Result<u
     let configs: Vec<Option<String>> =
         images.iter().map(|(_, image)| image.config.as_ref().map(ToString::to_string)).collect();
     let times: Vec<DateTime<Utc>> = images.iter().map(|(_, image)| image.cache_time).collect();
-    let rows =
-        tx.query(SQL, &[&incarnations, &digests, &types, &sizes, &content_sizes, &platforms, &configs, &times]).await?;
-    let changed: HashSet<(Uuid, String)> = rows
+    let revisions: Vec<i64> = images.iter().map(|(_, image)| image.revision).collect();
+    let given: [&(dyn ToSql + Sync); 9] =
+        [&incarnations, &digests, &types, &sizes, &content_sizes, &platforms, &configs, &times, &revisions];
+    let changed: HashSet<(Uuid, String)> = tx
+        .query(SQL, &given)
+        .await?
         .iter()
         .map(|row| Ok((column(row, "incarnation")?, column(row, "digest")?)))
         .collect::<Result<_, Error>>()?;
+    let is_changed =
+        |(incarnation, image): &&(Uuid, &Cached)| changed.contains(&(*incarnation, image.digest.to_string()));
+    put_children(tx, images.iter().filter(is_changed)).await?;
+    Ok(changed.len() as u64)
+}
+
+async fn put_children<'i>(tx: &Tx<'_>, images: impl Iterator<Item = &'i (Uuid, &'i Cached)>) -> Result<(), Error> {
+    const SQL: &str = "-- images.put_children
+        INSERT INTO image_children (incarnation, parent, child)
+        SELECT incarnation, parent, child FROM unnest($1::uuid[], $2::text[], $3::text[]) AS c (incarnation, parent, child)
+         ORDER BY incarnation, parent, child
+        ON CONFLICT DO NOTHING";
     let (mut owners, mut parents, mut children) = (Vec::new(), Vec::new(), Vec::new());
     for (incarnation, image) in images {
-        let parent = (*incarnation, image.digest.to_string());
-        for child in image.children.iter().filter(|_| changed.contains(&parent)) {
-            owners.push(parent.0);
-            parents.push(parent.1.clone());
+        for child in &image.children {
+            owners.push(*incarnation);
+            parents.push(image.digest.to_string());
             children.push(child.to_string());
         }
     }
     if !children.is_empty() {
-        tx.execute(CHILDREN, &[&owners, &parents, &children]).await?;
+        tx.execute(SQL, &[&owners, &parents, &children]).await?;
     }
-    Ok(changed.len() as u64)
+    Ok(())
 }
 
-/// Notes that an image is deleted whose link was cached at `cache_time` or before; says how many were not before.
-///
-/// Of two nodes that cache the same image at once, one may have told of a later time than the link has. What was noted for
-/// more than a minute is settled: the tombstone is younger.
-pub(crate) async fn delete(
-    tx: &Tx<'_>,
-    incarnation: Uuid,
-    digest: &Digest,
-    cache_time: DateTime<Utc>,
-) -> Result<u64, Error> {
-    const MARK: &str = "-- images.delete: mark
-        WITH changed AS (
-            UPDATE images SET deleted = true, last_pull_time = NULL
-             WHERE incarnation = $1 AND digest = $2 AND NOT deleted
-               AND (cache_time <= $3 OR index_time < now() - interval '1 minute')
-            RETURNING incarnation, digest)
-        INSERT INTO changes (kind, incarnation, repository, digest)
-        SELECT 'IMAGE_DELETED', incarnation, name, digest FROM changed JOIN repositories USING (incarnation)";
-    const CHILDREN: &str = "-- images.delete: children
-        DELETE FROM image_children WHERE incarnation = $1 AND parent = $2";
-    let digest = digest.to_string();
-    let marked = tx.execute(MARK, &[&incarnation, &digest, &cache_time]).await?;
-    if marked > 0 {
-        tx.execute(CHILDREN, &[&incarnation, &digest]).await?;
+/// Makes a row follow a live link: at once if the row has an older revision, and if it has a newer one, once nothing
+/// was noted about it for long enough. Returns how many rows have changed, not counting those of which only an event's
+/// revision was corrected.
+pub(crate) async fn follow(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<u64, Error> {
+    // An event may announce a link that was never written, since another node was faster. Its revision was not a
+    // change.
+    const SQL: &str = "-- images.follow
+        WITH before AS (
+            SELECT deleted FROM images WHERE incarnation = $1 AND digest = $2),
+        changed AS (
+            UPDATE images SET deleted = false, cache_time = $4, revision = $3, record_version = NULL
+             WHERE incarnation = $1 AND digest = $2 AND index_time < now() - interval '1 minute'
+               AND (deleted OR revision <> $3)
+            RETURNING incarnation, digest, revision)
+        INSERT INTO changes (kind, incarnation, repository, digest, revision)
+        SELECT 'IMAGE_CACHED', incarnation, name, digest, revision
+          FROM changed JOIN repositories USING (incarnation), before WHERE before.deleted";
+    let Cached { digest, cache_time, revision, .. } = image;
+    let put = put_all(tx, &[(incarnation, image)]).await?;
+    if put > 0 {
+        return Ok(put);
     }
-    Ok(marked)
+    let corrected = tx.execute(SQL, &[&incarnation, &digest.to_string(), revision, cache_time]).await?;
+    if corrected > 0 {
+        put_children(tx, [(incarnation, image)].iter()).await?;
+    }
+    Ok(corrected)
 }
 
-/// Forgets an image that has no link, if nothing was noted of it for long enough; says how many that were.
+/// Notes that an image is deleted, according to its link's tombstone, with the same rules as [`follow`]. The row stays,
+/// or is created, so that a late event does not bring the image back. Returns how many images were listed until now.
+pub(crate) async fn bury(tx: &Tx<'_>, incarnation: Uuid, image: &Cached) -> Result<u64, Error> {
+    const SQL: &str = "-- images.bury
+        WITH before AS (
+            SELECT deleted FROM images WHERE incarnation = $1 AND digest = $2),
+        changed AS (
+            INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
+                                config_digest, cache_time, revision, deleted)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, true)
+            ON CONFLICT ON CONSTRAINT images_pkey DO UPDATE
+               SET deleted = true, last_pull_time = NULL, index_time = now(), revision = excluded.revision,
+                   record_version = NULL
+             WHERE images.revision < excluded.revision
+                OR (images.revision = excluded.revision AND NOT images.deleted)
+                OR (images.revision > excluded.revision AND images.index_time < now() - interval '1 minute')
+            RETURNING incarnation, digest, revision),
+        children AS (
+            DELETE FROM image_children c USING changed WHERE c.incarnation = $1 AND c.parent = $2)
+        INSERT INTO changes (kind, incarnation, repository, digest, revision)
+        SELECT 'IMAGE_DELETED', incarnation, name, digest, revision
+          FROM changed JOIN repositories USING (incarnation), before WHERE NOT before.deleted";
+    let Cached { digest, media_type, manifest_size_bytes, content_size_bytes, platforms, config, .. } = image;
+    let config = config.as_ref().map(ToString::to_string);
+    let given: [&(dyn ToSql + Sync); 9] = [
+        &incarnation,
+        &digest.to_string(),
+        &media_type.as_str(),
+        manifest_size_bytes,
+        content_size_bytes,
+        platforms,
+        &config,
+        &image.cache_time,
+        &image.revision,
+    ];
+    tx.execute(SQL, &given).await
+}
+
+/// Forgets an image without a link, if nothing was noted about it for long enough. Returns how many rows that were.
 pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> Result<u64, Error> {
     const SQL: &str = "-- images.forget
         WITH changed AS (
@@ -216,7 +270,7 @@ pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest) -> R
     tx.execute(SQL, &[&incarnation, &digest.to_string()]).await
 }
 
-/// The manifests that only belong to `parent`: listed by it and by no other index here, and without a tag.
+/// The manifests that belong only to `parent`: listed by it and by no other index of the repository, and without a tag.
 pub(crate) async fn own_children(tx: &Tx<'_>, incarnation: Uuid, parent: &Digest) -> Result<Vec<Digest>, Error> {
     const SQL: &str = "-- images.own_children
         SELECT i.digest
@@ -226,15 +280,15 @@ pub(crate) async fn own_children(tx: &Tx<'_>, incarnation: Uuid, parent: &Digest
                             WHERE other.incarnation = $1 AND other.child = own.child AND other.parent <> $2)
            AND NOT EXISTS (SELECT FROM tags t WHERE t.incarnation = $1 AND t.digest = own.child)";
     let rows = tx.query(SQL, &[&incarnation, &parent.to_string()]).await?;
-    rows.iter().map(|row| parsed(row, "digest")).collect()
+    understood(tx, &rows, digest_of)
 }
 
-/// Notes for which platform an image is.
+/// Notes the platform of an image.
 pub(crate) async fn put_config(tx: &Tx<'_>, incarnation: Uuid, digest: &Digest, platform: &str) -> Result<(), Error> {
     put_configs(tx, &[(incarnation, digest, platform)]).await
 }
 
-/// Notes for which platforms images are.
+/// Notes the platforms of images.
 pub(crate) async fn put_configs(tx: &Tx<'_>, configs: &[(Uuid, &Digest, &str)]) -> Result<(), Error> {
     const SQL: &str = "-- images.put_configs
         INSERT INTO image_configs (incarnation, digest, platform)
@@ -263,23 +317,38 @@ pub(crate) async fn pulled(tx: &Tx<'_>, pulls: &[(Uuid, &Digest, DateTime<Utc>)]
     Ok(())
 }
 
-/// At most `limit` images of an incarnation, those behind `after`.
-pub(crate) async fn page(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Digest>, Error> {
-    const SQL: &str = "-- images.page
-        SELECT digest FROM images
-         WHERE incarnation = $1 AND digest > $2 AND NOT deleted
-         ORDER BY digest LIMIT $3";
-    let rows = tx.query(SQL, &[&incarnation, &after, &limit]).await?;
-    rows.iter().map(|row| parsed(row, "digest")).collect()
+/// Notes that a row agrees with its link at `version`, if it does.
+pub(crate) async fn note_version(
+    tx: &Tx<'_>,
+    incarnation: Uuid,
+    image: &Cached,
+    is_live: bool,
+    version: &str,
+) -> Result<(), Error> {
+    const SQL: &str = "-- images.note_version
+        UPDATE images SET record_version = $5
+         WHERE incarnation = $1 AND digest = $2 AND revision = $3 AND deleted <> $4";
+    tx.execute(SQL, &[&incarnation, &image.digest.to_string(), &image.revision, &is_live, &version]).await?;
+    Ok(())
 }
 
-/// Those of these images that the index lacks, as indexes into `images`.
-pub(crate) async fn missing(tx: &Tx<'_>, images: &[(Uuid, Digest)]) -> Result<Vec<usize>, Error> {
-    const SQL: &str = "-- images.missing
-        SELECT n - 1 AS n FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS asked (incarnation, digest, n)
-         WHERE NOT EXISTS (SELECT FROM images i
-                            WHERE i.incarnation = asked.incarnation AND i.digest = asked.digest AND NOT deleted)";
-    let (incarnations, digests): (Vec<Uuid>, Vec<String>) =
-        images.iter().map(|(incarnation, digest)| (*incarnation, digest.to_string())).unzip();
-    super::row::indexes(&tx.query(SQL, &[&incarnations, &digests]).await?)
+/// How these rows are compared with the store's records.
+pub(crate) const COMPARISON: Table<Digest> = Table {
+    compared: "-- images.compared
+        SELECT n - 1 AS n, NOT deleted AS is_live, record_version
+          FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS asked (incarnation, digest, n)
+          JOIN images i ON i.incarnation = asked.incarnation AND i.digest = asked.digest",
+    unlisted: "-- images.unlisted
+        SELECT i.incarnation, i.digest
+          FROM unnest($1::uuid[], $2::text[], $3::text[]) AS part (incarnation, above, until)
+          JOIN images i ON i.incarnation = part.incarnation AND i.digest > above AND i.digest <= until
+         WHERE NOT deleted AND (i.incarnation, i.digest) > ($6, $7)
+           AND NOT EXISTS (SELECT FROM unnest($4::uuid[], $5::text[]) AS listed (incarnation, digest)
+                            WHERE listed.incarnation = i.incarnation AND listed.digest = i.digest)
+         ORDER BY i.incarnation, i.digest LIMIT $8",
+    id: digest_of,
+};
+
+fn digest_of(row: &Row) -> Result<Digest, Error> {
+    named(parsed(row, "digest"), || format!("images/{}", id(row, "digest")))
 }

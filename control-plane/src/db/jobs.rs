@@ -1,7 +1,7 @@
-//! What nodes are to do. Who has a job is decided by leases, by the clock of the database.
+//! The jobs for nodes. Leases, by the database's clock, decide which node has a job.
 //!
-//! A job's kind is a name here, its payload and its result are JSON that belongs to the kind: see `entrepot_domain::job`.
-//! Rows of jobs are locked before those of their operations.
+//! Here a job's kind is just a name, and payload and result are JSON in the form of the kind: see
+//! `entrepot_domain::job`. Rows of jobs are locked before those of their operations.
 
 mod automatic;
 mod lease;
@@ -18,7 +18,7 @@ use super::operations::{self, Ended};
 use super::row::{column, corrupt};
 use super::{Error, Tx};
 
-pub(crate) use automatic::{Candidate, candidates, drop_unleased, forget_ended, pace, schedule};
+pub(crate) use automatic::{Candidate, Position, candidates, drop_unleased, forget_ended, pace, schedule};
 pub(crate) use lease::{
     Failure, LeaseError, LeasePlea, Leased, Progress, Renewal, Settled, Ticket, give_back, lease, report, settle,
 };
@@ -26,10 +26,12 @@ pub(crate) use lease::{
 /// How a job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Well; its result says more.
+    /// It succeeded; its result says more.
     Done,
     Failed,
     Cancelled,
+    /// In a way that only another release knows.
+    Unknown,
 }
 
 impl Outcome {
@@ -40,11 +42,12 @@ impl Outcome {
             Self::Done => "DONE",
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
+            Self::Unknown => "UNKNOWN",
         }
     }
 }
 
-/// A job that is asked for.
+/// A job to create.
 #[derive(Clone, Debug)]
 pub(crate) struct NewJob {
     kind: &'static str,
@@ -55,7 +58,7 @@ pub(crate) struct NewJob {
 }
 
 impl NewJob {
-    /// A job of the kind `K` that is about `reference`.
+    /// A job of the kind `K` for `reference`.
     pub(crate) fn of<K: JobKind>(
         repository: &RepositoryName,
         reference: &Reference,
@@ -73,7 +76,7 @@ pub(crate) struct Item {
     pub(crate) ordinal: i32,
     pub(crate) subject: String,
     pub(crate) outcome: Option<Outcome>,
-    /// What the kind says of a job that has ended well.
+    /// The result of a job that has succeeded, in the form of its kind.
     pub(crate) result: Option<Value>,
     pub(crate) reason: String,
     pub(crate) done_bytes: i64,
@@ -88,12 +91,12 @@ impl Item {
         let outcome: Option<&str> = column(row, "outcome")?;
         let known = |text: &str| {
             let found = Outcome::ALL.into_iter().find(|known| known.as_str() == text);
-            found.ok_or_else(|| corrupt("outcome", "unknown"))
+            found.unwrap_or(Outcome::Unknown)
         };
         Ok(Self {
             ordinal: column(row, "ordinal")?,
             subject: column(row, "subject")?,
-            outcome: outcome.map(known).transpose()?,
+            outcome: outcome.map(known),
             result: column(row, "result")?,
             reason: column(row, "reason")?,
             done_bytes: column(row, "done_bytes")?,
@@ -125,7 +128,7 @@ pub(crate) async fn insert(tx: &Tx<'_>, operation: Uuid, items: &[NewJob]) -> Re
     Ok(())
 }
 
-/// At most `limit` items of an operation, those behind the one with this number.
+/// At most `limit` items of an operation, only those after the one with this number.
 pub(crate) async fn items(tx: &Tx<'_>, operation: Uuid, after: i32, limit: i64) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.items
         SELECT ordinal, subject, outcome, result, reason, done_bytes, total_bytes,
@@ -134,7 +137,7 @@ pub(crate) async fn items(tx: &Tx<'_>, operation: Uuid, after: i32, limit: i64) 
     tx.query(SQL, &[&operation, &after, &limit]).await?.iter().map(Item::from_row).collect()
 }
 
-/// The items of an operation that nodes work at.
+/// The items of an operation that nodes are working on.
 pub(crate) async fn running(tx: &Tx<'_>, operation: Uuid, limit: i64) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.running
         SELECT ordinal, subject, outcome, result, reason, done_bytes, total_bytes,
@@ -143,8 +146,13 @@ pub(crate) async fn running(tx: &Tx<'_>, operation: Uuid, limit: i64) -> Result<
     tx.query(SQL, &[&operation, &limit]).await?.iter().map(Item::from_row).collect()
 }
 
-/// At most `limit` items that have ended since `since`, the first ones first.
-pub(crate) async fn ended(tx: &Tx<'_>, operation: Uuid, since: DateTime<Utc>, limit: i64) -> Result<Vec<Item>, Error> {
+/// At most `limit` items that have ended since `since`, the earliest first.
+pub(crate) async fn list_ended(
+    tx: &Tx<'_>,
+    operation: Uuid,
+    since: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<Item>, Error> {
     const SQL: &str = "-- jobs.ended
         SELECT ordinal, subject, outcome, result, reason, done_bytes, total_bytes,
                node_id, attempt_count, end_time
@@ -152,7 +160,7 @@ pub(crate) async fn ended(tx: &Tx<'_>, operation: Uuid, since: DateTime<Utc>, li
     tx.query(SQL, &[&operation, &since, &limit]).await?.iter().map(Item::from_row).collect()
 }
 
-/// Cancels what is left of an operation: what waits ends at once, and the nodes that have the rest hear of it.
+/// Cancels the rest of an operation: waiting items end at once, and nodes that work on others are told.
 pub(crate) async fn cancel(tx: &Tx<'_>, operation: Uuid) -> Result<(), Error> {
     const MARK: &str = "-- jobs.cancel: mark
         UPDATE jobs SET is_cancelled = true WHERE operation_uid = $1 AND end_time IS NULL AND NOT is_cancelled";

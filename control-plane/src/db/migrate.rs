@@ -9,22 +9,22 @@ mod embedded {
     refinery::embed_migrations!("../migrations");
 }
 
-/// Any number that nobody else takes; held while migrations run.
+/// An arbitrary lock number; held while migrations run.
 const LOCK: i64 = 0x656e_7472_6570_6f74;
 
 impl Db {
-    /// Applies the migrations that are missing, while no other control plane does.
+    /// Applies missing migrations, while no other control plane does.
     ///
     /// # Errors
-    /// [`Error::TooOld`] if the schema has moved on to where this release cannot follow.
+    /// [`Error::TooOld`] if the schema is too new for this release.
     pub(crate) async fn migrate(&self) -> Result<(), Error> {
-        // Taken out of the pool: what the session is given here, the lock too, ends with the connection.
+        // The connection is taken out of the pool: its settings and its lock end with it.
         let mut client = Object::take(self.pool.get().await?);
         client.batch_execute("SET statement_timeout = '10min'; SET lock_timeout = '1min'").await?;
         client.execute("SELECT pg_advisory_lock($1)", &[&LOCK]).await?;
 
         check_release(&client).await?;
-        // A migration that waits for a table makes everybody wait behind it; better that it is tried again.
+        // Everybody would have to wait behind a migration that waits for a table, so it is given up and tried again.
         client.batch_execute("SET lock_timeout = '5s'").await?;
         // A newer release may have applied migrations that this one does not have.
         let runner = embedded::migrations::runner().set_abort_missing(false);

@@ -1,14 +1,14 @@
-//! What takes longer than a call.
+//! Operations: tasks that take longer than a call.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::RepositoryName;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::row::{column, corrupt, parsed_opt};
+use super::row::{column, parsed_opt};
 use super::{Error, Tx};
 
-/// What an operation does.
+/// The kind of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     SyncRepository,
@@ -26,11 +26,11 @@ impl Kind {
     }
 }
 
-/// An operation.
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) uid: Uuid,
-    pub(crate) kind: Kind,
+    /// `None` is a kind that only another release knows.
+    pub(crate) kind: Option<Kind>,
     pub(crate) repository: Option<RepositoryName>,
     pub(crate) access_key_id: String,
     pub(crate) create_time: DateTime<Utc>,
@@ -49,7 +49,7 @@ impl Operation {
         let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
         Ok(Self {
             uid: column(row, "uid")?,
-            kind: kind.ok_or_else(|| corrupt("kind", "unknown"))?,
+            kind,
             repository: parsed_opt(row, "repository")?,
             access_key_id: column(row, "access_key_id")?,
             create_time: column(row, "create_time")?,
@@ -64,16 +64,16 @@ impl Operation {
     }
 }
 
-/// Which operations to list.
+/// Selects operations to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// Those that sync this repository.
+    /// Only those that sync this repository.
     pub(crate) repository: Option<RepositoryName>,
-    /// Those that have ended, or have not.
+    /// Only those that have ended, or only those that have not.
     pub(crate) done: Option<bool>,
 }
 
-/// What has become of items of an operation.
+/// The items of an operation that have ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub(crate) count: i32,
@@ -82,7 +82,7 @@ pub(crate) struct Ended {
     pub(crate) done_bytes: i64,
 }
 
-/// Begins an operation of so many items.
+/// Creates an operation with this many items.
 pub(crate) async fn insert(
     tx: &Tx<'_>,
     kind: Kind,
@@ -99,14 +99,13 @@ pub(crate) async fn insert(
     Operation::from_row(&row)
 }
 
-/// How many operations have not ended.
+/// How many operations are running.
 pub(crate) async fn running(tx: &Tx<'_>) -> Result<i64, Error> {
     const SQL: &str = "-- operations.running
         SELECT count(*) AS n FROM operations WHERE end_time IS NULL";
     column(&tx.query_one(SQL, &[]).await?, "n")
 }
 
-/// The operation with this uid.
 pub(crate) async fn get(tx: &Tx<'_>, uid: Uuid) -> Result<Option<Operation>, Error> {
     const SQL: &str = "-- operations.get
         SELECT uid, kind, repository, access_key_id, create_time, cancel_time, end_time, item_count, ended_count,
@@ -115,7 +114,7 @@ pub(crate) async fn get(tx: &Tx<'_>, uid: Uuid) -> Result<Option<Operation>, Err
     tx.query_opt(SQL, &[&uid]).await?.as_ref().map(Operation::from_row).transpose()
 }
 
-/// At most `limit` operations, the youngest first, those behind `after`.
+/// At most `limit` operations, the newest first, only those after `after`.
 pub(crate) async fn list(
     tx: &Tx<'_>,
     filter: &Filter,
@@ -136,7 +135,7 @@ pub(crate) async fn list(
     rows.iter().map(Operation::from_row).collect()
 }
 
-/// Counts items that have ended, and ends the operation with the last of them. The caller holds those items' rows.
+/// Counts ended items, and ends the operation with the last of them. The caller has locked the rows of these items.
 pub(crate) async fn count(tx: &Tx<'_>, uid: Uuid, ended: Ended) -> Result<(), Error> {
     const SQL: &str = "-- operations.count
         UPDATE operations
@@ -149,7 +148,7 @@ pub(crate) async fn count(tx: &Tx<'_>, uid: Uuid, ended: Ended) -> Result<(), Er
     Ok(())
 }
 
-/// Notes that an operation is to be cancelled, if it has not ended.
+/// Marks an operation as cancelled, if it has not ended.
 pub(crate) async fn cancel(tx: &Tx<'_>, uid: Uuid) -> Result<(), Error> {
     const SQL: &str = "-- operations.cancel
         UPDATE operations SET cancel_time = now() WHERE uid = $1 AND end_time IS NULL AND cancel_time IS NULL";
@@ -157,14 +156,14 @@ pub(crate) async fn cancel(tx: &Tx<'_>, uid: Uuid) -> Result<(), Error> {
     Ok(())
 }
 
-/// Forgets an operation with its items, if it has ended; says whether it had.
+/// Deletes an operation with its items, if it has ended. Returns whether it had.
 pub(crate) async fn delete(tx: &Tx<'_>, uid: Uuid) -> Result<bool, Error> {
     const SQL: &str = "-- operations.delete
         DELETE FROM operations WHERE uid = $1 AND end_time IS NOT NULL";
     Ok(tx.execute(SQL, &[&uid]).await? > 0)
 }
 
-/// Forgets at most `limit` operations that have ended a week ago; says how many.
+/// Deletes at most `limit` operations that ended a week ago. Returns how many.
 pub(crate) async fn prune(tx: &Tx<'_>, limit: i64) -> Result<u64, Error> {
     const SQL: &str = "-- operations.prune
         DELETE FROM operations

@@ -1,4 +1,4 @@
-//! The index of repositories, and the incarnations that are dead.
+//! The index of repositories, and the dead incarnations.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::template::RepositorySettings;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::row::{column, parsed, parsed_opt};
 use super::{Error, Tx};
 
-/// A repository as the index has it.
+/// A repository in the index.
 #[derive(Clone, Debug)]
 pub(crate) struct Repository {
     pub(crate) incarnation: Uuid,
@@ -21,9 +21,9 @@ pub(crate) struct Repository {
     pub(crate) create_time: DateTime<Utc>,
     pub(crate) last_pull_time: Option<DateTime<Utc>>,
     pub(crate) image_count: i64,
-    /// What it was created with.
+    /// The settings that it was created with.
     pub(crate) settings: RepositorySettings,
-    /// Whether its tags are synced by themselves; `None` is as its rule says.
+    /// Whether its tags are synced automatically; `None` leaves this to its rule.
     pub(crate) automatic_sync: Option<bool>,
 }
 
@@ -43,18 +43,18 @@ impl Repository {
     }
 }
 
-/// Which repositories to list.
+/// Selects repositories to list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filter {
-    /// Those whose name begins so.
+    /// Only those whose name begins like this.
     pub(crate) prefix: Option<String>,
-    /// Those that this rule fills.
+    /// Only those that this rule fills.
     pub(crate) rule: Option<ResourceId>,
-    /// Those that are, or are not, filled from an upstream.
+    /// Only those that are filled from an upstream, or only those that are not.
     pub(crate) cached: Option<bool>,
 }
 
-/// What the index needs to know of a repository.
+/// The facts about a repository that the index needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Created<'a> {
     pub(crate) incarnation: Uuid,
@@ -67,12 +67,13 @@ pub(crate) struct Created<'a> {
 
 pub(super) fn settings(row: &Row) -> Result<RepositorySettings, Error> {
     let value = column::<Option<serde_json::Value>>(row, "settings")?.unwrap_or_default();
-    // As with the record itself: what is not understood is as good as not there.
-    let record: SettingsRecord = serde_json::from_value(value).unwrap_or_default();
+    // As in the record itself: with an unknown mutability no tag may move.
+    let unknown = || SettingsRecord { tag_mutability: "UNKNOWN".to_owned(), ..SettingsRecord::default() };
+    let record = if value.is_null() { Ok(SettingsRecord::default()) } else { serde_json::from_value(value) };
+    let record = record.unwrap_or_else(|_| unknown());
     Ok(record.settings())
 }
 
-/// The repository with this name.
 pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Repository>, Error> {
     const SQL: &str = "-- repositories.get
         SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings,
@@ -87,7 +88,7 @@ pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Rep
     tx.query_opt(SQL, &[&name.as_str()]).await?.as_ref().map(Repository::from_row).transpose()
 }
 
-/// At most `limit` repositories by name, those behind `after` that the filter lets through.
+/// At most `limit` repositories by name that match the filter, only those after `after`.
 pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: i64) -> Result<Vec<Repository>, Error> {
     const SQL: &str = "-- repositories.list
         SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings,
@@ -108,12 +109,12 @@ pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: i64) 
     parameters.iter().map(Repository::from_row).collect()
 }
 
-/// A text behind every name that begins with `prefix`: names are made of less than `~`.
+/// A text that sorts after every name with this prefix: all characters of names sort before `~`.
 fn behind(prefix: &str) -> String {
     format!("{prefix}~")
 }
 
-/// Notes a repository, whose name the caller has locked. Another one that has the name in the index is gone.
+/// Notes a repository, whose name the caller has locked. Any other repository with this name in the index is gone.
 pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error> {
     const REPLACE: &str = "-- repositories.put: replace
         WITH gone AS (
@@ -124,7 +125,8 @@ pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error>
         INSERT INTO repositories (incarnation, name, rule_uid, create_time, settings, automatic_sync)
         VALUES ($1, $2, $3, $4, $5, $6)
         ON CONFLICT (incarnation) DO UPDATE
-           SET rule_uid = excluded.rule_uid, create_time = excluded.create_time, settings = excluded.settings";
+           SET rule_uid = excluded.rule_uid, create_time = excluded.create_time, settings = excluded.settings,
+               record_version = NULL";
     tx.execute(REPLACE, &[&created.name.as_str(), &created.incarnation]).await?;
     let Created { incarnation, name, rule_uid, create_time, settings, automatic_sync } = created;
     let settings = serde_json::to_value(settings).ok().filter(|_| *settings != SettingsRecord::default());
@@ -132,7 +134,7 @@ pub(crate) async fn put(tx: &Tx<'_>, created: &Created<'_>) -> Result<(), Error>
     Ok(())
 }
 
-/// Keeps other transactions from deciding who has this name, until this one has ended.
+/// Keeps other transactions from deciding about this name until this transaction ends.
 pub(crate) async fn lock_name(tx: &Tx<'_>, name: &RepositoryName) -> Result<(), Error> {
     const SQL: &str = "-- repositories.lock_name
         SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
@@ -140,7 +142,7 @@ pub(crate) async fn lock_name(tx: &Tx<'_>, name: &RepositoryName) -> Result<(), 
     Ok(())
 }
 
-/// Locks those of `incarnations` that the index has, always in one order, and returns them.
+/// Locks those of `incarnations` that the index has, always in the same order, and returns them.
 pub(crate) async fn lock(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<Vec<Uuid>, Error> {
     const SQL: &str = "-- repositories.lock
         SELECT incarnation FROM repositories WHERE incarnation = ANY($1) ORDER BY incarnation FOR UPDATE";
@@ -157,7 +159,7 @@ pub(crate) async fn known(tx: &Tx<'_>, incarnations: &[Uuid]) -> Result<Vec<(Uui
     rows.iter().map(|row| Ok((column(row, "incarnation")?, column(row, "alive")?))).collect()
 }
 
-/// Remembers that incarnations are dead, and forgets all that the index has of them; says how many it had.
+/// Notes incarnations as dead, and deletes everything that the index has of them. Returns how many it had.
 pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>) -> Result<u64, Error> {
     const REMEMBER: &str = "-- repositories.bury: remember
         INSERT INTO dead_incarnations (incarnation, death_time) SELECT unnest($1::uuid[]), $2 ON CONFLICT DO NOTHING";
@@ -170,8 +172,8 @@ pub(crate) async fn bury(tx: &Tx<'_>, incarnations: &[Uuid], now: DateTime<Utc>)
     tx.execute(FORGET, &[&incarnations]).await
 }
 
-/// Forgets all that the index has of an incarnation without a record, if it was noted long enough ago; says
-/// how many that were.
+/// Deletes everything that the index has of an incarnation without a record, if it was noted long enough ago. Returns
+/// how many incarnations that were.
 pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid) -> Result<u64, Error> {
     const SQL: &str = "-- repositories.forget
         WITH gone AS (
@@ -181,17 +183,19 @@ pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid) -> Result<u64, Error>
     tx.execute(SQL, &[&incarnation]).await
 }
 
-/// Notes which rule fills a repository now; says how many repositories had another one.
+/// Notes which rule fills a repository now. Returns how many repositories had another rule.
 pub(crate) async fn adopt(tx: &Tx<'_>, incarnation: Uuid, rule_uid: Option<Uuid>) -> Result<u64, Error> {
     const SQL: &str = "-- repositories.adopt
-        UPDATE repositories SET rule_uid = $2 WHERE incarnation = $1 AND rule_uid IS DISTINCT FROM $2";
+        UPDATE repositories SET rule_uid = $2, record_version = NULL
+         WHERE incarnation = $1 AND rule_uid IS DISTINCT FROM $2";
     tx.execute(SQL, &[&incarnation, &rule_uid]).await
 }
 
-/// Notes what its record says of automatic syncs; says how many repositories said something else.
+/// Notes the setting for automatic syncs in a record. Returns how many repositories had another setting.
 pub(crate) async fn set_automatic_sync(tx: &Tx<'_>, incarnation: Uuid, is_on: Option<bool>) -> Result<u64, Error> {
     const SQL: &str = "-- repositories.set_automatic_sync
-        UPDATE repositories SET automatic_sync = $2 WHERE incarnation = $1 AND automatic_sync IS DISTINCT FROM $2";
+        UPDATE repositories SET automatic_sync = $2, record_version = NULL
+         WHERE incarnation = $1 AND automatic_sync IS DISTINCT FROM $2";
     tx.execute(SQL, &[&incarnation, &is_on]).await
 }
 
@@ -207,12 +211,59 @@ pub(crate) async fn pulled(tx: &Tx<'_>, pulls: &[(Uuid, DateTime<Utc>)]) -> Resu
     Ok(())
 }
 
-/// At most `limit` names with their incarnations, those behind `after`.
+/// At most `limit` names with their incarnations, only those after `after`.
 pub(crate) async fn page(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<(RepositoryName, Uuid)>, Error> {
     const SQL: &str = "-- repositories.page
         SELECT name, incarnation FROM repositories WHERE name > $1 ORDER BY name LIMIT $2";
     let rows = tx.query(SQL, &[&after, &limit]).await?;
     rows.iter().map(|row| Ok((parsed(row, "name")?, column(row, "incarnation")?))).collect()
+}
+
+/// A repository whose name the store lists.
+#[derive(Clone, Debug)]
+pub(crate) struct Compared {
+    pub(crate) name: RepositoryName,
+    /// The incarnation in the index.
+    pub(crate) incarnation: Option<Uuid>,
+    /// The version of the record that agrees with the row, or of the tombstone that was read.
+    pub(crate) version: Option<String>,
+}
+
+/// The rows for these names.
+pub(crate) async fn compared(tx: &Tx<'_>, names: &[&str]) -> Result<Vec<Compared>, Error> {
+    const SQL: &str = "-- repositories.compared
+        SELECT name, incarnation, record_version FROM repositories WHERE name = ANY($1)
+        UNION ALL
+        SELECT name, NULL, record_version FROM dead_incarnations d WHERE name = ANY($1)
+           AND NOT EXISTS (SELECT FROM repositories r WHERE r.name = d.name)";
+    let from_row = |row: &Row| {
+        let (incarnation, version) = (column(row, "incarnation")?, column(row, "record_version")?);
+        Ok(Compared { name: parsed(row, "name")?, incarnation, version })
+    };
+    tx.query(SQL, &[&names]).await?.iter().map(from_row).collect()
+}
+
+/// Notes that a repository's row agrees with its record at `version`.
+pub(crate) async fn note_version(tx: &Tx<'_>, incarnation: Uuid, version: &str) -> Result<(), Error> {
+    const SQL: &str = "-- repositories.note_version
+        UPDATE repositories SET record_version = $2 WHERE incarnation = $1";
+    tx.execute(SQL, &[&incarnation, &version]).await?;
+    Ok(())
+}
+
+/// Notes that the tombstone at this name, for a dead incarnation, was read at `version`.
+pub(crate) async fn note_tombstone(
+    tx: &Tx<'_>,
+    (name, incarnation): (&RepositoryName, Uuid),
+    version: &str,
+) -> Result<(), Error> {
+    const OTHERS: &str = "-- repositories.note_tombstone: others
+        UPDATE dead_incarnations SET name = NULL, record_version = NULL WHERE name = $1 AND incarnation <> $2";
+    const SQL: &str = "-- repositories.note_tombstone
+        UPDATE dead_incarnations SET name = $1, record_version = $3 WHERE incarnation = $2";
+    tx.execute(OTHERS, &[&name.as_str(), &incarnation]).await?;
+    tx.execute(SQL, &[&name.as_str(), &incarnation, &version]).await?;
+    Ok(())
 }
 
 #[cfg(test)]

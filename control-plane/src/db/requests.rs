@@ -1,4 +1,4 @@
-//! Answers to requests that came with an id.
+//! The answers to requests with an id.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -6,23 +6,23 @@ use uuid::Uuid;
 use super::row::column;
 use super::{Error, Tx};
 
-/// For how long a retry gets the first one's answer.
+/// How long a retry gets the first answer.
 const KEPT: TimeDelta = TimeDelta::hours(24);
 
 /// What is known about a request id.
 pub(crate) enum Claim {
-    /// Nothing: it is this transaction's now.
+    /// Nothing: it now belongs to this transaction.
     New,
-    /// It was answered before.
+    /// The request was answered before.
     Answered {
         /// The sealed hash of the request.
         sealed_hash: Vec<u8>,
-        /// The answer, unless it handed out a secret.
+        /// The answer, unless it contained a secret.
         response: Option<Vec<u8>>,
     },
 }
 
-/// Takes a request id. Waits while another transaction that has taken it is open.
+/// Claims a request id. Waits while another transaction that has claimed it is open.
 pub(crate) async fn claim(
     tx: &Tx<'_>,
     principal_uid: Uuid,
@@ -42,7 +42,7 @@ pub(crate) async fn claim(
         return Ok(Claim::New);
     }
     let row = tx.query_opt(SELECT, &[&principal_uid, &request_id]).await?;
-    // Forgotten between the two statements, as by another control plane's prune.
+    // The row was deleted between the two statements, for example by another control plane's clean-up.
     let row = row.ok_or_else(|| Error::Contended("the request id was just forgotten".into()))?;
     Ok(Claim::Answered { sealed_hash: column(&row, "sealed_hash")?, response: column(&row, "response")? })
 }
@@ -55,7 +55,7 @@ pub(crate) async fn answer(tx: &Tx<'_>, principal_uid: Uuid, request_id: Uuid, r
     Ok(())
 }
 
-/// Forgets at most `limit` requests that nobody retries any more, and says how many.
+/// Deletes at most `limit` requests that nobody retries any more, and returns how many.
 pub(crate) async fn prune(tx: &Tx<'_>, now: DateTime<Utc>, limit: i64) -> Result<u64, Error> {
     const SQL: &str = "-- requests.prune
         DELETE FROM requests WHERE (principal_uid, request_id) IN (

@@ -7,14 +7,14 @@ use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::row::{column, corrupt, parsed};
+use super::row::{column, corrupt, id, named, page, parsed, readable};
 use super::{Error, Tx};
 
 /// A rule as it is stored.
 #[derive(Clone, Debug)]
 pub(crate) struct Rule {
     pub(crate) rule: DomainRule,
-    /// What newer releases have stored with its policy.
+    /// Fields that newer releases have stored in its policy.
     pub(crate) policy_rest: Rest,
     pub(crate) upstream_id: ResourceId,
     pub(crate) revision: i64,
@@ -22,8 +22,39 @@ pub(crate) struct Rule {
     pub(crate) update_time: DateTime<Utc>,
 }
 
+/// The names that a row covers which is not understood here. Nothing else may cover them instead.
+pub(crate) struct Cover {
+    pub(crate) uid: Uuid,
+    pub(crate) id: String,
+    pub(crate) prefix: String,
+}
+
+impl Cover {
+    /// A row as it was read, or else the names that it covers.
+    pub(super) fn or<T>(
+        tx: &Tx<'_>,
+        row: &Row,
+        id: &'static str,
+        read: Result<T, Error>,
+    ) -> Result<Result<T, Self>, Error> {
+        match read {
+            Ok(value) => Ok(Ok(value)),
+            Err(error @ Error::NotUnderstood { .. }) => {
+                tx.left_out.note(&error);
+                Ok(Err(Self { uid: column(row, "uid")?, id: column(row, id)?, prefix: column(row, "prefix")? }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 impl Rule {
     fn from_row(row: &Row) -> Result<Self, Error> {
+        named(Self::read(row), || format!("rules/{}", id(row, "rule_id")))
+    }
+
+    fn read(row: &Row) -> Result<Self, Error> {
+        readable(row)?;
         let Value::Object(stored) = column(row, "policy")? else { return Err(corrupt("policy", "not an object")) };
         let (freshness, policy_rest) = Policy::from_stored(stored);
         let rule = DomainRule {
@@ -45,7 +76,7 @@ impl Rule {
     }
 }
 
-/// The statement of this name that selects rules.
+/// The statement with this name that selects rules.
 macro_rules! select {
     ($name:literal, $which:literal) => {
         concat!(
@@ -53,7 +84,7 @@ macro_rules! select {
             $name,
             "
         SELECT r.uid, rule_id, prefix, upstream_uid, upstream_prefix, policy, r.revision, r.create_time,
-               r.update_time, upstream_id
+               r.update_time, r.minimum_reader, upstream_id
           FROM rules r JOIN upstreams u ON u.uid = upstream_uid
          ",
             $which
@@ -61,7 +92,7 @@ macro_rules! select {
     };
 }
 
-/// Creates a rule, or takes over all of its columns that may change.
+/// Creates a rule, or updates all of its changeable columns.
 ///
 /// # Errors
 /// [`Error::Taken`] for the id or the prefix.
@@ -92,38 +123,44 @@ pub(crate) async fn put(tx: &Tx<'_>, rule: &Rule) -> Result<(), Error> {
     Ok(())
 }
 
-/// The rule with this id.
 pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Rule>, Error> {
     const SQL: &str = select!("get", "WHERE rule_id = $1");
     tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Rule::from_row).transpose()
 }
 
-/// The rule for exactly this prefix.
+/// The rule with exactly this prefix.
 pub(crate) async fn for_prefix(tx: &Tx<'_>, prefix: &NamespacePrefix) -> Result<Option<Rule>, Error> {
     const SQL: &str = select!("for_prefix", "WHERE prefix = $1");
     tx.query_opt(SQL, &[&prefix.to_string()]).await?.as_ref().map(Rule::from_row).transpose()
 }
 
-/// The rules whose prefix is one of `prefixes`.
-pub(crate) async fn for_prefixes(tx: &Tx<'_>, prefixes: &[String]) -> Result<Vec<Rule>, Error> {
-    const SQL: &str = select!("for_prefixes", "WHERE prefix = ANY($1)");
-    tx.query(SQL, &[&prefixes]).await?.iter().map(Rule::from_row).collect()
+/// The rule with the longest of these `prefixes`; `ROOT` counts as the shortest.
+pub(crate) async fn for_longest(tx: &Tx<'_>, prefixes: &[String]) -> Result<Option<Rule>, Error> {
+    const SQL: &str =
+        select!("for_longest", "WHERE prefix = ANY($1) ORDER BY prefix <> 'ROOT' DESC, length(prefix) DESC LIMIT 1");
+    tx.query_opt(SQL, &[&prefixes]).await?.as_ref().map(Rule::from_row).transpose()
 }
 
-/// At most `limit` rules by id, those behind `after`.
+/// At most `limit` rules by id, only those after `after`.
 pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Rule>, Error> {
     const SQL: &str = select!("list", "WHERE rule_id > $1 ORDER BY rule_id LIMIT $2");
-    tx.query(SQL, &[&after, &limit]).await?.iter().map(Rule::from_row).collect()
+    page(tx, SQL, "rule_id", after, limit, Rule::from_row).await
 }
 
-/// At most `limit` ids of rules that name an upstream.
+/// All rules by id; for those that are not understood, the names that they cover.
+pub(crate) async fn all(tx: &Tx<'_>) -> Result<Vec<Result<Rule, Cover>>, Error> {
+    const SQL: &str = select!("all", "ORDER BY rule_id");
+    let rows = tx.query(SQL, &[]).await?;
+    rows.iter().map(|row| Cover::or(tx, row, "rule_id", Rule::from_row(row))).collect()
+}
+
+/// At most `limit` ids of rules that refer to an upstream.
 pub(crate) async fn naming(tx: &Tx<'_>, upstream_uid: Uuid, limit: i64) -> Result<Vec<ResourceId>, Error> {
     const SQL: &str = "-- rules.naming
         SELECT rule_id FROM rules WHERE upstream_uid = $1 ORDER BY rule_id LIMIT $2";
     tx.query(SQL, &[&upstream_uid, &limit]).await?.iter().map(|row| parsed(row, "rule_id")).collect()
 }
 
-/// Deletes a rule.
 pub(crate) async fn delete(tx: &Tx<'_>, uid: Uuid) -> Result<(), Error> {
     const SQL: &str = "-- rules.delete
         DELETE FROM rules WHERE uid = $1";

@@ -1,4 +1,4 @@
-//! Comparisons of store and index: who makes one, and which were complete.
+//! Comparisons of store and index: which control plane runs one, and which were complete.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use uuid::Uuid;
 use super::row::column;
 use super::{Error, Tx};
 
-/// Keeps two control planes from beginning a run at once.
+/// Prevents two control planes from beginning a run at once.
 const LOCK: i64 = 0x7265_636f_6e63_696c;
 
-/// Begins a run for `holder`, or none if another one has its lease or the last one has ended less than `pause` ago. A
-/// run whose lease has ended is over, and was not complete.
+/// Begins a run for `holder`. Returns none if another control plane has the lease, or if the last run ended less than
+/// `pause` ago. A run whose lease has expired has ended, and is not complete.
 pub(crate) async fn begin(tx: &Tx<'_>, holder: &str, length: Duration, pause: Duration) -> Result<Option<Uuid>, Error> {
     const LOCKED: &str = "-- runs.begin: lock
         SELECT pg_advisory_xact_lock($1)";
@@ -31,7 +31,7 @@ pub(crate) async fn begin(tx: &Tx<'_>, holder: &str, length: Duration, pause: Du
     row.map(|row| column(&row, "uid")).transpose()
 }
 
-/// Renews a run's lease; says whether it had not ended.
+/// Renews a run's lease. Returns whether it had not expired.
 pub(crate) async fn renew(tx: &Tx<'_>, run: Uuid, length: Duration) -> Result<bool, Error> {
     const SQL: &str = "-- runs.renew
         UPDATE reconcile_runs SET lease_until = now() + make_interval(secs => $2)
@@ -39,7 +39,7 @@ pub(crate) async fn renew(tx: &Tx<'_>, run: Uuid, length: Duration) -> Result<bo
     Ok(tx.execute(SQL, &[&run, &length.as_secs_f64()]).await? > 0)
 }
 
-/// Ends a run that has looked at everything, if its lease has not ended before.
+/// Marks a run that has checked everything as complete, if its lease has not expired.
 pub(crate) async fn complete(tx: &Tx<'_>, run: Uuid) -> Result<bool, Error> {
     const SQL: &str = "-- runs.complete
         UPDATE reconcile_runs SET end_time = now(), is_complete = true
@@ -47,7 +47,7 @@ pub(crate) async fn complete(tx: &Tx<'_>, run: Uuid) -> Result<bool, Error> {
     Ok(tx.execute(SQL, &[&run]).await? > 0)
 }
 
-/// Forgets runs that have ended a month ago, and says how many.
+/// Deletes runs that ended a month ago, and returns how many.
 pub(crate) async fn prune(tx: &Tx<'_>) -> Result<u64, Error> {
     const SQL: &str = "-- runs.prune
         DELETE FROM reconcile_runs WHERE end_time < now() - interval '30 days'";

@@ -5,10 +5,11 @@ use entrepot_domain::{Digest, Tag};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::row::{column, parsed};
+use super::comparison::Table;
+use super::row::{Understood, column, id, named, parsed, understood};
 use super::{Error, Tx};
 
-/// A tag as the index has it.
+/// A tag in the index.
 #[derive(Clone, Debug)]
 pub(crate) struct Tagged {
     pub(crate) tag: Tag,
@@ -18,12 +19,16 @@ pub(crate) struct Tagged {
 
 impl Tagged {
     fn from_row(row: &Row) -> Result<Self, Error> {
+        named(Self::read(row), || format!("tags/{}", id(row, "tag")))
+    }
+
+    fn read(row: &Row) -> Result<Self, Error> {
         let validate_time = column(row, "validate_time")?;
         Ok(Self { tag: parsed(row, "tag")?, digest: parsed(row, "digest")?, validate_time })
     }
 }
 
-/// What a tag's record says.
+/// The content of a tag's record.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moved<'a> {
     pub(crate) tag: &'a Tag,
@@ -34,9 +39,9 @@ pub(crate) struct Moved<'a> {
 }
 
 impl Moved<'_> {
-    /// Whether it says more than `other` of the same tag. Of one revision the tombstone stands, since it is a record,
-    /// where an event may tell of one that never came to be; and then the latest validation, since a confirmation need
-    /// not be a new revision.
+    /// Whether it is newer than `other`, for the same tag. If the revisions are equal, a tombstone wins: it is a
+    /// record, while an event may announce a record that was never written. Otherwise the later validation wins, since
+    /// a confirmation may have no revision of its own.
     pub(crate) fn supersedes(&self, other: &Self) -> bool {
         if self.revision != other.revision {
             return self.revision > other.revision;
@@ -49,7 +54,7 @@ impl Moved<'_> {
     }
 }
 
-/// What a tag means, if it means something.
+/// The digest of a tag, if it has one.
 pub(crate) async fn get(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<Option<Tagged>, Error> {
     const SQL: &str = "-- tags.get
         SELECT tag, digest, validate_time FROM tags WHERE incarnation = $1 AND tag = $2 AND digest IS NOT NULL";
@@ -61,18 +66,13 @@ pub(crate) async fn naming(tx: &Tx<'_>, incarnation: Uuid, digests: &[Digest]) -
     const SQL: &str = "-- tags.naming
         SELECT tag, digest, validate_time FROM tags WHERE incarnation = $1 AND digest = ANY($2) ORDER BY tag";
     let digests: Vec<String> = digests.iter().map(ToString::to_string).collect();
-    tx.query(SQL, &[&incarnation, &digests]).await?.iter().map(Tagged::from_row).collect()
+    understood(tx, &tx.query(SQL, &[&incarnation, &digests]).await?, Tagged::from_row)
 }
 
-/// Notes what a tag's record says, or will say, unless the index knows a later revision; says how many rows that has
-/// changed.
-pub(crate) async fn put(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<u64, Error> {
-    put_all(tx, &[(incarnation, moved)]).await
-}
-
-/// Notes what records of tags say, none of them twice, as [`put`] does.
+/// Notes what records of tags contain, or will contain. The tags must be distinct, and each is ignored if the index
+/// knows a later revision. Returns how many rows have changed.
 pub(crate) async fn put_all(tx: &Tx<'_>, moved: &[(Uuid, Moved<'_>)]) -> Result<u64, Error> {
-    // As `Moved::supersedes` has it.
+    // With the same order as `Moved::supersedes`.
     const SQL: &str = "-- tags.put_all
         WITH given AS (
             SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::timestamptz[])
@@ -84,7 +84,7 @@ pub(crate) async fn put_all(tx: &Tx<'_>, moved: &[(Uuid, Moved<'_>)]) -> Result<
             SELECT incarnation, tag, digest, revision, validate_time FROM given ORDER BY incarnation, tag
             ON CONFLICT ON CONSTRAINT tags_pkey DO UPDATE
                SET digest = excluded.digest, revision = excluded.revision, validate_time = excluded.validate_time,
-                   index_time = now()
+                   index_time = now(), record_version = NULL
              WHERE tags.revision < excluded.revision
                 OR (tags.revision = excluded.revision
                     AND ((excluded.digest IS NULL AND tags.digest IS NOT NULL)
@@ -108,23 +108,27 @@ pub(crate) async fn put_all(tx: &Tx<'_>, moved: &[(Uuid, Moved<'_>)]) -> Result<
     tx.execute(SQL, &[&incarnations, &tags, &digests, &revisions, &times]).await
 }
 
-/// Makes the index say what a tag's record says, if nothing was noted of it for long enough; says how many rows said
-/// something else.
-pub(crate) async fn correct(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<u64, Error> {
-    const SQL: &str = "-- tags.correct
+/// Makes a row follow a tag's record: at once if the row is older, and if it is newer, once nothing was noted about it
+/// for long enough. Returns how many rows have changed.
+pub(crate) async fn follow(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>) -> Result<u64, Error> {
+    const SQL: &str = "-- tags.follow
         WITH changed AS (
-            UPDATE tags SET digest = $3, revision = $4, validate_time = $5
+            UPDATE tags SET digest = $3, revision = $4, validate_time = $5, record_version = NULL
              WHERE incarnation = $1 AND tag = $2 AND index_time < now() - interval '1 minute'
                AND (digest, revision, validate_time) IS DISTINCT FROM ($3, $4, $5)
             RETURNING incarnation, tag, digest, revision)
         INSERT INTO changes (kind, incarnation, repository, digest, tag, revision)
         SELECT CASE WHEN digest IS NULL THEN 'TAG_DELETED' ELSE 'TAG_MOVED' END, incarnation, name, digest, tag, revision
           FROM changed JOIN repositories USING (incarnation)";
+    let put = put_all(tx, &[(incarnation, moved)]).await?;
+    if put > 0 {
+        return Ok(put);
+    }
     let digest = moved.digest.map(ToString::to_string);
     tx.execute(SQL, &[&incarnation, &moved.tag.as_str(), &digest, &moved.revision, &moved.validate_time]).await
 }
 
-/// Forgets a tag that has no record, if nothing was noted of it for long enough; says how many that were.
+/// Deletes a tag without a record, if nothing was noted about it for long enough. Returns how many rows that were.
 pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<u64, Error> {
     const SQL: &str = "-- tags.forget
         WITH changed AS (
@@ -135,22 +139,50 @@ pub(crate) async fn forget(tx: &Tx<'_>, incarnation: Uuid, tag: &Tag) -> Result<
     tx.execute(SQL, &[&incarnation, &tag.as_str()]).await
 }
 
-/// At most `limit` tags of an incarnation that mean something, those behind `after`.
+/// At most `limit` tags of an incarnation that have a digest, only those after `after`.
 pub(crate) async fn page(tx: &Tx<'_>, incarnation: Uuid, after: &str, limit: i64) -> Result<Vec<Tag>, Error> {
     const SQL: &str = "-- tags.page
         SELECT tag FROM tags
          WHERE incarnation = $1 AND tag > $2 AND digest IS NOT NULL
          ORDER BY tag LIMIT $3";
-    tx.query(SQL, &[&incarnation, &after, &limit]).await?.iter().map(|row| parsed(row, "tag")).collect()
+    let (mut page, mut after) = (Understood::new(limit), after.to_owned());
+    while let Some(wanted) = page.wanted() {
+        let rows = tx.query(SQL, &[&incarnation, &after, &wanted]).await?;
+        if let Some(last) = page.take(tx, &rows, tag_of)? {
+            after = column(last, "tag")?;
+        }
+    }
+    Ok(page.found)
 }
 
-/// Those of these tags that the index lacks, as indexes into `tags`.
-pub(crate) async fn missing(tx: &Tx<'_>, tags: &[(Uuid, Tag)]) -> Result<Vec<usize>, Error> {
-    const SQL: &str = "-- tags.missing
-        SELECT n - 1 AS n FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS asked (incarnation, tag, n)
-         WHERE NOT EXISTS (SELECT FROM tags t WHERE t.incarnation = asked.incarnation AND t.tag = asked.tag
-                                                AND t.digest IS NOT NULL)";
-    let (incarnations, tags): (Vec<Uuid>, Vec<&str>) =
-        tags.iter().map(|(incarnation, tag)| (*incarnation, tag.as_str())).unzip();
-    super::row::indexes(&tx.query(SQL, &[&incarnations, &tags]).await?)
+/// Notes that a row agrees with its record at `version`, if it does.
+pub(crate) async fn note_version(tx: &Tx<'_>, incarnation: Uuid, moved: Moved<'_>, version: &str) -> Result<(), Error> {
+    const SQL: &str = "-- tags.note_version
+        UPDATE tags SET record_version = $6
+         WHERE incarnation = $1 AND tag = $2 AND (digest, revision, validate_time) IS NOT DISTINCT FROM ($3, $4, $5)";
+    let digest = moved.digest.map(ToString::to_string);
+    let Moved { tag, revision, validate_time, .. } = moved;
+    tx.execute(SQL, &[&incarnation, &tag.as_str(), &digest, &revision, &validate_time, &version]).await?;
+    Ok(())
+}
+
+/// How these rows are compared with the store's records.
+pub(crate) const COMPARISON: Table<Tag> = Table {
+    compared: "-- tags.compared
+        SELECT n - 1 AS n, digest IS NOT NULL AS is_live, record_version
+          FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS asked (incarnation, tag, n)
+          JOIN tags t ON t.incarnation = asked.incarnation AND t.tag = asked.tag",
+    unlisted: "-- tags.unlisted
+        SELECT t.incarnation, t.tag
+          FROM unnest($1::uuid[], $2::text[], $3::text[]) AS part (incarnation, above, until)
+          JOIN tags t ON t.incarnation = part.incarnation AND t.tag > above AND t.tag <= until
+         WHERE digest IS NOT NULL AND (t.incarnation, t.tag) > ($6, $7)
+           AND NOT EXISTS (SELECT FROM unnest($4::uuid[], $5::text[]) AS listed (incarnation, tag)
+                            WHERE listed.incarnation = t.incarnation AND listed.tag = t.tag)
+         ORDER BY t.incarnation, t.tag LIMIT $8",
+    id: tag_of,
+};
+
+fn tag_of(row: &Row) -> Result<Tag, Error> {
+    named(parsed(row, "tag"), || format!("tags/{}", id(row, "tag")))
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::row::{column, corrupt, parsed, parsed_all};
+use super::row::{column, corrupt, id, named, page, parsed, parsed_all, readable};
+use super::rules::Cover;
 use super::{Error, Tx};
 
 /// A template as it is stored.
@@ -23,6 +24,11 @@ pub(crate) struct Template {
 
 impl Template {
     fn from_row(row: &Row) -> Result<Self, Error> {
+        named(Self::read(row), || format!("templates/{}", id(row, "template_id")))
+    }
+
+    fn read(row: &Row) -> Result<Self, Error> {
+        readable(row)?;
         let exclusions: Vec<TagPattern> = parsed_all(row, "exclusions")?;
         let tag_mutability = TagMutability::new(column(row, "tag_mutability")?, exclusions);
         let template = DomainTemplate {
@@ -52,7 +58,7 @@ fn resource_tags(value: &Value) -> Result<ResourceTags, Error> {
     Ok(tags)
 }
 
-/// Creates a template, or takes over all of its columns that may change.
+/// Creates a template, or updates all of its changeable columns.
 ///
 /// # Errors
 /// [`Error::Taken`] for the id or the prefix.
@@ -88,39 +94,52 @@ pub(crate) async fn put(tx: &Tx<'_>, template: &Template) -> Result<(), Error> {
     Ok(())
 }
 
-/// The template with this id.
-pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Template>, Error> {
-    const SQL: &str = "-- templates.get
+/// The statement with this name that selects templates.
+macro_rules! select {
+    ($name:literal, $which:literal) => {
+        concat!(
+            "-- templates.",
+            $name,
+            "
         SELECT uid, template_id, prefix, description, tag_mutability, exclusions, resource_tags, revision, create_time,
-               update_time
-          FROM templates WHERE template_id = $1";
+               update_time, minimum_reader
+          FROM templates ",
+            $which
+        )
+    };
+}
+
+pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Template>, Error> {
+    const SQL: &str = select!("get", "WHERE template_id = $1");
     tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Template::from_row).transpose()
 }
 
-/// The template for exactly this prefix.
+/// The template with exactly this prefix.
 pub(crate) async fn for_prefix(tx: &Tx<'_>, prefix: &NamespacePrefix) -> Result<Option<Template>, Error> {
-    Ok(for_prefixes(tx, &[prefix.to_string()]).await?.pop())
+    const SQL: &str = select!("for_prefix", "WHERE prefix = $1");
+    tx.query_opt(SQL, &[&prefix.to_string()]).await?.as_ref().map(Template::from_row).transpose()
 }
 
-/// The templates whose prefix is one of `prefixes`.
-pub(crate) async fn for_prefixes(tx: &Tx<'_>, prefixes: &[String]) -> Result<Vec<Template>, Error> {
-    const SQL: &str = "-- templates.for_prefixes
-        SELECT uid, template_id, prefix, description, tag_mutability, exclusions, resource_tags, revision, create_time,
-               update_time
-          FROM templates WHERE prefix = ANY($1)";
-    tx.query(SQL, &[&prefixes]).await?.iter().map(Template::from_row).collect()
+/// The template with the longest of these `prefixes`; `ROOT` counts as the shortest.
+pub(crate) async fn for_longest(tx: &Tx<'_>, prefixes: &[String]) -> Result<Option<Template>, Error> {
+    const SQL: &str =
+        select!("for_longest", "WHERE prefix = ANY($1) ORDER BY prefix <> 'ROOT' DESC, length(prefix) DESC LIMIT 1");
+    tx.query_opt(SQL, &[&prefixes]).await?.as_ref().map(Template::from_row).transpose()
 }
 
-/// At most `limit` templates by id, those behind `after`.
+/// At most `limit` templates by id, only those after `after`.
 pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Template>, Error> {
-    const SQL: &str = "-- templates.list
-        SELECT uid, template_id, prefix, description, tag_mutability, exclusions, resource_tags, revision, create_time,
-               update_time
-          FROM templates WHERE template_id > $1 ORDER BY template_id LIMIT $2";
-    tx.query(SQL, &[&after, &limit]).await?.iter().map(Template::from_row).collect()
+    const SQL: &str = select!("list", "WHERE template_id > $1 ORDER BY template_id LIMIT $2");
+    page(tx, SQL, "template_id", after, limit, Template::from_row).await
 }
 
-/// Deletes a template.
+/// All templates by id; for those that are not understood, the names that they cover.
+pub(crate) async fn all(tx: &Tx<'_>) -> Result<Vec<Result<Template, Cover>>, Error> {
+    const SQL: &str = select!("all", "ORDER BY template_id");
+    let rows = tx.query(SQL, &[]).await?;
+    rows.iter().map(|row| Cover::or(tx, row, "template_id", Template::from_row(row))).collect()
+}
+
 pub(crate) async fn delete(tx: &Tx<'_>, uid: Uuid) -> Result<(), Error> {
     const SQL: &str = "-- templates.delete
         DELETE FROM templates WHERE uid = $1";

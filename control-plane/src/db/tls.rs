@@ -10,24 +10,23 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use rustls_platform_verifier::Verifier;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// Whom to believe that it is the database.
+/// How to verify the database's certificate.
 pub(super) enum Verification<'a> {
-    /// Anybody: encrypted where the server offers it, as Postgres' own clients do where nobody says more. Who can
-    /// only listen sees nothing; and where the password goes by SCRAM, it is bound to the server's certificate.
+    /// Not at all: the connection is encrypted if the server offers it, which is the default of Postgres' own clients.
+    /// A passive listener sees nothing, and if SCRAM is used for the password, it is bound to the server's certificate.
     None,
-    /// Who is certified by what the machine trusts.
+    /// By the certificates that the machine trusts.
     AsTheMachine,
-    /// Who is certified by one of these certificates, in PEM format.
+    /// By one of these certificates, in PEM.
     Against(&'a [u8]),
 }
 
-/// Why there is nobody to trust.
+/// Why certificates cannot be verified.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
-    /// No certificates.
     #[error("the file with the certificates to trust does not hold any in PEM format")]
     NoCertificates,
-    /// Certificates that cannot be used.
+    /// The certificates cannot be used.
     #[error("there is no way to verify the database's certificate")]
     Unusable(#[source] Error),
 }
@@ -57,7 +56,7 @@ fn roots(pem: &[u8]) -> Result<RootCertStore, TrustError> {
     if roots.is_empty() { Err(TrustError::NoCertificates) } else { Ok(roots) }
 }
 
-/// Believes any certificate, but not that somebody has its key who does not.
+/// Accepts any certificate, but still checks that the server has its key.
 #[derive(Debug)]
 struct Anybody(WebPkiSupportedAlgorithms);
 

@@ -10,10 +10,10 @@ use entrepot_proto::convert::upstream::{Password, Settings};
 use tokio_postgres::Row;
 use uuid::Uuid;
 
-use super::row::{column, corrupt, parsed, parsed_all};
+use super::row::{column, corrupt, id, named, page, parsed, parsed_all, readable};
 use super::{Error, Tx};
 
-/// An upstream as it is stored. Its settings' password is `None` or `Keep`; what is kept is sealed.
+/// A stored upstream. The password in its settings is `None` or `Keep`; the stored one is sealed.
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
     pub(crate) uid: Uuid,
@@ -27,9 +27,15 @@ pub(crate) struct Upstream {
 
 impl Upstream {
     fn from_row(row: &Row) -> Result<Self, Error> {
+        named(Self::read(row), || format!("upstreams/{}", id(row, "upstream_id")))
+    }
+
+    fn read(row: &Row) -> Result<Self, Error> {
+        readable(row)?;
         let allow_plain_http = column(row, "allow_plain_http")?;
         let plain_http = if allow_plain_http { PlainHttp::Allowed } else { PlainHttp::Refused };
-        let kind = UpstreamKind::from_name(column(row, "kind")?).ok_or_else(|| corrupt("kind", "unknown"))?;
+        let kind: &str = column(row, "kind")?;
+        let kind = UpstreamKind::from_name(kind).ok_or_else(|| corrupt("kind", format!("`{kind}` is unknown")))?;
         let endpoint = Endpoint::parse(column(row, "endpoint")?, plain_http);
         let sealed_password: Option<Vec<u8>> = column(row, "sealed_password")?;
         let settings = Settings {
@@ -56,6 +62,45 @@ impl Upstream {
     }
 }
 
+/// A stored upstream as plain text. Nodes of a later release may understand what this release does not.
+pub(crate) struct Words {
+    pub(crate) uid: Uuid,
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) endpoint: String,
+    pub(crate) allow_plain_http: bool,
+    pub(crate) allow_private_addresses: bool,
+    pub(crate) allow_hosts: Vec<String>,
+    pub(crate) ca_certificates: String,
+    pub(crate) username: String,
+    pub(crate) sealed_password: Option<Vec<u8>>,
+    pub(crate) budget: Option<Budget>,
+    pub(crate) fallback_endpoints: Vec<String>,
+    pub(crate) minimum_reader: i32,
+    pub(crate) revision: i64,
+}
+
+impl Words {
+    fn from_row(row: &Row) -> Result<Self, Error> {
+        Ok(Self {
+            uid: column(row, "uid")?,
+            id: column(row, "upstream_id")?,
+            kind: column(row, "kind")?,
+            endpoint: column(row, "endpoint")?,
+            allow_plain_http: column(row, "allow_plain_http")?,
+            allow_private_addresses: column(row, "allow_private_addresses")?,
+            allow_hosts: column(row, "allow_hosts")?,
+            ca_certificates: column(row, "ca_certificates")?,
+            username: column(row, "username")?,
+            sealed_password: column(row, "sealed_password")?,
+            budget: budget(row)?,
+            fallback_endpoints: column(row, "fallback_endpoints")?,
+            minimum_reader: column(row, "minimum_reader")?,
+            revision: column(row, "revision")?,
+        })
+    }
+}
+
 fn budget(row: &Row) -> Result<Option<Budget>, Error> {
     let requests: Option<i64> = column(row, "budget_requests")?;
     let seconds: Option<i64> = column(row, "budget_window_seconds")?;
@@ -72,7 +117,7 @@ fn fallbacks(row: &Row, plain_http: PlainHttp) -> Result<Vec<Endpoint>, Error> {
     texts.into_iter().map(read).collect()
 }
 
-/// Creates an upstream, or takes over all of its columns that may change.
+/// Creates an upstream, or updates all of its changeable columns.
 pub(crate) async fn put(tx: &Tx<'_>, upstream: &Upstream) -> Result<(), Error> {
     const SQL: &str = "-- upstreams.put
         INSERT INTO upstreams (uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
@@ -115,27 +160,47 @@ pub(crate) async fn put(tx: &Tx<'_>, upstream: &Upstream) -> Result<(), Error> {
     Ok(())
 }
 
-/// The upstream with this id.
-pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Upstream>, Error> {
-    const SQL: &str = "-- upstreams.get
+/// The statement with this name that selects upstreams.
+macro_rules! select {
+    ($name:literal, $which:literal) => {
+        concat!(
+            "-- upstreams.",
+            $name,
+            "
         SELECT uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
                ca_certificates, username, sealed_password, revision, create_time, update_time,
-               budget_requests, budget_window_seconds, fallback_endpoints
-          FROM upstreams WHERE upstream_id = $1";
+               budget_requests, budget_window_seconds, fallback_endpoints, minimum_reader
+          FROM upstreams ",
+            $which
+        )
+    };
+}
+
+pub(crate) async fn get(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Upstream>, Error> {
+    const SQL: &str = select!("get", "WHERE upstream_id = $1");
     tx.query_opt(SQL, &[&id.as_str()]).await?.as_ref().map(Upstream::from_row).transpose()
 }
 
-/// At most `limit` upstreams by id, those behind `after`.
-pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Upstream>, Error> {
-    const SQL: &str = "-- upstreams.list
-        SELECT uid, upstream_id, kind, endpoint, allow_plain_http, allow_private_addresses, allow_hosts,
-               ca_certificates, username, sealed_password, revision, create_time, update_time,
-               budget_requests, budget_window_seconds, fallback_endpoints
-          FROM upstreams WHERE upstream_id > $1 ORDER BY upstream_id LIMIT $2";
-    tx.query(SQL, &[&after, &limit]).await?.iter().map(Upstream::from_row).collect()
+/// The uid of the upstream with this id, whether it is understood here or not.
+pub(crate) async fn uid(tx: &Tx<'_>, id: &ResourceId) -> Result<Option<Uuid>, Error> {
+    const SQL: &str = "-- upstreams.uid
+        SELECT uid FROM upstreams WHERE upstream_id = $1";
+    tx.query_opt(SQL, &[&id.as_str()]).await?.map(|row| column(&row, "uid")).transpose()
 }
 
-/// Deletes an upstream that no rule names.
+/// At most `limit` upstreams by id, only those after `after`.
+pub(crate) async fn list(tx: &Tx<'_>, after: &str, limit: i64) -> Result<Vec<Upstream>, Error> {
+    const SQL: &str = select!("list", "WHERE upstream_id > $1 ORDER BY upstream_id LIMIT $2");
+    page(tx, SQL, "upstream_id", after, limit, Upstream::from_row).await
+}
+
+/// All upstreams by id, as plain text.
+pub(crate) async fn words(tx: &Tx<'_>) -> Result<Vec<Words>, Error> {
+    const SQL: &str = select!("words", "ORDER BY upstream_id");
+    tx.query(SQL, &[]).await?.iter().map(Words::from_row).collect()
+}
+
+/// Deletes an upstream that no rule refers to.
 pub(crate) async fn delete(tx: &Tx<'_>, uid: Uuid) -> Result<(), Error> {
     const SQL: &str = "-- upstreams.delete
         DELETE FROM upstreams WHERE uid = $1";

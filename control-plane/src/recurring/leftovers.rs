@@ -1,4 +1,4 @@
-//! Takes in events that a node has left in the store and did not live to report.
+//! Takes in events that a node has left in the store because it ended before it could report them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,16 +19,16 @@ use crate::plane::Plane;
 
 /// How many objects a pass takes in.
 const BATCH: usize = 200;
-/// How long a node has to report its events itself.
+/// How long a node has time to report its events itself.
 const PATIENCE: TimeDelta = TimeDelta::minutes(1);
 /// How many objects with events of a later release are remembered.
 const UNKNOWN: usize = 100_000;
 
 #[derive(Default)]
 pub(super) struct Leftovers {
-    /// Where the last pass ended: younger events are passed over, so a pass need not begin at the first.
+    /// Where the last pass ended. Younger events are skipped, so a pass need not begin at the first.
     after: Option<Key>,
-    /// Objects with events of a later release. This process will not learn what they say, so it does not read them again.
+    /// Objects with events of a later release. This process cannot learn to read them, so it does not read them again.
     unknown: HashSet<Key>,
 }
 
@@ -50,7 +50,7 @@ impl Job for Leftovers {
                             self.unknown.insert(key.clone());
                         }
                     }
-                    // One that cannot be taken in must not keep the others waiting.
+                    // An event that cannot be taken in must not delay the others.
                     Err(error) if !error.may_retry() => {
                         warn!(error = %chain(&error), "left the events at `{key}`, which cannot be taken in");
                     }
@@ -73,7 +73,7 @@ async fn take_in(plane: &Plane, key: &Key) -> Result<(), ApiError> {
     };
     match applied {
         Ok(()) => info!("took in the events that a node left at `{key}`"),
-        // It will not get better; the reconciling pass finds in the store what it would have said.
+        // Trying again would not help; the reconciling pass finds in the store what the events were about.
         Err(ApiError::Invalid(violations)) => {
             warn!(error = %chain(&violations), "deleting events at `{key}` that cannot be read");
         }

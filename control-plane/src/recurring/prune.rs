@@ -1,7 +1,8 @@
-//! Forgets what nobody asks for again: ids of events, answers to requests, records of nodes that are long gone.
+//! Deletes what nobody needs any more: ids of events, answers to requests, and records of nodes that are long gone.
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use entrepot_records::layout::{self, Parsed};
 use entrepot_store::Entry;
 use tracing::info;
@@ -12,14 +13,14 @@ use crate::error::ApiError;
 use crate::live_nodes;
 use crate::plane::Plane;
 
-/// How many rows a batch deletes of each.
+/// How many rows of each table a batch deletes.
 const BATCH: i64 = 5000;
 /// How many operations a batch deletes.
 const OPERATIONS: i64 = 50;
-/// How many records of nodes are looked at.
+/// How many records of nodes are checked.
 const NODES: usize = 1000;
-/// After how long a silent node is taken to be gone for good; one that comes back writes its record anew.
-const GONE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a node must be silent to count as gone for good. If it comes back, it writes its record again.
+const GONE: TimeDelta = TimeDelta::hours(24);
 
 pub(super) struct Prune;
 
@@ -34,7 +35,7 @@ impl Job for Prune {
         let forgotten = events::prune(&tx, now, BATCH).await?.max(requests::prune(&tx, now, BATCH).await?);
         let forgotten = forgotten.max(changes::prune(&tx, BATCH).await?);
         runs::prune(&tx).await?;
-        // Each takes its items along.
+        // Deleting an operation deletes its items.
         operations::prune(&tx, OPERATIONS).await?;
         tx.commit().await?;
         drop(connection);
@@ -49,10 +50,9 @@ impl Job for Prune {
 /// Deletes the records of nodes that are gone, so that those of short-lived ones do not pile up.
 async fn forget_nodes(plane: &Plane) -> Result<(), ApiError> {
     let now = plane.clock.now();
-    for Entry { key, .. } in plane.store.list(&layout::nodes_prefix(), None, NODES).await? {
+    for Entry { key, modify_time, .. } in plane.store.list(&layout::nodes_prefix(), None, NODES).await? {
         let Some(Parsed::Node { id }) = layout::parse(&key) else { continue };
-        let record = live_nodes::read(&*plane.store, &plane.cluster_key, &id).await?;
-        if record.is_some_and(|record| record.write_time < now && record.age(now) > GONE) {
+        if now - modify_time > GONE && live_nodes::read(&*plane.store, &plane.cluster_key, &id).await?.is_some() {
             plane.store.delete(&key).await?;
             info!(node.id = %id, "forgot the node `{id}`, which has been silent for a day");
         }

@@ -1,6 +1,5 @@
-//! Repairs the index, as recurring work: of several control planes, one at a time makes a run.
+//! The recurring repair of the index. Only one control plane at a time makes a run.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -11,17 +10,17 @@ use super::{Job, Progress};
 use crate::db::runs;
 use crate::error::ApiError;
 use crate::plane::Plane;
-use crate::reconcile::{Books, Position, Reindexed};
+use crate::reconcile::{Books, Comparison, Reads, Reindexed};
 
-/// For how long a run is this control plane's, and how often that is renewed.
+/// How long the lease of a run is, and how often it is renewed.
 const LEASE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(4));
-/// How long after a complete run nobody begins another one, but who has just started.
+/// How long after a complete run no other one begins, except on a control plane that has just started.
 const PAUSE: Duration = Duration::from_secs(10 * 60);
 
-/// The run that this control plane makes, and those that it has made.
+/// The current run of this control plane, and a count of its earlier ones.
 pub(super) struct Reconcile {
     holder: String,
-    run: Option<(Uuid, Position)>,
+    run: Option<(Uuid, Comparison)>,
     pause: Duration,
 }
 
@@ -33,22 +32,19 @@ impl Default for Reconcile {
 
 impl Job for Reconcile {
     const NAME: &'static str = "reconcile";
-    // How often it is looked whether a run is due, or was left by who has stopped.
+    // How often it checks whether a run is due, or was left behind by a control plane that has stopped.
     const EVERY: Duration = Duration::from_secs(5);
 
     async fn pass(&mut self, plane: &Plane) -> Result<Progress, ApiError> {
-        let Some((run, position)) = self.hold(plane).await? else { return Ok(Progress::Done) };
-        let mut books = Books::new(&plane.db, &*plane.store, &plane.clock);
+        let Some((run, comparison)) = self.hold(plane).await? else { return Ok(Progress::Done) };
+        let books = Books::new(&plane.db, &*plane.store, &plane.clock, Reads::Changed);
         let mut counts = Reindexed::default();
-        let mut step = pin!(books.step(&position, &mut counts));
-        let position = loop {
-            tokio::select! {
-                done = &mut step => break done?,
-                () = sleep(LEASE.1) => renew(plane, run).await?,
-            }
+        // Both go on at once: each may wait for a connection that the other has.
+        let goes_on = tokio::select! {
+            done = books.step(comparison, &mut counts) => done?,
+            failed = keep(plane, run) => return Err(failed),
         };
-        if !position.is_begin() {
-            self.run = Some((run, position));
+        if goes_on {
             return Ok(Progress::More);
         }
         (self.run, self.pause) = (None, PAUSE);
@@ -63,25 +59,35 @@ impl Job for Reconcile {
 }
 
 impl Reconcile {
-    /// The run that goes on, or a new one; none while another control plane makes one, or has just done so.
-    async fn hold(&mut self, plane: &Plane) -> Result<Option<(Uuid, Position)>, ApiError> {
+    /// The current run, or a new one; `None` while another control plane makes one, or has made one recently.
+    async fn hold(&mut self, plane: &Plane) -> Result<Option<(Uuid, &mut Comparison)>, ApiError> {
         let mut connection = plane.db.connect().await?;
         let tx = connection.begin("hold_run").await?;
-        if let Some((run, position)) = &self.run
-            && runs::renew(&tx, *run, LEASE.0).await?
-        {
-            tx.commit().await?;
-            return Ok(Some((*run, position.clone())));
+        let is_kept = match &self.run {
+            Some((run, _)) => runs::renew(&tx, *run, LEASE.0).await?,
+            None => false,
+        };
+        if !is_kept {
+            self.run = None;
+            let begun = runs::begin(&tx, &self.holder, LEASE.0, self.pause).await?;
+            self.run = begun.map(|run| (run, Comparison::default()));
         }
-        self.run = None;
-        let begun = runs::begin(&tx, &self.holder, LEASE.0, self.pause).await?;
         tx.commit().await?;
-        self.run = begun.map(|run| (run, Position::Begin));
-        Ok(self.run.clone())
+        Ok(self.run.as_mut().map(|(run, comparison)| (*run, comparison)))
     }
 }
 
-/// Keeps a run while one of its steps goes on. One that was lost all the same does not count as complete in the end.
+/// Keeps the lease of a run while one of its steps goes on, and returns why it no longer can. If the lease is lost anyway,
+/// the run will not count as complete.
+async fn keep(plane: &Plane, run: Uuid) -> ApiError {
+    loop {
+        sleep(LEASE.1).await;
+        if let Err(error) = renew(plane, run).await {
+            return error;
+        }
+    }
+}
+
 async fn renew(plane: &Plane, run: Uuid) -> Result<(), ApiError> {
     let mut connection = plane.db.connect().await?;
     let tx = connection.begin("renew_run").await?;

@@ -1,8 +1,8 @@
 //! Schedules automatic syncs, and ends jobs that no node will end.
 //!
-//! Which tags are due is decided by the index: what the upstream last confirmed when, and what was last pulled when. How
-//! fast they are scheduled is decided by the upstream: one turn after the other, whoever schedules, so that 10,000 tags
-//! that are due at one moment are asked for one by one. A tag that misses its turn is as due in the next pass.
+//! The index decides which tags are due, by the times of their last validation and last pull. The upstream decides how
+//! fast they are scheduled: turns at an upstream follow each other, whichever control plane schedules, so 10,000 tags
+//! that are due at the same moment are asked for one by one. A tag that gets no turn is still due in the next pass.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,33 +10,37 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_domain::freshness::Policy;
 use entrepot_domain::sync::{ATTEMPTS, due_time, earliest_due, longest_window, swept_window};
-use tracing::debug;
+use entrepot_runtime::chain;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::{Job, Progress};
-use crate::db::Tx;
-use crate::db::jobs::{self, Candidate};
+use crate::db::jobs::{self, Candidate, Position};
 use crate::db::rules::{self, Rule};
+use crate::db::{Connection, Tx};
 use crate::error::ApiError;
 use crate::plane::Plane;
 
-/// How far ahead turns are given.
+/// How far ahead turns are assigned.
 const HORIZON: Duration = Duration::from_secs(10);
-/// From one turn at an upstream to the next: 10 a second, so that 10,000 tags take 17 minutes.
+/// The time between two turns at an upstream: 10 per second, so 10,000 tags take 17 minutes.
 const TURN: Duration = Duration::from_millis(100);
-/// How many candidates are looked at together.
+/// How many candidates are read at a time.
 const BATCH: i64 = 500;
-/// How many are looked at for one rule in a pass.
+/// How many batches are read for one rule in a pass.
 const BATCHES: usize = 40;
 
-/// How long a rule without tags that are due is left alone, at most; and which part of the time until one may be due.
+/// How long a rule without due tags is left alone: at most this, and at most this fraction of the time until a tag may
+/// be due.
 const QUIET: (Duration, u32) = (Duration::from_secs(30), 12);
 
-/// Which rules need not be looked at for a while.
+/// What is known about rules, by uid and revision.
 #[derive(Default)]
 pub(super) struct SyncDue {
-    /// Until when, by uid and revision.
+    /// Until when they need not be checked.
     quiet: HashMap<(Uuid, i64), DateTime<Utc>>,
+    /// Where the next pass continues, because the last one did not reach the end.
+    positions: HashMap<(Uuid, i64), Position>,
 }
 
 impl Job for SyncDue {
@@ -46,62 +50,110 @@ impl Job for SyncDue {
     async fn pass(&mut self, plane: &Plane) -> Result<Progress, ApiError> {
         let now = plane.clock.now();
         let mut connection = plane.db.connect().await?;
-        let tx = connection.begin("end_jobs").await?;
+        // Each of these locks operations; in one transaction, two control planes could block each other.
+        let tx = connection.begin("end_cancelled_jobs").await?;
         jobs::end_cancelled(&tx, None).await?;
+        tx.commit().await?;
+        let tx = connection.begin("end_lost_jobs").await?;
         jobs::end_lost(&tx, i32::try_from(ATTEMPTS).unwrap_or(i32::MAX)).await?;
         jobs::drop_unleased(&tx).await?;
         jobs::forget_ended(&tx).await?;
         let rules = rules::list(&tx, "", i64::MAX).await?;
         tx.commit().await?;
         self.quiet.retain(|_, until| *until > now);
+        self.positions.retain(|key, _| rules.iter().any(|rule| (rule.rule.uid, rule.revision) == *key));
         for rule in &rules {
-            let key = (rule.rule.uid, rule.revision);
-            let policy = &rule.rule.freshness;
-            let Some(earliest) = earliest_due(policy).filter(|_| !self.quiet.contains_key(&key)) else { continue };
-            let tx = connection.begin("schedule_syncs").await?;
-            let (scheduled, is_all) = schedule(&tx, rule, earliest, now).await?;
-            tx.commit().await?;
-            if is_all {
-                self.quiet.insert(key, now + QUIET.0.min(earliest / QUIET.1));
-            }
-            if scheduled > 0 {
-                debug!(rule.name = %rule.rule.id, "scheduled {scheduled} automatic syncs under rule `{}`", rule.rule.id);
+            match self.schedule_rule(&mut connection, rule, now).await {
+                // This would be the same for all rules.
+                Err(error @ ApiError::Away { .. }) => return Err(error),
+                // A problem with one rule's tags must not stop the syncs of others.
+                Err(error) => {
+                    warn!(rule.name = %rule.rule.id, error = %chain(&error), "no automatic syncs under rule `{}`", rule.rule.id);
+                }
+                Ok(()) => {}
             }
         }
         Ok(Progress::Done)
     }
 }
 
-/// Gives the turns that are free at a rule's upstream to tags that are due. Says how many have got one, and whether those
-/// were all.
-async fn schedule(tx: &Tx<'_>, rule: &Rule, earliest: Duration, now: DateTime<Utc>) -> Result<(u64, bool), ApiError> {
+impl SyncDue {
+    async fn schedule_rule(
+        &mut self,
+        connection: &mut Connection,
+        rule: &Rule,
+        now: DateTime<Utc>,
+    ) -> Result<(), ApiError> {
+        let key = (rule.rule.uid, rule.revision);
+        let earliest = earliest_due(&rule.rule.freshness).filter(|_| !self.quiet.contains_key(&key));
+        let Some(earliest) = earliest else { return Ok(()) };
+        let tx = connection.begin("schedule_syncs").await?;
+        let (scheduled, next) = schedule(&tx, rule, earliest, self.positions.get(&key), now).await?;
+        tx.commit().await?;
+        match next {
+            Next::Same => {}
+            Next::Behind(position) => drop(self.positions.insert(key, position)),
+            Next::Begin => {
+                self.positions.remove(&key);
+                self.quiet.insert(key, now + QUIET.0.min(earliest / QUIET.1));
+            }
+        }
+        if scheduled > 0 {
+            debug!(rule.name = %rule.rule.id, "scheduled {scheduled} automatic syncs under rule `{}`", rule.rule.id);
+        }
+        Ok(())
+    }
+}
+
+/// Where the next look at a rule's tags begins.
+enum Next {
+    /// At the same place, since not all due tags have got a turn.
+    Same,
+    /// After the tags that were just checked.
+    Behind(Position),
+    /// At the first tag, after a while: nothing more is due.
+    Begin,
+}
+
+/// Assigns the free turns at a rule's upstream to due tags after `after`. Returns how many have got one.
+async fn schedule(
+    tx: &Tx<'_>,
+    rule: &Rule,
+    earliest: Duration,
+    after: Option<&Position>,
+    now: DateTime<Utc>,
+) -> Result<(u64, Next), ApiError> {
     let (policy, upstream) = (&rule.rule.freshness, rule.rule.upstream_uid);
-    let Some(turns) = jobs::pace(tx, upstream, TURN, HORIZON).await? else { return Ok((0, false)) };
+    let Some(turns) = jobs::pace(tx, upstream, TURN, HORIZON).await? else { return Ok((0, Next::Same)) };
+    if turns.is_empty() {
+        return Ok((0, Next::Same));
+    }
     let times = (before(now, earliest), before(now, longest_window(policy)));
-    let (mut due, mut after, mut is_all) = (Vec::new(), None, false);
+    let (mut due, mut after, mut is_last) = (Vec::new(), after.cloned(), false);
     for _ in 0..BATCHES {
-        if due.len() >= turns.len() {
+        if is_last || due.len() > turns.len() {
             break;
         }
         let looked = jobs::candidates(tx, rule.rule.uid, times, after.as_ref(), BATCH).await?;
-        let is_last = i64::try_from(looked.len()).unwrap_or(BATCH) < BATCH;
-        after = looked.last().map(Candidate::position);
+        is_last = i64::try_from(looked.len()).unwrap_or(BATCH) < BATCH;
+        after = looked.last().map(Candidate::position).or(after);
         due.extend(looked.into_iter().filter(|candidate| is_due(policy, candidate, now)));
-        if is_last {
-            is_all = due.len() <= turns.len();
-            break;
-        }
     }
+    let next = match after {
+        _ if due.len() > turns.len() => Next::Same,
+        Some(last) if !is_last => Next::Behind(last),
+        Some(_) | None => Next::Begin,
+    };
     let due: Vec<(Candidate, Duration)> = due.into_iter().zip(turns).collect();
-    let Some((_, last)) = due.last() else { return Ok((0, is_all)) };
-    let next = *last + TURN;
-    Ok((jobs::schedule(tx, upstream, &due, next).await?, is_all))
+    let Some((_, last)) = due.last() else { return Ok((0, next)) };
+    let behind = *last + TURN;
+    Ok((jobs::schedule(tx, upstream, &due, behind).await?, next))
 }
 
-/// Whether a tag is to be synced now: it is in use, and will be stale before long.
+/// Whether a tag should be synced now: it is in use, and will be stale soon.
 fn is_due(policy: &Policy, candidate: &Candidate, now: DateTime<Utc>) -> bool {
     let Candidate { incarnation, tag, validate_time, last_pull_time, settings, .. } = candidate;
-    // The upstream is never asked for it again, so that it would be due for ever.
+    // The upstream is never asked about it again, so it would be due for ever.
     if settings.tag_mutability.freezes(tag) {
         return false;
     }
@@ -110,7 +162,7 @@ fn is_due(policy: &Policy, candidate: &Candidate, now: DateTime<Utc>) -> bool {
     is_used && due.is_some_and(|due| due <= now)
 }
 
-/// The moment that is `length` before `now`.
+/// The time `length` before `now`.
 fn before(now: DateTime<Utc>, length: Duration) -> DateTime<Utc> {
     let length = TimeDelta::from_std(length).unwrap_or(TimeDelta::MAX);
     now.checked_sub_signed(length).unwrap_or(DateTime::UNIX_EPOCH)

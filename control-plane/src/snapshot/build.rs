@@ -1,14 +1,24 @@
 //! Builds a snapshot from one state of the database.
+//!
+//! Things that only a later release understands are passed on to its nodes, but open nothing on others: an upstream is
+//! sent as plain text, a principal without actions, and of a rule or template the names that it covers, for no reader.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::upstream::PlainHttp;
-use entrepot_proto::convert::{duration, snapshot::rule_to_wire, template, timestamp, upstream::budget_to_wire};
+use entrepot_domain::future;
+use entrepot_proto::convert::access::PermissionSet;
+use entrepot_proto::convert::snapshot::rule_to_wire;
+use entrepot_proto::convert::upstream::budget_to_wire;
+use entrepot_proto::convert::{READER, duration, template, timestamp};
 use entrepot_proto::node::v1 as wire;
 
 use super::Version;
+use crate::db::rules::Cover;
 use crate::db::{self, Db, access_keys, principals, registry, rules, templates, upstreams};
+
+/// The reader number for what no node may use until a control plane that understands it publishes.
+const NO_READER: i32 = i32::MAX;
 
 /// The version of the configuration in the database.
 pub(super) async fn version(db: &Db) -> Result<Version, db::Error> {
@@ -17,14 +27,14 @@ pub(super) async fn version(db: &Db) -> Result<Version, db::Error> {
     Ok(registry::get(&tx).await?.version)
 }
 
-/// All that nodes need to know, as of one moment.
+/// Everything that nodes need to know, as of one moment.
 pub(super) async fn snapshot(db: &Db, hold_time: Duration, now: DateTime<Utc>) -> Result<wire::Snapshot, db::Error> {
     let mut connection = db.connect().await?;
     let tx = connection.begin_snapshot("build_snapshot").await?;
     let registry = registry::get(&tx).await?;
-    let rules = rules::list(&tx, "", i64::MAX).await?;
-    let templates = templates::list(&tx, "", i64::MAX).await?;
-    let upstreams = upstreams::list(&tx, "", i64::MAX).await?;
+    let rules = rules::all(&tx).await?;
+    let templates = templates::all(&tx).await?;
+    let upstreams = upstreams::words(&tx).await?;
     let principals = principals::list(&tx, "", i64::MAX).await?;
     let access_keys = access_keys::all_usable(&tx).await?;
     drop(tx);
@@ -35,17 +45,17 @@ pub(super) async fn snapshot(db: &Db, hold_time: Duration, now: DateTime<Utc>) -
             uid: principal.uid.to_string(),
             principal_id: principal.id.to_string(),
             permission_set: principal.permission_set.as_str().to_owned(),
-            actions: principal.permission_set.actions().iter().map(|action| action.as_str().to_owned()).collect(),
+            actions: actions(&principal.permission_set),
             access_keys: own.map(access_key).collect(),
-            minimum_reader: 0,
+            minimum_reader: principal.minimum_reader,
         }
     };
     Ok(wire::Snapshot {
         version: Some(registry.version.into()),
         registry_id: registry.registry_id.to_string(),
         build_time: Some(timestamp(now)),
-        rules: rules.iter().map(|rule| rule_to_wire(&rule.rule)).collect(),
-        templates: templates.iter().map(|template| template::to_snapshot(&template.template)).collect(),
+        rules: rules.into_iter().map(rule).collect(),
+        templates: templates.into_iter().map(template).collect(),
         upstreams: upstreams.into_iter().map(upstream).collect(),
         principals: principals.into_iter().map(principal).collect(),
         minimum_reader: 0,
@@ -53,24 +63,58 @@ pub(super) async fn snapshot(db: &Db, hold_time: Duration, now: DateTime<Utc>) -
     })
 }
 
-fn upstream(upstream: upstreams::Upstream) -> wire::SnapshotUpstream {
-    let settings = upstream.settings;
+fn rule(rule: Result<rules::Rule, Cover>) -> wire::SnapshotRule {
+    match rule {
+        Ok(rule) => rule_to_wire(&rule.rule),
+        Err(Cover { uid, id, prefix }) => wire::SnapshotRule {
+            uid: uid.to_string(),
+            rule_id: id,
+            prefix,
+            minimum_reader: NO_READER,
+            ..Default::default()
+        },
+    }
+}
+
+fn template(template: Result<templates::Template, Cover>) -> wire::SnapshotTemplate {
+    match template {
+        Ok(template) => template::to_snapshot(&template.template),
+        Err(Cover { uid, id, prefix }) => wire::SnapshotTemplate {
+            uid: uid.to_string(),
+            template_id: id,
+            prefix,
+            minimum_reader: NO_READER,
+            ..Default::default()
+        },
+    }
+}
+
+fn upstream(upstream: upstreams::Words) -> wire::SnapshotUpstream {
     wire::SnapshotUpstream {
         uid: upstream.uid.to_string(),
-        upstream_id: upstream.id.to_string(),
-        kind: settings.kind.as_str().to_owned(),
-        endpoint: settings.endpoint.to_string(),
-        allow_plain_http: settings.plain_http == PlainHttp::Allowed,
-        allow_private_addresses: settings.allow_private_addresses,
-        allow_hosts: settings.allow_hosts.iter().map(ToString::to_string).collect(),
-        ca_certificates: settings.ca_certificates,
-        username: settings.username,
+        upstream_id: upstream.id,
+        kind: upstream.kind,
+        endpoint: upstream.endpoint,
+        allow_plain_http: upstream.allow_plain_http,
+        allow_private_addresses: upstream.allow_private_addresses,
+        allow_hosts: upstream.allow_hosts,
+        ca_certificates: upstream.ca_certificates,
+        username: upstream.username,
         sealed_password: upstream.sealed_password.unwrap_or_default(),
         revision: upstream.revision,
-        budget: settings.budget.map(budget_to_wire),
-        fallback_endpoints: settings.fallback_endpoints.iter().map(ToString::to_string).collect(),
-        minimum_reader: 0,
+        budget: upstream.budget.map(budget_to_wire),
+        fallback_endpoints: upstream.fallback_endpoints,
+        // An upstream for later readers has columns that are not known here.
+        minimum_reader: if upstream.minimum_reader > READER { NO_READER } else { upstream.minimum_reader },
     }
+}
+
+fn actions(set: &principals::StoredSet) -> Vec<String> {
+    if let Some(actions) = future::actions(set.as_str()) {
+        return actions.iter().map(|action| (*action).to_owned()).collect();
+    }
+    let known = set.known().map(PermissionSet::actions).unwrap_or_default();
+    known.iter().map(|action| action.as_str().to_owned()).collect()
 }
 
 fn access_key(key: &access_keys::AccessKey) -> wire::SnapshotAccessKey {

@@ -1,8 +1,9 @@
-//! Which nodes watch, and which snapshot each of them runs.
+//! The nodes that watch, and the snapshot that each of them runs.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::Version;
@@ -11,7 +12,7 @@ use super::Version;
 #[derive(Clone, Default)]
 pub(crate) struct Watchers {
     state: Arc<Mutex<State>>,
-    /// Ticks with each change.
+    /// Signals each change.
     changes: watch::Sender<()>,
 }
 
@@ -24,11 +25,16 @@ struct State {
 struct Node {
     id: String,
     running: Option<Version>,
-    /// The latest snapshot that it will not run; it is not waited for.
+    /// The latest snapshot that it refused, for which nobody waits.
     refused: Option<Version>,
+    /// What it does not understand in its snapshot, as names such as `rules/hub`.
+    left_out: Vec<String>,
 }
 
-/// One node that watches; dropped when it no longer does.
+/// The kinds of left-out items in metrics.
+const KINDS: [&str; 5] = ["principals", "rules", "templates", "upstreams", "other"];
+
+/// A node that watches. Dropped when it no longer does.
 pub(crate) struct Watcher {
     number: u64,
     watchers: Watchers,
@@ -39,7 +45,7 @@ impl Watchers {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
-        state.nodes.insert(number, Node { id: node_id.to_owned(), running: None, refused: None });
+        state.nodes.insert(number, Node::new(node_id));
         Watcher { number, watchers: self.clone() }
     }
 
@@ -57,6 +63,17 @@ impl Watchers {
         self.lock().nodes.values().map(|node| node.id.clone()).collect()
     }
 
+    /// How many items nodes have left out, by kind.
+    pub(super) fn left_out(&self) -> [(&'static str, u64); KINDS.len()] {
+        let state = self.lock();
+        let kind_of = |item: &String| {
+            let kind = item.split('/').next().unwrap_or_default();
+            KINDS.into_iter().find(|known| *known == kind).unwrap_or("other")
+        };
+        let kinds: Vec<&str> = state.nodes.values().flat_map(|node| &node.left_out).map(kind_of).collect();
+        KINDS.map(|kind| (kind, kinds.iter().filter(|of| **of == kind).count() as u64))
+    }
+
     /// The nodes that do not run `version` or a later one.
     pub(super) fn behind(&self, version: Version) -> Vec<String> {
         let state = self.lock();
@@ -66,11 +83,15 @@ impl Watchers {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
 impl Node {
+    fn new(id: &str) -> Self {
+        Self { id: id.to_owned(), running: None, refused: None, left_out: Vec::new() }
+    }
+
     fn runs(&self, version: Version) -> bool {
         self.running >= Some(version)
     }
@@ -84,6 +105,17 @@ impl Watcher {
             node.refused = node.refused.max(refused);
         }
         self.watchers.changes.send_replace(());
+    }
+}
+
+impl Watcher {
+    /// Notes what the node leaves out of its snapshot. Returns whether this has changed.
+    pub(crate) fn leaves_out(&self, items: Vec<String>) -> bool {
+        let mut state = self.watchers.lock();
+        let Some(node) = state.nodes.get_mut(&self.number) else { return false };
+        let is_new = node.left_out != items;
+        node.left_out = items;
+        is_new
     }
 }
 

@@ -1,8 +1,10 @@
-//! Who may call: keys, permission sets, the first administrator.
+//! Authentication and permissions: keys, permission sets, the first administrator.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use entrepot_control_plane::StartError;
+use entrepot_domain::Secret;
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::fills_client::FillsClient;
@@ -11,7 +13,7 @@ use entrepot_proto::v1::rules_client::RulesClient;
 use entrepot_records::{SnapshotHead, layout};
 use entrepot_trust::access_key;
 use tokio::time::timeout;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -60,12 +62,42 @@ async fn callers_prove_who_they_are() {
 #[tokio::test]
 async fn guesses_are_bounded() {
     let fixture = Fixture::start().await;
-    let mut client = fixture.login_tokens_as("admin:a wrong guess");
-    let mut codes = Vec::new();
-    for _ in 0..20 {
-        codes.push(kind(&client.get_login_token(pb::GetLoginTokenRequest {}).await.unwrap_err()));
+    let (wrong, too_many) =
+        ((Code::Unauthenticated, "CREDENTIALS_WRONG"), (Code::ResourceExhausted, "TOO_MANY_ATTEMPTS"));
+    fixture.login_tokens().get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    // The answer is the same whether the key exists or not.
+    for id in ["admin", "nobody"] {
+        for guess in 0..12 {
+            let mut client = fixture.login_tokens_as(&format!("{id}:guess {guess}"));
+            let error = client.get_login_token(pb::GetLoginTokenRequest {}).await.unwrap_err();
+            let (code, reason) = if guess < 10 { wrong } else { too_many };
+            assert_eq!(kind(&error), (code, reason.to_owned()), "{id} {guess}");
+        }
     }
-    assert!(codes.contains(&(Code::ResourceExhausted, "TOO_MANY_ATTEMPTS".into())), "{codes:?}");
+    // A caller that has logged in before continues to work.
+    fixture.login_tokens().get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn guesses_are_counted_for_whom_a_trusted_proxy_speaks() {
+    let guess = async |fixture: &Fixture, key: &str, from: &str| {
+        let mut request = Request::new(pb::GetLoginTokenRequest {});
+        request.metadata_mut().insert("x-forwarded-for", from.parse().unwrap());
+        fixture.login_tokens_as(key).get_login_token(request).await.map_err(|error| error.code())
+    };
+    // Guesses from one network keep another one out only where nobody may say that they are two.
+    for (proxies, owner) in [("127.0.0.0/8", None), ("10.0.0.0/8", Some(Code::ResourceExhausted))] {
+        let world = World { trusted_proxies: vec![proxies.parse().unwrap()], ..World::new().await };
+        let fixture = world.launch(Some(ADMIN)).await;
+        fixture.plane.ready(LIMIT).await.unwrap();
+        for number in 0..10 {
+            let answer = guess(&fixture, &format!("admin:guess {number}"), "1.1.1.1, 192.0.2.1").await;
+            assert_eq!(answer.err(), Some(Code::Unauthenticated), "{proxies} {number}");
+        }
+        let again = guess(&fixture, "admin:guess", "192.0.2.77").await;
+        assert_eq!(again.err(), Some(Code::ResourceExhausted), "{proxies}");
+        assert_eq!(guess(&fixture, ADMIN, "198.51.100.7").await.err(), owner, "{proxies}");
+    }
 }
 
 #[tokio::test]
@@ -132,7 +164,7 @@ async fn streams_end_once_their_key_is_revoked() {
     }
 }
 
-/// The error that a stream ends with, before long.
+/// Waits for the error with which a stream ends.
 async fn until_end<T>(stream: &mut Streaming<T>) -> Status {
     let end = async {
         loop {
@@ -223,7 +255,8 @@ async fn key_ids_are_compared_without_case() {
 #[tokio::test]
 async fn the_bootstrap_key_is_made_true_at_every_start() {
     let fixture = Fixture::start().await;
-    assert!(fixture.plane.ready(LIMIT).await.unwrap().first_key.is_none());
+    fixture.plane.ready(LIMIT).await.unwrap();
+    assert!(!fixture.world.folder.path().join("first-key").exists());
     let world = fixture.stop().await;
     let fixture = world.launch(Some("admin:another secret")).await;
     fixture.plane.ready(LIMIT).await.unwrap();
@@ -245,22 +278,46 @@ async fn the_bootstrap_key_is_made_true_at_every_start() {
 #[tokio::test]
 async fn without_an_administrator_a_first_key_is_made_once() {
     let fixture = World::new().await.launch(None).await;
-    let first = fixture.plane.ready(LIMIT).await.unwrap().first_key.unwrap();
-    fixture.login_tokens_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    fixture.plane.ready(LIMIT).await.unwrap();
+    let file = fixture.world.folder.path().join("first-key");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let first = std::fs::read_to_string(&file).unwrap();
+    fixture.login_tokens_as(first.trim()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    std::fs::remove_file(&file).unwrap();
     let fixture = fixture.stop().await.launch(None).await;
-    assert!(fixture.plane.ready(LIMIT).await.unwrap().first_key.is_none());
-    fixture.login_tokens_as(first.expose()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
+    fixture.plane.ready(LIMIT).await.unwrap();
+    assert!(!file.exists());
+    fixture.login_tokens_as(first.trim()).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_bootstrap_key_that_is_too_short_stops_the_start_with_the_reason() {
-    for (key, said) in [("admin:short", "at least 8"), ("admin", "<key id>:<secret>"), ("Ad min:long enough", "key id")]
-    {
+async fn a_bootstrap_key_that_is_too_short_or_guessed_at_once_stops_the_start_with_the_reason() {
+    for (key, said) in [
+        ("admin:short", "at least 8"),
+        ("admin", "<key id>:<secret>"),
+        ("Ad min:long enough", "key id"),
+        ("admin:<secret>", "guessed at once"),
+        ("admin-key:Admin-Key", "guessed at once"),
+    ] {
         let fixture = World::new().await.launch(Some(key)).await;
         let Err(StartError::Refused { why }) = fixture.plane.ready(LIMIT).await else { panic!("{key} was taken") };
         assert!(why.contains("ENTREPOT_BOOTSTRAP_KEY") && why.contains(said), "{why}");
         assert!(!fixture.health.is_ready());
     }
+}
+
+#[tokio::test]
+async fn a_bootstrap_key_that_exists_goes_on_even_if_it_is_guessed_at_once() {
+    let weak = "admin:changeme";
+    let fixture = Fixture::start().await;
+    // The hash that an earlier release would have stored.
+    let hash = access_key::hash_chosen(&Secret::new("changeme".to_owned())).await;
+    let sealed = fixture.world.cluster_key().seal("access-key/admin", &hash.encode());
+    let world = fixture.stop().await;
+    world.sql(&format!("UPDATE access_keys SET sealed_hash = '\\x{}'", hex::encode(sealed))).await;
+    let fixture = world.launch(Some(weak)).await;
+    fixture.plane.ready(LIMIT).await.unwrap();
+    fixture.login_tokens_as(weak).get_login_token(pb::GetLoginTokenRequest {}).await.unwrap();
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::validation_step::State;
-use entrepot_test_support::FakeUpstream;
+use entrepot_test_support::{Auth, FakeUpstream};
 use prost_types::FieldMask;
 use tonic::Code;
 use uuid::Uuid;
@@ -18,6 +18,9 @@ fn mask(paths: &[&str]) -> Option<FieldMask> {
 fn oci(endpoint: &str) -> pb::Upstream {
     pb::Upstream { kind: pb::UpstreamKind::Oci.into(), endpoint: endpoint.into(), ..Default::default() }
 }
+
+/// A field, and a change of it.
+type Move<'a> = (&'a str, &'a dyn Fn(&mut pb::Upstream));
 
 #[tokio::test]
 async fn an_upstream_lives_from_create_to_delete() {
@@ -42,8 +45,9 @@ async fn an_upstream_lives_from_create_to_delete() {
     assert_eq!(client.get_upstream(get.clone()).await.unwrap().into_inner(), created);
 
     fixture.world.clock.advance(Duration::from_secs(1));
-    let sent = pb::Upstream { endpoint: "https://other.example.com".into(), ..created.clone() };
-    let update = pb::UpdateUpstreamRequest { upstream: Some(sent), update_mask: mask(&["endpoint"]) };
+    let moved = pb::Upstream { endpoint: "https://other.example.com".into(), ..created.clone() };
+    let sent = pb::Upstream { password: "hunter22".into(), ..moved };
+    let update = pb::UpdateUpstreamRequest { upstream: Some(sent), update_mask: mask(&["endpoint", "password"]) };
     let updated = client.update_upstream(update.clone()).await.unwrap().into_inner();
     assert_eq!(updated.endpoint, "https://other.example.com");
     assert!(updated.has_password && updated.etag != created.etag && updated.update_time != created.update_time);
@@ -60,6 +64,72 @@ async fn an_upstream_lives_from_create_to_delete() {
     let gone = client.get_upstream(get).await.unwrap_err();
     assert_eq!(kind(&gone), (Code::NotFound, "NOT_FOUND".into()));
     assert_eq!(details(&gone).resource_info().unwrap().resource_name, "upstreams/mine");
+}
+
+#[tokio::test]
+async fn who_changes_where_a_password_goes_must_know_it() {
+    let fixture = Fixture::start().await;
+    let mut client = fixture.upstreams();
+    let upstream = pb::Upstream {
+        username: "me".into(),
+        password: "hunter22".into(),
+        allow_hosts: vec!["auth.example.com".into(), "cdn.example.com".into()],
+        fallback_endpoints: vec!["https://mirror.example.com".into()],
+        ..oci("https://registry.example.com")
+    };
+    let request =
+        pb::CreateUpstreamRequest { upstream_id: "mine".into(), upstream: Some(upstream), ..Default::default() };
+    let created = client.create_upstream(request).await.unwrap().into_inner();
+    let ca = rcgen::generate_simple_self_signed(["registry.example.com".to_owned()]).unwrap().cert.pem();
+    let send = |change: &dyn Fn(&mut pb::Upstream), paths: &[&str]| {
+        let mut upstream = pb::Upstream { etag: String::new(), ..created.clone() };
+        change(&mut upstream);
+        pb::UpdateUpstreamRequest { upstream: Some(upstream), update_mask: mask(paths) }
+    };
+    let moves: [Move<'_>; 9] = [
+        ("endpoint", &|upstream| upstream.endpoint = "https://evil.example.com".into()),
+        ("endpoint", &|upstream| upstream.endpoint = "https://registry.example.com:8443".into()),
+        ("fallback_endpoints", &|upstream| upstream.fallback_endpoints.push("https://evil.example.com".into())),
+        ("fallback_endpoints", &|upstream| upstream.fallback_endpoints[0] = "https://mirror.example.com:1".into()),
+        ("allow_hosts", &|upstream| upstream.allow_hosts.push("evil.example.com".into())),
+        ("allow_hosts", &|upstream| upstream.allow_hosts.clear()),
+        ("ca_certificates", &|upstream| upstream.ca_certificates = ca.clone()),
+        ("allow_plain_http", &|upstream| upstream.allow_plain_http = true),
+        ("endpoint", &|upstream| upstream.endpoint = "https://registry.example.org".into()),
+    ];
+    for (field, change) in moves {
+        let error = client.update_upstream(send(change, &[field])).await.unwrap_err();
+        assert_eq!(kind(&error), (Code::FailedPrecondition, "PASSWORD_NEEDED".into()), "{field}");
+        let message = error.message();
+        assert!(message.contains(&format!("`upstream.{field}`")) && message.contains("--password-stdin"), "{message}");
+        // The caller's claim about a stored password does not matter.
+        assert!(client.update_upstream(send(change, &[field, "username"])).await.is_err(), "{field}");
+    }
+    let both = |upstream: &mut pb::Upstream| {
+        (upstream.endpoint, upstream.allow_plain_http) = ("http://registry.example.com".into(), true);
+    };
+    let error = client.update_upstream(send(&both, &["endpoint", "allow_plain_http"])).await.unwrap_err();
+    assert!(error.message().contains("`upstream.endpoint`, `upstream.allow_plain_http`"), "{}", error.message());
+
+    // A change that leaves the destination the same keeps the password.
+    let same = |upstream: &mut pb::Upstream| {
+        upstream.endpoint = "https://registry.example.com:443/".into();
+        upstream.allow_hosts.reverse();
+        upstream.allow_private_addresses = true;
+    };
+    let paths = ["endpoint", "allow_hosts", "allow_private_addresses"];
+    assert!(client.update_upstream(send(&same, &paths)).await.unwrap().into_inner().has_password);
+    // If the caller sends the password, or none is stored, the destination may change.
+    let known = |upstream: &mut pb::Upstream| {
+        (upstream.endpoint, upstream.password) = ("https://evil.example.com".into(), "hunter22".into());
+    };
+    client.update_upstream(send(&known, &["endpoint", "password"])).await.unwrap();
+    let none = |upstream: &mut pb::Upstream| {
+        (upstream.endpoint, upstream.username) = ("https://registry.example.org".into(), String::new());
+    };
+    let updated = client.update_upstream(send(&none, &["endpoint", "username"])).await.unwrap().into_inner();
+    assert!(!updated.has_password);
+    client.update_upstream(send(&known, &["endpoint"])).await.unwrap();
 }
 
 #[tokio::test]
@@ -99,7 +169,7 @@ async fn masks_name_known_fields_that_can_change() {
     assert_eq!(fields(&error), ["update_mask", "upstream.kind"]);
     assert_eq!(fields(&client.update_upstream(update(other_kind, None)).await.unwrap_err()), ["upstream.kind"]);
 
-    // What was read may be sent back whole.
+    // A resource that was read may be sent back as a whole.
     let back = pb::Upstream { allow_private_addresses: true, ..upstream };
     let updated = client.update_upstream(update(back, None)).await.unwrap().into_inner();
     assert!(updated.allow_private_addresses);
@@ -125,7 +195,7 @@ async fn a_rule_lives_from_create_to_delete() {
     assert_eq!(client.delete_rule(delete.clone()).await.unwrap().into_inner(), updated);
     assert_eq!(client.delete_rule(delete).await.unwrap_err().code(), Code::NotFound);
 
-    // The name is free again; an etag of the old rule does not fit the new one.
+    // The name is free again, but an etag of the old rule does not fit the new one.
     let again = client.create_rule(create_rule("hub", "", "quay")).await.unwrap().into_inner();
     assert!(again.uid != created.uid && again.etag != created.etag);
 }
@@ -254,4 +324,36 @@ async fn a_rule_is_validated_step_by_step() {
     assert_eq!(fields(&validate("elsewhere/app").await.unwrap_err()), ["image"]);
     let request = pb::ValidateRuleRequest { name: "rules/nope".into(), ..Default::default() };
     assert_eq!(fixture.rules().validate_rule(request).await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn an_upstream_is_validated_without_a_rule_and_a_realm_elsewhere_is_told_with_its_remedy() {
+    let fixture = Fixture::start().await;
+    let fake = FakeUpstream::start().await;
+    let open = pb::Upstream { allow_plain_http: true, allow_private_addresses: true, ..oci(&fake.url()) };
+    let login = pb::Upstream { username: "me".into(), password: "pass-word-1".into(), ..open.clone() };
+    for (upstream_id, upstream) in [("open", open), ("login", login)] {
+        let request = pb::CreateUpstreamRequest {
+            upstream_id: upstream_id.into(),
+            upstream: Some(upstream),
+            ..Default::default()
+        };
+        fixture.upstreams().create_upstream(request).await.unwrap();
+    }
+    let validate = async |id: &str| {
+        let request = pb::ValidateUpstreamRequest { name: format!("upstreams/{id}") };
+        fixture.upstreams().validate_upstream(request).await.map(tonic::Response::into_inner)
+    };
+    let answer = validate("open").await.unwrap();
+    assert!(answer.valid && answer.steps.len() == 5, "{answer:?}");
+    assert_eq!(answer.steps[4].state(), State::Skipped, "{answer:?}");
+    fake.set_auth(Auth::Token("me".into(), "pass-word-1".into()));
+    fake.set_realm("http://127.0.0.2:5001/token");
+    let answer = validate("login").await.unwrap();
+    let told = answer.steps.iter().any(|step| {
+        step.state() == State::Failed
+            && step.message.ends_with("`entrepot upstream update login --allow-host 127.0.0.2:5001`")
+    });
+    assert!(!answer.valid && told, "{answer:?}");
+    assert_eq!(validate("nope").await.unwrap_err().code(), Code::NotFound);
 }

@@ -1,4 +1,4 @@
-//! Repositories and images: what events tell, what is listed, what is deleted.
+//! Repositories and images: what events report, what is listed, what is deleted.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use uuid::Uuid;
 
 use crate::fixture::{Fixture, World, details, fields, kind, now};
 
-/// A repository of these tests, with what a node would write and report of it.
+/// A repository of these tests, with what a node would write and report about it.
 pub(crate) struct Repository {
     pub(crate) name: RepositoryName,
     pub(crate) incarnation: Uuid,
 }
 
 impl Repository {
-    /// One whose record is in the store.
+    /// Creates one with a record in the store.
     pub(crate) async fn create(world: &World, name: &str) -> Self {
         let repository = Self { name: name.parse().unwrap(), incarnation: Uuid::now_v7() };
         repository.write(world, State::Live).await;
@@ -39,7 +39,7 @@ impl Repository {
         ManifestLink {
             config: Some(Named::new(Digest::sha256(b"config"), 6)),
             content_size_bytes: 4000,
-            revision: 1,
+            revision: revision(0),
             ..ManifestLink::new(object, MediaType::OciManifest, 500, now())
         }
     }
@@ -102,6 +102,7 @@ impl Repository {
             children: vec![],
             cache_time: Some(timestamp(now() + Duration::from_secs(after_seconds.unsigned_abs()))),
             config_digest: digest(b"config"),
+            revision: revision(after_seconds),
         }
     }
 
@@ -114,7 +115,7 @@ impl Repository {
         }))
     }
 
-    /// A tag went at the upstream, and its rule says to drop it.
+    /// The event for a tag that is gone at the upstream, under a rule that drops such tags.
     fn dropped(&self, tag: &str, revision: i64) -> node::Event {
         let validate_time = Some(timestamp(now()));
         self.event(Kind::TagMoved(node::TagMoved { tag: tag.into(), digest: String::new(), revision, validate_time }))
@@ -124,6 +125,11 @@ impl Repository {
         let pull_time = Some(timestamp(now() + Duration::from_secs(after_seconds)));
         self.event(Kind::Pulled(node::Pulled { digest: digest(content), pull_time }))
     }
+}
+
+/// The revision of a record that was first written at that time.
+fn revision(after_seconds: i64) -> i64 {
+    now().timestamp_micros() + after_seconds * 1_000_000
 }
 
 fn digest(content: &[u8]) -> String {
@@ -157,7 +163,7 @@ async fn events_fill_the_index_once_however_often_they_come() {
     let config = node::ConfigCached { digest: digest(b"config"), platform: "linux/arm64/v8".into() };
     let events = vec![
         app.created(),
-        // The configuration may be told of before its image.
+        // The configuration may be reported before its image.
         app.event(Kind::ConfigCached(config)),
         app.cached(b"a", 0),
         app.moved("v1", b"a", 1),
@@ -204,7 +210,7 @@ async fn a_tag_that_was_dropped_leaves_its_image_and_may_come_again() {
     report(&fixture, vec![app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
     report(&fixture, vec![app.dropped("v1", 2)]).await;
     assert!(tags(&list_images(&fixture, "demo/app", "").await[0]).is_empty());
-    // What comes late does not bring it back; a later revision does.
+    // A late event does not bring it back; a later revision does.
     report(&fixture, vec![app.moved("v1", b"a", 1)]).await;
     assert!(tags(&list_images(&fixture, "demo/app", "").await[0]).is_empty());
     report(&fixture, vec![app.moved("v1", b"a", 3)]).await;
@@ -236,7 +242,7 @@ async fn an_event_may_come_before_its_record_and_a_deletion_before_its_event() {
     report(&fixture, vec![early.created(), early.cached(b"a", 0)]).await;
     assert_eq!(list_images(&fixture, "demo/early", "").await.len(), 1);
 
-    // The index has not heard of this one, the store has it: the store decides.
+    // The index does not know this one, but the store has it, and the store decides.
     let silent = Repository::create(&fixture.world, "demo/silent").await;
     let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/silent".into(), ..Default::default() };
     fixture.repositories().delete_repository(delete).await.unwrap();
@@ -262,7 +268,7 @@ async fn malformed_events_are_refused_by_name_and_nothing_is_applied() {
 async fn an_event_of_a_later_release_is_not_taken_and_keeps_no_other_from_being_applied() {
     let fixture = Fixture::start().await;
     let app = Repository::create(&fixture.world, "demo/app").await;
-    // What a later release would write: a kind with a number that is not known here.
+    // What a later release may write: a kind with a number that is not known here.
     let later = node::Event { kind: None, ..app.created() };
     let later = [later.encode_to_vec().as_slice(), &[0xfa, 0x3e, 2, b'h', b'i']].concat();
     let mut request = event::report("n1", &[app.created(), app.cached(b"a", 0)]);
@@ -304,7 +310,7 @@ async fn an_index_is_one_image_with_the_size_of_what_is_cached_of_it() {
 async fn images_are_listed_the_youngest_first_page_by_page() {
     let fixture = Fixture::start().await;
     let app = Repository::create(&fixture.world, "demo/app").await;
-    // Two of the same moment.
+    // Two of them have the same time.
     let all = [(b"a", 1), (b"b", 2), (b"c", 2), (b"d", 3), (b"e", 4)];
     report(&fixture, all.map(|(content, second)| app.cached(content, second)).to_vec()).await;
     let whole = list_images(&fixture, "demo/app", "").await;
@@ -377,14 +383,14 @@ async fn a_deleted_tag_is_gone_until_it_is_pulled_again() {
     let deleted = fixture.images().delete_image(delete.clone()).await.unwrap().into_inner();
     assert_eq!(tags(&deleted), ["v1"]);
     let record = app.read_tag(&fixture.world, "v1").await.unwrap();
-    assert_eq!((record.digest, record.revision), (None, 2));
+    assert_eq!((record.digest, record.revision), (None, revision(0)), "above the one before");
     report(&fixture, vec![app.moved("v1", b"a", 1)]).await;
     let error = fixture.images().get_image(pb::GetImageRequest { name: name.clone() }).await.unwrap_err();
     assert_eq!(details(&error).resource_info().unwrap().resource_name, name);
     assert_eq!(fixture.images().delete_image(delete).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(list_images(&fixture, "demo/app", "").await.len(), 1, "the image itself stays");
 
-    report(&fixture, vec![app.moved("v1", b"a", 3)]).await;
+    report(&fixture, vec![app.moved("v1", b"a", revision(1))]).await;
     fixture.images().get_image(pb::GetImageRequest { name }).await.unwrap();
 }
 
@@ -395,14 +401,14 @@ async fn a_deleted_image_goes_with_its_tags_and_its_own_children() {
     let (index, child) = (Digest::sha256(b"index"), Digest::sha256(b"child"));
     let link = ManifestLink {
         children: vec![Named::new(child.clone(), 500)],
-        media_type: MediaType::OciIndex.into(),
+        media_type: MediaType::OciIndex,
         config: None,
         ..app.link()
     };
     app.write_link(&fixture.world, &index, &link).await;
     app.write_link(&fixture.world, &child, &app.link()).await;
     app.write_tag(&fixture.world, "v1", Some(&index), 4).await;
-    // The index does not know of this tag yet.
+    // The index does not know this tag yet.
     app.write_tag(&fixture.world, "v2", Some(&index), 1).await;
     app.write_tag(&fixture.world, "other", Some(&Digest::sha256(b"other")), 1).await;
     let cached = node::ImageCached { children: vec![digest(b"child")], ..app.image(b"index", 0) };
@@ -424,7 +430,7 @@ async fn a_deleted_image_goes_with_its_tags_and_its_own_children() {
         );
     }
 
-    // Late news of what was deleted changes nothing; a new pull does.
+    // Late events about what was deleted change nothing; a new pull does.
     let late = events.into_iter().map(|event| node::Event { event_id: Uuid::now_v7().to_string(), ..event });
     report(&fixture, late.collect()).await;
     assert!(list_images(&fixture, "demo/app", "").await.is_empty());
@@ -440,7 +446,7 @@ async fn what_is_about_to_be_written_outlives_a_delete_that_came_before_it() {
     let content = Digest::sha256(b"a");
     report(&fixture, vec![app.created(), app.cached(b"a", 0), app.moved("v1", b"a", 1)]).await;
 
-    // The node has told of all this, and has written none of it yet.
+    // The node has reported all this, but has not written any of it yet.
     let delete = pb::DeleteRepositoryRequest { name: "repositories/demo/app".into(), ..Default::default() };
     assert_eq!(fixture.repositories().delete_repository(delete.clone()).await.unwrap_err().code(), Code::NotFound);
     app.write(&fixture.world, State::Live).await;
@@ -460,13 +466,14 @@ async fn what_is_about_to_be_written_outlives_a_delete_that_came_before_it() {
 async fn a_tombstone_stands_against_an_event_of_its_revision() {
     let fixture = Fixture::start().await;
     let app = Repository::create(&fixture.world, "demo/app").await;
-    app.write_tag(&fixture.world, "v1", Some(&Digest::sha256(b"old")), 1).await;
-    // The node tells of revision 2, and the delete writes it first.
-    report(&fixture, vec![app.cached(b"new", 0), app.moved("v1", b"new", 2)]).await;
+    let first = revision(0);
+    app.write_tag(&fixture.world, "v1", Some(&Digest::sha256(b"old")), first).await;
+    // The node reports the next revision, but the deletion writes it first.
+    report(&fixture, vec![app.cached(b"new", 0), app.moved("v1", b"new", first + 1)]).await;
     let name = "repositories/demo/app/tags/v1".to_owned();
     fixture.images().delete_image(pb::DeleteImageRequest { name: name.clone() }).await.unwrap();
     let get = pb::GetImageRequest { name };
     assert_eq!(fixture.images().get_image(get.clone()).await.unwrap_err().code(), Code::NotFound);
-    report(&fixture, vec![app.moved("v1", b"new", 3)]).await;
+    report(&fixture, vec![app.moved("v1", b"new", first + 2)]).await;
     fixture.images().get_image(get).await.unwrap();
 }

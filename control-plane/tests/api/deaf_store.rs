@@ -1,5 +1,5 @@
-//! A store whose answers to conditional writes get lost, as over a network: the write happens, and its repetition finds
-//! it in its way. It can also be stalled.
+//! A store whose answers to conditional writes get lost, as over a network: the write happens, and its repetition
+//! conflicts with it. It can also be stalled, and it counts reads and lists of repositories.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,17 +13,21 @@ use tokio::sync::RwLock;
 
 pub(crate) struct DeafStore {
     pub(crate) store: Store,
-    /// How many answers get lost from now on.
+    /// How many answers will be lost.
     pub(crate) lost: AtomicUsize,
-    /// Records of `demo/app` are not read while somebody holds this for writing.
+    /// While this is locked for writing, records of `demo/app` cannot be read.
     pub(crate) gate: RwLock<()>,
-    /// How many reads wait for that.
+    /// How many reads wait for that lock.
     pub(crate) waiting: AtomicUsize,
+    /// How many records of repositories were read, plus how many lists of them.
+    pub(crate) reads: AtomicUsize,
+    pub(crate) lists: AtomicUsize,
 }
 
 impl DeafStore {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, lost: AtomicUsize::new(0), gate: RwLock::default(), waiting: AtomicUsize::new(0) }
+        let (lost, gate) = (AtomicUsize::new(0), RwLock::default());
+        Self { store, lost, gate, waiting: AtomicUsize::new(0), reads: AtomicUsize::new(0), lists: AtomicUsize::new(0) }
     }
 }
 
@@ -49,6 +53,9 @@ impl BlobStore for DeafStore {
             drop(self.gate.read().await);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
+        if key.as_str().starts_with("repositories/") {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
         self.store.get(key).await
     }
 
@@ -61,6 +68,9 @@ impl BlobStore for DeafStore {
     }
 
     async fn list(&self, prefix: &Prefix, start_after: Option<&Key>, limit: usize) -> Result<Vec<Entry>, Error> {
+        if prefix.as_str().starts_with("repositories/") {
+            self.lists.fetch_add(1, Ordering::Relaxed);
+        }
         self.store.list(prefix, start_after, limit).await
     }
 

@@ -1,4 +1,4 @@
-//! Fills and answers as operators see them, with nodes that these tests play.
+//! Fills and answers as operators see them, with simulated nodes.
 
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::take_questions_request::Reply;
@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::fixture::{Fixture, LIMIT, details, fields, kind};
 use crate::node::{put_record, record};
 
-/// A node that takes questions: it and `node-2` run fills, `node-3` cannot be reached.
+/// A simulated node that accepts questions: it and `node-2` run fills, and `node-3` cannot be reached.
 pub(crate) struct Played(JoinHandle<()>);
 
 impl Played {
@@ -21,7 +21,7 @@ impl Played {
         Self::replying(fixture, id, reply).await
     }
 
-    /// One that replies so to what a node is asked.
+    /// A node that gives these replies to questions.
     pub(crate) async fn replying(
         fixture: &Fixture,
         id: &'static str,
@@ -65,7 +65,7 @@ fn reply(node_id: &str, kind: &Kind) -> Reply {
             Reply::Answer(pb::Answer { name: format!("answers/{id}"), ..Default::default() })
         }
         Kind::Answer(_) => failed(node::QuestionFailure::Forgotten),
-        // As one of an earlier release does.
+        // A node of an earlier release answers like this.
         Kind::ListUpstreams(_) | Kind::Forget(_) => failed(node::QuestionFailure::Unspecified),
     }
 }
@@ -89,7 +89,7 @@ async fn nodes_are_asked_on_their_own_line_or_through_another_and_silent_ones_ar
         put_record(&fixture.world, &record(&fixture.world, id, None)).await;
     }
     let error = fixture.fills().list_fills(pb::ListFillsRequest::default()).await.unwrap_err();
-    assert_eq!(kind(&error), (Code::Unavailable, "NODE_SILENT".into()), "there is no line yet");
+    assert_eq!(kind(&error), (Code::Unavailable, "NODE_SILENT".into()), "no node is connected yet");
     let _played = Played::start(&fixture, "node-1").await;
     until_asked(&fixture, 2).await;
 

@@ -1,4 +1,4 @@
-//! A control plane with all that it needs, and clients of it.
+//! A control plane with everything that it needs, and its clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +35,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 /// The key of `ENTREPOT_BOOTSTRAP_KEY` in these tests.
 pub(crate) const ADMIN: &str = "admin:correct horse";
-/// How long anything may take.
+/// The limit of every wait.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// What outlives a control plane: its database, its store, its keys. A clone is the same world, for another replica.
@@ -45,8 +45,12 @@ pub(crate) struct World {
     pub(crate) store: Store,
     pub(crate) clock: Clock,
     pub(crate) folder: Arc<TempDir>,
-    /// How many connections to the database a control plane may have.
+    /// The size of a control plane's connection pool.
     pub(crate) pool_size: usize,
+    /// For how long nodes may believe what they have read.
+    pub(crate) hold_time: Duration,
+    /// Whose word on who calls a control plane believes.
+    pub(crate) trusted_proxies: Vec<ipnet::IpNet>,
 }
 
 /// A running control plane.
@@ -61,7 +65,7 @@ pub(crate) struct Fixture {
 
 pub(crate) type Authorized = InterceptedService<Channel, Login>;
 
-/// Puts credentials on every call.
+/// Adds credentials to every call.
 #[derive(Clone)]
 pub(crate) struct Login(Option<MetadataValue<Ascii>>);
 
@@ -83,7 +87,15 @@ impl World {
         let folder = TempDir::new().unwrap();
         let store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
         let (database, clock) = (postgres.database().await, Clock::manual(now()));
-        Self { database, store, clock, folder: Arc::new(folder), pool_size: 8 }
+        Self {
+            database,
+            store,
+            clock,
+            folder: Arc::new(folder),
+            pool_size: 8,
+            hold_time: Duration::from_secs(5),
+            trusted_proxies: Vec::new(),
+        }
     }
 
     pub(crate) fn cluster_key(&self) -> ClusterKey {
@@ -99,15 +111,16 @@ impl World {
     }
 
     pub(crate) fn config(&self) -> Config {
-        Config::new(&Secret::new(self.database.clone()), self.pool_size).unwrap()
+        let config = Config::new(&Secret::new(self.database.clone()), self.pool_size).unwrap();
+        config.with_trusted_proxies(self.trusted_proxies.clone()).with_hold_time(self.hold_time)
     }
 
-    /// Runs a control plane without waiting for it to be ready.
+    /// Starts a control plane without waiting until it is ready.
     pub(crate) async fn launch(self, bootstrap_key: Option<&str>) -> Fixture {
         self.launch_with(bootstrap_key, |_| {}).await
     }
 
-    /// As [`World::launch`], with something changed in what the control plane works with.
+    /// As [`World::launch`], after changing something in what the control plane needs.
     pub(crate) async fn launch_with(self, bootstrap_key: Option<&str>, change: impl FnOnce(&mut Deps)) -> Fixture {
         let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("control-plane-test"));
         let mut deps = Deps {
@@ -120,7 +133,7 @@ impl World {
             health: health.clone(),
             metrics: metrics.clone(),
             bootstrap_key: bootstrap_key.map(|key| Secret::new(key.to_owned())),
-            first_key: FirstKey::Shown,
+            first_key: FirstKey::File(self.folder.path().join("first-key")),
             reflection: Reflection::Open,
         };
         change(&mut deps);
@@ -133,7 +146,7 @@ impl World {
         Fixture { world: self, plane, health, channel, metrics, tasks }
     }
 
-    /// Runs the SQL of a test that has to look or reach behind the API.
+    /// Runs SQL, for tests that have to look or reach behind the API.
     pub(crate) async fn sql(&self, sql: &str) -> Vec<tokio_postgres::SimpleQueryMessage> {
         let (client, connection) = tokio_postgres::connect(&self.database, tokio_postgres::NoTls).await.unwrap();
         let (rows, _) = tokio::join!(
@@ -219,7 +232,7 @@ impl Fixture {
         NodesClient::with_interceptor(self.channel.clone(), self.login(token.expose()))
     }
 
-    /// An upstream that nobody goes to.
+    /// An upstream that no request is sent to.
     pub(crate) async fn create_upstream(&self, id: &str) -> pb::Upstream {
         let request = pb::CreateUpstreamRequest {
             upstream_id: id.into(),
@@ -247,7 +260,7 @@ impl Fixture {
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
-    /// Stops the control plane, and leaves what outlives it.
+    /// Stops the control plane, and returns what outlives it.
     pub(crate) async fn stop(self) -> World {
         assert!(self.tasks.drain(LIMIT).await);
         self.world
@@ -255,7 +268,7 @@ impl Fixture {
 }
 
 impl World {
-    /// As [`Fixture::start`], with what is there already.
+    /// As [`Fixture::start`], with an existing world.
     pub(crate) async fn start(self) -> Fixture {
         let fixture = self.launch(Some(ADMIN)).await;
         fixture.plane.ready(LIMIT).await.unwrap();
@@ -272,7 +285,7 @@ pub(crate) fn now() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
 }
 
-/// What every error has to have, checked.
+/// The details of an error, after checking what every error must have.
 pub(crate) fn details(status: &Status) -> ErrorDetails {
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));

@@ -1,4 +1,4 @@
-//! How far a rule's tags are trusted: set, shown, changed, refused, explained, and told to nodes.
+//! The freshness policy of a rule: set, shown, changed, refused, explained, and sent to nodes.
 
 use entrepot_proto::v1 as pb;
 use entrepot_proto::v1::rule::{Mode, WhenDeleted, WhenDenied};
@@ -15,7 +15,7 @@ fn own(pattern: &str, window: Option<Duration>, mode: Mode) -> pb::TagWindow {
     pb::TagWindow { pattern: pattern.into(), window, mode: mode.into() }
 }
 
-/// A rule that differs from the defaults in everything.
+/// A rule that differs from the defaults in every field.
 fn special() -> pb::Rule {
     pb::Rule {
         window: seconds(0),
@@ -63,7 +63,7 @@ async fn a_rule_that_says_nothing_has_the_defaults_and_shows_them() {
     let rule = fixture.create_rule("demo", "quay").await;
     assert_eq!(policy(&rule), expected);
 
-    // As a control plane that does not know of it leaves the row.
+    // As if a control plane that does not know these fields had written the row.
     fixture.world.sql("UPDATE rules SET policy = policy - '{window_seconds,mode,when_deleted}'::text[]").await;
     let get = pb::GetRuleRequest { name: rule.name };
     assert_eq!(policy(&fixture.rules().get_rule(get).await.unwrap().into_inner()), expected);
@@ -86,11 +86,11 @@ async fn what_a_rule_says_is_kept_and_changed_field_by_field() {
         let request = pb::UpdateRuleRequest { rule, update_mask: Some(FieldMask { paths }) };
         client.update_rule(request).await.unwrap().into_inner()
     };
-    // Named and absent is the default.
+    // A field that is named in the mask but absent gets its default.
     let updated = update(pb::Rule::default(), &["window", "max_stale", "tag_windows"]).await;
     let expected = pb::Rule { window: seconds(86_400), max_stale: None, tag_windows: vec![], ..policy(&created) };
     assert_eq!(policy(&updated), expected);
-    // Set without a mask is changed, an explicit zero too.
+    // Without a mask, fields that are set are changed, even to an explicit zero.
     let updated = update(pb::Rule { window: seconds(0), mode: Mode::Off.into(), ..Default::default() }, &[]).await;
     assert_eq!(policy(&updated), pb::Rule { window: seconds(0), mode: Mode::Off.into(), ..expected });
 }
@@ -124,9 +124,9 @@ async fn an_image_name_is_explained_with_the_window_that_applies() {
     for (reference, window, mode, pattern, words) in [
         (":dev", seconds(0), Mode::Background, "", "asked for behind each pull"),
         (":latest", seconds(300), Mode::Background, "latest", "once 5m old"),
-        (":edge-1", seconds(0), Mode::Off, "edge*", "never asked for by itself"),
-        (":v1", None, Mode::Unspecified, "v*", "never asked for again, since it matches `v*`"),
-        (&format!("@{digest}"), None, Mode::Unspecified, "", "a digest is never asked for again"),
+        (":edge-1", seconds(0), Mode::Off, "edge*", "never asked about it automatically"),
+        (":v1", None, Mode::Unspecified, "v*", "never asked about it again, since it matches `v*`"),
+        (&format!("@{digest}"), None, Mode::Unspecified, "", "a digest never changes"),
     ] {
         let request = pb::ExplainRuleRequest { image: format!("demo/app{reference}") };
         let answer = client.explain_rule(request).await.unwrap().into_inner();

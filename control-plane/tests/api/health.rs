@@ -1,4 +1,4 @@
-//! How upstreams are, as nodes say that these tests play.
+//! The health of upstreams, as simulated nodes report it.
 
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::take_questions_request::Reply;
@@ -11,7 +11,7 @@ use crate::fixture::{Fixture, LIMIT};
 use crate::node::{put_record, record};
 use crate::snapshot::published;
 
-/// What a node says: `node-1` sees the endpoint away, `node-2` is fine, and `node-3` does not know what is asked.
+/// The replies of nodes: `node-1` sees the endpoint away, `node-2` is fine, and `node-3` does not know the question.
 fn says(node_id: &str, kind: &Kind, uid: &str) -> Reply {
     let failed = |failure: node::QuestionFailure| {
         Reply::Failed(node::FailedQuestion { failure: failure.into(), reason: "what is that?".into() })
@@ -75,7 +75,7 @@ async fn the_worst_that_nodes_say_is_shown_and_silent_ones_are_named() {
     assert_eq!(seen.silent_nodes, ["nodes/node-3"]);
     let left = seen.budget_left.as_ref().unwrap();
     assert_eq!((left.left_requests, left.requests_per_hour), (50, 60));
-    // 60 are used and 10 come back in an hour, so 50 last for one.
+    // 60 per hour are used and 10 are regained, so 50 last for one hour.
     let lasts = left.exhaust_time.unwrap().seconds - fixture.world.clock.now().timestamp();
     assert_eq!(lasts, 3600);
     let seen = unused.health.as_ref().unwrap();

@@ -33,7 +33,7 @@ async fn live_nodes_are_listed_with_what_they_run() {
     assert!(first.current && first.start_time.is_some() && first.report_time.is_some());
     assert!(!second.current && second.running.is_none());
 
-    // A change makes one of them old until it says otherwise; silence makes both disappear.
+    // After a change, one of them is outdated until it reports again; if both are silent, both disappear.
     fixture.create_upstream("quay").await;
     let answer = fixture.live_nodes().list_nodes(pb::ListNodesRequest::default()).await.unwrap().into_inner();
     assert!(answer.nodes.iter().all(|node| !node.current));

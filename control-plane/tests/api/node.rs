@@ -1,5 +1,6 @@
-//! A node as these tests play it.
+//! A simulated node.
 
+use chrono::{DateTime, Utc};
 use entrepot_proto::node::v1 as node;
 use entrepot_records::SnapshotHead;
 use entrepot_records::layout;
@@ -12,7 +13,7 @@ use uuid::Uuid;
 
 use crate::fixture::{Fixture, World};
 
-/// A node of these tests: it takes snapshots and says so when it is told to.
+/// A simulated node: it receives snapshots, and reports them when told to.
 pub(crate) struct Node {
     pub(crate) say: mpsc::Sender<node::WatchSnapshotRequest>,
     stream: Streaming<node::WatchSnapshotResponse>,
@@ -27,7 +28,6 @@ impl Node {
         Self { say, stream, id }
     }
 
-    /// The next snapshot with its head.
     pub(crate) async fn next(&mut self) -> (SnapshotHead, node::Snapshot) {
         let (mut head, mut bytes) = (Vec::new(), Vec::new());
         loop {
@@ -49,7 +49,7 @@ impl Node {
     }
 }
 
-/// What a node says of itself in the store, as of now.
+/// A node's current record in the store.
 pub(crate) fn record(world: &World, id: &str, running: Option<&node::SnapshotVersion>) -> NodeRecord {
     NodeRecord {
         node_id: id.parse().unwrap(),
@@ -58,13 +58,19 @@ pub(crate) fn record(world: &World, id: &str, running: Option<&node::SnapshotVer
         release: "0.1.0".to_owned(),
         running: running.map(|version| (version.epoch, version.revision)),
         start_time: world.clock.now(),
-        write_time: world.clock.now(),
         hold_ms: 0,
     }
 }
 
-/// Puts a record where nodes put theirs.
+/// Writes a record where nodes write theirs.
 pub(crate) async fn put_record(world: &World, record: &NodeRecord) {
-    let bytes = world.cluster_key().sign_node_record(record);
-    world.store.put(&layout::node(&record.node_id), bytes.into()).await.unwrap();
+    put_record_at(world, record, world.clock.now()).await;
+}
+
+/// The same, as if written at that time.
+pub(crate) async fn put_record_at(world: &World, record: &NodeRecord, write_time: DateTime<Utc>) {
+    let (key, bytes) = (layout::node(&record.node_id), world.cluster_key().sign_node_record(record));
+    world.store.put(&key, bytes.into()).await.unwrap();
+    let file = std::fs::File::open(world.folder.path().join("store").join(key.as_str())).unwrap();
+    file.set_modified(write_time.into()).unwrap();
 }

@@ -1,5 +1,5 @@
-//! Operations and their jobs, with nodes that are played: what they take, what they say of it, and what becomes of those
-//! that say nothing.
+//! Operations and their jobs with simulated nodes: what the nodes lease and report, and what happens to jobs of silent
+//! nodes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ async fn try_say(fixture: &Fixture, node_id: &str, job: &node::Job, report: Repo
     Ok(fixture.nodes(node_id).report_job(request).await?.into_inner().stop)
 }
 
-/// Says something of a job that is not the node's any more.
+/// Whether a report about a job is refused because the job no longer belongs to the node.
 async fn is_lost(fixture: &Fixture, node_id: &str, job: &node::Job, report: Report) -> bool {
     let refused = try_say(fixture, node_id, job, report).await.unwrap_err();
     kind(&refused) == (Code::FailedPrecondition, "LEASE_LOST".to_owned())
@@ -67,7 +67,8 @@ fn result(outcome: pb::ItemOutcome) -> Report {
         serde_json::json!({ "outcome": "UNCHANGED", "digest": digest })
     } else {
         let from = (outcome == pb::ItemOutcome::Moved).then_some(&digest);
-        serde_json::json!({ "outcome": "MOVED", "from": from, "to": digest })
+        let lagging = if outcome == pb::ItemOutcome::Moved { 3 } else { 0 };
+        serde_json::json!({ "outcome": "MOVED", "from": from, "to": digest, "lagging_nodes": lagging })
     };
     let progress = Some(node::JobProgress { done_bytes: 70, total_bytes: 70 });
     Report::Result(node::JobResult { ended: Some(Ended::Result(result.to_string())), progress })
@@ -130,6 +131,12 @@ async fn nodes_work_at_an_operation_until_its_last_item_has_ended() {
     let items = items(&fixture, &operation.name).await;
     let names: Vec<&str> = items.iter().map(|item| item.image.as_str()).collect();
     assert_eq!(names, [image("a"), image("b"), image("c")], "in the order in which they were asked for");
+    let moved = |item: &&pb::OperationItem| item.outcome() == pb::ItemOutcome::Moved;
+    let (lagging, all): (Vec<i32>, i32) = (
+        items.iter().filter(moved).map(|item| item.lagging_node_count).collect(),
+        items.iter().map(|item| item.lagging_node_count).sum(),
+    );
+    assert_eq!((lagging, all), (vec![3], 3), "as the node has said");
     assert!(items.iter().any(|item| item.reason == "the upstream denies access" && item.node == "nodes/node-2"));
 
     let mut heard = BTreeSet::new();
@@ -150,7 +157,7 @@ async fn a_job_whose_node_is_silent_goes_to_another_one_and_the_first_has_no_say
     let operation = warm(&fixture, &["a"]).await;
     let lost = lease(&fixture, "node-1", 1).await.remove(0);
     assert!(lease(&fixture, "node-2", 1).await.is_empty(), "it is node-1's");
-    // What time does is done by hand.
+    // The lease is made to expire by hand.
     fixture.world.sql("UPDATE jobs SET lease_until = now() - interval '1 second'").await;
     let taken = lease(&fixture, "node-2", 1).await.remove(0);
     assert_eq!(taken.job_id, lost.job_id);
@@ -165,7 +172,7 @@ async fn a_job_whose_node_is_silent_goes_to_another_one_and_the_first_has_no_say
     say(&fixture, "node-2", &taken, result(pb::ItemOutcome::Unchanged)).await;
     let items = items(&fixture, &operation.name).await;
     assert_eq!((items[0].outcome(), items[0].attempt_count), (pb::ItemOutcome::Unchanged, 2));
-    // Saying it again changes nothing.
+    // Reporting it again changes nothing.
     assert!(is_lost(&fixture, "node-2", &taken, failed("too late", false)).await);
     assert_eq!(get(&fixture, &operation.name).await.state(), pb::OperationState::Succeeded);
 }
@@ -200,7 +207,7 @@ async fn what_failed_for_a_reason_that_may_pass_is_tried_again_after_a_rest() {
     assert_eq!(items(&fixture, &operation.name).await[0].reason, "the upstream is away");
 }
 
-/// Jobs that nobody asked for, so many of a kind at an upstream, due since so many minutes.
+/// Creates jobs that nobody asked for: this many of one kind at one upstream, due since some minutes.
 async fn pile_up(fixture: &Fixture, count: usize, kind: &str, upstream: &str, minutes: u32, priority: u32) {
     let sql = format!(
         "INSERT INTO jobs (kind, upstream, subject, payload, priority, run_time, turn_time)
@@ -236,7 +243,7 @@ async fn however_many_jobs_of_one_kind_or_upstream_wait_the_others_get_their_tur
     assert_eq!(first.len(), 8);
     assert!(count(&first, "scan", "one-60") <= 3, "one line does not have all turns");
     assert!(count(&first, "scan", "two-0") >= 2 && count(&first, "sync", "one-0") >= 2);
-    // Nor does it fill a node, when nothing else waits.
+    // It does not fill a node either, when nothing else waits.
     lease(&fixture, "node-2", 8).await;
     let rest = lease(&fixture, "node-3", 8).await;
     assert_eq!((rest.len(), count(&rest, "scan", "one-60")), (6, 6), "a quarter is left to others");
@@ -272,7 +279,7 @@ async fn a_cancelled_operation_ends_what_waits_and_stops_what_runs() {
 
     assert!(say(&fixture, "node-1", &jobs[1], progress(1)).await, "the node hears of it");
     say(&fixture, "node-1", &jobs[1], Report::GivenBack(node::JobGivenBack {})).await;
-    // The other one's node is lost: nobody takes it, and it ends all the same.
+    // The other job's node is lost. No other node leases it, and it still ends.
     fixture.world.sql("UPDATE jobs SET lease_until = now() - interval '1 second' WHERE end_time IS NULL").await;
     assert!(lease(&fixture, "node-2", 1).await.is_empty());
     wait_until(LIMIT, "it has ended", async || get(&fixture, &operation.name).await.done).await;
@@ -399,6 +406,19 @@ async fn calls_that_wait_for_the_store_hold_no_connection_to_the_database() {
 }
 
 #[tokio::test]
+async fn the_repair_of_the_index_holds_no_connection_while_it_waits_for_the_store() {
+    let mut world = World { pool_size: 1, ..World::new().await };
+    let slow = Arc::new(DeafStore::new(Arc::clone(&world.store)));
+    Repository::create(&world, "demo/app").await;
+    world.store = Arc::clone(&slow) as Store;
+    let stall = slow.gate.write().await;
+    let fixture = world.start().await;
+    wait_until(LIMIT, "the repair waits for the store", async || slow.waiting.load(Ordering::Relaxed) > 0).await;
+    fixture.rules().list_rules(pb::ListRulesRequest::default()).await.unwrap();
+    drop(stall);
+}
+
+#[tokio::test]
 async fn several_control_planes_schedule_what_is_due_one_after_the_other_for_each_upstream() {
     let world = World::new().await;
     let fixture = world.clone().start().await;
@@ -413,7 +433,7 @@ async fn several_control_planes_schedule_what_is_due_one_after_the_other_for_eac
         row.map_or(0.0, |text| text.parse().unwrap())
     };
     let begun = number("SELECT extract(epoch FROM now())").await;
-    // 10,000 tags of 100 repositories, all of which were pulled an hour ago and validated 22 h ago.
+    // 10,000 tags of 100 repositories, all pulled an hour ago and validated 22 h ago.
     let now = now().timestamp();
     world
         .sql(&format!(
@@ -447,4 +467,44 @@ async fn several_control_planes_schedule_what_is_due_one_after_the_other_for_eac
     let passed = number("SELECT extract(epoch FROM now())").await - begun;
     assert!(taken <= 11.0 + 10.0 * passed, "{taken} in {passed} s");
     drop(others);
+}
+
+#[tokio::test]
+async fn neither_tags_that_are_never_due_nor_a_rule_that_fails_keep_others_from_being_synced() {
+    let fixture = Fixture::start().await;
+    let world = &fixture.world;
+    fixture.create_upstream("quay").await;
+    let (broken, rule) = (fixture.create_rule("broken", "quay").await, fixture.create_rule("demo", "quay").await);
+    let now = now().timestamp();
+    // The tags of one repository never move. There are more of them than a pass reads, and all come before the due one.
+    world
+        .sql(&format!(
+            "INSERT INTO repositories (incarnation, name, rule_uid, create_time, settings)
+             VALUES (gen_random_uuid(), 'broken/app', '{broken}', now(), NULL),
+                    (gen_random_uuid(), 'demo/frozen', '{uid}', now(), '{{\"tag_mutability\": \"IMMUTABLE\"}}'),
+                    (gen_random_uuid(), 'demo/app', '{uid}', now(), NULL);
+             INSERT INTO images (incarnation, digest, media_type, manifest_size_bytes, content_size_bytes, platforms,
+                                 cache_time, last_pull_time)
+             SELECT incarnation, 'sha256:{zeros}', '', 1, 1, '{{}}', now(), to_timestamp({now} - 3600)
+               FROM repositories;
+             INSERT INTO tags (incarnation, tag, digest, revision, validate_time)
+             SELECT incarnation, tag, 'sha256:{zeros}', 1, to_timestamp({now} - seconds)
+               FROM repositories JOIN (SELECT 'broken/app' AS name, '-no-tag' AS tag, 79200 AS seconds
+                                       UNION ALL SELECT 'demo/app', 'v1', 79200
+                                       UNION ALL SELECT 'demo/frozen', 'v' || n, 82800 FROM generate_series(1, 20500) n)
+                    AS given USING (name);
+             ANALYZE tags",
+            broken = broken.uid,
+            uid = rule.uid,
+            zeros = "0".repeat(64),
+        ))
+        .await;
+    wait_until(LIMIT, "the tag that is due gets a turn", async || {
+        let rows = world.sql("SELECT subject FROM jobs").await;
+        rows.iter().any(|row| {
+            let tokio_postgres::SimpleQueryMessage::Row(row) = row else { return false };
+            row.get(0) == Some(image("v1").as_str())
+        })
+    })
+    .await;
 }

@@ -17,7 +17,7 @@ use uuid::{NoContext, Timestamp, Uuid};
 
 use crate::content::{Repository, list_images, list_repositories, report};
 use crate::fixture::{ADMIN, Fixture, LIMIT, World, create_rule, kind, now};
-use crate::node::{Node, put_record, record};
+use crate::node::{Node, put_record, put_record_at, record};
 use crate::snapshot::published;
 
 /// Two control planes that are ready.
@@ -52,7 +52,7 @@ async fn nodes_of_one_control_plane_follow_a_change_made_on_the_other() {
         put_record(&b.world, &record(&b.world, "n1", snapshot.version.as_ref())).await;
     };
     let (answer, ()) = tokio::join!(create, follow);
-    // It would be named if the other control plane had had to look by itself, which it does every 5 s.
+    // A node would be listed if the other control plane only noticed by itself, which it does every 5 s.
     assert_eq!(lagging(&answer), None);
 }
 
@@ -64,9 +64,8 @@ async fn a_node_of_another_control_plane_is_named_while_it_lags() {
     let old = node::SnapshotVersion { epoch: head.epoch, revision: head.revision };
     put_record(world, &record(world, "slow", Some(&old))).await;
     let dead = record(world, "dead", Some(&old));
-    let dead = entrepot_trust::NodeRecord { write_time: now() - chrono::TimeDelta::seconds(31), ..dead };
-    put_record(world, &dead).await;
-    // What is not signed, or was copied from elsewhere, is nobody's word.
+    put_record_at(world, &dead, now() - chrono::TimeDelta::seconds(31)).await;
+    // A record that is unsigned, or copied from another key, is ignored.
     let forged = entrepot_trust::ClusterKey::generate().sign_node_record(&record(world, "forged", Some(&old)));
     world.store.put(&layout::node(&"forged".parse().unwrap()), forged.into()).await.unwrap();
     let copied = world.cluster_key().sign_node_record(&record(world, "slow", Some(&old)));
@@ -75,7 +74,7 @@ async fn a_node_of_another_control_plane_is_named_while_it_lags() {
     let answer = a.upstreams().create_upstream(quay("one")).await.unwrap();
     assert_eq!(lagging(&answer), Some("slow"));
 
-    // What a node says over the stream counts, however old its record is.
+    // What a node reports over the stream counts, however old its record is.
     let mut here = Node::watch(&b, "slow").await;
     let (_, snapshot) = here.next().await;
     let ahead = snapshot.version.map(|version| node::SnapshotVersion { revision: version.revision + 5, ..version });
@@ -145,7 +144,7 @@ async fn a_rule_that_both_are_asked_for_is_created_once() {
     assert_eq!(created.name, "rules/hub");
     assert_eq!(kind(&refused), (Code::AlreadyExists, "ALREADY_EXISTS".into()));
 
-    // The same prefix for two rules, and one rule by one request.
+    // Two rules with the same prefix, and one rule created twice by the same request.
     let (first, second) = tokio::join!(
         one.create_rule(create_rule("x", "prefix", "quay")),
         two.create_rule(create_rule("y", "prefix", "quay"))
@@ -265,10 +264,11 @@ async fn of_two_that_start_at_once_one_makes_the_first_key() {
     let start = async |file: &std::path::Path| {
         let file = FirstKey::File(file.to_owned());
         let fixture = world.clone().launch_with(None, |deps| deps.first_key = file).await;
-        assert!(fixture.plane.ready(LIMIT).await.unwrap().first_key.is_none(), "it is in the file");
+        fixture.plane.ready(LIMIT).await.unwrap();
         fixture
     };
-    // Of the first round, the winner is who migrates first; in the others both look for an administrator at once.
+    // In the first round, whichever migrates first wins; in the others, both look for an administrator at the same
+    // time.
     for _ in 0..6 {
         let (a, b) = tokio::join!(start(&files[0]), start(&files[1]));
         let written: Vec<_> = files.iter().filter(|file| file.exists()).collect();
@@ -296,7 +296,7 @@ async fn a_start_that_needs_a_first_key_and_has_no_place_for_it_says_what_to_do(
     let fixture = fixture.stop().await.launch_with(None, |deps| deps.first_key = FirstKey::File(nowhere)).await;
     let Err(StartError::Refused { why }) = fixture.plane.ready(LIMIT).await else { panic!("started") };
     assert!(why.contains("/nowhere/first-key"), "{why}");
-    // Once there is an administrator, nothing is needed any more.
+    // Once there is an administrator, no key is needed any more.
     let fixture = fixture.stop().await.launch(Some(ADMIN)).await;
     fixture.plane.ready(LIMIT).await.unwrap();
     let fixture = fixture.stop().await.launch_with(None, |deps| deps.first_key = FirstKey::None).await;
@@ -315,7 +315,7 @@ async fn the_snapshot_seed_is_exchanged_while_both_serve() {
     let (first, _) = node.next().await;
     assert_eq!(key_of(&first), old.id());
 
-    // A control plane with another seed, and nothing that says that it may be so, stays away.
+    // A control plane with another seed must not start, unless it is told that this is intended.
     a.stop().await;
     let (signer, key) = new();
     let change = |deps: &mut entrepot_control_plane::Deps| {
@@ -328,7 +328,7 @@ async fn the_snapshot_seed_is_exchanged_while_both_serve() {
     assert_eq!(published_key(&world).await, (first.revision, old.id()), "it has published nothing");
     stranger.stop().await;
 
-    // Nodes know both keys by now; the first control plane comes with the new seed, and knows the old key.
+    // Nodes know both keys by now; the first control plane starts with the new seed, and knows the old key.
     let (signer, key) = new();
     let change = |deps: &mut entrepot_control_plane::Deps| {
         deps.snapshot_signer = signer;

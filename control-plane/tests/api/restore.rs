@@ -1,4 +1,4 @@
-//! A database that came back from a backup, and the index rebuilt from the store.
+//! A database restored from a backup, and the index rebuilt from the store.
 
 use entrepot_control_plane::{Foreign, Repaired, reindex, restore};
 use entrepot_domain::Digest;
@@ -11,7 +11,7 @@ use crate::content::{Repository, list_images, list_repositories, report};
 use crate::fixture::{Fixture, LIMIT, World, create_rule, kind};
 use crate::snapshot::published;
 
-/// A control plane on the state that its database had when `before` was done, while the store has gone on to `after`.
+/// A control plane whose database has the state after `before`, while the store has gone on to `after`.
 async fn restored_to_before(
     before: impl AsyncFnOnce(&Fixture),
     after: impl AsyncFnOnce(&Fixture),
@@ -28,7 +28,7 @@ async fn restored_to_before(
     (World { database: backup, ..world }.start().await, postgres)
 }
 
-/// What a node would write into the store.
+/// Writes what a node would write into the store.
 async fn fill(world: &World, repository: &Repository, contents: &[&[u8]], tag: &str, revision: i64) {
     for content in contents {
         let digest = Digest::sha256(content);
@@ -61,13 +61,13 @@ async fn after_a_restore_writes_wait_for_the_operator_and_events_do_not() {
     }
     assert!(fixture.health.is_ready(), "pulls and events need it");
 
-    // What nodes learn meanwhile is taken in, and stays.
+    // What nodes report meanwhile is taken in, and stays.
     let late = Repository::create(&fixture.world, "hub/late").await;
     fill(&fixture.world, &late, &[b"b"], "v1", 1).await;
     report(&fixture, vec![late.created(), late.cached(b"b", 0), late.moved("v1", b"b", 1)]).await;
     assert_eq!(list_images(&fixture, "hub/late", r#"tag = "v1""#).await.len(), 1);
 
-    // The operator does not even have to stop it.
+    // The operator need not even stop the control plane.
     let restored = restore(fixture.world.config(), &*fixture.world.store, Foreign::Refused).await.unwrap();
     assert_eq!((restored.raised, restored.version.epoch), (true, before.0.epoch + 1));
     let index = restored.index;
@@ -115,7 +115,7 @@ async fn an_index_of_the_past_is_brought_up_to_the_store() {
     let app = read_repository(&fixture, "a/app").await;
     fill(&fixture.world, &app, &[b"five"], "v1", 2).await;
 
-    // The control plane repairs by itself as well, so the counts are what one of the two has done.
+    // The control plane repairs by itself as well, so either of the two may have done each repair.
     reindex(fixture.world.config(), &*fixture.world.store).await.unwrap();
     assert_eq!(list_repositories(&fixture, "").await, ["a/app", "a/gone", "a/new"]);
     let digests = async |repository: &str, filter: &str| {
@@ -139,7 +139,7 @@ async fn an_index_of_the_past_is_brought_up_to_the_store() {
     assert_eq!(again.tags, Repaired { found: 3, ..Repaired::default() });
 }
 
-/// A repository that is there already.
+/// A repository that exists already.
 async fn read_repository(fixture: &Fixture, name: &str) -> Repository {
     use entrepot_records::{RepositoryRecord, read};
     let name: entrepot_domain::RepositoryName = name.parse().unwrap();

@@ -1,11 +1,11 @@
-//! The schema and releases: what a newer release has added does not stop this one, unless it says so.
+//! The schema and releases: what a newer release has added does not stop this one, unless the schema says so.
 
 use entrepot_control_plane::StartError;
 
 use crate::content::{Repository, list_images, list_repositories, report};
 use crate::fixture::{ADMIN, Fixture, LIMIT};
 
-/// What a newer release would do: columns, a table, and its line in the history of migrations.
+/// What a newer release would do: add columns, a table, and a line in the history of migrations.
 const NEWER: &str = "
     ALTER TABLE rules ADD COLUMN colour text;
     ALTER TABLE upstreams ADD COLUMN colour text NOT NULL DEFAULT 'red';
@@ -28,7 +28,7 @@ async fn columns_of_a_newer_release_are_no_obstacle_before_or_after_a_restart() 
     fixture.create_rule("before", "before").await;
     fixture.world.sql(NEWER).await;
 
-    // The one that runs goes on, with what it has prepared before.
+    // The running control plane continues, with the statements that it has prepared before.
     fixture.create_upstream("meanwhile").await;
     fixture.create_rule("meanwhile", "meanwhile").await;
     let app = Repository::create(&fixture.world, "demo/app").await;
@@ -48,7 +48,7 @@ async fn a_newer_release_can_shut_this_one_out() {
     let fixture = Fixture::start().await;
     fixture.world.sql(NEWER).await;
     fixture.world.sql("UPDATE registry SET oldest_release = '0.99.0'").await;
-    // Not at once: it was started when it was welcome, and goes on until its operator stops it.
+    // It does not stop at once: it was started while that was permitted, and continues until its operator stops it.
     fixture.create_upstream("quay").await;
     let fixture = fixture.stop().await.launch(Some(ADMIN)).await;
     let Err(StartError::Refused { why }) = fixture.plane.ready(LIMIT).await else { panic!("started") };

@@ -1,4 +1,4 @@
-//! The snapshot: published, signed, forward only, streamed, waited for.
+//! The snapshot: published, signed, only moving forward, streamed, and waited for.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,8 +17,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 use crate::deaf_store::DeafStore;
-use crate::fixture::{Fixture, World, create_rule, kind};
-use crate::node::Node;
+use crate::fixture::{Fixture, LIMIT, World, create_rule, kind};
+use crate::node::{Node, put_record, record};
 
 pub(crate) async fn published(world: &World) -> (SnapshotHead, node::Snapshot) {
     let (head, _) = records::read::<SnapshotHead>(&*world.store, &layout::snapshot_head()).await.unwrap().unwrap();
@@ -127,6 +127,45 @@ async fn a_node_that_lags_or_refuses_is_named() {
 }
 
 #[tokio::test]
+async fn a_hold_time_that_was_changed_reaches_running_nodes_when_a_control_plane_starts_with_it() {
+    let running = Fixture::start().await;
+    let mut watcher = Node::watch(&running, "n1").await;
+    let (_, first) = watcher.next().await;
+    let revision = |snapshot: &node::Snapshot| snapshot.version.unwrap().revision;
+    let held = |snapshot: &node::Snapshot| snapshot.hold_duration.unwrap().seconds;
+    assert_eq!(held(&first), 5);
+    let hold_time = Duration::from_secs(12);
+    let changed = World { hold_time, ..running.world.clone() }.start().await;
+    let followed = tokio::time::timeout(LIMIT, watcher.next()).await;
+    let (_, second) = followed.expect("the other control plane passes it on");
+    assert_eq!((held(&second), revision(&second)), (12, revision(&first) + 1), "and nothing else was changed");
+
+    running.stop().await;
+    let changed = changed.stop().await.start().await;
+    let (_, snapshot) = published(&changed.world).await;
+    assert_eq!(revision(&snapshot), revision(&second), "the same again is nothing new");
+}
+
+#[tokio::test]
+async fn a_node_that_loses_its_way_here_while_a_change_waits_for_it_is_named() {
+    let fixture = Fixture::start().await;
+    let mut lost = Node::watch(&fixture, "lost").await;
+    let (_, snapshot) = lost.next().await;
+    lost.runs(&snapshot).await;
+    put_record(&fixture.world, &record(&fixture.world, "lost", snapshot.version.as_ref())).await;
+    let upstream = pb::Upstream { kind: pb::UpstreamKind::Quay.into(), ..Default::default() };
+    let request = pb::CreateUpstreamRequest { upstream_id: "a".into(), upstream: Some(upstream), ..Default::default() };
+    let change = fixture.upstreams();
+    let create = async { change.clone().create_upstream(request).await.unwrap() };
+    let lose = async {
+        lost.next().await;
+        drop(lost);
+    };
+    let (answer, ()) = tokio::join!(create, lose);
+    assert_eq!(answer.metadata().get("entrepot-lagging-nodes").unwrap(), "lost");
+}
+
+#[tokio::test]
 async fn a_watcher_is_who_its_token_says() {
     let fixture = Fixture::start().await;
     let (say, said) = mpsc::channel(1);
@@ -141,7 +180,7 @@ async fn a_database_behind_the_head_refuses_changes_until_it_is_restored() {
     let quay = fixture.create_upstream("quay").await;
     let before = published(&fixture.world).await;
     let world = fixture.stop().await;
-    // As a database would be that was made anew.
+    // As if the database had been created anew.
     world
         .sql("UPDATE registry SET revision = revision - 1, registry_id = gen_random_uuid(); DELETE FROM upstreams")
         .await;
@@ -179,6 +218,52 @@ async fn a_head_whose_answer_was_lost_keeps_its_snapshot() {
     fixture.create_upstream("quay").await;
     let (_, snapshot) = published(&fixture.world).await;
     assert_eq!(snapshot.upstreams.len(), 1);
+}
+
+#[tokio::test]
+async fn a_head_that_cannot_be_read_is_published_anew_at_a_start_and_while_it_runs() {
+    let mut fixture = Fixture::start().await;
+    let mut last = published(&fixture.world).await.0;
+    let whole = fixture.world.store.get(&layout::snapshot_head()).await.unwrap().unwrap().bytes;
+    let huge = vec![b' '; 17 << 20];
+    for junk in [&b""[..], &whole[..50], &whole[..whole.len() - 1], b"\0\xff", b"[]", b"null", b"{}", &huge] {
+        let world = fixture.stop().await;
+        world.store.put(&layout::snapshot_head(), junk.to_vec().into()).await.unwrap();
+        fixture = world.start().await;
+        let (head, _) = published(&fixture.world).await;
+        assert_eq!((head.epoch, head.revision), (last.epoch, last.revision + 1), "{} bytes", junk.len());
+        last = head;
+    }
+    fixture.world.store.put(&layout::snapshot_head(), b"junk".to_vec().into()).await.unwrap();
+    fixture.create_upstream("quay").await;
+    assert_eq!(published(&fixture.world).await.0.revision, last.revision + 1);
+}
+
+#[tokio::test]
+async fn beside_a_head_that_cannot_be_read_the_newest_snapshot_says_whether_the_database_is_behind() {
+    let fixture = Fixture::start().await;
+    let (head, before) = published(&fixture.world).await;
+    let world = fixture.stop().await;
+    let later = layout::snapshot(head.epoch, head.revision + 5, uuid::Uuid::now_v7());
+    world.store.put(&later, before.encode_to_vec().into()).await.unwrap();
+    world.store.put(&layout::snapshot_head(), b"{".to_vec().into()).await.unwrap();
+
+    let fixture = world.start().await;
+    let request = pb::CreateUpstreamRequest {
+        upstream_id: "quay".into(),
+        upstream: Some(pb::Upstream { kind: pb::UpstreamKind::Quay.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    let error = fixture.upstreams().create_upstream(request).await.unwrap_err();
+    assert_eq!(kind(&error), (Code::FailedPrecondition, "DATABASE_BEHIND_SNAPSHOT".into()));
+    let object = fixture.world.store.get(&layout::snapshot_head()).await.unwrap().unwrap();
+    assert_eq!(object.bytes, "{", "nothing is published over what may be newer");
+
+    let world = fixture.stop().await;
+    let restored = restore(world.config(), &*world.store, Foreign::Refused).await.unwrap();
+    assert_eq!((restored.raised, restored.version.epoch), (true, head.epoch + 1));
+    let fixture = world.start().await;
+    assert_eq!(published(&fixture.world).await.0.epoch, head.epoch + 1);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Templates: their life, what is refused, and what a first pull would create by them.
+//! Templates: their life cycle, what is refused, and what a first pull would create with them.
 
 use entrepot_proto::node::v1 as node;
 use entrepot_proto::v1 as pb;
@@ -127,7 +127,7 @@ async fn a_template_that_promises_what_does_not_come_is_refused_with_the_field_n
         assert!(error.message().contains(said), "{error}");
         assert_eq!(kind(&error).0, Code::InvalidArgument);
     }
-    // An update is looked at in the same way.
+    // Updates are checked in the same way.
     templates.create_template(create("hub", "", TagMutability::Mutable, &[])).await.unwrap();
     let template = pb::Template { name: "templates/hub".into(), lifecycle_policy: "{}".into(), ..Default::default() };
     let request = pb::UpdateTemplateRequest { template: Some(template), update_mask: None };
@@ -161,7 +161,7 @@ async fn a_dry_run_says_what_a_first_pull_would_create_and_creates_nothing() {
     let listed = fixture.repositories().list_repositories(pb::ListRepositoriesRequest::default()).await.unwrap();
     assert!(listed.into_inner().repositories.is_empty(), "a dry run creates nothing");
 
-    // Once it exists, what it was created with counts, and no template.
+    // Once the repository exists, its own settings count, and no template.
     let app = Repository { name: "hub/team/app".parse().unwrap(), incarnation: uuid::Uuid::now_v7() };
     let settings = node::RepositorySettings {
         template_id: "old".to_owned(),

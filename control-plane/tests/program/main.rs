@@ -1,4 +1,4 @@
-//! The program as an operator has it: a configuration file, a bucket, a Postgres over TLS, signals, probes.
+//! The program as an operator runs it: a configuration file, a bucket, Postgres over TLS, signals, probes.
 
 #![expect(clippy::unwrap_used, reason = "these are tests, their helpers too")]
 
@@ -15,7 +15,7 @@ use tonic::Code;
 
 use replica::{LIMIT, Place, Replica};
 
-/// How often it is looked for the first answer of a start: what it should not be would be so for a moment only.
+/// How often the first answer after a start is checked, since a wrong one would be visible only for a moment.
 const STARTS: usize = 20;
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn a_control_plane_runs_over_tls_from_start_to_signal() {
         r#"rpc_response_status_code="OK""#,
         r#"rpc_system_name="grpc""#,
     ];
-    // A call is counted after its answer, a pass after readiness.
+    // A call is counted after its answer, and a pass after readiness.
     for (name, labels) in [
         ("rpc_server_call_duration_seconds_count", &call[..]),
         ("db_client_connection_count", &[]),
@@ -56,7 +56,7 @@ async fn a_control_plane_runs_over_tls_from_start_to_signal() {
         .await;
     }
 
-    // A restart finds its administrator, and leaves the file alone.
+    // After a restart it finds its administrator, and leaves the file alone.
     assert_eq!(replica.program.stop().await.code(), Some(0));
     std::fs::remove_file(&key_file).unwrap();
     replica.program.start();
@@ -91,7 +91,7 @@ async fn a_bucket_that_is_away_is_waited_for_while_probes_are_answered() {
     let place = Place::with(&seaweed).await;
     let replica = Replica::new(&place, "one", &[]).with_admin();
     seaweed.stop().await;
-    // Not for a moment does it look as if it waited for nothing.
+    // It never claims, not even for a moment, that it waits for nothing.
     for _ in 0..STARTS {
         replica.program.start();
         let first = async {

@@ -1,4 +1,4 @@
-//! A control plane as a process, and what it stands on.
+//! A control plane as a process, with everything that it needs.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -14,9 +14,9 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
-/// How long anything may take.
+/// The limit of every wait.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
-/// Whom the database knows.
+/// The password of the database.
 pub(crate) const PASSWORD: &str = "a-password-of-these-tests";
 /// The key of `ENTREPOT_BOOTSTRAP_KEY`, where it is set.
 pub(crate) const ADMIN: &str = "admin:correct horse";
@@ -39,12 +39,12 @@ pub(crate) struct Replica {
     authority: String,
 }
 
-/// The program's file.
+/// The path of the program.
 pub(crate) fn program() -> PathBuf {
     env!("CARGO_BIN_EXE_entrepot-control-plane").into()
 }
 
-/// Puts a key on every call.
+/// Adds a key to every call.
 pub(crate) fn login(key: &str) -> impl FnMut(Request<()>) -> Result<Request<()>, Status> + Clone + use<> {
     let value: MetadataValue<Ascii> = format!("Bearer {key}").parse().unwrap();
     move |mut request| {
@@ -54,12 +54,12 @@ pub(crate) fn login(key: &str) -> impl FnMut(Request<()>) -> Result<Request<()>,
 }
 
 impl Place {
-    /// On the bucket that all share; `None` if tests with one are to be skipped.
+    /// A place on the shared bucket; `None` if tests with a bucket are to be skipped.
     pub(crate) async fn new() -> Option<Self> {
         Some(Self::with(Seaweed::shared().await?).await)
     }
 
-    /// On a bucket of `seaweed`.
+    /// A place on a bucket of `seaweed`.
     pub(crate) async fn with(seaweed: &Seaweed) -> Self {
         let folder = TempDir::new().unwrap();
         let authority = Authority::new();
@@ -82,7 +82,7 @@ impl Place {
         Self { folder, postgres, authority, database, store }
     }
 
-    /// Whether each of the control plane's sessions is encrypted, as the database sees it.
+    /// Whether each of the control plane's database sessions is encrypted, according to the database.
     pub(crate) async fn encrypted_sessions(&self) -> Vec<bool> {
         let url = self.postgres.url(&self.database);
         let (client, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await.unwrap();
@@ -138,7 +138,7 @@ impl Replica {
             ),
             ("telemetry", String::new()),
             ("drain", "notice = \"100ms\"".to_owned()),
-            // The other program's.
+            // This key is for the other program.
             ("registry", "listen = \"0.0.0.0:5000\"".to_owned()),
         ];
         let mut text = String::new();
@@ -154,7 +154,7 @@ impl Replica {
         Self { program, config, operations, api, authority: place.authority.pem() }
     }
 
-    /// With [`ADMIN`] as its administrator.
+    /// Sets [`ADMIN`] as its administrator.
     pub(crate) fn with_admin(self) -> Self {
         self.program.set_env("ENTREPOT_BOOTSTRAP_KEY", Some(ADMIN));
         self
@@ -164,7 +164,7 @@ impl Replica {
         self.program.until_ready(self.operations).await;
     }
 
-    /// A line to its API, over TLS.
+    /// A connection to its API, over TLS.
     pub(crate) fn channel(&self) -> Channel {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&self.authority))

@@ -1,22 +1,22 @@
-//! How a client learns where to log in.
+//! Tells a client where to log in.
 //!
 //! Source: RFC 6750 §3 and the distribution project's token authentication.
 
 use http::HeaderValue;
 use uuid::Uuid;
 
-/// What a 401 answer asks for.
+/// The content of a 401 answer.
 pub(crate) struct Challenge<'a> {
-    /// Where this registry is, as its clients see it, without a trailing slash.
+    /// This registry's URL as its clients see it, without a trailing slash.
     pub(crate) base: &'a str,
-    /// The registry, which is the audience of its tokens.
+    /// The registry's id, which is the audience of its tokens.
     pub(crate) registry_id: Option<Uuid>,
-    /// What the request would have needed, such as `repository:hub/nginx:pull`.
+    /// The missing permission, such as `repository:hub/nginx:pull`.
     pub(crate) scope: Option<String>,
 }
 
 impl Challenge<'_> {
-    /// The header's lines: Bearer first, since clients take the first that they know.
+    /// The lines of the header. Bearer comes first, since clients take the first scheme that they know.
     pub(crate) fn lines(&self, problem: Option<&str>) -> Vec<HeaderValue> {
         let base = self.base;
         let service = self.registry_id.map_or_else(|| "entrepot".to_owned(), |id| id.to_string());
@@ -26,7 +26,7 @@ impl Challenge<'_> {
                 bearer.push_str(&format!(r#",{name}="{value}""#));
             }
         }
-        // A repository name and a checked host hold nothing that a header may not.
+        // Repository names and checked hosts contain only legal characters.
         [bearer, format!(r#"Basic realm="{base}""#)]
             .iter()
             .filter_map(|line| HeaderValue::from_str(line).ok())

@@ -1,4 +1,4 @@
-//! The token endpoint: a password goes in, a bearer token for a few minutes comes out.
+//! The token endpoint: it exchanges a password for a bearer token that is valid for a few minutes.
 //!
 //! Source: the distribution project's token authentication (GET), and its OAuth2 form (POST).
 
@@ -12,21 +12,21 @@ use super::{Auth, Caller, Principal};
 use crate::control::Snapshot;
 use crate::error::{LoginFault, PullError};
 
-/// How long a bearer token is good.
+/// How long a bearer token is valid.
 const LIFETIME: Duration = Duration::from_secs(300);
 /// How many scopes one request may name; clients send one or two.
 const MAX_SCOPES: usize = 64;
 
-/// What a client asks the token endpoint for.
+/// A request to the token endpoint.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct TokenRequest {
     /// Scopes such as `repository:hub/nginx:pull`.
     pub(crate) scopes: Vec<String>,
-    /// User name and password, where the form carries them.
+    /// User name and password, if the form contains them.
     pub(crate) password: Option<(String, String)>,
 }
 
-/// What it gets.
+/// Its answer.
 #[derive(Serialize)]
 pub(crate) struct TokenAnswer {
     token: String,
@@ -36,7 +36,7 @@ pub(crate) struct TokenAnswer {
 }
 
 impl TokenRequest {
-    /// Reads the query of a GET or the form of a POST; unknown fields and scopes never matter.
+    /// Reads the query of a GET or the form of a POST. Unknown fields and scopes are ignored.
     pub(crate) fn parse(form: &str) -> Self {
         let (mut request, mut username, mut password) = (Self::default(), None, None);
         for (name, value) in url::form_urlencoded::parse(form.as_bytes()) {
@@ -55,7 +55,7 @@ impl TokenRequest {
 }
 
 impl Auth {
-    /// A token for what of `request` the caller may do. Scopes that are unknown or refused are left out.
+    /// Issues a token for the part of `request` that the caller may do. Unknown and refused scopes are left out.
     pub(crate) fn issue(
         &self,
         caller: &Caller,
@@ -63,11 +63,10 @@ impl Auth {
         snapshot: &Snapshot,
     ) -> Result<TokenAnswer, PullError> {
         let Caller::Principal(principal) = caller else {
-            // Anonymous callers may pull nothing, so a token would only delay the news.
+            // Anonymous callers may pull nothing, so a token would only delay the refusal.
             return Err(PullError::Unauthenticated(LoginFault::Missing));
         };
-        let access: Vec<Access> =
-            request.scopes.iter().filter_map(|scope| granted(scope, principal, snapshot)).collect();
+        let access: Vec<Access> = request.scopes.iter().filter_map(|scope| grant(scope, principal, snapshot)).collect();
         let now = self.clock.now();
         let (token, _) = self.tokens.issue_bearer(
             snapshot.registry_id,
@@ -86,11 +85,11 @@ impl Auth {
     }
 }
 
-/// The part of a scope that is granted: pulling, from a repository in its canonical spelling.
-fn granted(scope: &str, principal: &Principal, snapshot: &Snapshot) -> Option<Access> {
+/// The part of a scope that is granted: pulling from a repository, in its canonical spelling.
+fn grant(scope: &str, principal: &Principal, snapshot: &Snapshot) -> Option<Access> {
     let (kind, rest) = scope.split_once(':')?;
     let (name, actions) = rest.rsplit_once(':')?;
-    // Some clients put a class behind the type: `repository(plugin)`.
+    // Some clients add a class to the type: `repository(plugin)`.
     let is_repository = kind.split('(').next() == Some("repository");
     let wants_pull = actions.split(',').any(|action| action == "*" || action == Action::Pull.as_str());
     if !is_repository || !wants_pull || !principal.actions.contains(&Action::Pull) {

@@ -1,22 +1,21 @@
-//! A bucket in Redis: what is left, and when that was, by the clock of Redis.
+//! A bucket in Redis: what is left, and at what time by the clock of Redis.
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use entrepot_domain::budget::{Admission, Source};
-use entrepot_domain::{Budget, Priority};
+use entrepot_domain::{Budget, Priority, Trouble};
 use redis::Script;
 use tracing::warn;
 
-use crate::lease::Line;
+use crate::lease::RedisClient;
 
-/// Fills the bucket up for the time that has passed, takes in what the upstream has said, and takes one request out of it
-/// if as much is there as is needed. The same as `Bucket` in `domain/src/budget.rs`.
+/// Refills the bucket for the time that has passed, adopts the upstream's report, and takes one request if enough is
+/// left. The same as `Bucket` in `domain/src/budget.rs`.
 ///
-/// KEYS: the bucket. ARGV: the budget's requests and its window in microseconds; what must be there for a request, or
-/// nothing if none is taken; what is left as the upstream says, or nothing; whether that may raise what is left.
-/// Answers with what was there before, what is there now, and whether a request was taken.
+/// KEYS: the bucket. ARGV: the budget's requests and its window in microseconds; what must be left for a request, or an
+/// empty string if none is taken; what is left according to the upstream, or an empty string; whether that may raise
+/// what is left. Returns what was left before, what is left now, and whether a request was taken.
 static POUR: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local time = redis.call('TIME') \
@@ -48,19 +47,18 @@ static POUR: LazyLock<Script> = LazyLock::new(|| {
 
 /// One bucket that nodes share.
 pub(super) struct Shared {
-    line: Line,
+    client: RedisClient,
     key: String,
-    /// Whether it was told that Redis refuses.
-    is_told: AtomicBool,
+    refusal: Trouble,
 }
 
 impl Shared {
-    /// The bucket of the account that is called `name`.
-    pub(super) fn new(line: Line, name: &str) -> Self {
-        Self { line, key: format!("b:{{{name}}}"), is_told: AtomicBool::new(false) }
+    /// The bucket of the account called `name`.
+    pub(super) fn new(client: RedisClient, name: &str) -> Self {
+        Self { client, key: format!("b:{{{name}}}"), refusal: Trouble::default() }
     }
 
-    /// Takes one request; says what is left. `None` if Redis does not say.
+    /// Takes one request, and returns what is left. `None` if Redis does not answer.
     pub(super) async fn take(&self, budget: Budget, priority: Priority) -> Option<(f64, Admission)> {
         let needed = budget.needed(priority);
         let (before, left, taken) = self.pour(budget, Some(needed), None).await?;
@@ -71,14 +69,14 @@ impl Shared {
         Some((left, Admission::NotBefore(Duration::from_secs_f64(seconds.min(budget.window.as_secs_f64())))))
     }
 
-    /// What is left. `None` if Redis does not say.
-    pub(super) async fn look(&self, budget: Budget) -> Option<f64> {
+    /// What is left. `None` if Redis does not answer.
+    pub(super) async fn read_left(&self, budget: Budget) -> Option<f64> {
         self.pour(budget, None, None).await.map(|(_, left, _)| left)
     }
 
-    /// Passes on what the upstream says is left.
+    /// Passes on what the upstream reports as left.
     pub(super) async fn tell(&self, budget: Budget, remaining: u32, source: Source) {
-        // Redis away: whoever asks next hears it again.
+        // If Redis is away, the next report will do.
         let _ = self.pour(budget, None, Some((remaining, source))).await;
     }
 
@@ -89,10 +87,10 @@ impl Shared {
         pour.arg(budget.requests.get()).arg(window).arg(number(needed));
         pour.arg(told.map(|(left, _)| left.to_string()).unwrap_or_default());
         pour.arg(u8::from(told.is_some_and(|(_, source)| source == Source::Upstream)));
-        // What Redis refuses, it refuses to budgets alone: leases go on.
-        let poured = self.line.run(async |redis| match pour.invoke_async::<(f64, f64, bool)>(redis).await {
+        // A refusal by Redis concerns budgets only: leases continue to work.
+        let poured = self.client.run(async |redis| match pour.invoke_async::<(f64, f64, bool)>(redis).await {
             Err(error) if error.code().is_some() => {
-                self.refused(error.code().unwrap_or_default());
+                self.warn_once(error.code().unwrap_or_default());
                 Ok(None)
             }
             answer => answer.map(Some),
@@ -100,10 +98,10 @@ impl Shared {
         poured.await.flatten()
     }
 
-    /// Told once: a right that is missing is missing each time.
-    fn refused(&self, code: &str) {
-        if !self.is_told.swap(true, Ordering::Relaxed) {
-            warn!("Redis does not keep budgets, so each node takes its share of them: it answers {code}");
+    /// Missing permissions are missing each time, so this is logged once.
+    fn warn_once(&self, code: &str) {
+        if self.refusal.begin() {
+            warn!("Redis refuses to keep budgets, so each node takes its share of them: {code}");
         }
     }
 }

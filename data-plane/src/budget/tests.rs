@@ -1,10 +1,10 @@
-//! Buckets in a real Redis, and without one.
+//! Buckets with and without a real Redis.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_domain::budget::{Admission, Bucket, Source, Told};
+use entrepot_domain::budget::{Admission, Bucket, ReportedLimit, Source};
 use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
 use entrepot_domain::{Budget, Digest, Priority, Secret, Upstream, UpstreamKind};
 use entrepot_runtime::{Metrics, Tasks};
@@ -18,10 +18,10 @@ use crate::lease::{Claim, LeaseKey, Leases, RedisConfig, RedisMode};
 
 const LIMIT: Duration = Duration::from_secs(30);
 const PASSWORD: &str = "hunter22";
-/// What docs/operate.md lets a node's user do.
+/// The permissions that docs/operate.md gives to a node's user.
 const RULES: &str = "~f:* ~t:* ~b:* +ping +set +get +del +pexpire +time +evalsha +script|load";
 
-/// So long that nothing comes back while a test runs.
+/// A budget so slow that nothing is regained during a test.
 fn budget(requests: u32) -> Budget {
     Budget { requests: NonZeroU32::new(requests).unwrap(), window: entrepot_domain::budget::LONGEST_WINDOW }
 }
@@ -47,7 +47,7 @@ async fn start_redis() -> Redis {
     Redis::start_with(Options { login: Some(login), ..Options::default() }).await
 }
 
-/// A node, as far as budgets see one.
+/// A node, as far as budgets are concerned.
 struct Node {
     leases: Leases,
     budgets: Budgets,
@@ -67,7 +67,7 @@ impl Node {
         };
         let tasks = Tasks::new();
         let leases = Leases::redis(&config, &id.parse().unwrap(), &tasks, &Metrics::new("test")).await.unwrap();
-        let budgets = Budgets::new(leases.line(), || 2, tasks.clone());
+        let budgets = Budgets::new(leases.redis_client(), || 2, tasks.clone());
         Self { leases, budgets, tasks }
     }
 
@@ -96,7 +96,7 @@ async fn a_redis_that_does_not_let_budgets_in_still_has_leases() {
     }
 }
 
-/// How many requests are let through until one is not, or `most`.
+/// How many requests are admitted until one is refused, or `most`.
 async fn admitted(account: &BudgetAccount, priority: Priority, most: u32) -> u32 {
     for count in 0..most {
         if account.admit(priority).await != Admission::Admitted {
@@ -110,7 +110,7 @@ async fn admitted(account: &BudgetAccount, priority: Priority, most: u32) -> u32
 async fn redis_pours_as_the_domain_does() {
     let redis = start_redis().await;
     let node = Node::start("node-1", &redis).await;
-    let (shared, budget) = (Shared::new(node.leases.line().unwrap(), "pours"), budget(50));
+    let (shared, budget) = (Shared::new(node.leases.redis_client().unwrap(), "pours"), budget(50));
     let mut bucket = Bucket::full(budget, 0);
     let is_close = |redis: f64, domain: f64| (redis - domain).abs() < 0.01;
     for step in 0..120_u32 {
@@ -123,9 +123,9 @@ async fn redis_pours_as_the_domain_does() {
         if step % 40 == 20 {
             let source = if step < 60 { Source::Operator } else { Source::Upstream };
             for remaining in [45, 3, 30] {
-                bucket = bucket.told(budget, remaining, source, 0);
+                bucket = bucket.with_reported(budget, remaining, source, 0);
                 shared.tell(budget, remaining, source).await;
-                let left = shared.look(budget).await.unwrap();
+                let left = shared.read_left(budget).await.unwrap();
                 assert!(is_close(left, bucket.left), "step {step}, told {remaining}: {left} and {bucket:?}");
             }
         }
@@ -147,9 +147,9 @@ async fn nodes_use_up_one_budget_and_clients_never_wait_for_it() {
     for account in [&first, &second] {
         assert_eq!(admitted(account, Priority::Pull, 100).await, 100);
     }
-    let standing = second.standing().await.unwrap();
-    assert!(standing.left < 1.0 && standing.per_hour > 0.0, "{standing:?}");
-    // Another user is another account.
+    let state = second.shared_state().await.unwrap();
+    assert!(state.left < 1.0 && state.per_hour > 0.0, "{state:?}");
+    // Another user name has another account.
     let other = Upstream { credential: None, ..upstream(Some(budget(100))) };
     assert_eq!(admitted(&two.budgets.account(&other), Priority::Sync, 100).await, 80);
 }
@@ -160,7 +160,7 @@ async fn a_node_whose_redis_is_away_takes_its_share_and_no_more() {
     let (one, two) = (Node::start("node-1", &redis).await, Node::start("node-2", &redis).await);
     let (first, second) = (one.account(Some(budget(100))), two.account(Some(budget(100))));
     redis.stop().await;
-    // A line that breaks is noticed by whoever uses it.
+    // A broken connection is noticed when it is used.
     assert_eq!(admitted(&first, Priority::Sync, 100).await, 40);
     assert_eq!(admitted(&second, Priority::Warm, 100).await, 25);
     assert_eq!(admitted(&first, Priority::Pull, 100).await, 100);
@@ -176,12 +176,12 @@ async fn a_limit_that_the_upstream_tells_is_kept_to_by_all_nodes_that_have_heard
     let (first, second) = (one.account(None), two.account(None));
     assert_eq!(admitted(&first, Priority::Warm, 200).await, 200, "without a budget nothing is held back");
     assert_eq!(redis.dump().await, "", "and nobody asks Redis");
-    let told = |remaining| Told { budget: budget(100), remaining };
-    AccountHandle(first.clone()).told(told(22));
+    let told = |remaining| ReportedLimit { budget: budget(100), remaining };
+    AccountHandle(first.clone()).observe(told(22));
     wait_until(LIMIT, "what was told is shared", async || !redis.dump().await.is_empty()).await;
-    AccountHandle(second.clone()).told(told(22));
-    wait_until(LIMIT, "that, too", async || ![&first, &second].iter().any(|account| account.lock().is_telling)).await;
-    assert!(second.standing().await.is_some_and(|standing| standing.left < 22.1));
+    AccountHandle(second.clone()).observe(told(22));
+    wait_until(LIMIT, "that, too", async || ![&first, &second].iter().any(|account| account.lock().is_sharing)).await;
+    assert!(second.shared_state().await.is_some_and(|state| state.left < 22.1));
     assert_eq!(admitted(&first, Priority::Sync, 100).await + admitted(&second, Priority::Sync, 100).await, 2);
 }
 
@@ -194,5 +194,5 @@ async fn a_node_alone_keeps_its_buckets_in_memory_also_over_a_change_of_settings
     assert_eq!(admitted(&again, Priority::Sync, 100).await, 0, "it is the same account");
     let larger = budgets.account(&upstream(Some(budget(200))));
     assert_eq!(admitted(&larger, Priority::Sync, 200).await, 160);
-    assert!(account.known().is_some_and(|known| known.budget == budget(200)));
+    assert!(account.own_state().is_some_and(|known| known.budget == budget(200)));
 }

@@ -1,13 +1,15 @@
-//! The answers that are being made or sent on one connection, and how their client takes them.
+//! The answers that are being made or sent on one connection, and how fast their client reads them.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use entrepot_runtime::listen::{Asking, Visit};
 use hyper::body::{Body, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// The answers that are being made or sent on one connection. Clones share them.
@@ -15,54 +17,83 @@ use tokio::time::Instant;
 pub(crate) struct Answers(Arc<Mutex<State>>);
 
 struct State {
+    visit: Visit,
     next: u64,
-    /// Each with the moment at which bytes were handed out that have not been taken yet.
+    /// For each, since when bytes that were handed out have not been taken.
     open: BTreeMap<u64, Option<Instant>>,
     idle_since: Instant,
+    /// The answer whose end only the connection's end marks, until all of it was handed out.
+    end_delimited: Option<u64>,
 }
 
-/// Counts one answer until it is dropped.
+/// Counts as one answer until it is dropped.
 pub(crate) struct Answering {
     answers: Answers,
     number: u64,
+    _asking: Asking,
 }
 
 impl Answers {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(State { next: 0, open: BTreeMap::new(), idle_since: Instant::now() })))
+    pub(crate) fn new(visit: Visit) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            visit,
+            next: 0,
+            open: BTreeMap::new(),
+            idle_since: Instant::now(),
+            end_delimited: None,
+        })))
     }
 
-    /// An answer is being made from now on.
+    /// Begins to make an answer.
     pub(crate) fn begin(&self) -> Answering {
         let mut state = self.lock();
         let number = state.next;
         state.next += 1;
         state.open.insert(number, None);
-        Answering { answers: self.clone(), number }
+        let _asking = state.visit.ask();
+        Answering { answers: self.clone(), number, _asking }
     }
 
-    /// Whether there are any.
+    /// Whether an answer is being sent whose end only the connection's end marks.
+    pub(crate) fn is_end_delimited(&self) -> bool {
+        self.lock().end_delimited.is_some()
+    }
+
+    /// Whether there are any answers.
     pub(crate) fn any(&self) -> bool {
         !self.lock().open.is_empty()
     }
 
-    /// How long there have been none; zero while there are.
+    /// How long there has been no answer; zero while there is one.
     pub(crate) fn idle_for(&self) -> Duration {
         let state = self.lock();
         if state.open.is_empty() { state.idle_since.elapsed() } else { Duration::ZERO }
     }
 
-    /// Whether the client has left bytes of one of them untaken for `limit`.
+    /// Whether the client has not taken bytes of some answer for `limit`.
     pub(crate) fn is_stalled(&self, limit: Duration) -> bool {
         self.lock().open.values().flatten().any(|since| since.elapsed() >= limit)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
 impl Answering {
+    /// Notes that only the connection's end will mark the end of this answer.
+    pub(crate) fn end_by_connection(&self) {
+        self.answers.lock().end_delimited = Some(self.number);
+    }
+
+    /// Notes that all of it was handed out.
+    fn has_handed_out_all(&self) {
+        let mut state = self.answers.lock();
+        if state.end_delimited == Some(self.number) {
+            state.end_delimited = None;
+        }
+    }
+
     fn waits_since(&self, since: Option<Instant>) {
         if let Some(waits) = self.answers.lock().open.get_mut(&self.number) {
             *waits = since;
@@ -82,7 +113,7 @@ impl Drop for Answering {
 pub(crate) struct Counted<B> {
     body: B,
     answering: Answering,
-    /// At most so many bytes are handed out at once: what a client has to take before it counts as alive.
+    /// How many bytes are handed out at once; the client counts as alive once it has taken them.
     slice_bytes: usize,
     rest: Bytes,
 }
@@ -105,7 +136,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
                 Poll::Ready(Some(Ok(Ok(data)))) => this.rest = data,
                 Poll::Ready(Some(Ok(Err(other)))) => frame = Some(Ok(other)),
                 Poll::Ready(Some(Err(error))) => frame = Some(Err(error)),
-                Poll::Ready(None) => return Poll::Ready(None),
+                Poll::Ready(None) => {
+                    this.answering.has_handed_out_all();
+                    return Poll::Ready(None);
+                }
                 Poll::Pending => {
                     // There is nothing that the client could take.
                     this.answering.waits_since(None);
@@ -115,7 +149,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Counted<B> {
         }
         this.answering.waits_since(Some(Instant::now()));
         let slice = |rest: &mut Bytes| Ok(Frame::data(rest.split_to(rest.len().min(this.slice_bytes))));
-        Poll::Ready(Some(frame.unwrap_or_else(|| slice(&mut this.rest))))
+        let frame = frame.unwrap_or_else(|| slice(&mut this.rest));
+        if frame.is_ok() && this.is_end_stream() {
+            this.answering.has_handed_out_all();
+        }
+        Poll::Ready(Some(frame))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -152,7 +190,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_noticed_and_a_slow_upstream_is_not() {
-        let answers = Answers::new();
+        let answers = Answers::new(Visit::alone());
         let (say, mut body) = counted(&answers);
         assert!(futures_util::poll!(body.frame()).is_pending());
         tokio::time::advance(LIMIT * 2).await;
@@ -170,7 +208,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_from_its_last_answer_on() {
-        let answers = Answers::new();
+        let answers = Answers::new(Visit::alone());
         tokio::time::advance(LIMIT).await;
         assert_eq!(answers.idle_for(), LIMIT);
         let (_say, body) = counted(&answers);
@@ -182,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn slices_are_all_of_the_bytes() {
-        let (say, mut body) = counted(&Answers::new());
+        let (say, mut body) = counted(&Answers::new(Visit::alone()));
         say.send(Bytes::from_static(b"abcde")).await.unwrap();
         drop(say);
         let mut slices = Vec::new();

@@ -1,7 +1,8 @@
 //! A limit on how long a request's head may take once it has begun.
 //!
 //! hyper has one timer for heads, which also runs while a kept connection is idle. Idle connections may stay for a
-//! while; a head that trickles in may not. So hyper's timer gets the idle limit, and this one stands below it.
+//! while, but a head must not trickle in that slowly. So hyper's timer gets the idle limit, and this one works below
+//! it.
 
 use std::future::Future;
 use std::io;
@@ -14,12 +15,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::answers::Answers;
 
-/// A connection whose heads are limited in time.
+/// A connection with a time limit for each head.
 pub(crate) struct HeadLimit<S> {
     stream: S,
     limit: Duration,
     answers: Answers,
-    /// Runs from a head's first byte.
+    /// Started by the first byte of a head.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -83,6 +84,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for HeadLimit<S> {
 
 #[cfg(test)]
 mod tests {
+    use entrepot_runtime::listen::Visit;
+
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
@@ -91,7 +94,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_trickles_in_is_cut_and_an_idle_connection_is_not() {
         let (mut client, server) = duplex(64);
-        let mut server = HeadLimit::new(server, LIMIT, Answers::new());
+        let mut server = HeadLimit::new(server, LIMIT, Answers::new(Visit::alone()));
         let mut byte = [0];
         let idle = tokio::time::timeout(LIMIT * 5, server.read(&mut byte)).await;
         assert!(idle.is_err(), "an idle connection waits");
@@ -107,7 +110,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn while_an_answer_is_sent_nothing_is_late() {
         let (mut client, server) = duplex(64);
-        let answers = Answers::new();
+        let answers = Answers::new(Visit::alone());
         let mut server = HeadLimit::new(server, LIMIT, answers.clone());
         let answering = answers.begin();
         client.write_all(b"G").await.unwrap();

@@ -1,8 +1,8 @@
-//! What a snapshot must show before a node runs it. Whatever is wrong with one, the last good one stays.
+//! Checks that a snapshot must pass before a node runs it. If anything is wrong with it, the last good one stays.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use entrepot_proto::node::v1 as pb;
@@ -14,6 +14,7 @@ use entrepot_trust::snapshot::SnapshotError as TrustError;
 use entrepot_trust::{ClusterKey, Signature, SnapshotTrust, Statement};
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::snapshot::LeftOut;
@@ -21,10 +22,10 @@ use super::snapshot::{Clients, SnapshotError, Version};
 use super::{Control, Snapshot};
 use crate::config::limits;
 
-/// How many items that were left out the control plane is told of.
+/// How many left-out items are reported to the control plane.
 const TOLD_ITEMS: usize = 100;
 
-/// Lets right snapshots through to be run, and tells of all others.
+/// Lets good snapshots pass, and reports all others.
 pub(crate) struct Gate {
     control: Control,
     trust: SnapshotTrust,
@@ -32,13 +33,13 @@ pub(crate) struct Gate {
     clients: Clients,
     readiness: Condition,
     refused: Counter<u64>,
-    /// What was refused last, so that it is told once.
+    /// The snapshot that was refused last, so that it is reported once.
     told: Mutex<Option<Told>>,
-    /// One at a time: the stream and the store bring the same ones.
+    /// Only one at a time: the stream and the store bring the same snapshots.
     installing: tokio::sync::Mutex<()>,
 }
 
-/// A head with the reason why it is refused.
+/// A head, and the reason why it is refused.
 type Told = (Vec<u8>, &'static str);
 
 /// A head that a trusted key has signed.
@@ -49,7 +50,7 @@ pub(super) struct Head {
     statement: Statement,
 }
 
-/// Why a snapshot is not run.
+/// Why a snapshot is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
     #[error("its head is malformed")]
@@ -75,7 +76,7 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// The word in metrics.
+    /// The name in metrics.
     fn reason(&self) -> &'static str {
         match self {
             Self::Head(_) => "malformed_head",
@@ -114,12 +115,12 @@ impl Gate {
         Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
     }
 
-    /// The version that runs.
+    /// The version of the current snapshot.
     pub(super) fn version(&self) -> Option<Version> {
         self.control.version()
     }
 
-    /// Reads a head, and checks who signed it.
+    /// Reads a head, and checks its signature.
     pub(super) fn head(&self, bytes: &[u8]) -> Result<Head, Refusal> {
         let head: SnapshotHead = serde_json::from_slice(bytes)?;
         let statement = Statement { epoch: head.epoch, revision: head.revision, sha256: head.sha256 };
@@ -129,7 +130,7 @@ impl Gate {
         Ok(Head { version, key: head.key, statement })
     }
 
-    /// Runs a snapshot from now on, if everything about it is right. One that runs already is right, too.
+    /// Runs a snapshot from now on, if everything about it is right. The current snapshot passes, too.
     pub(super) async fn install(self: &Arc<Self>, head: &Head, bytes: Bytes) -> Result<(), Refusal> {
         let _one = self.installing.lock().await;
         let Head { version, .. } = head;
@@ -140,7 +141,7 @@ impl Gate {
                 Ordering::Greater => {}
             }
         }
-        // Up to 256 MiB are hashed and read: not on a thread that serves.
+        // Up to 256 MiB are hashed and decoded, which must not block a thread that serves.
         let (gate, of) = (Arc::clone(self), head.clone());
         let snapshot = tokio::task::spawn_blocking(move || gate.read(&of, &bytes)).await??;
         for left_out in &snapshot.left_out {
@@ -153,7 +154,7 @@ impl Gate {
         Ok(())
     }
 
-    /// Reads the snapshot that the head names. Takes time.
+    /// Reads the snapshot that the head names. This takes time.
     fn read(&self, head: &Head, bytes: &[u8]) -> Result<Snapshot, Refusal> {
         let Head { version, statement, .. } = head;
         if Statement::of(version.epoch, version.revision, bytes) != *statement {
@@ -164,7 +165,7 @@ impl Gate {
         if snapshot.version == *version { Ok(snapshot) } else { Err(Refusal::Version) }
     }
 
-    /// What was left out of the snapshot that runs, as nodes tell the control plane.
+    /// The items left out of the current snapshot, in the form for the control plane.
     pub(super) fn left_out(&self) -> Vec<pb::LeftOut> {
         let Some(running) = self.control.current() else { return Vec::new() };
         let told = running.left_out.iter().take(TOLD_ITEMS);
@@ -172,7 +173,7 @@ impl Gate {
             .collect()
     }
 
-    /// Tells of a snapshot that is not run: in the log once, in the metrics as often as it is offered.
+    /// Reports a refused snapshot: once in the log, and each time in the metrics.
     pub(super) fn refuse(&self, head: &[u8], refusal: &Refusal) -> pb::RefusedSnapshot {
         let reason = refusal.reason();
         if self.version().is_some() {
@@ -180,7 +181,7 @@ impl Gate {
                 .ready_but(format!("a newer snapshot is refused, the last good one stays: {}", chain(refusal)));
         }
         self.refused.add(1, &[KeyValue::new("reason", reason)]);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let text = chain(refusal).to_string();
         if told.as_ref().is_none_or(|(of, why)| of != head || *why != reason) {
             warn!(snapshot.refused = reason, error = %text, "refused a snapshot, the last good one stays: {text}");
@@ -192,7 +193,7 @@ impl Gate {
     }
 }
 
-/// Lets the metrics say which snapshot runs, and how old it is.
+/// Adds metrics of the current snapshot's version and age.
 fn observe(control: &Control, clock: Clock, metrics: &Metrics) {
     let meter = metrics.meter("entrepot.data_plane");
     let running = control.clone();

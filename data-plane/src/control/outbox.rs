@@ -1,16 +1,16 @@
 //! What this node learns, on its way to the control plane.
 //!
-//! Events about repositories, images and tags are durable, as objects of the store, before the record is written that
-//! they tell of: so whatever can be pulled will be listed. They are delivered from memory, and deleted when the control
-//! plane has taken them; the store is listed only for what memory may lack. Last pulls are counted in memory and may lose
-//! a second.
+//! Events about repositories, images and tags are made durable in the store before the record that they announce is
+//! written, so whatever can be pulled will be listed. They are delivered from memory, and deleted once the control
+//! plane has taken them; the store is listed only for events that are not in memory. Last pulls are counted in memory,
+//! and up to a second of them may be lost.
 
 mod delivery;
 mod queue;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -20,18 +20,19 @@ use entrepot_proto::node::v1 as pb;
 use entrepot_records::layout;
 use entrepot_runtime::{Clock, Metrics, Tasks};
 use entrepot_store::Store;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
 use self::delivery::Delivery;
 use self::queue::{Queue, Report};
-use super::line::Line;
+use super::channels::ControlChannels;
 
-/// How many different manifests' pulls are remembered between two reports; more than that are forgotten.
+/// How many different manifests' pulls are remembered between two reports; further ones are dropped.
 const PULLS: usize = 100_000;
 
-/// Takes events and sees to it that they arrive.
+/// Takes events, and makes sure that they arrive.
 #[derive(Clone)]
 pub(crate) struct Outbox {
     inner: Arc<Inner>,
@@ -44,7 +45,7 @@ struct Inner {
     queue: Mutex<Queue>,
     pulls: Mutex<HashMap<Pulled, DateTime<Utc>>>,
     wake: Notify,
-    /// How many reports are kept for a control plane of a later release.
+    /// How many reports are kept because no control plane takes them for now.
     kept: Arc<AtomicU64>,
 }
 
@@ -62,14 +63,14 @@ impl Outbox {
         metrics
             .meter("entrepot.data_plane")
             .u64_observable_gauge("entrepot.outbox.kept")
-            .with_description("Reports of events that wait for a control plane of a later release.")
+            .with_description("Reports of events that no control plane takes for now: one of a later release may, or a damaged record is in the way.")
             .with_callback(move |gauge| gauge.observe(observed.load(Ordering::Relaxed), &[]))
             .build();
         let (queue, pulls, wake) = (Mutex::default(), Mutex::default(), Notify::new());
         Self { inner: Arc::new(Inner { store, node, clock, queue, pulls, wake, kept }) }
     }
 
-    /// Makes events durable. Returns before they have been delivered.
+    /// Makes events durable. Returns before they are delivered.
     pub(crate) async fn record(
         &self,
         repository: &RepositoryName,
@@ -85,7 +86,7 @@ impl Outbox {
         let mut queue = self.inner.queue();
         match &written {
             Ok(_) => queue.add(Report { key, events: report.events }),
-            // It may be in the store all the same.
+            // It may be in the store anyway.
             Err(_) => queue.note_lack(),
         }
         drop(queue);
@@ -102,19 +103,19 @@ impl Outbox {
         }
     }
 
-    /// Delivers until the node stops, and what can be delivered at once then.
-    pub(crate) async fn deliver(self, line: Line, tasks: Tasks) {
-        Delivery::new(self.inner, line).run(&tasks.stopping()).await;
+    /// Delivers until the node stops, and then whatever can be delivered at once.
+    pub(crate) async fn deliver(self, channels: ControlChannels, tasks: Tasks) {
+        Delivery::new(self.inner, channels).run(&tasks.stopping()).await;
     }
 }
 
 impl Inner {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     fn pulls(&self) -> MutexGuard<'_, HashMap<Pulled, DateTime<Utc>>> {
-        self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pulls.lock()
     }
 
     fn event(&self, repository: &RepositoryName, incarnation: Uuid, at: DateTime<Utc>, kind: Kind) -> pb::Event {
@@ -122,12 +123,12 @@ impl Inner {
         event.to_wire(at)
     }
 
-    /// Takes the pulls that were counted since the last time.
+    /// Takes the pulls counted since the last time.
     fn take_pulls(&self) -> Vec<(Pulled, DateTime<Utc>)> {
         std::mem::take(&mut *self.pulls()).into_iter().collect()
     }
 
-    /// Remembers pulls that could not be reported, unless newer ones are known already.
+    /// Puts back pulls that could not be reported, unless newer ones are known already.
     fn take_back(&self, undelivered: &[(Pulled, DateTime<Utc>)]) {
         let mut pulls = self.pulls();
         for (pulled, at) in undelivered {

@@ -1,4 +1,4 @@
-//! All that a node needs to know, as one value: rules, upstreams with their clients, principals with their keys.
+//! Everything that a node needs to know, as one value: rules, upstreams with their clients, principals with their keys.
 
 mod read;
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::template::RepositorySettings;
-use entrepot_domain::{Action, PrefixMap, Priority, RepositoryName, Rule, Template, Upstream};
+use entrepot_domain::{Action, Hops, PrefixMap, Priority, RepositoryName, Rule, Template, Upstream};
 use entrepot_proto::node::v1 as pb;
 use entrepot_records::{Origin, Provenance};
 use entrepot_runtime::Metrics;
@@ -21,48 +21,48 @@ use crate::budget::{BudgetAccount, Budgets};
 
 pub(crate) use read::SnapshotError;
 
-/// What a node needs to know to serve. Immutable; the next one takes its place as a whole.
+/// Everything that a node needs to know to serve. It is immutable, and replaced as a whole.
 pub(crate) struct Snapshot {
     pub(crate) version: Version,
     pub(crate) registry_id: Uuid,
     pub(crate) build_time: Option<DateTime<Utc>>,
-    /// For how long nodes may believe what they have read of records; nothing where the control plane does not say, since
-    /// it would not tell nodes what to forget.
+    /// How long nodes may rely on records that they have read. It is zero if the control plane does not say, since such
+    /// a control plane would not tell nodes what to forget.
     pub(crate) hold_time: Duration,
     rules: PrefixMap<Item<Rule>>,
     templates: PrefixMap<Item<Template>>,
     upstreams: HashMap<Uuid, Source>,
     principals: HashMap<Uuid, Principal>,
     access_keys: HashMap<String, AccessKey>,
-    /// What is in it and not understood here.
+    /// The items that are not understood here.
     pub(crate) left_out: Vec<LeftOut>,
 }
 
-/// Something of a snapshot: understood here, or not.
+/// An item of a snapshot, which is understood here or not.
 #[derive(Clone)]
 pub(crate) enum Item<T> {
     Understood(Arc<T>),
     LeftOut(LeftOut),
 }
 
-/// Something that this release does not understand, or that is malformed. It grants nothing and creates nothing, and
-/// nothing else takes its place: a name that it covers is not covered by a shorter prefix instead.
+/// An item that this release does not understand, or that is malformed. It grants nothing and creates nothing, and
+/// nothing else takes its place: names that it covers are not covered by a shorter prefix instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeftOut {
-    /// Such as `rules/hub`.
+    /// The item's name, such as `rules/hub`.
     pub(crate) item: Arc<str>,
-    /// What is not understood.
+    /// Why it is not understood.
     pub(crate) reason: Arc<str>,
 }
 
 impl LeftOut {
-    /// What kind of thing it is, such as `rules`.
+    /// The kind of the item, such as `rules`.
     pub(crate) fn kind(&self) -> &str {
         self.item.split('/').next().unwrap_or_default()
     }
 }
 
-/// Which snapshot; a later epoch beats any revision.
+/// The version of a snapshot; a later epoch is newer, whatever the revisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
     pub(crate) epoch: i64,
@@ -81,16 +81,16 @@ impl From<Version> for pb::SnapshotVersion {
     }
 }
 
-/// An upstream with the client that talks to it.
+/// An upstream with its client.
 #[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) client: entrepot_upstream::Client,
-    /// What it lets us ask for.
+    /// Its budget.
     pub(crate) account: Arc<BudgetAccount>,
 }
 
-/// What clients of upstreams are made with.
+/// Everything needed to make clients of upstreams.
 pub(crate) struct Clients {
     pub(crate) limits: Limits,
     pub(crate) metrics: RequestMetrics,
@@ -109,21 +109,21 @@ pub(crate) struct Principal {
     pub(crate) actions: Arc<[Action]>,
 }
 
-/// A key that can be used.
+/// An active key.
 #[derive(Clone)]
 pub(crate) struct AccessKey {
     pub(crate) principal_uid: Uuid,
     pub(crate) hash: AccessKeyHash,
 }
 
-/// What a client's name leads to.
+/// What a client's spelling of a name refers to.
 #[derive(Clone)]
 pub(crate) struct Location {
     /// The repository's name, in the one spelling under which it is kept.
     pub(crate) repository: RepositoryName,
     /// What fills it; `None` if no rule covers the name, or one that is not understood here.
     pub(crate) fill: Option<FillFrom>,
-    /// The rule, or its upstream, that is not understood here. What is cached is served all the same.
+    /// The rule or upstream that is not understood here. Cached content is still served.
     pub(crate) left_out: Option<LeftOut>,
 }
 
@@ -133,18 +133,20 @@ pub(crate) struct FillFrom {
     pub(crate) rule: Arc<Rule>,
     pub(crate) origin: Uuid,
     pub(crate) source: Source,
-    /// The name of the repository that is filled, in the one spelling under which it is kept.
+    /// The name of the filled repository, in the one spelling under which it is kept.
     pub(crate) name: RepositoryName,
     /// The repository's name at the upstream.
     pub(crate) repository: RepositoryName,
-    /// What the repository is created by, if it does not exist.
+    /// The template for the repository, if it does not exist yet.
     template: Option<Item<Template>>,
-    /// For whom the upstream is asked.
+    /// The priority with which the upstream is asked.
     pub(crate) priority: Priority,
+    /// The registries that the request has come through.
+    hops: Hops,
 }
 
 impl FillFrom {
-    /// What is noted of where content comes from that this brings.
+    /// The provenance that is recorded with the content.
     pub(crate) fn provenance(&self) -> Provenance {
         let url = self.source.upstream.endpoint.url();
         let host = url.host_str().unwrap_or_default();
@@ -152,16 +154,20 @@ impl FillFrom {
         Provenance { rule_uid: self.rule.uid, origin: Origin::new(host, self.repository.to_string()) }
     }
 
-    /// The upstream's client for questions of this priority. Blobs come by [`Source::client`], as for a pull: whoever fetches
-    /// one, pulls may join.
+    /// The upstream's client for requests with this priority. Blobs are fetched by [`Self::pull_client`], since pulls
+    /// may join a fetch that somebody else has begun.
     pub(crate) fn client(&self) -> entrepot_upstream::Client {
-        self.source.client.at(self.priority)
+        self.pull_client().at(self.priority)
     }
 
-    /// What the repository is created with, if it does not exist.
+    pub(crate) fn pull_client(&self) -> entrepot_upstream::Client {
+        self.source.client.behind(&self.hops)
+    }
+
+    /// The settings with which the repository is created, if it does not exist.
     ///
     /// # Errors
-    /// If its template is not understood here. Then it is not to be created here.
+    /// If its template is not understood here. The repository must then not be created here.
     pub(crate) fn settings(&self) -> Result<RepositorySettings, LeftOut> {
         match &self.template {
             Some(Item::Understood(template)) => Ok(template.settings()),
@@ -172,19 +178,24 @@ impl FillFrom {
 }
 
 impl Location {
-    /// The same, whose upstream is asked for somebody who can wait so long.
+    /// The same, with another priority.
     pub(crate) fn with(self, priority: Priority) -> Self {
         Self { fill: self.fill.map(|fill| FillFrom { priority, ..fill }), ..self }
+    }
+
+    /// The same, for a request that has come through these registries.
+    pub(crate) fn behind(self, hops: Hops) -> Self {
+        Self { fill: self.fill.map(|fill| FillFrom { hops, ..fill }), ..self }
     }
 }
 
 impl Snapshot {
-    /// All upstreams, in no order.
+    /// All upstreams, in no particular order.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &Source> {
         self.upstreams.values()
     }
 
-    /// Where a repository of a client's spelling is, and what fills it.
+    /// Finds the repository for a client's spelling, and what fills it.
     pub(crate) fn locate(&self, name: &RepositoryName) -> Location {
         let unfilled = |left_out| Location { repository: name.clone(), fill: None, left_out };
         let rule = match self.rules.covering(name).map(|item| &**item) {
@@ -193,7 +204,7 @@ impl Snapshot {
             None => return unfilled(None),
         };
         let Some(source) = self.upstreams.get(&rule.upstream_uid) else { return unfilled(None) };
-        // A name that the upstream cannot have, being too long, is one that nothing fills.
+        // If the name at the upstream would be too long, nothing fills it.
         let Ok(mapped) = rule.map(name, source.upstream.kind) else { return unfilled(None) };
         let fill = FillFrom {
             rule: rule.clone(),
@@ -203,6 +214,7 @@ impl Snapshot {
             template: self.templates.covering(&mapped.repository).map(|item| Item::clone(item)),
             repository: mapped.upstream_repository,
             priority: Priority::Pull,
+            hops: Hops::default(),
         };
         Location { repository: mapped.repository, fill: Some(fill), left_out: None }
     }
@@ -212,7 +224,7 @@ impl Snapshot {
         self.principals.get(&principal_uid)
     }
 
-    /// The key with this id, if it can be used.
+    /// The key with this id, if it is active.
     pub(crate) fn access_key(&self, key_id: &str) -> Option<&AccessKey> {
         self.access_keys.get(key_id)
     }

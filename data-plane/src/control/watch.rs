@@ -1,14 +1,14 @@
-//! Keeps the snapshot current, on two ways that do not wait for each other: the stream from the control plane, which is
-//! quick, and a look at the published one every few seconds, which needs nobody but the store.
+//! Keeps the snapshot current in two independent ways: by the stream from the control plane, which is fast, and by
+//! checking the published snapshot every few seconds, which needs only the store.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use bytes::BytesMut;
 use entrepot_proto::node::v1 as pb;
 use entrepot_records::layout;
-use entrepot_runtime::{Tasks, chain};
+use entrepot_runtime::retry::jittered;
+use entrepot_runtime::{Backoff, Tasks, chain};
 use entrepot_store::Store;
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -17,24 +17,23 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
+use super::channels::{Client, ControlChannels};
 use super::gate::{Gate, Head, Refusal};
-use super::line::{Client, Line};
 use super::snapshot::Version;
 use crate::config::limits;
-use crate::jitter::about;
 
-/// Everything that keeping the snapshot current needs.
+/// Everything needed to keep the snapshot current.
 #[derive(Clone)]
 pub(crate) struct Watch {
     pub(crate) node_id: Arc<str>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Store,
-    pub(crate) line: Line,
+    pub(crate) channels: ControlChannels,
     /// Whether a control plane streams snapshots now.
     streamed: tokio::sync::watch::Sender<bool>,
 }
 
-/// Why the published snapshot could not be had.
+/// Why the published snapshot could not be loaded.
 #[derive(Debug, thiserror::Error)]
 enum LoadError {
     #[error("the store could not be read")]
@@ -46,12 +45,12 @@ enum LoadError {
 }
 
 impl Watch {
-    pub(crate) fn new(node_id: Arc<str>, gate: Gate, store: Store, line: Line) -> Self {
+    pub(crate) fn new(node_id: Arc<str>, gate: Gate, store: Store, channels: ControlChannels) -> Self {
         let streamed = tokio::sync::watch::Sender::new(false);
-        Self { node_id, gate: Arc::new(gate), store, line, streamed }
+        Self { node_id, gate: Arc::new(gate), store, channels, streamed }
     }
 
-    /// Spawns both ways; they end when the tasks stop.
+    /// Starts both; they end when the tasks stop.
     pub(crate) fn spawn(self, tasks: &Tasks) {
         let (polling, stopping) = (self.clone(), tasks.stopping());
         tasks.spawn("snapshot.poll", async move {
@@ -63,17 +62,17 @@ impl Watch {
         });
     }
 
-    /// Looks at the published snapshot again and again.
+    /// Checks the published snapshot again and again.
     async fn poll(&self) {
         let (mut trouble, mut streamed) = (None, self.streamed.subscribe());
         loop {
-            match self.look().await {
+            match self.poll_store().await {
                 Ok(()) => {
                     if trouble.take().is_some() {
                         info!("the published snapshot can be read again");
                     }
                 }
-                // Was told already.
+                // This was reported already.
                 Err(LoadError::Refused) => {}
                 Err(error) => {
                     let text = chain(&error).to_string();
@@ -87,7 +86,7 @@ impl Watch {
         }
     }
 
-    /// Waits until it is time to look again: later while news come by the stream, and at once when that ends.
+    /// Waits until the next check: longer while snapshots come by the stream, and at once when the stream ends.
     async fn pause(&self, streamed: &mut tokio::sync::watch::Receiver<bool>) {
         let is_streamed = *streamed.borrow_and_update();
         let pause = match self.gate.version() {
@@ -96,27 +95,28 @@ impl Watch {
             Some(_) => limits::SNAPSHOT_POLL,
         };
         tokio::select! {
-            () = tokio::time::sleep(about(pause)) => {}
+            () = tokio::time::sleep(jittered(pause)) => {}
             // The sender lives as long as `self`.
             _ = streamed.wait_for(|now| is_streamed && !now) => {}
         }
     }
 
-    /// Takes the snapshot that is published in the store, if it is newer than the one that runs.
-    async fn look(&self) -> Result<(), LoadError> {
-        // What the stream brings while the store is asked makes an older head no rollback.
+    /// Loads the published snapshot from the store, if it is newer than the current one.
+    async fn poll_store(&self) -> Result<(), LoadError> {
+        // Taken before the store is asked: if the stream brings a newer snapshot meanwhile, an older head is not a
+        // rollback.
         let running = self.gate.version();
         let object = within(limits::SNAPSHOT_READ.0, self.store.get(&layout::snapshot_head())).await?;
         let Some(object) = object else {
             return match running {
                 // Nothing was published yet.
                 None => Ok(()),
-                Some(_) => Err(self.refused(&[], &Refusal::NoHead)),
+                Some(_) => Err(self.report_refusal(&[], &Refusal::NoHead)),
             };
         };
         match self.take(&object.bytes, running).await? {
             Ok(()) => Ok(()),
-            Err(refusal) => Err(self.refused(&object.bytes, &refusal)),
+            Err(refusal) => Err(self.report_refusal(&object.bytes, &refusal)),
         }
     }
 
@@ -163,24 +163,16 @@ impl Watch {
         .await
     }
 
-    fn refused(&self, head: &[u8], refusal: &Refusal) -> LoadError {
+    fn report_refusal(&self, head: &[u8], refusal: &Refusal) -> LoadError {
         self.gate.refuse(head, refusal);
         LoadError::Refused
     }
 
-    /// Follows one replica of the control plane after the other.
+    /// Follows the replicas of the control plane, one after the other.
     async fn stream(&self) {
-        let backoff = || {
-            ExponentialBuilder::default()
-                .with_jitter()
-                .with_min_delay(Duration::from_millis(100))
-                .with_max_delay(limits::CONTROL_RETRY)
-                .without_max_times()
-                .build()
-        };
-        let (mut delays, mut failures) = (backoff(), 0);
+        let (mut backoff, mut failures) = (Backoff::new(Duration::from_millis(100), limits::CONTROL_RETRY), 0);
         loop {
-            let Some((replica, client)) = self.line.client() else { return };
+            let Some((replica, client)) = self.channels.client() else { return };
             let before = self.gate.version();
             let followed = self.follow(client).await;
             self.streamed.send_replace(false);
@@ -188,14 +180,15 @@ impl Watch {
                 Ok(()) => debug!("the control plane closed the stream of snapshots"),
                 Err(status) => debug!("the control plane is away: {status}"),
             }
-            self.line.move_on(replica);
+            self.channels.fail_over(replica);
             failures += 1;
             if self.gate.version() != before {
-                (delays, failures) = (backoff(), 1);
+                backoff.reset();
+                failures = 1;
             }
-            // Those that were not asked yet are asked at once.
-            if failures % self.line.len() == 0 {
-                tokio::time::sleep(delays.next().unwrap_or(limits::CONTROL_RETRY)).await;
+            // Replicas that were not asked yet are asked at once.
+            if failures % self.channels.len() == 0 {
+                backoff.wait().await;
             }
         }
     }
@@ -243,7 +236,7 @@ impl Watch {
     }
 }
 
-/// What a call to the store gives within `limit`.
+/// Limits a call to the store to `limit`.
 async fn within<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, entrepot_store::Error>>,

@@ -1,4 +1,4 @@
-//! The driver of one fill: carries out the effects of the domain's state machine and reports what came of them.
+//! The driver of one fill: it carries out the effects of the domain's state machine and reports the results to it.
 
 mod fetch;
 mod follow;
@@ -10,24 +10,22 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use entrepot_domain::fill::{
-    Effect, Event, Fill, Outcome, Phase, is_worth_fetching_ahead, is_worth_finishing, longest,
-};
+use entrepot_domain::fill::{Effect, Event, Fill, Outcome, Phase, Unread, is_worth_fetching_ahead, longest};
 use entrepot_domain::{Digest, ResourceId, Verifier};
 use entrepot_records::Content;
 use entrepot_runtime::chain;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tracing::{Instrument as _, Span, field, info, info_span, instrument, warn};
 
 use super::landing::{End, Head, Landing, Progress};
-use super::passage::Passage;
+use super::pass_through::PassThrough;
 use super::spool::Spool;
 use super::upload::Uploading;
-use super::{CHUNK_BYTES, Fills, TERMS};
+use super::{CHUNK_BYTES, FetchTurn, Fills, SETTINGS};
 use crate::config::limits;
 use crate::control::FillFrom;
 use crate::error::PullError;
@@ -37,7 +35,7 @@ use crate::peers::Following;
 use crate::repository::within_limit;
 use store::OwnObject;
 
-/// Runs one fill to its end. Everything is reported through `progress`.
+/// Runs one fill to its end, and reports everything through `progress`.
 #[instrument(name = "fill", skip_all, fields(
     content.digest = %digest, rule.name = %fill.rule.id, fill.outcome = field::Empty, size_bytes = field::Empty))]
 pub(super) async fn drive(
@@ -77,11 +75,12 @@ pub(super) async fn drive(
         verified_since: None,
         config: None,
         failure: None,
-        unread_since: None,
+        unread: Unread::default(),
+        said_bytes: None,
         tick,
         began: Instant::now(),
     };
-    let (mut state, first) = Fill::start(TERMS);
+    let (mut state, first) = Fill::start(SETTINGS);
     let mut effects = VecDeque::from(first);
     let outcome = loop {
         driver.tell(&state);
@@ -112,53 +111,54 @@ struct Driver<'a> {
     landing: &'a Landing,
     /// The object that this fill writes.
     own: OwnObject,
-    /// The content that another fill has brought.
+    /// The content that another fill has stored.
     found: Option<Content>,
-    /// Ours, unless another has it or nobody can say.
+    /// Our lease, unless another node has it or leases are unavailable.
     lease: Option<Lease>,
-    /// Who has it, or had it when it was last asked for.
+    /// The holder of the lease, according to the last claim.
     holder: Option<Holder>,
-    /// The node that this is.
+    /// The node of that holder.
     leader: Option<ResourceId>,
-    /// That one's fill.
+    /// That node's fill.
     following: Option<Following>,
-    /// Whether the upstream has said that our repository has the blob.
+    /// Whether the upstream has confirmed that our repository has the blob.
     is_confirmed: bool,
-    /// The leave to fetch without a lease.
-    uncoordinated: Option<OwnedSemaphorePermit>,
-    /// The leave to fetch.
-    turn: Option<Arc<OwnedSemaphorePermit>>,
-    /// How often what has landed was discarded.
+    /// The permission to fetch without a lease.
+    uncoordinated: Option<FetchTurn>,
+    /// The permission to fetch.
+    turn: Option<Arc<FetchTurn>>,
+    /// How often the landed bytes were discarded.
     attempt: u32,
     spool: Option<Spool>,
-    /// Whether all is known that will be known of the blob before it has landed.
+    /// Whether everything is known about the blob that can be known before it has landed.
     is_open: bool,
-    /// The bytes in their order, as they come.
+    /// The bytes that land in order.
     body: Option<Body>,
-    /// How many of them have landed before.
+    /// How many bytes at the beginning of that body have landed already.
     passed_over_bytes: u64,
-    /// Whether they have ended too early.
+    /// Whether that body has ended too early.
     has_ended_early: bool,
-    /// Where the next bytes that come ahead land, and those bytes.
+    /// Where the next bytes of the part ahead land, where the part ends, and its body.
     ahead: Option<(u64, u64, Body)>,
     verifier: Verifier,
-    /// The way into the store, while we lead.
+    /// The upload to the store, while we lead.
     upload: Option<Uploading>,
-    /// Whether the store has it all, as soon as that is known.
+    /// Whether the store has the whole content, as soon as that is known.
     completing: Option<BoxFuture<'static, bool>>,
-    /// Since when all is verified.
+    /// Since when everything is verified.
     verified_since: Option<Instant>,
-    /// The bytes, while they are few enough to be an image's configuration.
+    /// The bytes, as long as they are few enough to be an image's configuration.
     config: Option<BytesMut>,
     failure: Option<PullError>,
-    /// Since when nobody reads.
-    unread_since: Option<Instant>,
+    unread: Unread,
+    /// The size that the sender of the bytes has given.
+    said_bytes: Option<u64>,
     tick: Interval,
     began: Instant,
 }
 
 impl Driver<'_> {
-    /// Lets readers know how far the fill is.
+    /// Tells readers how far the fill is.
     fn tell(&self, state: &Fill) {
         self.landing.about().is_at(state);
         let reach = state.reach();
@@ -236,7 +236,7 @@ impl Driver<'_> {
                 None
             }
             Effect::AbortUpload => {
-                // In the background: no reader waits for that.
+                // In the background, since no reader waits for it.
                 self.upload = None;
                 None
             }
@@ -250,7 +250,7 @@ impl Driver<'_> {
     }
 
     async fn look(&mut self) -> Event {
-        match within_limit(self.fills.inner.repositories.delivered(self.digest, self.fill)).await {
+        match within_limit(self.fills.inner.repositories.find_delivered(self.digest, self.fill)).await {
             Ok(Some(content)) => {
                 self.found = Some(content);
                 Event::Found
@@ -280,17 +280,29 @@ impl Driver<'_> {
         event
     }
 
-    /// All is known that will be known of the blob before it has landed.
-    fn open(&mut self, size_bytes: Option<u64>) {
+    /// The largest accepted size of content whose size is only known from its readers' manifests.
+    fn limit(&self) -> u64 {
+        self.landing.limit().unwrap_or(u64::MAX).min(self.fills.inner.largest_blob)
+    }
+
+    /// Notes that everything is known about the blob that can be known before it has landed. Returns the next event if
+    /// it is too large to be stored.
+    fn open(&mut self, size_bytes: Option<u64>) -> Option<Event> {
+        self.said_bytes = size_bytes;
+        let expected_bytes = size_bytes.or_else(|| self.landing.limit()).unwrap_or_default();
+        if self.spool.as_ref().is_some_and(|spool| !spool.has_room_for(expected_bytes)) {
+            return Some(Event::SpoolFailed);
+        }
         self.is_open = true;
-        if self.config.is_none() && size_bytes.is_some_and(|size| size <= TERMS.whole_bytes) {
+        if self.config.is_none() && size_bytes.is_some_and(|size| size <= SETTINGS.whole_bytes) {
             self.config = Some(BytesMut::new());
         }
+        None
     }
 
     async fn open_spool(&mut self) -> Option<Event> {
         if self.spool.is_none() {
-            match Spool::create(&self.fills.inner.spool_dir).await {
+            match Spool::create(&self.fills.inner.spool_dir, self.fills.inner.largest_blob).await {
                 Ok(spool) => self.spool = Some(spool),
                 Err(error) => return Some(spool_failed(&error)),
             }
@@ -298,7 +310,7 @@ impl Driver<'_> {
         None
     }
 
-    /// What happens next while bytes land.
+    /// Waits for the next event while bytes land.
     async fn next_event(&mut self, state: &Fill) -> Event {
         loop {
             let ahead = async {
@@ -326,7 +338,7 @@ impl Driver<'_> {
                 }
             };
             tokio::select! {
-                is_stored = completing => return self.completed(is_stored, state).await,
+                is_stored = completing => return self.finish_store(is_stored, state).await,
                 chunk = body => return self.land(chunk, state).await,
                 word = leader => return self.hear(word, state).await,
                 chunk = ahead => return self.land_ahead(chunk).await,
@@ -350,7 +362,7 @@ impl Driver<'_> {
         written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(|error| spool_failed(&error))
     }
 
-    /// Takes bytes in their order, from `at` on, into the hash and the upload.
+    /// Adds bytes that start at `at` to the hash and the upload.
     fn hash(&mut self, bytes: &[u8], at: u64) {
         self.verifier.update(bytes);
         if let Some(config) = &mut self.config {
@@ -361,7 +373,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Hashes some of what has landed ahead.
+    /// Hashes some of the bytes that have landed ahead.
     async fn hash_spooled(&mut self, part: Range<u64>) -> Event {
         let len = (part.end - part.start).min(CHUNK_BYTES as u64);
         let Some(spool) = &self.spool else { return Event::SpoolFailed };
@@ -374,7 +386,7 @@ impl Driver<'_> {
         }
     }
 
-    /// What readers and the node want meanwhile.
+    /// Checks what readers and the node want meanwhile.
     fn look_around(&mut self, state: &Fill) -> Option<Event> {
         if self.verified_since.is_some_and(|since| since.elapsed() >= limits::COMMIT_LATE) {
             self.verified_since = None;
@@ -385,21 +397,17 @@ impl Driver<'_> {
         }
         let readers = self.landing.about().reader_count();
         if self.fills.inner.tasks.stopping().is_cancelled() {
-            // They take over where they are, so they had better be close.
+            // They continue from where they are, so they should be close.
             let (followers, from) = self.landing.about().followed_from();
             let are_close = from.is_none_or(|from| state.landed_bytes() <= from + limits::CLOSE_BYTES);
             if readers <= followers && are_close {
                 return Some(Event::Draining { readers: false, followers: followers > 0 });
             }
         }
-        if readers > 0 || is_worth_finishing(state.landed_bytes(), state.size_bytes()) {
-            self.unread_since = None;
-        } else {
-            let since = *self.unread_since.get_or_insert_with(Instant::now);
-            let is_unread = since.elapsed() >= limits::UNREAD_FILL;
-            if is_unread && self.fills.leave_unread(self.fill.origin, self.digest, self.landing) {
-                return Some(Event::Abandoned);
-            }
+        let (landed, size, now) = (state.landed_bytes(), state.size_bytes(), self.began.elapsed());
+        let is_over = self.unread.is_over(readers, landed, size, now);
+        if is_over && self.fills.leave_unread(self.fill.origin, self.digest, self.landing) {
+            return Some(Event::Abandoned);
         }
         let readers = self.landing.readers();
         if let Some((start, at, _)) = &self.ahead {
@@ -418,7 +426,7 @@ impl Driver<'_> {
             Outcome::Failed => ("failed", End::Failed(failure.unwrap_or(PullError::GaveUp))),
             Outcome::Abandoned => ("given_up", End::Failed(PullError::GaveUp)),
             Outcome::HandedOver => ("handed_over", End::Failed(PullError::GaveUp)),
-            Outcome::PassedThrough => ("passed_through", End::PassedThrough(Arc::new(self.passage(state)))),
+            Outcome::PassedThrough => ("passed_through", End::PassedThrough(Arc::new(self.pass_through(state)))),
         };
         let landed = state.landed_bytes();
         Span::current().record("fill.outcome", word).record("size_bytes", landed);
@@ -443,19 +451,19 @@ impl Driver<'_> {
             ),
             End::PassedThrough(_) => warn!(
                 content.digest = %digest, rule.name = %rule, size_bytes = landed,
-                "passes `{digest}` under `{rule}` through to each reader, since the spool takes no bytes"
+                "passes `{digest}` under `{rule}` through to each reader, since the spool does not take it"
             ),
             End::Found => {}
         }
         self.progress.send_modify(|progress| progress.end = Some(end));
     }
 
-    fn passage(&self, state: &Fill) -> Passage {
-        Passage {
+    fn pass_through(&self, state: &Fill) -> PassThrough {
+        PassThrough {
             fills: self.fills.clone(),
             fill: self.fill.clone(),
             digest: self.digest.clone(),
-            size_bytes: state.size_bytes(),
+            size_bytes: state.size_bytes().or(self.said_bytes),
             landed: self.spool.clone().map(|spool| (spool, state.landed_bytes())),
         }
     }

@@ -1,17 +1,18 @@
-//! A fill as its readers see it.
+//! A fill from the point of view of its readers.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use entrepot_domain::fill::{Phase, Reach};
 use entrepot_domain::{RepositoryName, ResourceId};
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
-use tokio::sync::watch;
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{OnceCell, watch};
 
 use super::CHUNK_BYTES;
-use super::passage::Passage;
+use super::pass_through::PassThrough;
 use super::readers::{Reader, Readers};
 use super::spool::Spool;
 use super::view::{About, Reading};
@@ -24,21 +25,36 @@ use crate::outcome::Outcome;
 #[derive(Clone)]
 pub(crate) struct Landing {
     progress: watch::Receiver<Progress>,
-    /// The repository whose upstream is asked for the bytes.
+    /// The repository whose upstream delivers the bytes.
     begun_for: RepositoryName,
     confirmed: Arc<Mutex<Confirmed>>,
     readers: Readers,
     about: Arc<About>,
-    /// Counts whoever has this as a reader; `None` for what the node itself keeps of a fill.
+    /// Counts the owner of this as a reader; `None` for the node's own handle of a fill.
     reading: Option<Arc<Reading>>,
+    /// The size that this reader's manifest promises.
+    promised: Option<u64>,
+    /// What its readers were promised.
+    limit: Arc<Mutex<Limit>>,
+    /// The size according to a manifest that another node has served, once the other nodes were asked.
+    promised_elsewhere: Arc<OnceCell<Option<u64>>>,
 }
 
-/// The repositories whose upstream has the content; they are linked when it is stored.
+/// The sizes that a fill's readers were promised by manifests.
+#[derive(Default)]
+struct Limit {
+    /// The largest one.
+    largest: u64,
+    /// How many readers were promised nothing.
+    open: usize,
+}
+
+/// The repositories that have the content according to the upstream. They are linked when it is stored.
 struct Confirmed {
     repositories: Vec<FillFrom>,
-    /// How many of them the fill has taken to link.
+    /// How many of them the fill has already taken for linking.
     taken: usize,
-    /// Whether the fill takes no more.
+    /// Whether the fill takes no more of them.
     closed: bool,
 }
 
@@ -46,17 +62,16 @@ struct Confirmed {
 #[derive(Clone)]
 pub(super) struct Progress {
     pub(super) phase: Phase,
-    /// Which attempt this is: what landed before it was wrong.
+    /// The number of the attempt: what landed in earlier ones was wrong.
     pub(super) attempt: u32,
     /// What is known before the first byte.
     pub(super) head: Option<Head>,
-    /// Whether readers may know it: small content is verified first.
+    /// Whether readers may know it. Small content is verified first.
     pub(super) is_told: bool,
-    /// The node that brings the bytes, if it is another one.
+    /// The node through which the bytes come, if it is another one.
     pub(super) leader: Option<ResourceId>,
     /// Which bytes readers may have.
     pub(super) reach: Reach,
-    /// How the fill ended.
     pub(super) end: Option<End>,
 }
 
@@ -66,16 +81,16 @@ pub(super) struct Head {
     pub(super) size_bytes: Option<u64>,
 }
 
-/// How a fill ended, as far as its readers care.
+/// How a fill ended, for its readers.
 #[derive(Clone)]
 pub(super) enum End {
     /// The content was in the store already.
     Found,
-    /// All bytes may be had, and are the right ones.
+    /// All bytes are available and verified.
     Whole,
-    /// Each reader goes on by itself.
-    PassedThrough(Arc<Passage>),
-    /// There is nothing more to come.
+    /// Each reader continues with its own stream.
+    PassedThrough(Arc<PassThrough>),
+    /// Nothing more will come.
     Failed(PullError),
 }
 
@@ -83,16 +98,18 @@ pub(super) enum End {
 pub(crate) struct Landed {
     /// The blob's size, if it is known before the end.
     pub(crate) size_bytes: Option<u64>,
-    /// The node by way of which it comes, if it is another one.
+    /// The node through which it comes, if it is another one.
     pub(crate) leader: Option<ResourceId>,
     source: Source,
     reading: Option<Arc<Reading>>,
+    /// The size, if only a manifest tells it.
+    promised: Option<u64>,
 }
 
 /// Where a reader's bytes come from.
 enum Source {
     Spool { spool: Spool, progress: watch::Receiver<Progress>, readers: Readers },
-    Passage(Arc<Passage>),
+    PassThrough(Arc<PassThrough>),
 }
 
 impl Landing {
@@ -109,31 +126,62 @@ impl Landing {
         let repositories = vec![fill.clone()];
         let confirmed = Arc::new(Mutex::new(Confirmed { repositories, taken: 0, closed: false }));
         let readers = Readers::default();
-        (Self { progress, begun_for: fill.name.clone(), confirmed, readers, about, reading: None }, sender)
+        let begun_for = fill.name.clone();
+        let (limit, promised_elsewhere) = (Arc::default(), Arc::default());
+        let (reading, promised) = (None, None);
+        let landing =
+            Self { progress, begun_for, confirmed, readers, about, reading, promised, limit, promised_elsewhere };
+        (landing, sender)
     }
 
-    /// The same fill for one more reader, which is counted until it drops all that it has of it.
-    pub(super) fn for_reader(&self) -> Self {
-        Self { reading: Some(Arc::new(self.about.reading())), ..self.clone() }
+    /// The same fill for another reader, who counts until everything derived from this is dropped, and whose manifest
+    /// promises this size.
+    pub(super) fn for_reader(&self, promised: Option<u64>) -> Self {
+        let mut limit = self.limit.lock();
+        match promised {
+            Some(size) => limit.largest = limit.largest.max(size),
+            None => limit.open += 1,
+        }
+        drop(limit);
+        Self { reading: Some(Arc::new(self.about.reading())), promised, ..self.clone() }
     }
 
-    /// What makes its holder a reader.
+    /// The largest promise to any of its readers, if each was promised something. So the manifest of one repository
+    /// never limits what another one gets.
+    pub(super) fn limit(&self) -> Option<u64> {
+        let limit = self.limit.lock();
+        (limit.open == 0).then_some(limit.largest)
+    }
+
+    /// Notes a promise to a reader that had joined without one.
+    pub(super) fn promise(&self, size_bytes: u64) {
+        let mut limit = self.limit.lock();
+        limit.largest = limit.largest.max(size_bytes);
+        limit.open = limit.open.saturating_sub(1);
+    }
+
+    /// The size according to a manifest that another node has served.
+    pub(super) fn promised_elsewhere(&self) -> &OnceCell<Option<u64>> {
+        &self.promised_elsewhere
+    }
+
+    /// Makes its owner a reader.
     pub(super) fn reading(&self) -> Option<Arc<Reading>> {
         self.reading.clone()
     }
 
-    /// What operators may know of it.
+    /// What operators may know about it.
     pub(crate) fn about(&self) -> &Arc<About> {
         &self.about
     }
 
-    /// How many bytes have landed in their order, and how many of them readers may have.
+    /// How many bytes have landed in order, and how many of them readers may have.
     pub(super) fn bytes(&self) -> (u64, u64) {
         let progress = self.progress.borrow();
         (progress.reach.landed_bytes(), progress.reach.until(0))
     }
 
-    /// The node that brings the bytes, if it is another one.
+    /// The node through which the bytes come, if it is another one.
     pub(super) fn leader(&self) -> Option<ResourceId> {
         self.progress.borrow().leader.clone()
     }
@@ -153,16 +201,16 @@ impl Landing {
         self.begun_for == *repository
     }
 
-    /// Whether the upstream has said that this repository has the content.
+    /// Whether the upstream has confirmed that this repository has the content.
     pub(crate) fn is_confirmed_for(&self, repository: &RepositoryName) -> bool {
-        self.confirmed().repositories.iter().any(|fill| fill.name == *repository)
+        self.lock_confirmed().repositories.iter().any(|fill| fill.name == *repository)
     }
 
-    /// Notes that the upstream has said so. Returns whether the fill links this repository: one that has stored the
-    /// content and linked all that it knew of leaves that to the caller.
+    /// Notes that the upstream has confirmed this. Returns whether the fill will link this repository. If the fill has
+    /// already stored the content and linked all repositories that it knew, the caller has to link this one.
     #[must_use]
     pub(crate) fn confirm_for(&self, fill: &FillFrom) -> bool {
-        let mut confirmed = self.confirmed();
+        let mut confirmed = self.lock_confirmed();
         let known = confirmed.repositories.iter().any(|known| known.name == fill.name);
         if !known && !confirmed.closed {
             confirmed.repositories.push(fill.clone());
@@ -172,7 +220,7 @@ impl Landing {
 
     /// The next repository to link. After the last one, the fill takes no more.
     pub(super) fn next_to_link(&self) -> Option<FillFrom> {
-        let mut confirmed = self.confirmed();
+        let mut confirmed = self.lock_confirmed();
         let next = confirmed.repositories.get(confirmed.taken).cloned();
         match next {
             Some(_) => confirmed.taken += 1,
@@ -181,37 +229,40 @@ impl Landing {
         next
     }
 
-    fn confirmed(&self) -> MutexGuard<'_, Confirmed> {
-        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_confirmed(&self) -> MutexGuard<'_, Confirmed> {
+        self.confirmed.lock()
     }
 
-    /// How far it is.
+    /// Tells how far it is.
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
-    /// Those who read.
+    /// The readers.
     pub(super) fn readers(&self) -> &Readers {
         &self.readers
     }
 
-    /// Waits until there is something to send; `None` if the store has it all.
+    /// Waits until there is something to send; `None` if the store has everything.
     pub(crate) async fn head(&self) -> Result<Option<Landed>, PullError> {
         let (mut progress, reading) = (self.progress.clone(), self.reading());
         let state = progress.wait_for(|progress| progress.is_told || progress.end.is_some()).await;
-        // A fill that was torn down tells nobody; the node is stopping.
+        // A fill that was torn down sends nothing; the node is stopping.
         let state = state.map_err(|_| PullError::GaveUp)?.clone();
         let leader = state.leader;
         match (state.head.filter(|_| state.is_told), state.end) {
             (_, Some(End::Failed(error))) => Err(error),
-            (_, Some(End::PassedThrough(passage))) => {
-                let size_bytes = passage.size_bytes().await?;
-                Ok(Some(Landed { size_bytes, leader: None, source: Source::Passage(passage), reading }))
+            (_, Some(End::PassedThrough(pass_through))) => {
+                let promised = self.promised.filter(|_| pass_through.size_bytes.is_none());
+                let size_bytes = if promised.is_some() { promised } else { pass_through.size_bytes().await? };
+                let source = Source::PassThrough(pass_through);
+                Ok(Some(Landed { size_bytes, leader: None, source, reading, promised }))
             }
             (Some(head), _) => {
                 let (progress, readers) = (self.progress.clone(), self.readers.clone());
                 let source = Source::Spool { spool: head.spool, progress, readers };
-                Ok(Some(Landed { size_bytes: head.size_bytes, leader, source, reading }))
+                let promised = self.promised.filter(|_| head.size_bytes.is_none());
+                Ok(Some(Landed { size_bytes: head.size_bytes.or(promised), leader, source, reading, promised }))
             }
             (None, Some(End::Found | End::Whole) | None) => Ok(None),
         }
@@ -219,13 +270,23 @@ impl Landing {
 }
 
 impl Landed {
-    /// How the pull of a blob that is still landing ends.
-    pub(crate) fn outcome(&self) -> Outcome {
-        if self.leader.is_some() { Outcome::Follow } else { Outcome::Miss }
+    /// The same with a size that only a manifest tells.
+    pub(super) fn promised(self, size_bytes: u64) -> Self {
+        Self { size_bytes: Some(size_bytes), promised: Some(size_bytes), ..self }
     }
 
-    /// Waits until the fill has ended, without reading it; `landed` hears how many bytes have landed in their order.
-    pub(crate) async fn ended(self, landed: impl Fn(u64)) -> Result<(), PullError> {
+    /// The outcome of a pull of a blob that is still landing.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self.source {
+            Source::PassThrough(_) => Outcome::Bypass,
+            Source::Spool { .. } if self.leader.is_some() => Outcome::Follow,
+            Source::Spool { .. } => Outcome::Miss,
+        }
+    }
+
+    /// Waits for the end of the fill without reading it. `landed` is called with the number of bytes that have landed
+    /// in order.
+    pub(crate) async fn wait(self, landed: impl Fn(u64)) -> Result<(), PullError> {
         let Source::Spool { mut progress, .. } = self.source else { return Err(PullError::GaveUp) };
         loop {
             let (bytes, end) = {
@@ -236,9 +297,9 @@ impl Landed {
             match end {
                 Some(End::Found | End::Whole) => return Ok(()),
                 Some(End::Failed(error)) => return Err(error),
-                // It goes past the spool, and so past the store.
+                // It bypasses the spool, and so the store.
                 Some(End::PassedThrough(_)) => return Err(PullError::GaveUp),
-                // A fill that was torn down tells nobody; the node is stopping.
+                // A fill that was torn down sends nothing; the node is stopping.
                 None => progress.changed().await.map_err(|_| PullError::GaveUp)?,
             }
         }
@@ -250,14 +311,15 @@ impl Landed {
             Some(range) => (range.start, Some(range.end)),
             None => (0, self.size_bytes),
         };
-        let reading = self.reading;
+        let (reading, promised) = (self.reading, self.promised);
         match self.source {
             Source::Spool { spool, progress, readers } => {
                 let place = readers.enter(start, end);
-                let cursor = Cursor { spool, progress, at: start, end, place, passing: None, _reading: reading };
+                let cursor =
+                    Cursor { spool, progress, at: start, end, place, passing: None, promised, _reading: reading };
                 futures_util::stream::try_unfold(cursor, Cursor::next).boxed()
             }
-            Source::Passage(passage) => passage.stream(start, end),
+            Source::PassThrough(pass_through) => pass_through.stream(start, end, promised),
         }
     }
 }
@@ -266,11 +328,13 @@ struct Cursor {
     spool: Spool,
     progress: watch::Receiver<Progress>,
     at: u64,
-    /// Where to stop; `None` is at the fill's end.
+    /// Where to stop; `None` is the end of the fill.
     end: Option<u64>,
     place: Reader,
-    /// Where the bytes come from once the spool takes no more.
+    /// The source of the bytes once the spool takes no more.
     passing: Option<BoxStream<'static, Result<Bytes, Cut>>>,
+    /// The size, if only a manifest tells it.
+    promised: Option<u64>,
     _reading: Option<Arc<Reading>>,
 }
 
@@ -283,10 +347,14 @@ impl Cursor {
             if self.end == Some(self.at) {
                 return Ok(None);
             }
-            let (until, end) = {
+            let (landed, until, end) = {
                 let progress = self.progress.borrow_and_update();
-                (progress.reach.until(self.at), progress.end.clone())
+                (progress.reach.landed_bytes(), progress.reach.until(self.at), progress.end.clone())
             };
+            // The tail of content without a known size is held back, so the promised bytes are not complete yet.
+            if self.promised.is_some_and(|promised| landed > promised) {
+                return Err(Cut::because("the blob is larger than its manifest says"));
+            }
             let until = self.end.map_or(until, |end| until.min(end)).min(self.at.saturating_add(CHUNK_BYTES as u64));
             if until > self.at {
                 let len = usize::try_from(until - self.at).map_err(Cut::because)?;
@@ -297,10 +365,12 @@ impl Cursor {
             }
             match end {
                 Some(End::Failed(error)) => return Err(Cut::because(error)),
-                Some(End::PassedThrough(passage)) => self.passing = Some(passage.stream(self.at, self.end)),
+                Some(End::PassedThrough(pass_through)) => {
+                    self.passing = Some(pass_through.stream(self.at, self.end, self.promised));
+                }
                 Some(End::Whole) if self.end.is_none() => return Ok(None),
                 Some(End::Whole | End::Found) => {
-                    return Err(Cut::because("the blob is shorter than the upstream said"));
+                    return Err(Cut::because("the blob is shorter than was said"));
                 }
                 None => {
                     self.place.waits();

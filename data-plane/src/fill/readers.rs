@@ -1,8 +1,10 @@
-//! Where the readers of a fill are, and which of them wait.
+//! The positions of a fill's readers, and which of them wait.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The readers of one fill. Clones share them.
 #[derive(Clone, Default)]
@@ -14,23 +16,23 @@ struct Table {
     readers: BTreeMap<u64, Position>,
 }
 
-/// Where a reader is.
+/// The position of a reader.
 #[derive(Clone, Copy, Debug)]
 struct Position {
     at: u64,
     end: Option<u64>,
-    /// Since when it has waited for the byte that it is at.
+    /// Since when it has waited for the byte at its position.
     waits_since: Option<Instant>,
 }
 
-/// One reader's place among them, until it is dropped.
+/// A reader in the table, until this is dropped.
 pub(super) struct Reader {
     readers: Readers,
     number: u64,
 }
 
 impl Readers {
-    /// A reader of the bytes from `at` on, up to `end` or the last one.
+    /// Adds a reader of the bytes from `at` on, up to `end` or the last one.
     pub(super) fn enter(&self, at: u64, end: Option<u64>) -> Reader {
         let mut table = self.lock();
         let number = table.next;
@@ -39,7 +41,7 @@ impl Readers {
         Reader { readers: self.clone(), number }
     }
 
-    /// The byte that has been waited for longest, and for how long, among those that are further ahead than `landed`.
+    /// Among the readers that are further ahead than `landed`: the byte that has been waited for longest, and how long.
     pub(super) fn waiting_ahead(&self, landed: u64) -> Option<(u64, Duration)> {
         let table = self.lock();
         let waiting = table.readers.values().filter(|reader| reader.at > landed);
@@ -47,26 +49,25 @@ impl Readers {
         waiting.min_by_key(|(_, since)| *since).map(|(at, since)| (at, since.elapsed()))
     }
 
-    /// Whether a reader is in `from..=to`, and wants what comes after that.
+    /// Whether a reader is in `from..=to`, and wants bytes after that.
     pub(super) fn are_in(&self, from: u64, to: u64) -> bool {
         let is_in = |reader: &Position| (from..=to).contains(&reader.at) && reader.end.is_none_or(|end| end > to);
         self.lock().readers.values().any(is_in)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
 impl Reader {
-    /// It has read up to here.
+    /// Notes how far it has read.
     pub(super) fn is_at(&self, at: u64) {
         if let Some(reader) = self.readers.lock().readers.get_mut(&self.number) {
             (reader.at, reader.waits_since) = (at, None);
         }
     }
 
-    /// It waits.
     pub(super) fn waits(&self) {
         if let Some(reader) = self.readers.lock().readers.get_mut(&self.number) {
             reader.waits_since.get_or_insert_with(Instant::now);

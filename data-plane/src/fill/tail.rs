@@ -1,5 +1,5 @@
-//! What a leader sends to a node that follows it: the bytes as they land, those that its own readers may not have yet
-//! among them, since the follower verifies them itself; and, whatever it waits for, that it lives.
+//! What a leader sends to a node that follows it: the bytes as they land, including those that its own readers may not
+//! have yet, since the follower verifies them itself; and regular signs of life, whatever the leader itself waits for.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use crate::body::Cut;
 use crate::config::limits;
 use crate::peers::words::Word;
 
-/// How many pieces wait for the follower: each is a word or its content.
+/// How many pieces may wait for the follower. Each is a message or a piece of content.
 const PIECES: usize = 1;
-/// How much is read from the spool for a follower at once. Three of these are on their way to it: what is being read, what
-/// waits, and what its connection has.
+/// How much is read from the spool for a follower at once. At any time three of these are on their way: one being read,
+/// one waiting, and one in its connection.
 const PIECE_BYTES: u64 = 128 * 1024;
 
 impl Landing {
-    /// What this fill brings from the byte `at` on, for the node `follower`; `None` if this node has too many followers.
-    /// It ends at once if this node does not lead.
+    /// The stream of this fill from the byte `at` on, for the node `follower`; `None` if this node has too many
+    /// followers. It ends at once if this node does not lead.
     pub(crate) fn tail(
         &self,
         fills: &Fills,
@@ -35,9 +35,9 @@ impl Landing {
     ) -> Option<ReceiverStream<Result<Bytes, Cut>>> {
         let turn = fills.inner.followers.clone().try_acquire_owned().ok()?;
         let (say, said) = mpsc::channel(PIECES);
-        // In this order: a follower that is counted is a reader, too.
+        // In this order, since a follower that is counted is a reader, too.
         let (progress, reading) = (self.progress(), self.reading());
-        let place = About::followed(self.about(), follower, at);
+        let place = About::add_follower(self.about(), follower, at);
         let mut beat = interval(limits::BEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let tail = Tail { progress, place, say, at, beat, told_size: None, _reading: reading, _turn: turn };
@@ -53,7 +53,7 @@ struct Tail {
     say: mpsc::Sender<Result<Bytes, Cut>>,
     at: u64,
     beat: Interval,
-    /// What has been said of the size; `None` if nothing has.
+    /// The size that was sent; `None` if nothing was sent yet.
     told_size: Option<Option<u64>>,
     _reading: Option<Arc<Reading>>,
     _turn: OwnedSemaphorePermit,
@@ -70,7 +70,7 @@ impl Tail {
             if progress.attempt != attempt {
                 break Word::Rejected;
             }
-            // Who is far behind has the rest from the store sooner than from here.
+            // A follower that is far behind gets the rest faster from the store than from here.
             let is_far = progress.reach.landed_bytes() > self.at + limits::CLOSE_BYTES;
             if progress.phase == Phase::Finished(Outcome::Stored) && is_far {
                 break Word::Ended;
@@ -86,7 +86,7 @@ impl Tail {
                 None => {}
             }
             tokio::select! {
-                // A fill that was torn down: the node ends.
+                // The fill was torn down: the node is stopping.
                 changed = self.progress.changed() => if changed.is_err() { break Word::Left },
                 _ = self.beat.tick() => if self.say(Word::Beat).await.is_err() { return },
             }
@@ -94,7 +94,7 @@ impl Tail {
         let _ = self.say(last).await;
     }
 
-    /// Says what has come since the last time, at most one chunk. Returns whether there may be more.
+    /// Sends what has come since the last time, at most one chunk. Returns whether there may be more.
     async fn catch_up(&mut self, progress: &Progress) -> Result<bool, Gone> {
         let Some(head) = &progress.head else { return Ok(false) };
         if self.told_size != Some(head.size_bytes) {
@@ -111,11 +111,11 @@ impl Tail {
         let bytes = loop {
             tokio::select! {
                 bytes = &mut reading => break bytes,
-                // A disk that is slow is no sign of death.
+                // A slow disk must not look like the leader's death.
                 _ = self.beat.tick() => self.say(Word::Beat).await?,
             }
         };
-        // A follower of a node that cannot read its own disk is better off without it.
+        // A follower should not depend on a node that cannot read its own disk.
         let Ok(bytes) = bytes else { return Err(Gone) };
         self.say(Word::Content(bytes)).await?;
         self.at += len as u64;

@@ -1,7 +1,7 @@
-//! A fill's way into the store: what has landed and is hashed is read from the spool and sent, at the store's own pace.
+//! The upload of a fill: what has landed and is hashed is read from the spool and sent at the store's own pace.
 //!
-//! So a store that is slow keeps no reader waiting for bytes, and who takes a fill over sends what has landed before
-//! while the rest is on its way.
+//! So a slow store does not delay any reader, and a node that takes over a fill sends the bytes that landed earlier
+//! while the rest arrives.
 
 use std::io;
 
@@ -9,17 +9,17 @@ use bytes::Bytes;
 use entrepot_domain::Digest;
 use entrepot_runtime::Tasks;
 use entrepot_store::{Key, Store, Upload};
-use tokio::sync::{OwnedSemaphorePermit, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
 
 use super::spool::Spool;
 use crate::failpoint;
 use crate::repository::within_limit;
 
-/// How much goes into the store at once.
+/// How much is sent to the store at once.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
 
-/// An upload that runs. Dropping it aborts it.
+/// A running upload. Dropping it aborts it.
 pub(super) struct Uploading {
     hashed: watch::Sender<Hashed>,
     stored: oneshot::Receiver<bool>,
@@ -29,37 +29,37 @@ pub(super) struct Uploading {
 #[derive(Clone, Copy, Default)]
 struct Hashed {
     bytes: u64,
-    /// Whether that is all of it, and verified.
+    /// Whether this is all of it, and verified.
     is_whole: bool,
 }
 
 impl Uploading {
-    /// Begins an upload of an object that hashes to a digest, whose bytes land in `spool`. `turn` is kept as long as it runs.
+    /// Begins an upload of an object with this digest, whose bytes land in `spool`. `turn` is kept while it runs.
     pub(super) fn begin(
         tasks: &Tasks,
         store: Store,
         content: (Key, Digest),
         spool: Spool,
-        turn: std::sync::Arc<OwnedSemaphorePermit>,
+        turn: std::sync::Arc<super::FetchTurn>,
     ) -> Self {
         let (hashed, may_send) = watch::channel(Hashed::default());
         let (done, stored) = oneshot::channel();
         let work = async move {
             let is_stored = run(&store, &content, &spool, may_send).await;
             drop(turn);
-            // A fill that was given up does not ask.
+            // If the fill was given up, nobody receives this.
             let _ = done.send(is_stored);
         };
         tasks.spawn("fill.upload", work.in_current_span());
         Self { hashed, stored }
     }
 
-    /// So many bytes have landed and are hashed.
+    /// Permits sending this many bytes, which have landed and are hashed.
     pub(super) fn may_send(&self, bytes: u64) {
         self.hashed.send_replace(Hashed { bytes, is_whole: false });
     }
 
-    /// All `bytes` are there and right: gives them their key. Returns whether the store has them.
+    /// All `bytes` are there and verified: completes the object. Returns whether the store has it.
     pub(super) async fn complete(self, bytes: u64) -> bool {
         self.hashed.send_replace(Hashed { bytes, is_whole: true });
         self.stored.await.unwrap_or(false)
@@ -76,12 +76,12 @@ async fn run(
     if send_all(upload.as_mut(), spool, may_send).await.is_some() {
         return within_limit(upload.complete(Some(digest))).await.is_ok();
     }
-    // What cannot be aborted now is swept later.
+    // An upload that cannot be aborted now is left to a sweep.
     let _ = within_limit(upload.abort()).await;
     false
 }
 
-/// Sends all parts; `None` if the fill was given up, or the store or the spool does not go on.
+/// Sends all parts; `None` if the fill was given up, or the store or the spool failed.
 async fn send_all(upload: &mut dyn Upload, spool: &Spool, mut may_send: watch::Receiver<Hashed>) -> Option<()> {
     let mut sent = 0;
     loop {

@@ -1,34 +1,35 @@
-//! A running fill as operators see it.
+//! Running fills as operators see them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::fill::{Fill, Phase};
 use entrepot_domain::{Digest, RepositoryName, ResourceId};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use super::Fills;
 use crate::control::FillFrom;
 
-/// Over which time a rate is measured, and how far samples are apart.
+/// The window over which a rate is measured, and the distance between samples.
 const WINDOW: Duration = Duration::from_secs(5);
 const APART: Duration = Duration::from_millis(250);
 
 /// A running fill.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct FillView {
-    /// Tells it from the others of its node.
+    /// Unique among the fills of its node.
     pub(crate) id: String,
     pub(crate) rule: String,
     pub(crate) upstream: String,
     pub(crate) digest: String,
-    /// The repository that it was begun for.
+    /// The repository for which it was begun.
     pub(crate) repository: String,
     pub(crate) state: FillState,
-    /// The node that brings the bytes, if it is another one.
+    /// The node through which the bytes come, if it is another one.
     #[serde(default)]
     pub(crate) leader: Option<String>,
     /// The nodes that follow this one.
@@ -42,27 +43,27 @@ pub(crate) struct FillView {
     pub(crate) begin_time: DateTime<Utc>,
 }
 
-/// What a fill is doing.
+/// The state of a fill.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FillState {
-    /// Is it in the store?
+    /// Checking whether the store has the content.
     Looking,
     /// Asking for the lease.
     Claiming,
-    /// Another node has the lease; bytes land from it.
+    /// Another node has the lease, and bytes come from it.
     Following,
-    /// Bytes land.
+    /// Bytes come from the upstream.
     Transferring,
-    /// They get their place in the store.
+    /// The content is being stored.
     Committing,
-    /// A release that knows more of these has told of it.
+    /// A state of another release.
     #[serde(other)]
     Unknown,
 }
 
 impl FillState {
-    /// The word for where the state machine is; `None` when it is over.
+    /// The view of a phase; `None` when the fill has ended.
     fn of(state: &Fill) -> Option<Self> {
         match state.phase() {
             Phase::Looking | Phase::LookingAgain => Some(Self::Looking),
@@ -75,13 +76,12 @@ impl FillState {
     }
 }
 
-/// What is known of a fill besides what its readers need.
+/// Further facts about a fill, which its readers do not need.
 pub(crate) struct About {
-    /// When it was begun.
     pub(crate) began: DateTime<Utc>,
     rule: ResourceId,
     upstream: ResourceId,
-    /// Whom it was begun for.
+    /// The repository for which it was begun.
     pub(crate) repository: RepositoryName,
     digest: Digest,
     readers: AtomicU32,
@@ -96,7 +96,7 @@ struct Follower {
     at: u64,
 }
 
-/// What changes of it.
+/// The changing part.
 struct Now {
     state: FillState,
     size_bytes: Option<u64>,
@@ -118,7 +118,7 @@ impl About {
         })
     }
 
-    /// The state machine is at `state` now.
+    /// Notes the state of the state machine.
     pub(super) fn is_at(&self, state: &Fill) {
         let mut now = self.now();
         now.state = FillState::of(state).unwrap_or(now.state);
@@ -126,37 +126,37 @@ impl About {
         now.meter.sample(state.landed_bytes(), Instant::now());
     }
 
-    /// Counts one reader until it is dropped.
+    /// Counts one reader until the result is dropped.
     pub(super) fn reading(self: &Arc<Self>) -> Reading {
         self.readers.fetch_add(1, Ordering::AcqRel);
         Reading(self.clone())
     }
 
-    /// How many read the fill, nodes that follow it among them.
+    /// How many readers there are, including nodes that follow.
     pub(super) fn reader_count(&self) -> usize {
         self.readers.load(Ordering::Acquire) as usize
     }
 
-    /// Counts one follower, which has all up to `at`, until it is dropped.
-    pub(super) fn followed(self: &Arc<Self>, node: ResourceId, at: u64) -> Followed {
+    /// Counts one follower that has everything up to `at`, until the result is dropped.
+    pub(super) fn add_follower(self: &Arc<Self>, node: ResourceId, at: u64) -> Followed {
         let mut followers = self.followers();
         let number = followers.last().map_or(0, |last| last.number + 1);
         followers.push(Follower { number, node, at });
         Followed { about: self.clone(), number }
     }
 
-    /// How many nodes follow, and where the one that is furthest behind is.
+    /// How many nodes follow, and the position of the one that is furthest behind.
     pub(super) fn followed_from(&self) -> (usize, Option<u64>) {
         let followers = self.followers();
         (followers.len(), followers.iter().map(|follower| follower.at).min())
     }
 
     fn followers(&self) -> MutexGuard<'_, Vec<Follower>> {
-        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.followers.lock()
     }
 
     fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        self.now.lock()
     }
 }
 
@@ -167,7 +167,7 @@ pub(super) struct Followed {
 }
 
 impl Followed {
-    /// It has been sent all up to `at`.
+    /// Notes that it has been sent everything up to `at`.
     pub(super) fn is_at(&self, at: u64) {
         if let Some(follower) = self.about.followers().iter_mut().find(|follower| follower.number == self.number) {
             follower.at = at;
@@ -191,9 +191,9 @@ impl Drop for Reading {
 }
 
 impl Fills {
-    /// The fills that run.
+    /// The running fills.
     pub(crate) fn views(&self) -> Vec<FillView> {
-        let running = self.inner.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.inner.running.lock();
         let view = |((origin, _), landing): (&super::FillKey, &super::Landing)| {
             let (landed_bytes, released_bytes) = landing.bytes();
             let about = landing.about();
@@ -221,12 +221,12 @@ impl Fills {
     }
 }
 
-/// Measures how fast bytes land, from a few samples of the last seconds.
+/// Measures the rate at which bytes land, from a few samples of the last seconds.
 #[derive(Default)]
 struct Meter(VecDeque<(Instant, u64)>);
 
 impl Meter {
-    /// So many bytes have landed at `now`.
+    /// Adds a sample: this many bytes have landed at `now`.
     fn sample(&mut self, landed: u64, now: Instant) {
         if self.0.back().is_some_and(|(at, _)| now.duration_since(*at) < APART) {
             return;
@@ -237,9 +237,9 @@ impl Meter {
         }
     }
 
-    /// Bytes per second until `now`, when `landed` have landed.
+    /// Bytes per second until `now`, when `landed` bytes have landed.
     fn rate(&self, landed: u64, now: Instant) -> u64 {
-        // The last sample before the window begins, so that there is one for what trickles, too.
+        // The last sample before the window, so that slow streams have one, too.
         let before = self.0.iter().rev().find(|(at, _)| now.duration_since(*at) >= WINDOW);
         let Some((at, base)) = before.or_else(|| self.0.front()) else { return 0 };
         let millis = u64::try_from(now.duration_since(*at).as_millis()).unwrap_or(u64::MAX);

@@ -1,7 +1,8 @@
-//! The one mapping of failed pulls to the wire.
+//! The one mapping from failed pulls to HTTP.
 //!
-//! Source: OCI distribution specification 1.1, "Error codes"; the choice between 404, 429, 502 and 503 follows what
-//! clients do with them: 404 is remembered, 500 is not retried elsewhere, and 429 makes some clients storm.
+//! Source: OCI distribution specification 1.1, "Error codes". The choice between 404, 429, 502 and 503 follows what
+//! clients do with them: they remember 404, do not retry 500 elsewhere, and some of them answer 429 with a storm of
+//! retries.
 
 use std::time::Duration;
 
@@ -21,17 +22,19 @@ impl PullError {
             Self::Unauthenticated(_) | Self::InsufficientScope => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
             Self::TooManyLogins { .. } => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
             Self::NoRule => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
-            Self::NotFound { asked, .. } => (StatusCode::NOT_FOUND, unknown(*asked)),
+            Self::NotFound { asked, .. } | Self::Damaged { asked } => (StatusCode::NOT_FOUND, unknown(*asked)),
             Self::Denied { .. } | Self::UpstreamDenied { .. } => (StatusCode::FORBIDDEN, "DENIED"),
             Self::UpstreamThrottled { .. } if honours_retry_after(user_agent) => {
                 (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS")
             }
             Self::TooStale { cause, .. } => cause.status_and_code(user_agent),
             Self::UpstreamRefused { .. } | Self::BadContent { .. } => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
+            Self::Loop(_) | Self::UpstreamLoops { .. } => (StatusCode::LOOP_DETECTED, "UNKNOWN"),
             Self::UpstreamThrottled { .. }
             | Self::OverBudget { .. }
             | Self::UpstreamAway { .. }
             | Self::StoreAway
+            | Self::BadRecord { .. }
             | Self::NoSnapshot
             | Self::LeftOut { .. }
             | Self::Busy
@@ -40,7 +43,7 @@ impl PullError {
         }
     }
 
-    /// When a client should try again.
+    /// When the client should try again.
     fn retry_after(&self) -> Option<Duration> {
         let asked = match self {
             Self::TooManyLogins { retry_after } => Some(*retry_after),
@@ -49,6 +52,7 @@ impl PullError {
             Self::TooStale { cause, .. } => return cause.retry_after(),
             Self::UpstreamAway { .. }
             | Self::StoreAway
+            | Self::BadRecord { .. }
             | Self::NoSnapshot
             | Self::LeftOut { .. }
             | Self::Busy
@@ -60,16 +64,19 @@ impl PullError {
             | Self::Denied { .. }
             | Self::NoRule
             | Self::NotFound { .. }
+            | Self::Damaged { .. }
             | Self::UpstreamDenied { .. }
             | Self::UpstreamRefused { .. }
+            | Self::Loop(_)
+            | Self::UpstreamLoops { .. }
             | Self::BadContent { .. } => return None,
         };
-        // Clients cap what they honour at about a minute.
+        // Clients respect at most about a minute.
         Some(asked.unwrap_or(Duration::from_secs(5)).clamp(Duration::from_secs(1), Duration::from_secs(60)))
     }
 }
 
-/// The answer to a pull that failed. A HEAD request's body is left out by the server.
+/// The answer to a failed pull. The server leaves out the body for a HEAD request.
 pub(crate) fn response(error: &PullError, user_agent: &str, challenge: &Challenge<'_>) -> Response<Body> {
     let (status, code) = error.status_and_code(user_agent);
     let message = serde_json::json!({ "errors": [{ "code": code, "message": error.to_string() }] });
@@ -90,7 +97,7 @@ pub(crate) fn response(error: &PullError, user_agent: &str, challenge: &Challeng
     response
 }
 
-/// What is wrong with a login, as a challenge says it.
+/// The kind of problem with a login, as a challenge names it.
 enum Problem {
     NoToken,
     InvalidToken,
@@ -124,7 +131,7 @@ fn route_status_and_code(error: &RouteError) -> (StatusCode, &'static str) {
         RouteError::EncodedSlash => (StatusCode::NOT_FOUND, "NAME_UNKNOWN"),
         RouteError::Method => (StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED"),
         RouteError::Name(_) => (StatusCode::BAD_REQUEST, "NAME_INVALID"),
-        // No such tag can exist: 404, as conformance asks.
+        // Such a tag cannot exist: 404, as the conformance tests require.
         RouteError::Tag(_) => (StatusCode::NOT_FOUND, "MANIFEST_UNKNOWN"),
         RouteError::PageSize => (StatusCode::BAD_REQUEST, "PAGINATION_NUMBER_INVALID"),
         RouteError::MalformedDigest => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
@@ -140,7 +147,7 @@ fn unknown(asked: Asked) -> &'static str {
     }
 }
 
-/// Whether a client waits as a 429 tells it to. containerd repeats at once, five times, and Docker gives up; these wait.
+/// Whether a client waits after a 429. containerd retries five times at once, and Docker gives up; these clients wait.
 fn honours_retry_after(user_agent: &str) -> bool {
     let agent = user_agent.to_ascii_lowercase();
     ["containers/", "skopeo/", "buildah/", "podman/", "cri-o/", "regclient"]

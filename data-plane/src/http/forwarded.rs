@@ -1,8 +1,9 @@
-//! What proxies say of a request that they forward. Only those that the operator trusts are heard: everybody else could
-//! claim to be anyone.
+//! Headers of proxies that forward a request. They are used only if they come from a proxy that the operator trusts,
+//! since anybody could claim anything in them.
 
 use std::net::IpAddr;
 
+use entrepot_runtime::forwarded;
 use http::HeaderMap;
 use http::header::{HOST, HeaderName};
 use http::request::Parts;
@@ -10,36 +11,34 @@ use ipnet::IpNet;
 
 use crate::connection::Remote;
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// How a client reached this registry, as far as it can be known.
+/// How a client reached this registry, as far as that is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival {
-    /// The client: the last address of the way here that no trusted proxy has.
+    /// The client: the last address on the way that is not a trusted proxy's.
     pub(crate) client: IpAddr,
     /// `http` or `https`.
     pub(crate) scheme: &'static str,
-    /// Host and port as the client wrote them.
+    /// Host and port as the client sent them.
     host: Option<String>,
 }
 
 impl Arrival {
-    /// How the request of `parts` came over a connection from `remote`.
+    /// Reads this from a request over a connection from `remote`.
     pub(crate) fn new(parts: &Parts, remote: Remote, trusted: &[IpNet]) -> Self {
-        let trusts = |address: &IpAddr| trusted.iter().any(|net| net.contains(address));
         let headers = &parts.headers;
-        // Over HTTP/2, the host is a part of the URI.
+        // Over HTTP/2, the host is part of the URI.
         let own_host = || parts.uri.authority().map(|authority| authority.as_str()).or_else(|| last(headers, &HOST));
         let own_scheme = if remote.is_tls { "https" } else { "http" };
-        if !trusts(&remote.address) {
+        if !forwarded::trusts(trusted, remote.address) {
             let host = own_host().filter(|host| is_host(host)).map(str::to_owned);
             return Self { client: remote.address, scheme: own_scheme, host };
         }
         let host = last(headers, &FORWARDED_HOST).filter(|host| is_host(host)).or_else(own_host);
         Self {
-            client: client(headers, trusts).unwrap_or(remote.address),
+            client: forwarded::client(headers, remote.address, trusted),
             scheme: match last(headers, &FORWARDED_PROTO) {
                 Some(proto) if proto.eq_ignore_ascii_case("https") => "https",
                 Some(proto) if proto.eq_ignore_ascii_case("http") => "http",
@@ -49,33 +48,10 @@ impl Arrival {
         }
     }
 
-    /// Where the client reached this registry, without a trailing slash.
+    /// The URL at which the client reached this registry, without a trailing slash.
     pub(crate) fn base_url(&self) -> String {
         format!("{}://{}", self.scheme, self.host.as_deref().unwrap_or("localhost"))
     }
-}
-
-/// The last address that is not a trusted proxy's own; what stands before it, the client may have made up.
-fn client(headers: &HeaderMap, trusts: impl Fn(&IpAddr) -> bool) -> Option<IpAddr> {
-    let lines = headers.get_all(FORWARDED_FOR).into_iter().filter_map(|line| line.to_str().ok());
-    let way: Vec<&str> = lines.flat_map(|line| line.split(',')).map(str::trim).collect();
-    let mut client = None;
-    for text in way.into_iter().rev() {
-        let Some(address) = address(text) else { break };
-        client = Some(address);
-        if !trusts(&address) {
-            break;
-        }
-    }
-    client
-}
-
-/// An address as proxies write it: some add a port.
-fn address(text: &str) -> Option<IpAddr> {
-    let bare = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    let with_port = || text.parse().map(|addr: std::net::SocketAddr| addr.ip()).ok();
-    let address: Option<IpAddr> = text.parse().ok().or_else(bare).or_else(with_port);
-    address.map(|address| address.to_canonical())
 }
 
 /// What the nearest proxy says: each appends to what it was told.
@@ -84,7 +60,7 @@ fn last<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     line.rsplit(',').next().map(str::trim)
 }
 
-/// Whether a host is only that: what a client sends goes back to it in a challenge.
+/// Whether a host is nothing else, because it goes back to the client in a challenge.
 fn is_host(text: &str) -> bool {
     (1..=255).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']'))

@@ -1,4 +1,4 @@
-//! What is asked? Paths are parsed from their end, since repository names contain `/`.
+//! Parses what a request asks for. Paths are parsed from the end, since repository names contain `/`.
 
 use entrepot_domain::digest::DigestError;
 use entrepot_domain::reference::ReferenceError;
@@ -11,20 +11,20 @@ use crate::target::{Content, Target};
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// `/v2/`: is this a registry, and must I log in?
+    /// `/v2/`: is this a registry, and is a login needed?
     Base,
-    /// `/token`: a token for registry requests.
+    /// `/token`: a bearer token.
     Token,
     /// Content of a repository.
     Pull(Target),
-    /// The tags of a repository, named in the client's spelling.
+    /// The tags of a repository, whose name is in the client's spelling.
     Tags(RepositoryName),
-    /// What refers to a manifest of a repository, named in the client's spelling.
+    /// The referrers of a manifest. The repository's name is in the client's spelling.
     Referrers(RepositoryName, Digest),
 }
 
 impl Route {
-    /// The route without what differs from request to request, for metrics and the names of spans.
+    /// The route with placeholders, for metrics and names of spans.
     pub(crate) fn template(&self) -> &'static str {
         match self {
             Self::Base => "/v2/",
@@ -36,7 +36,7 @@ impl Route {
         }
     }
 
-    /// Which content it asks for, if it asks for any.
+    /// The requested content, if any.
     pub(crate) fn target(&self) -> Option<&Target> {
         match self {
             Self::Pull(target) => Some(target),
@@ -44,7 +44,7 @@ impl Route {
         }
     }
 
-    /// Which repository it asks for, if it asks for any.
+    /// The requested repository, if any.
     pub(crate) fn repository(&self) -> Option<&RepositoryName> {
         match self {
             Self::Pull(target) => Some(&target.repository),
@@ -53,7 +53,7 @@ impl Route {
         }
     }
 
-    /// Reads method and path. Query parameters never decide what is asked for.
+    /// Parses method and path. Query parameters do not matter here.
     ///
     /// # Errors
     /// See [`RouteError`].
@@ -71,7 +71,7 @@ impl Route {
             let repository = || decode(name)?.parse().map_err(RouteError::from);
             match kind {
                 "manifests" => Target { repository: repository()?, content: Content::Manifest(manifest(&last)?) },
-                // Uploads are a path of their own, `<name>/blobs/uploads/`, and are refused by method.
+                // Uploads have a path of their own, `<name>/blobs/uploads/`, and are refused because of their method.
                 "blobs" if last != "uploads" => {
                     Target { repository: repository()?, content: Content::Blob(blob(&last)?) }
                 }
@@ -89,7 +89,7 @@ impl Route {
     }
 }
 
-/// `<name>/<kind>/<last>`; an upload's trailing slash or session is left to the kind.
+/// `<name>/<kind>/<last>`. The trailing slash or session of an upload is left to the kind.
 fn split_from_end(path: &str) -> Option<(&str, &str, &str)> {
     let path = path.strip_suffix('/').unwrap_or(path);
     let (rest, last) = path.rsplit_once('/')?;
@@ -97,8 +97,7 @@ fn split_from_end(path: &str) -> Option<(&str, &str, &str)> {
     Some((name, kind, last))
 }
 
-/// Decodes `%XX` once. A decoded slash does not separate, so a name with one is refused by the grammar's look at the
-/// raw text.
+/// Decodes `%XX` once. A decoded slash is not a separator; a name that contains one is refused because of its raw text.
 fn decode(text: &str) -> Result<String, RouteError> {
     if !text.contains('%') {
         return Ok(text.to_owned());

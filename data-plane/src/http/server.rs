@@ -1,4 +1,4 @@
-//! The registry's edge: reads requests, has them answered, and tells of it.
+//! The registry's HTTP server: it reads requests, gets answers for them, and logs them.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use entrepot_domain::RepositoryName;
+use entrepot_domain::{Network, RepositoryName};
+use entrepot_runtime::telemetry::shortened;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
@@ -19,7 +20,6 @@ use uuid::Uuid;
 
 use super::error;
 use super::forwarded::Arrival;
-use super::readers::Readers;
 use super::route::Route;
 use crate::auth::challenge::Challenge;
 use crate::auth::token::TokenRequest;
@@ -30,8 +30,8 @@ use crate::error::{PullError, RouteError};
 use crate::inspect::{AnswerState, AnswerView, Answers, Remembered};
 use crate::metrics::{Exchange, HttpMetrics, PullMetrics, method_name};
 use crate::outcome::Outcome;
-use crate::pull::Node;
-use crate::target::{Content, Target};
+use crate::pull::{Node, hops};
+use crate::target::Content;
 use crate::trail::{self, Note, Noted, Trail};
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -43,7 +43,6 @@ pub(crate) struct Server {
     pub(crate) node_id: Arc<str>,
     pub(crate) external_url: Option<Url>,
     pub(crate) trusted_proxies: Vec<IpNet>,
-    pub(crate) readers: Readers,
     pub(crate) pulls: PullMetrics,
     pub(crate) requests: HttpMetrics,
     pub(crate) answers: Answers,
@@ -54,7 +53,7 @@ impl Edge for Server {
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>, remote: Remote) -> Response<Body> {
         let began = Instant::now();
-        // Begins with the node, so that it can be asked about what it did.
+        // It begins with the node's id, so that the node can be asked about it.
         let request_id = format!("{}-{}", self.node_id, Uuid::now_v7().simple());
         let (parts, incoming) = request.into_parts();
         let arrival = Arrival::new(&parts, remote, &self.trusted_proxies);
@@ -64,7 +63,7 @@ impl Edge for Server {
 
         let (begin_time, asked) = (self.node.auth.clock.now(), route.as_ref().ok().cloned());
         let answering = self.route(&parts, route, &arrival, incoming).instrument(span.clone());
-        // Boxed, since it is large, and would be moved about.
+        // Boxed, because it is large and would be moved around.
         let (mut response, trail) = Trail::of(Box::pin(answering)).await;
         if parts.method == Method::HEAD {
             *response.body_mut() = body::empty();
@@ -79,7 +78,7 @@ impl Edge for Server {
             method: method_name(&parts.method).to_owned(),
             route: template.unwrap_or_default().to_owned(),
             client_address: arrival.client.to_string(),
-            ..answered(&response, asked.as_ref(), &noted)
+            ..answer_view(&response, asked.as_ref(), &noted)
         };
         let remembered = self.answers.remember(view, noted.notes, began);
         let exchange = Exchange {
@@ -91,7 +90,7 @@ impl Edge for Server {
             status: response.status().as_u16(),
             _span: span,
         };
-        sending(remembered, response).map(|body| body::holding(body, exchange))
+        track_body(remembered, response).map(|body| body::holding(body, exchange))
     }
 }
 
@@ -107,17 +106,21 @@ impl Server {
             Ok(route) => route,
             Err(problem) => return self.failed(parts, arrival, &problem.into(), None),
         };
-        let began = Instant::now();
+        if let Err(problem) = self.check_hops(parts) {
+            return self.failed(parts, arrival, &problem, route.repository());
+        }
+        let (began, from) = (Instant::now(), Network::of(arrival.client));
         let result = match &route {
-            Route::Base => self.base(parts).await,
-            Route::Token => self.token(parts, incoming).await,
-            Route::Tags(repository) => within(Box::pin(self.node.tags(parts, repository))).await,
+            Route::Base => self.base(parts, from).await,
+            Route::Token => self.token(parts, from, incoming).await,
+            Route::Tags(repository) => within(Box::pin(self.node.tags(parts, from, repository))).await,
             Route::Referrers(repository, subject) => {
-                within(Box::pin(self.node.referrers(parts, repository, subject))).await
+                within(Box::pin(self.node.referrers(parts, from, repository, subject))).await
             }
             Route::Pull(target) => {
                 let _active = self.pulls.begin();
-                let result = self.pull(parts, target).await;
+                // Boxed, because it is large and would be moved around.
+                let result = within(Box::pin(self.node.pull(parts, from, target))).await;
                 self.pulls.observe(&result, began.elapsed(), matches!(target.content, Content::Manifest(_)));
                 result
             }
@@ -125,26 +128,22 @@ impl Server {
         result.unwrap_or_else(|problem| self.failed(parts, arrival, &problem, route.repository()))
     }
 
-    async fn pull(&self, parts: &Parts, target: &Target) -> Result<Response<Body>, PullError> {
-        let wants_blob = parts.method == Method::GET && matches!(target.content, Content::Blob(_));
-        let turn = if wants_blob { Some(self.readers.turn().await?) } else { None };
-        // Boxed, since it is large, and would be moved about.
-        let answer = within(Box::pin(self.node.pull(parts, target))).await?;
-        Ok(answer.map(|body| match turn {
-            Some(turn) => turn.lasts(body),
-            None => body,
-        }))
+    /// Refuses a request that goes round in a circle, before it costs anything.
+    fn check_hops(&self, parts: &Parts) -> Result<(), PullError> {
+        // Without a configuration no upstream is asked.
+        let Ok(snapshot) = self.node.control.snapshot() else { return Ok(()) };
+        hops(parts).check(snapshot.registry_id).map_err(PullError::Loop)
     }
 
-    /// `/v2/`: 200 for those who are logged in, a challenge for all others.
-    async fn base(&self, parts: &Parts) -> Result<Response<Body>, PullError> {
+    /// `/v2/`: 200 for logged-in callers, a challenge for all others.
+    async fn base(&self, parts: &Parts, from: Network) -> Result<Response<Body>, PullError> {
         let snapshot = self.node.control.snapshot()?;
-        self.node.auth.identify(&parts.headers, &snapshot).await?.require_login()?;
+        self.node.auth.identify(&parts.headers, from, &snapshot).await?.require_login()?;
         Ok(json(Bytes::from_static(b"{}")))
     }
 
-    /// `/token`: credentials come by Basic or in the form.
-    async fn token(&self, parts: &Parts, incoming: Incoming) -> Result<Response<Body>, PullError> {
+    /// `/token`: the credentials come by Basic authentication or in the form.
+    async fn token(&self, parts: &Parts, from: Network, incoming: Incoming) -> Result<Response<Body>, PullError> {
         let snapshot = self.node.control.snapshot()?;
         let mut request = TokenRequest::parse(parts.uri.query().unwrap_or_default());
         if parts.method == Method::POST {
@@ -157,12 +156,12 @@ impl Server {
         }
         let caller = match &request.password {
             Some((username, password)) if !parts.headers.contains_key(AUTHORIZATION) => {
-                self.node.auth.password(username, password, &snapshot).await?
+                self.node.auth.password((username, password), from, &snapshot).await?
             }
-            _ => self.node.auth.identify(&parts.headers, &snapshot).await?,
+            _ => self.node.auth.identify(&parts.headers, from, &snapshot).await?,
         };
         let answer = self.node.auth.issue(&caller, &request, &snapshot)?;
-        // Plain strings and a number: nothing that JSON could not hold.
+        // Plain strings and a number can always be written as JSON.
         let bytes = serde_json::to_vec(&answer).map_err(|_| PullError::Internal)?;
         Ok(json(bytes.into()))
     }
@@ -186,13 +185,13 @@ impl Server {
     }
 }
 
-/// The answer, if it begins soon enough. What is under way goes on: who comes back finds it.
+/// The answer, if it begins soon enough. The work continues, so a client that comes back finds its result.
 async fn within(answer: impl Future<Output = Result<Response<Body>, PullError>>) -> Result<Response<Body>, PullError> {
     tokio::time::timeout(limits::ANSWER_HEAD, answer).await.unwrap_or(Err(PullError::GaveUp))
 }
 
-/// What is remembered of an answer besides what is known of its request.
-fn answered(response: &Response<Body>, route: Option<&Route>, noted: &Noted) -> AnswerView {
+/// What is remembered about an answer, in addition to its request.
+fn answer_view(response: &Response<Body>, route: Option<&Route>, noted: &Noted) -> AnswerView {
     let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
     let asked = route.and_then(Route::repository).map(ToString::to_string);
     let target = route.and_then(Route::target);
@@ -215,13 +214,13 @@ fn answered(response: &Response<Body>, route: Option<&Route>, noted: &Noted) -> 
     }
 }
 
-/// The answer with a body that tells how far it came.
-fn sending(remembered: Arc<Remembered>, response: Response<Body>) -> Response<Body> {
+/// The answer with a body that records how far it was sent.
+fn track_body(remembered: Arc<Remembered>, response: Response<Body>) -> Response<Body> {
     let length = response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    response.map(|body| remembered.sending(body, length))
+    response.map(|body| remembered.track_body(body, length))
 }
 
-/// The span of one request; it goes on in the trace that the client names.
+/// The span of one request, in the client's trace if it names one.
 fn span(parts: &Parts, template: Option<&'static str>, request_id: &str) -> Span {
     let method = method_name(&parts.method);
     let name = template.map_or_else(|| method.to_owned(), |template| format!("{method} {template}"));
@@ -239,7 +238,7 @@ fn span(parts: &Parts, template: Option<&'static str>, request_id: &str) -> Span
     span
 }
 
-/// One line in the log for each request, and what of it belongs into the span.
+/// Logs one line per request, and adds its fields to the span.
 fn tell(span: &Span, parts: &Parts, arrival: &Arrival, response: &Response<Body>, began: Instant) {
     let status = response.status().as_u16();
     let outcome = response.extensions().get().map_or("", |outcome: &Outcome| outcome.as_str());
@@ -248,10 +247,11 @@ fn tell(span: &Span, parts: &Parts, arrival: &Arrival, response: &Response<Body>
         span.record("pull.outcome", outcome);
     }
     let _entered = span.enter();
+    let (method, path) = (method_name(&parts.method), shortened(parts.uri.path()));
     info!(
-        url.path = parts.uri.path(), http.response.status_code = status, client.address = %arrival.client,
-        user_agent.original = user_agent(&parts.headers), duration_ms = began.elapsed().as_millis(),
-        "{} {} -> {status}", parts.method, parts.uri.path(),
+        url.path = &*path, http.response.status_code = status, client.address = %arrival.client,
+        user_agent.original = &*shortened(user_agent(&parts.headers)), duration_ms = began.elapsed().as_millis(),
+        "{method} {path} -> {status}",
     );
 }
 

@@ -1,8 +1,8 @@
-//! The last answers of this node: a ring, so that what they take in memory has a bound.
+//! The last answers of this node, in a ring buffer of limited size.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -11,21 +11,22 @@ use chrono::{DateTime, Utc};
 use entrepot_runtime::chain;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::body::{Body, Cut};
-use crate::trail::{self, Note, capped};
+use crate::trail::{self, Note, truncated};
 
 /// How many answers are remembered.
 const REMEMBERED: usize = 10_000;
-/// How many bytes are kept of what a client has written.
+/// How many bytes are kept of a text that a client has sent.
 const TEXT_BYTES: usize = 300;
 
 /// The last answers of this node. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Answers(Arc<Mutex<VecDeque<Arc<Remembered>>>>);
 
-/// One answer, which may still be on its way.
+/// An answer, which may still be under way.
 pub(crate) struct Remembered {
     request_id: String,
     began: Instant,
@@ -34,22 +35,22 @@ pub(crate) struct Remembered {
     view: Mutex<AnswerView>,
 }
 
-/// What is remembered of an answer.
+/// What is remembered about an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct AnswerView {
     pub(crate) request_id: String,
     pub(crate) begin_time: DateTime<Utc>,
     pub(crate) method: String,
-    /// The path without what differs from request to request; empty for one that is not ours.
+    /// The path with placeholders; empty if it is not one of ours.
     pub(crate) route: String,
     pub(crate) repository: String,
     pub(crate) reference: String,
     pub(crate) digest: String,
-    /// The principal's id, where it is known.
+    /// The principal's id, if known.
     pub(crate) principal: String,
     pub(crate) client_address: String,
     pub(crate) status: u16,
-    /// How a pull ended; empty for what is none, and for failures.
+    /// How a pull ended; empty for other requests and for failures.
     pub(crate) outcome: String,
     pub(crate) reasons: Vec<String>,
     pub(crate) sent_bytes: u64,
@@ -57,7 +58,7 @@ pub(crate) struct AnswerView {
     pub(crate) duration_ms: u64,
 }
 
-/// How far an answer has come.
+/// The state of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum AnswerState {
@@ -67,15 +68,15 @@ pub(crate) enum AnswerState {
     Complete,
     /// We ended it early.
     Cut,
-    /// The client went.
+    /// The client has disconnected.
     Abandoned,
 }
 
 impl Answers {
-    /// Remembers an answer whose head is made.
+    /// Remembers an answer whose head is ready.
     pub(crate) fn remember(&self, mut view: AnswerView, notes: Vec<Note>, began: Instant) -> Arc<Remembered> {
         for text in [&mut view.repository, &mut view.reference, &mut view.digest, &mut view.method] {
-            *text = capped(std::mem::take(text), TEXT_BYTES);
+            *text = truncated(std::mem::take(text), TEXT_BYTES);
         }
         let remembered =
             Arc::new(Remembered { request_id: view.request_id.clone(), began, notes, view: Mutex::new(view) });
@@ -87,9 +88,8 @@ impl Answers {
         remembered
     }
 
-    /// The answer with this request id.
     pub(super) fn get(&self, request_id: &str) -> Option<AnswerView> {
-        // What is asked about is mostly a recent one.
+        // Questions are mostly about recent answers.
         let found = self.lock().iter().rev().find(|remembered| remembered.request_id == request_id).cloned()?;
         let mut view = found.lock().clone();
         view.reasons.splice(0..0, trail::sentences(&found.notes));
@@ -100,13 +100,13 @@ impl Answers {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Remembered>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
 impl Remembered {
-    /// The body, whose way to the client is remembered. `length` is what the answer's head promises of it.
-    pub(crate) fn sending(self: Arc<Self>, body: Body, length: Option<u64>) -> Body {
+    /// The body, with its progress recorded. `length` is the size that the answer's head promises.
+    pub(crate) fn track_body(self: Arc<Self>, body: Body, length: Option<u64>) -> Body {
         let length = length.or_else(|| body.size_hint().exact());
         Sending { body, answer: self, length, sent: 0, end: None }.boxed_unsync()
     }
@@ -116,7 +116,7 @@ impl Remembered {
     }
 
     fn lock(&self) -> MutexGuard<'_, AnswerView> {
-        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+        self.view.lock()
     }
 }
 
@@ -142,7 +142,7 @@ impl http_body::Body for Sending {
             }
             Poll::Ready(Some(Err(cut))) => {
                 this.end = Some(AnswerState::Cut);
-                this.answer.lock().reasons.push(capped(chain(cut).to_string(), TEXT_BYTES));
+                this.answer.lock().reasons.push(truncated(chain(cut).to_string(), TEXT_BYTES));
             }
             Poll::Ready(None) => this.end = this.end.or(Some(AnswerState::Complete)),
             Poll::Pending => {}
@@ -161,7 +161,7 @@ impl http_body::Body for Sending {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        // Who has sent all that was promised does not ask whether there is more.
+        // A connection that has sent everything promised does not ask whether there is more.
         let is_whole = self.body.is_end_stream() || self.length.is_some_and(|length| self.sent >= length);
         let unfinished = if is_whole { AnswerState::Complete } else { AnswerState::Abandoned };
         let duration_ms = self.answer.elapsed_ms();
@@ -219,7 +219,7 @@ mod tests {
             ("left", stream(vec![bytes("ab"), bytes("c")]), Some(3), 1, (2, AnswerState::Abandoned)),
             ("nothing", body::empty(), Some(7), 0, (0, AnswerState::Complete)),
         ] {
-            let mut body = answers.remember(view(name), vec![Note::BlobHere], Instant::now()).sending(body, length);
+            let mut body = answers.remember(view(name), vec![Note::BlobHere], Instant::now()).track_body(body, length);
             assert_eq!(answers.get(name).map(|view| view.state), Some(AnswerState::Sending), "{name}");
             for _ in 0..takes {
                 let _ = body.frame().await;

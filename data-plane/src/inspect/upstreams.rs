@@ -1,5 +1,5 @@
-//! What this node has seen of upstreams: whether their endpoints may be asked, what is left of their budgets, and what
-//! their fallbacks have said otherwise.
+//! What this node has observed about upstreams: whether their endpoints can be asked, what is left of their budgets,
+//! and where fallbacks disagreed.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::Reference;
@@ -9,36 +9,36 @@ use opentelemetry::KeyValue;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::budget::Standing;
+use crate::budget::BudgetState;
 use crate::control::{Control, Source};
 
-/// Of how many upstreams is told at once.
+/// How many upstreams are reported at once.
 const UPSTREAMS_TOLD: usize = 1000;
 
-/// What is known of one upstream.
+/// What is known about one upstream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct UpstreamView {
     pub(crate) uid: String,
-    /// The endpoint, and its fallbacks in their order.
+    /// The endpoint, followed by its fallbacks in order.
     pub(crate) endpoints: Vec<EndpointView>,
-    /// Which of them is asked now.
+    /// The one that is in use.
     pub(crate) endpoint_in_use: String,
     pub(crate) budget: Option<BudgetView>,
-    /// The latest first.
+    /// The latest one first.
     pub(crate) disagreements: Vec<DisagreementView>,
 }
 
-/// What is known of one endpoint.
+/// What is known about one endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EndpointView {
     pub(crate) endpoint: String,
     pub(crate) state: EndpointState,
-    /// Until when it is asked nothing.
+    /// Until when it gets no requests.
     pub(crate) until: Option<DateTime<Utc>>,
     pub(crate) trouble: String,
 }
 
-/// Whether an endpoint may be asked.
+/// Whether an endpoint can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum EndpointState {
@@ -47,7 +47,7 @@ pub(crate) enum EndpointState {
     Limited,
     Throttled,
     Away,
-    /// Something that this release has no word for.
+    /// A state of another release.
     #[serde(other)]
     Unknown,
 }
@@ -58,11 +58,11 @@ pub(crate) struct BudgetView {
     pub(crate) requests: u32,
     pub(crate) window_seconds: u64,
     pub(crate) left: f64,
-    /// The pace of this node.
+    /// This node's requests per hour.
     pub(crate) per_hour: f64,
 }
 
-/// What a fallback has said otherwise.
+/// A fallback's disagreement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DisagreementView {
     pub(crate) endpoint: String,
@@ -74,29 +74,29 @@ pub(crate) struct DisagreementView {
     pub(crate) time: DateTime<Utc>,
 }
 
-/// What is known of the upstreams of the snapshot that runs.
+/// What is known about the upstreams of the current snapshot.
 pub(super) async fn views(control: &Control, now: DateTime<Utc>) -> Vec<UpstreamView> {
     let Some(snapshot) = control.current() else { return Vec::new() };
     let mut views = Vec::new();
     for source in snapshot.sources().take(UPSTREAMS_TOLD) {
-        views.push(view(source, source.account.standing().await, now));
+        views.push(view(source, source.account.shared_state().await, now));
     }
     views.sort_by(|a, b| a.uid.cmp(&b.uid));
     views
 }
 
-fn view(source: &Source, standing: Option<Standing>, now: DateTime<Utc>) -> UpstreamView {
+fn view(source: &Source, budget: Option<BudgetState>, now: DateTime<Utc>) -> UpstreamView {
     let endpoints = source.client.endpoints();
     let in_use = endpoints.iter().find(|endpoint| endpoint.is_asked()).or(endpoints.first());
     UpstreamView {
         uid: source.upstream.uid.to_string(),
         endpoint_in_use: in_use.map(|in_use| in_use.endpoint.to_string()).unwrap_or_default(),
         endpoints: endpoints.iter().map(|known| endpoint(known, now)).collect(),
-        budget: standing.map(|standing| BudgetView {
-            requests: standing.budget.requests.get(),
-            window_seconds: standing.budget.window.as_secs(),
-            left: standing.left,
-            per_hour: standing.per_hour,
+        budget: budget.map(|state| BudgetView {
+            requests: state.budget.requests.get(),
+            window_seconds: state.budget.window.as_secs(),
+            left: state.left,
+            per_hour: state.per_hour,
         }),
         disagreements: source.client.disagreements().iter().map(|known| disagreement(known, now)).collect(),
     }
@@ -133,7 +133,7 @@ fn disagreement(known: &Disagreement, now: DateTime<Utc>) -> DisagreementView {
     }
 }
 
-/// Lets the metrics say how the upstreams of the snapshot that runs are.
+/// Adds metrics of the upstreams of the current snapshot.
 pub(crate) fn observe(control: &Control, metrics: &Metrics) {
     let meter = metrics.meter("entrepot.data_plane");
     let running = control.clone();
@@ -161,21 +161,21 @@ pub(crate) fn observe(control: &Control, metrics: &Metrics) {
         .with_description(
             "How many requests are left of an upstream's budget, or of the limit that it tells, as this node knows.",
         )
-        .with_callback(move |gauge| standings(&running, |id, known| gauge.observe(known.left, &[id])))
+        .with_callback(move |gauge| observe_budgets(&running, |id, known| gauge.observe(known.left, &[id])))
         .build();
     meter
         .f64_observable_gauge("entrepot.upstream.budget.limit")
         .with_description("An upstream's budget, or the limit that it tells.")
         .with_callback(move |gauge| {
-            standings(&limits, |id, known| gauge.observe(f64::from(known.budget.requests.get()), &[id]));
+            observe_budgets(&limits, |id, known| gauge.observe(f64::from(known.budget.requests.get()), &[id]));
         })
         .build();
 }
 
-fn standings(control: &Control, mut observe: impl FnMut(KeyValue, Standing)) {
+fn observe_budgets(control: &Control, mut observe: impl FnMut(KeyValue, BudgetState)) {
     let Some(snapshot) = control.current() else { return };
     for source in snapshot.sources() {
-        if let Some(known) = source.account.known() {
+        if let Some(known) = source.account.own_state() {
             observe(KeyValue::new("upstream.id", source.upstream.id.to_string()), known);
         }
     }

@@ -1,4 +1,4 @@
-//! The kinds of jobs that this node knows, and who does them.
+//! The kinds of jobs that this node knows, and the code that does them.
 
 mod sync;
 mod warm;
@@ -13,27 +13,27 @@ use tracing::warn;
 
 use crate::control::Snapshot;
 use crate::error::{Asked, PullError};
-use crate::resolve::{Ahead, Resolver};
+use crate::resolve::{FetchProgress, Resolver};
 
-/// The names of all of them. [`perform`] does each.
+/// The names of all known kinds. [`perform`] does each.
 pub(super) const KNOWN: [&str; 2] = [SyncTag::NAME, WarmImage::NAME];
 
 /// A kind of job that this node can do.
 pub(super) trait Work: JobKind {
-    /// Does it.
+    /// Does the job.
     fn work(
         resolver: &Resolver,
         snapshot: &Snapshot,
         payload: &Self::Payload,
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> impl Future<Output = Result<Self::Result, PullError>> + Send;
 
-    /// What it counts as in metrics.
+    /// Its label in metrics.
     fn label(_payload: &Self::Payload) -> &'static str {
         Self::NAME
     }
 
-    /// How it ended well, for metrics.
+    /// The label of a successful result in metrics.
     fn outcome(result: &Self::Result) -> &'static str;
 }
 
@@ -52,27 +52,27 @@ impl Performed {
     }
 }
 
-/// Does a job; `None` if it is of a kind that this node does not know.
+/// Does a job; `None` if this node does not know its kind.
 pub(super) async fn perform(
     job: &pb::Job,
     resolver: &Resolver,
     snapshot: &Snapshot,
-    ahead: &Ahead,
+    progress: &FetchProgress,
 ) -> Option<Performed> {
     match job.kind.as_str() {
-        SyncTag::NAME => Some(run::<SyncTag>(job, resolver, snapshot, ahead).await),
-        WarmImage::NAME => Some(run::<WarmImage>(job, resolver, snapshot, ahead).await),
+        SyncTag::NAME => Some(run::<SyncTag>(job, resolver, snapshot, progress).await),
+        WarmImage::NAME => Some(run::<WarmImage>(job, resolver, snapshot, progress).await),
         _ => None,
     }
 }
 
-async fn run<W: Work>(job: &pb::Job, resolver: &Resolver, snapshot: &Snapshot, ahead: &Ahead) -> Performed {
+async fn run<W: Work>(job: &pb::Job, resolver: &Resolver, snapshot: &Snapshot, progress: &FetchProgress) -> Performed {
     let payload: W::Payload = match serde_json::from_str(&job.payload) {
         Ok(payload) => payload,
         Err(error) => return Performed::failed(W::NAME, failure(format!("the job is malformed: {error}"))),
     };
     let kind = W::label(&payload);
-    match W::work(resolver, snapshot, &payload, ahead).await {
+    match W::work(resolver, snapshot, &payload, progress).await {
         Ok(result) => match serde_json::to_string(&result) {
             Ok(text) => Performed { ended: Ended::Result(text), kind, outcome: W::outcome(&result) },
             Err(error) => Performed::failed(kind, failure(format!("the result cannot be written: {error}"))),
@@ -84,12 +84,12 @@ async fn run<W: Work>(job: &pb::Job, resolver: &Resolver, snapshot: &Snapshot, a
     }
 }
 
-/// A failure that will not pass.
+/// A permanent failure.
 pub(super) fn failure(reason: String) -> pb::JobFailure {
     pb::JobFailure { reason, ..Default::default() }
 }
 
-/// What is not here any more, so that there is nothing to ask for.
+/// The reason if the content no longer exists here and cannot be requested.
 fn gone(asked: Asked) -> &'static str {
     match asked {
         Asked::Repository => "there is no such repository any more",
@@ -97,7 +97,7 @@ fn gone(asked: Asked) -> &'static str {
     }
 }
 
-/// How a job failed, and whether that may pass.
+/// How a job failed, and whether trying again may help.
 fn failure_of(error: &PullError) -> pb::JobFailure {
     let (may_retry, retry_after) = match error {
         PullError::UpstreamThrottled { retry_after, .. } => (true, *retry_after),
@@ -109,6 +109,7 @@ fn failure_of(error: &PullError) -> pb::JobFailure {
         | PullError::NoSnapshot
         | PullError::Busy
         | PullError::GaveUp
+        | PullError::BadRecord { .. }
         | PullError::Internal => (true, None),
         PullError::TooStale { cause, .. } => (!cause.is_refusal(), None),
         PullError::Route(_)
@@ -118,8 +119,11 @@ fn failure_of(error: &PullError) -> pb::JobFailure {
         | PullError::TooManyLogins { .. }
         | PullError::NoRule
         | PullError::NotFound { .. }
+        | PullError::Damaged { .. }
         | PullError::UpstreamDenied { .. }
         | PullError::UpstreamRefused { .. }
+        | PullError::Loop(_)
+        | PullError::UpstreamLoops { .. }
         | PullError::BadContent { .. } => (false, None),
     };
     let reason =

@@ -1,4 +1,4 @@
-//! Where Redis is, and how to log in to it.
+//! Where Redis is, and how to log in.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,22 +6,22 @@ use std::str::FromStr;
 use entrepot_domain::Secret;
 use url::{Host, Url};
 
-/// Where Redis is, and how to log in to it.
+/// Where Redis is, and how to log in.
 #[derive(Clone, Debug)]
 pub struct RedisConfig {
-    /// What stands at the servers.
+    /// The kind of servers.
     pub mode: RedisMode,
-    /// The server; in the other modes, some of the Sentinels, or some of the cluster's members. At least one.
+    /// The server; in the other modes, some of the Sentinels or some members of the cluster. At least one.
     pub servers: Vec<RedisServer>,
-    /// Who logs in to Redis; nobody in particular, if there is only a password.
+    /// The user name for Redis; none if there is only a password.
     pub username: Option<String>,
     /// The password of Redis.
     pub password: Option<Secret<String>>,
-    /// What Sentinel calls the master.
+    /// The name of the master at the Sentinels.
     pub sentinel_master: Option<String>,
-    /// The password of the Sentinels, which is another one than that of Redis.
+    /// The password of the Sentinels, which is separate from that of Redis.
     pub sentinel_password: Option<Secret<String>>,
-    /// Whose certificates to believe, as PEM; without it, those that the machine believes.
+    /// Certificate authorities to trust, in PEM; without them, the machine's are used.
     pub ca: Option<Vec<u8>>,
 }
 
@@ -60,11 +60,11 @@ impl fmt::Display for RedisMode {
     }
 }
 
-/// One server: `redis://host:6379/0`, or `rediss://` for TLS. It holds no secret.
+/// One server: `redis://host:6379/0`, or `rediss://` for TLS. It contains no secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RedisServer {
     pub(super) host: String,
-    /// Unless it is the usual one, which depends on what stands there.
+    /// `None` means the default, which depends on the mode.
     pub(super) port: Option<u16>,
     pub(super) tls: bool,
     pub(super) database: i64,
@@ -86,7 +86,7 @@ impl FromStr for RedisServer {
         let host = match url.host() {
             Some(Host::Domain(name)) if !name.is_empty() => name.to_owned(),
             Some(Host::Ipv4(address)) => address.to_string(),
-            // Without the brackets that it has in a URL.
+            // Without the brackets of a URL.
             Some(Host::Ipv6(address)) => address.to_string(),
             Some(Host::Domain(_)) | None => return Err(RedisConfigError::Url),
         };
@@ -113,43 +113,40 @@ impl fmt::Display for RedisServer {
     }
 }
 
-/// What is wrong with a configuration. None of it repeats a value: some hold secrets by mistake.
+/// What is wrong with a configuration. No value is repeated, since it may be a secret in the wrong place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RedisConfigError {
-    /// Not a mode.
     #[error("must be `single`, `sentinel` or `cluster`")]
     Mode,
-    /// Not a server.
     #[error("must be like `redis://host:6379/0`, or `rediss://` for TLS")]
     Url,
-    /// A user or a password where others read it.
+    /// It contains a user name or a password, where others can read it.
     #[error("must not hold a user or a password: they have keys of their own")]
     Credentials,
-    /// Nobody to connect to.
     #[error("names no server")]
     NoServer,
-    /// Several servers, of which only one would be used.
+    /// Several servers are given, of which only one would be used.
     #[error("names several servers; with more than one, there must be Sentinels or a cluster")]
     OneServer,
-    /// Sentinels that nobody can ask.
+    /// The master's name for Sentinel is missing.
     #[error("with Sentinel, the name of the master must be set")]
     NoMaster,
-    /// Some of the servers speak TLS, some do not, or they name different databases.
+    /// Some servers use TLS and others do not, or they name different databases.
     #[error("all servers must agree on TLS and on the database")]
     Mixed,
-    /// What Redis Cluster does not have.
+    /// It names a database, which Redis Cluster does not have.
     #[error("a cluster has only the database 0")]
     ClusterDatabase,
-    /// Authorities that would vouch for nobody, and passwords in clear text.
+    /// Authorities are given without TLS, so they would have no effect and passwords would be sent in clear text.
     #[error("authorities are given, so all servers must be `rediss://`")]
     CaWithoutTls,
-    /// Certificates that cannot be read.
+    /// The certificates cannot be read.
     #[error("the authorities' certificates cannot be read as PEM")]
     Ca,
 }
 
 impl RedisConfig {
-    /// Whether its parts fit together.
+    /// Checks that its parts fit together.
     pub(crate) fn check(&self) -> Result<(), RedisConfigError> {
         let first = self.servers.first().ok_or(RedisConfigError::NoServer)?;
         if self.servers.iter().any(|server| (server.tls, server.database) != (first.tls, first.database)) {

@@ -1,4 +1,4 @@
-//! For how long a node may believe what it has read.
+//! How long a node may rely on what it has read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +7,12 @@ use chrono::{DateTime, Utc};
 use entrepot_runtime::Clock;
 use tokio::time::Instant;
 
-/// How long a record must have said a hold time before that is used: by then, all others have read it.
+/// How long a hold time must have been in the node's record before it is used: by then, all others have read it.
 const KNOWN_AFTER: Duration = Duration::from_secs(30);
-/// How old a node's own record may be while it holds: others count it dead after 35 s.
+/// How old the node's own record may be while it holds anything: others count it as dead after 35 s.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(20);
 
-/// An instant by both clocks: either may stand still while the other goes on.
+/// A moment by two clocks, since either of them may stop while the other continues.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     monotonic: Instant,
@@ -20,19 +20,24 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    pub(super) fn now(clock: &Clock) -> Self {
+    pub(crate) fn now(clock: &Clock) -> Self {
         Self { monotonic: Instant::now(), wall: clock.now() }
     }
 
-    /// How long ago this was: what the clock says that says more.
+    /// The time of the wall clock.
+    pub(crate) fn wall(self) -> DateTime<Utc> {
+        self.wall
+    }
+
+    /// How long ago this was: the longer time of the two clocks.
     pub(crate) fn age_at(self, now: Self) -> Duration {
         let wall = (now.wall - self.wall).to_std().unwrap_or_default();
         now.monotonic.saturating_duration_since(self.monotonic).max(wall)
     }
 }
 
-/// How long what was read is believed. A writer waits for the nodes that it knows of, so a node uses no hold time that
-/// others may not know of, and none when others may count it dead.
+/// How long a read record may be relied on. A writer waits for the nodes that it knows. So a node uses no hold time
+/// that others may not know of, and none while others may count it as dead.
 pub(crate) struct Hold {
     wanted: Arc<dyn Fn() -> Duration + Send + Sync>,
     kind: Kind,
@@ -43,33 +48,33 @@ enum Kind {
     Never,
     /// This node is the only one.
     Alone,
-    /// Others know of this node by its record.
+    /// Others know about this node by its record.
     Announced(Option<Announced>),
 }
 
-/// What this node's record says.
+/// The content of this node's record.
 struct Announced {
-    /// When the last one was begun to be written.
+    /// When the last write of it began.
     begun: Moment,
-    /// The hold time that it says, and since when.
+    /// The hold time in it, and since when.
     says: Duration,
     since: Moment,
-    /// What was used before that.
+    /// The hold time that was used before.
     before: Duration,
 }
 
 impl Hold {
-    /// Never, since others do not reach this node.
+    /// Never, since others cannot reach this node.
     pub(crate) fn never() -> Self {
         Self { wanted: Arc::new(|| Duration::ZERO), kind: Kind::Never }
     }
 
-    /// Always for as long as `wanted` says, since this node is the only one.
+    /// Always as long as `wanted` returns, since this node is the only one.
     pub(crate) fn alone(wanted: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self { wanted: Arc::new(wanted), kind: Kind::Alone }
     }
 
-    /// As long as `wanted` says, while others know this node by its record.
+    /// As long as `wanted` returns, while others know this node by its record.
     pub(crate) fn announced_for(wanted: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         Self { wanted: Arc::new(wanted), kind: Kind::Announced(None) }
     }
@@ -81,7 +86,7 @@ impl Hold {
         }
     }
 
-    /// How long what was read is believed now.
+    /// How long a read record may be relied on now.
     pub(super) fn time_at(&self, now: Moment) -> Duration {
         match &self.kind {
             Kind::Never => Duration::ZERO,
@@ -91,10 +96,17 @@ impl Hold {
         }
     }
 
+    /// Notes that another node uses this one's record, so others may fail to tell this node what to forget.
+    pub(super) fn doubled(&mut self) {
+        if let Kind::Announced(announced) = &mut self.kind {
+            *announced = None;
+        }
+    }
+
     pub(super) fn announced(&mut self, begun: Moment, now: Moment, says: Duration) {
         let Kind::Announced(announced) = &mut self.kind else { return };
         *announced = Some(match announced.take() {
-            // Others may have removed the record of a node that was silent for so long.
+            // Others may have removed the record of a node that was silent for this long.
             Some(old) if old.begun.age_at(now) >= ANNOUNCED_FOR => {
                 Announced { begun, says, since: now, before: Duration::ZERO }
             }
@@ -110,7 +122,7 @@ impl Announced {
         if self.begun.age_at(now) >= ANNOUNCED_FOR {
             return Duration::ZERO;
         }
-        // By the clock that says less: neither may be ahead.
+        // The shorter time of the two clocks counts, since either may be ahead.
         let since = now.monotonic.saturating_duration_since(self.since.monotonic);
         if since >= KNOWN_AFTER { self.says } else { self.before.min(self.says) }
     }

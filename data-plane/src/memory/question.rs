@@ -1,4 +1,4 @@
-//! What the store is asked, and what of its answers is held.
+//! Questions to the store, and which answers are held.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -11,27 +11,31 @@ use serde::de::DeserializeOwned;
 
 /// A question to the store about one key.
 pub(crate) trait Question: Clone + Send + Sync + 'static {
-    /// What there is.
+    /// The answer, if there is something.
     type Answer: Clone + Send + Sync + 'static;
 
-    /// The key.
     fn key(&self) -> &Key;
 
-    /// Asks the store, and says how many bytes the answer has.
+    /// Asks the store. Returns the answer and its size in bytes.
     fn ask(&self, store: &Store) -> impl Future<Output = Result<Option<(Self::Answer, usize)>, Error>> + Send;
 
-    /// Whether an answer says that there is something. A tombstone does not.
+    /// Whether an answer means that something exists. A tombstone does not.
     fn is_there(answer: &Self::Answer) -> bool;
 
-    /// The answer that these bytes are, as this node has written them.
+    /// The answer in these bytes, which this node has written.
     fn decode(&self, _bytes: &Bytes) -> Option<Self::Answer> {
+        None
+    }
+
+    /// The answer of what is at hand here, for when the store is away and has not been asked before.
+    fn at_hand(&self, _store: &Store) -> Option<Self::Answer> {
         None
     }
 }
 
 /// A record that can be held.
 pub(crate) trait Holdable: DeserializeOwned + Clone + Send + Sync + 'static {
-    /// Whether it says that there is something.
+    /// Whether it says that something exists.
     fn is_there(&self) -> bool;
 }
 
@@ -65,22 +69,22 @@ impl Holdable for ListRecord {
     }
 }
 
-/// What a record says.
+/// The content of a record.
 #[derive(Debug)]
 pub(crate) struct Record<T> {
     key: Key,
-    /// Whether one that is damaged is as good as none.
+    /// Whether a damaged record is treated as absent.
     is_mendable: bool,
     kind: PhantomData<fn() -> T>,
 }
 
 impl<T> Record<T> {
-    /// A record that must be readable if it is there.
+    /// A record that must be readable if it exists.
     pub(crate) fn strict(key: Key) -> Self {
         Self { key, is_mendable: false, kind: PhantomData }
     }
 
-    /// A record that heals where it is damaged.
+    /// A record that is treated as absent if it is damaged.
     pub(crate) fn mendable(key: Key) -> Self {
         Self { key, is_mendable: true, kind: PhantomData }
     }
@@ -100,7 +104,13 @@ impl<T: Holdable> Question for Record<T> {
     }
 
     async fn ask(&self, store: &Store) -> Result<Option<(T, usize)>, Error> {
-        let Some(object) = store.get(&self.key).await? else { return Ok(None) };
+        let object = match store.get(&self.key).await {
+            Ok(Some(object)) => object,
+            Ok(None) => return Ok(None),
+            // It is damaged, which is logged when it is replaced.
+            Err(Error::TooLarge { .. }) if self.is_mendable => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let size_bytes = object.bytes.len();
         if self.is_mendable {
             return Ok(records::decode_mendable(&self.key, &object.bytes).map(|record| (record, size_bytes)));
@@ -117,7 +127,6 @@ impl<T: Holdable> Question for Record<T> {
     }
 }
 
-/// The bytes of a manifest.
 #[derive(Clone, Debug)]
 pub(crate) struct ManifestBytes {
     pub(crate) object: Key,
@@ -133,7 +142,7 @@ impl Question for ManifestBytes {
 
     async fn ask(&self, store: &Store) -> Result<Option<(Bytes, usize)>, Error> {
         let bytes = store.get_content(&self.object, &self.digest).await?;
-        // A slice would keep alive all that it was cut from.
+        // Copied, since a slice would keep the whole buffer alive.
         Ok(bytes.map(|bytes| (Bytes::copy_from_slice(&bytes), bytes.len())))
     }
 
@@ -142,7 +151,7 @@ impl Question for ManifestBytes {
     }
 }
 
-/// That an object is there, and its size.
+/// That an object exists, and its size.
 #[derive(Clone, Debug)]
 pub(crate) struct Presence(pub(crate) Key);
 
@@ -159,5 +168,9 @@ impl Question for Presence {
 
     fn is_there(_: &u64) -> bool {
         true
+    }
+
+    fn at_hand(&self, store: &Store) -> Option<u64> {
+        store.size_at_hand(&self.0)
     }
 }

@@ -11,12 +11,15 @@ use tokio::time::{advance, sleep};
 
 use super::*;
 
+mod away;
+mod hold;
+
 const HOLD: Duration = Duration::from_secs(5);
 
 /// A store for one kind of question: what it says, how long that takes, and how often it was asked.
 #[derive(Default)]
 struct Fake {
-    says: Mutex<HashMap<Key, Said>>,
+    says: Mutex<HashMap<Key, FakeRecord>>,
     reads: AtomicUsize,
     takes: Mutex<Duration>,
     is_away: Mutex<bool>,
@@ -25,7 +28,7 @@ struct Fake {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Said {
+enum FakeRecord {
     Value(u32),
     Tombstone(u32),
 }
@@ -34,17 +37,17 @@ enum Said {
 struct Ask(Arc<Fake>, Key);
 
 impl Question for Ask {
-    type Answer = Said;
+    type Answer = FakeRecord;
 
     fn key(&self) -> &Key {
         &self.1
     }
 
-    async fn ask(&self, _: &Store) -> Result<Option<(Said, usize)>, Error> {
+    async fn ask(&self, _: &Store) -> Result<Option<(FakeRecord, usize)>, Error> {
         self.0.reads.fetch_add(1, Ordering::Relaxed);
         // As it is when the read begins.
-        let said = lock(&self.0.says).get(&self.1).copied();
-        let (takes, gate, is_away) = (*lock(&self.0.takes), lock(&self.0.gate).clone(), *lock(&self.0.is_away));
+        let said = self.0.says.lock().get(&self.1).copied();
+        let (takes, gate, is_away) = (*self.0.takes.lock(), self.0.gate.lock().clone(), *self.0.is_away.lock());
         sleep(takes).await;
         if let Some(gate) = gate {
             gate.acquire().await.unwrap().forget();
@@ -52,8 +55,13 @@ impl Question for Ask {
         if is_away { Err(Error::Away("gone".into())) } else { Ok(said.map(|said| (said, 4))) }
     }
 
-    fn is_there(answer: &Said) -> bool {
-        matches!(answer, Said::Value(_))
+    fn is_there(answer: &FakeRecord) -> bool {
+        matches!(answer, FakeRecord::Value(_))
+    }
+
+    /// One byte is a value.
+    fn decode(&self, bytes: &Bytes) -> Option<FakeRecord> {
+        bytes.first().map(|value| FakeRecord::Value(u32::from(*value)))
     }
 }
 
@@ -86,15 +94,15 @@ impl World {
         Ask(self.fake.clone(), Self::key(1))
     }
 
-    fn say(&self, said: Option<Said>) {
-        let mut says = lock(&self.fake.says);
+    fn say(&self, said: Option<FakeRecord>) {
+        let mut says = self.fake.says.lock();
         match said {
             Some(said) => drop(says.insert(Self::key(1), said)),
             None => drop(says.remove(&Self::key(1))),
         }
     }
 
-    async fn read(&self) -> (Option<Said>, Source) {
+    async fn read(&self) -> (Option<FakeRecord>, Source) {
         let found = self.memory.read(&self.ask()).await.unwrap();
         (found.answer, found.source)
     }
@@ -119,39 +127,43 @@ async fn settle() {
 #[tokio::test(start_paused = true)]
 async fn what_is_there_is_held_for_the_hold_time_by_either_clock() {
     let world = World::holding();
-    world.say(Some(Said::Value(1)));
-    assert_eq!(world.read().await, (Some(Said::Value(1)), Source::Store));
-    world.say(Some(Said::Value(2)));
+    world.say(Some(FakeRecord::Value(1)));
+    assert_eq!(world.read().await, (Some(FakeRecord::Value(1)), Source::Store));
+    world.say(Some(FakeRecord::Value(2)));
     world.pass(Duration::from_secs(2)).await;
-    assert_eq!(world.read().await, (Some(Said::Value(1)), Source::Memory));
+    assert_eq!(world.read().await, (Some(FakeRecord::Value(1)), Source::Memory));
     advance(Duration::from_secs(3)).await;
-    assert_eq!(world.read().await, (Some(Said::Value(2)), Source::Store), "the monotonic clock says so");
-    world.say(Some(Said::Value(3)));
+    assert_eq!(world.read().await, (Some(FakeRecord::Value(2)), Source::Store), "the monotonic clock says so");
+    world.say(Some(FakeRecord::Value(3)));
     world.clock.advance(HOLD);
-    assert_eq!(world.read().await, (Some(Said::Value(3)), Source::Store), "the wall clock says so");
+    assert_eq!(world.read().await, (Some(FakeRecord::Value(3)), Source::Store), "the wall clock says so");
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_counts_from_when_it_was_asked_for_and_a_late_one_is_not_held() {
     let world = World::holding();
-    world.say(Some(Said::Value(1)));
-    *lock(&world.fake.takes) = Duration::from_secs(2);
+    world.say(Some(FakeRecord::Value(1)));
+    *world.fake.takes.lock() = Duration::from_secs(2);
     world.read().await;
-    *lock(&world.fake.takes) = Duration::ZERO;
-    world.say(Some(Said::Value(2)));
+    *world.fake.takes.lock() = Duration::ZERO;
+    world.say(Some(FakeRecord::Value(2)));
     advance(Duration::from_secs(3)).await;
-    assert_eq!(world.read().await, (Some(Said::Value(2)), Source::Store), "the answer came 3 s ago, the question 5 s");
-    *lock(&world.fake.takes) = HOLD;
+    assert_eq!(
+        world.read().await,
+        (Some(FakeRecord::Value(2)), Source::Store),
+        "the answer came 3 s ago, the question 5 s"
+    );
+    *world.fake.takes.lock() = HOLD;
     world.memory.forget(&World::key(1));
     world.read().await;
-    *lock(&world.fake.takes) = Duration::ZERO;
+    *world.fake.takes.lock() = Duration::ZERO;
     assert_eq!(world.read().await.1, Source::Store);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_hold_time_of_zero_asks_each_time() {
     let world = World::new(Hold::alone(|| Duration::ZERO));
-    world.say(Some(Said::Value(1)));
+    world.say(Some(FakeRecord::Value(1)));
     for _ in 0..5 {
         assert_eq!(world.read().await.1, Source::Store);
     }
@@ -162,44 +174,44 @@ async fn a_hold_time_of_zero_asks_each_time() {
 async fn a_read_that_was_begun_before_a_word_is_not_held() {
     for below in [false, true] {
         let world = World::holding();
-        world.say(Some(Said::Value(1)));
-        *lock(&world.fake.takes) = Duration::from_millis(100);
+        world.say(Some(FakeRecord::Value(1)));
+        *world.fake.takes.lock() = Duration::from_millis(100);
         let (memory, ask) = (world.memory.clone(), world.ask());
         let reading = tokio::spawn(async move { memory.read(&ask).await.unwrap().answer });
         settle().await;
-        world.say(Some(Said::Value(2)));
+        world.say(Some(FakeRecord::Value(2)));
         if below {
             world.memory.forget_below("repositories/a")
         } else {
             world.memory.forget(&World::key(1))
         }
-        assert_eq!(reading.await.unwrap(), Some(Said::Value(1)), "it had asked before that");
-        assert_eq!(world.read().await, (Some(Said::Value(2)), Source::Store));
+        assert_eq!(reading.await.unwrap(), Some(FakeRecord::Value(1)), "it had asked before that");
+        assert_eq!(world.read().await, (Some(FakeRecord::Value(2)), Source::Store));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_earlier_read_does_not_replace_what_a_later_one_has_found() {
     let world = World::holding();
-    world.say(Some(Said::Value(1)));
-    *lock(&world.fake.takes) = Duration::from_millis(100);
+    world.say(Some(FakeRecord::Value(1)));
+    *world.fake.takes.lock() = Duration::from_millis(100);
     let (memory, ask) = (world.memory.clone(), world.ask());
     let early = tokio::spawn(async move { memory.read_anew(&ask).await.unwrap().answer });
     settle().await;
-    world.say(Some(Said::Value(2)));
-    *lock(&world.fake.takes) = Duration::ZERO;
+    world.say(Some(FakeRecord::Value(2)));
+    *world.fake.takes.lock() = Duration::ZERO;
     world.memory.read_anew(&world.ask()).await.unwrap();
-    assert_eq!(early.await.unwrap(), Some(Said::Value(1)));
-    assert_eq!(world.read().await, (Some(Said::Value(2)), Source::Memory));
+    assert_eq!(early.await.unwrap(), Some(FakeRecord::Value(1)));
+    assert_eq!(world.read().await, (Some(FakeRecord::Value(2)), Source::Memory));
 }
 
 #[tokio::test(start_paused = true)]
 async fn reads_of_what_is_not_there_are_shared_by_one_that_runs_and_one_that_is_next() {
-    for said in [None, Some(Said::Tombstone(1))] {
+    for said in [None, Some(FakeRecord::Tombstone(1))] {
         let world = World::holding();
         world.say(said);
         let gate = Arc::new(Semaphore::new(0));
-        *lock(&world.fake.gate) = Some(gate.clone());
+        *world.fake.gate.lock() = Some(gate.clone());
         let ask = || {
             let (memory, ask) = (world.memory.clone(), world.ask());
             tokio::spawn(async move { memory.read(&ask).await.unwrap().answer })
@@ -215,15 +227,15 @@ async fn reads_of_what_is_not_there_are_shared_by_one_that_runs_and_one_that_is_
             assert_eq!(other.await.unwrap(), said);
         }
         assert_eq!(world.reads(), 2, "those that came while the first ran share the next");
-        world.say(Some(Said::Value(1)));
-        assert_eq!(world.read().await, (Some(Said::Value(1)), Source::Store), "what appears is seen at once");
+        world.say(Some(FakeRecord::Value(1)));
+        assert_eq!(world.read().await, (Some(FakeRecord::Value(1)), Source::Store), "what appears is seen at once");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_wanted_is_read_behind_the_answers_and_twice_in_a_hold_time_at_most() {
     let world = World::holding();
-    world.say(Some(Said::Value(1)));
+    world.say(Some(FakeRecord::Value(1)));
     world.read().await;
     for _ in 0..1000 {
         world.pass(Duration::from_millis(50)).await;
@@ -235,41 +247,19 @@ async fn what_is_wanted_is_read_behind_the_answers_and_twice_in_a_hold_time_at_m
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_read_last_is_answered_and_marked_while_the_store_is_away() {
-    let world = World::holding();
-    world.say(Some(Said::Value(1)));
-    world.read().await;
-    world.pass(HOLD).await;
-    *lock(&world.fake.is_away) = true;
-    assert_eq!(world.read().await, (Some(Said::Value(1)), Source::LastKnown));
-    let reads = world.reads();
-    assert_eq!(world.read().await, (Some(Said::Value(1)), Source::LastKnown));
-    assert_eq!(world.reads(), reads, "it is left alone for a moment");
-    world.memory.forget(&World::key(1));
-    assert!(world.memory.read(&world.ask()).await.is_err(), "what was to be forgotten is no answer either");
-    *lock(&world.fake.is_away) = false;
-    world.read().await;
-    world.pass(HOLD).await;
-    *lock(&world.fake.takes) = Duration::from_secs(60);
-    let asked = tokio::time::Instant::now();
-    assert_eq!(world.read().await.1, Source::LastKnown);
-    assert!(asked.elapsed() <= SLOW, "a store that is slow is not waited for");
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_this_node_writes_is_read_before_it_is_believed() {
     let world = World::holding();
     let key: Key = "repositories/a/_x/tags/v1".parse().unwrap();
     let store = Forgetful::new(world.store.clone(), world.memory.clone());
     let ask = Ask(world.fake.clone(), key.clone());
-    lock(&world.fake.says).insert(key.clone(), Said::Value(1));
+    world.fake.says.lock().insert(key.clone(), FakeRecord::Value(1));
     world.memory.read(&ask).await.unwrap();
     store.put(&key, Bytes::from_static(b"new")).await.unwrap();
-    lock(&world.fake.says).insert(key.clone(), Said::Value(2));
-    assert_eq!(world.memory.read(&ask).await.unwrap().answer, Some(Said::Value(2)));
+    world.fake.says.lock().insert(key.clone(), FakeRecord::Value(2));
+    assert_eq!(world.memory.read(&ask).await.unwrap().answer, Some(FakeRecord::Value(2)));
     assert!(store.replace_if(&key, None, Bytes::from_static(b"newer")).await.is_err());
-    lock(&world.fake.says).insert(key.clone(), Said::Value(3));
-    assert_eq!(world.memory.read(&ask).await.unwrap().answer, Some(Said::Value(3)), "also if it did not succeed");
+    world.fake.says.lock().insert(key.clone(), FakeRecord::Value(3));
+    assert_eq!(world.memory.read(&ask).await.unwrap().answer, Some(FakeRecord::Value(3)), "also if it did not succeed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -277,7 +267,7 @@ async fn memory_is_bounded() {
     let world = World::holding();
     for number in 0..2000 {
         let key = World::key(number);
-        lock(&world.fake.says).insert(key.clone(), Said::Value(number));
+        world.fake.says.lock().insert(key.clone(), FakeRecord::Value(number));
         world.memory.read(&Ask(world.fake.clone(), key)).await.unwrap();
     }
     world.memory.0.known.run_pending_tasks();
@@ -286,59 +276,15 @@ async fn memory_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_holds_once_others_know_it_and_stops_when_its_record_is_old() {
-    let world = World::new(Hold::announced_for(|| HOLD));
-    let time = || {
-        let now = world.memory.now();
-        lock(&world.memory.0.hold).time_at(now)
-    };
-    let announce = || world.memory.announced(world.memory.now(), HOLD);
-    for _ in 0..3 {
-        assert_eq!(time(), Duration::ZERO);
-        announce();
-        world.pass(Duration::from_secs(10)).await;
-    }
-    assert_eq!(time(), HOLD, "30 s after the first record");
-    world.pass(Duration::from_secs(9)).await;
-    assert_eq!(time(), HOLD);
-    world.pass(Duration::from_secs(1)).await;
-    assert_eq!(time(), Duration::ZERO, "the last record was begun 20 s ago");
-    announce();
-    assert_eq!(time(), Duration::ZERO, "others may have taken it for dead");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_longer_hold_time_is_used_once_others_know_it_and_a_shorter_one_at_once() {
-    let wanted = Arc::new(Mutex::new(HOLD));
-    let own = wanted.clone();
-    let world = World::new(Hold::announced_for(move || *lock(&own)));
-    let time = || {
-        let now = world.memory.now();
-        lock(&world.memory.0.hold).time_at(now)
-    };
-    let announce = || world.memory.announced(world.memory.now(), world.memory.hold_to_announce());
-    for _ in 0..4 {
-        announce();
-        world.pass(Duration::from_secs(10)).await;
-    }
-    assert_eq!(time(), HOLD);
-    *lock(&wanted) = Duration::from_secs(20);
-    assert_eq!(time(), HOLD);
-    for _ in 0..3 {
-        announce();
-        assert_eq!(time(), HOLD, "not all may know of it yet");
-        world.pass(Duration::from_secs(10)).await;
-    }
-    announce();
-    assert_eq!(time(), Duration::from_secs(20));
-    *lock(&wanted) = Duration::from_secs(1);
-    assert_eq!(time(), Duration::from_secs(1));
-}
-
-#[test]
-fn a_node_that_others_do_not_reach_never_holds() {
-    let mut hold = Hold::never();
-    let now = Moment::now(&Clock::system());
-    hold.announced(now, now, HOLD);
-    assert_eq!((hold.wanted(), hold.time_at(now)), (Duration::ZERO, Duration::ZERO));
+async fn work_is_believed_that_began_within_the_hold_time_and_since_the_last_word_about_its_repository() {
+    let world = World::holding();
+    let since = |name: &str| world.memory.believed_since(&name.parse().unwrap());
+    advance(HOLD * 2).await;
+    let began = Instant::now();
+    assert_eq!(since("a1"), Some(began - HOLD), "words are lost");
+    world.memory.forget(&World::key(1));
+    world.memory.forget_below("repositories/a3/b/_0/tags/");
+    assert_eq!(["a1", "a2", "a3/b"].map(since), [Some(began), Some(began - HOLD), Some(began)]);
+    let never = World::new(Hold::never());
+    assert_eq!(never.memory.believed_since(&"a1".parse().unwrap()), None, "nobody waits for it to forget");
 }

@@ -1,4 +1,4 @@
-//! What was to be forgotten of late: a read that was begun before such a word is not held.
+//! Recent messages to forget something: a read that began before such a message is not held.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,16 +6,16 @@ use std::time::Duration;
 use entrepot_store::Key;
 use tokio::time::Instant;
 
-/// How many words are remembered one by one; beyond that all that was begun before them is not held.
+/// How many messages are remembered individually. Beyond that, nothing that began before them is held.
 const WORDS: usize = 100_000;
-/// How long a word is remembered at least, where there are many: longer than a read takes.
+/// How long a message is remembered at least, if there are many: longer than a read takes.
 const LIFETIME: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(super) struct Words {
     keys: HashMap<Key, (u64, Instant)>,
     prefixes: Vec<(String, u64, Instant)>,
-    /// Nothing that was begun before this is held, whatever it is.
+    /// Nothing that began before this number is held.
     all: u64,
 }
 
@@ -30,14 +30,15 @@ impl Words {
         self.prefixes.push((prefix.to_owned(), number, Instant::now()));
     }
 
-    /// Whether there was a word about `key` since `number`.
+    /// Whether there was a message about `key` since `number`.
     pub(super) fn are_about(&self, key: &Key, number: u64) -> bool {
         let about_key = self.keys.get(key).is_some_and(|(word, _)| *word > number);
         let mut prefixes = self.prefixes.iter();
         self.all > number || about_key || prefixes.any(|(prefix, word, _)| *word > number && is_below(key, prefix))
     }
 
-    /// Drops what is too old to matter; if that is not enough, all at once, for which nothing older is kept.
+    /// Drops messages that are too old to matter. If that is not enough, drops all of them, and then nothing older is
+    /// held.
     fn make_room(&mut self, number: u64) {
         if self.keys.len() + self.prefixes.len() < WORDS {
             return;

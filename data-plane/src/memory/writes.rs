@@ -1,4 +1,4 @@
-//! What this node writes itself.
+//! Writes by this node itself.
 
 use std::ops::Range;
 
@@ -13,14 +13,14 @@ use entrepot_store::{
 use super::Memory;
 use super::words::is_below;
 
-/// A store whose writer does not believe what it has held of the records that it writes, whatever becomes of the write.
+/// A store whose writer stops relying on what it holds of the records that it writes, whatever happens to the write.
 pub(crate) struct Forgetful {
     inner: Store,
     memory: Memory,
     records: Prefix,
 }
 
-/// A write that is under way. Where it is dropped, it may have happened.
+/// A write that is under way. If this is dropped, the write may have happened.
 struct Writing<'a> {
     memory: &'a Memory,
     key: &'a Key,
@@ -48,7 +48,7 @@ impl Forgetful {
         Self { inner, memory, records: layout::repositories_prefix() }
     }
 
-    fn writing<'a>(&'a self, key: &'a Key) -> Writing<'a> {
+    fn begin_write<'a>(&'a self, key: &'a Key) -> Writing<'a> {
         Writing { memory: &self.memory, key, is_record: is_below(key, self.records.as_str()) }
     }
 }
@@ -56,21 +56,21 @@ impl Forgetful {
 #[async_trait]
 impl BlobStore for Forgetful {
     async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
-        let writing = self.writing(key);
+        let writing = self.begin_write(key);
         let version = self.inner.put_once(key, bytes.clone()).await?;
         writing.done(&bytes);
         Ok(version)
     }
 
     async fn put(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
-        let writing = self.writing(key);
+        let writing = self.begin_write(key);
         let version = self.inner.put(key, bytes.clone()).await?;
         writing.done(&bytes);
         Ok(version)
     }
 
     async fn replace_if(&self, key: &Key, expected: Option<&Version>, bytes: Bytes) -> Result<Version, Error> {
-        let writing = self.writing(key);
+        let writing = self.begin_write(key);
         let version = self.inner.replace_if(key, expected, bytes.clone()).await?;
         writing.done(&bytes);
         Ok(version)
@@ -92,6 +92,10 @@ impl BlobStore for Forgetful {
         self.inner.head(key).await
     }
 
+    fn size_at_hand(&self, key: &Key) -> Option<u64> {
+        self.inner.size_at_hand(key)
+    }
+
     async fn read(&self, key: &Key, range: Range<u64>, digest: Option<&Digest>) -> Result<Option<ByteStream>, Error> {
         self.inner.read(key, range, digest).await
     }
@@ -101,14 +105,14 @@ impl BlobStore for Forgetful {
     }
 
     async fn delete(&self, key: &Key) -> Result<(), Error> {
-        let _writing = self.writing(key);
+        let _writing = self.begin_write(key);
         self.inner.delete(key).await?;
         self.memory.forget(key);
         Ok(())
     }
 
     async fn delete_if(&self, key: &Key, version: &Version) -> Result<Deleted, Error> {
-        let _writing = self.writing(key);
+        let _writing = self.begin_write(key);
         self.inner.delete_if(key, version).await
     }
 

@@ -1,7 +1,5 @@
 //! This node's own record.
 
-use std::sync::PoisonError;
-
 use bytes::Bytes;
 use entrepot_records::layout;
 use entrepot_runtime::chain;
@@ -13,13 +11,21 @@ use tracing::{debug, info, warn};
 use super::{Peers, RELEASE};
 use crate::config::limits;
 
+/// Who writes a record.
+enum Owner {
+    Me,
+    /// Another run with the same id writes it, too.
+    Two,
+}
+
 impl Peers {
-    /// Writes the record. If that fails, the next time is soon.
+    /// Writes the record. If that fails, it is tried again soon.
     ///
-    /// It replaces what this life has written last. So another node with the same id is noticed without a read.
+    /// The write replaces the version that this run has written last. So another node with the same id is noticed
+    /// without a read.
     pub(super) async fn announce(&self) {
         let mut last_written = self.inner.last_written.lock().await;
-        let (me, now) = (&self.inner.me, self.inner.clock.now());
+        let me = &self.inner.me;
         let (begun, hold_time) = (self.inner.memory.now(), self.inner.memory.hold_to_announce());
         let record = NodeRecord {
             node_id: me.id.clone(),
@@ -28,36 +34,38 @@ impl Peers {
             release: RELEASE.to_owned(),
             running: self.inner.control.version().map(|version| (version.epoch, version.revision)),
             start_time: me.start_time,
-            write_time: now,
             hold_ms: u64::try_from(hold_time.as_millis()).unwrap_or(u64::MAX),
         };
         let bytes = Bytes::from(self.inner.key.sign_node_record(&record));
         match timeout(limits::NODE_RECORD_IO, self.write_own(last_written.take(), bytes)).await {
-            Ok(Ok(version)) => {
+            Ok(Ok((version, owner))) => {
                 *last_written = Some(version);
-                self.inner.memory.announced(begun, hold_time);
+                match owner {
+                    Owner::Me => self.inner.memory.announced(begun, hold_time),
+                    Owner::Two => self.inner.memory.doubled(),
+                }
             }
             Ok(Err(error)) => warn!(error = %chain(&error), "this node's record is not written: {}", chain(&error)),
             Err(_) => warn!("this node's record is not written: the store took too long"),
         }
     }
 
-    /// Puts the record in the place of what this life has written last, if that is known, and else of what is there.
-    async fn write_own(&self, last: Option<Version>, bytes: Bytes) -> Result<Version, Error> {
-        let key = layout::node(&self.inner.me.id);
-        let Some(last) = last else { return self.inner.store.put(&key, bytes).await };
-        match self.inner.store.replace_if(&key, Some(&last), bytes.clone()).await {
+    /// Replaces the version that this run has written last, if known, or else whatever is there.
+    async fn write_own(&self, last: Option<Version>, bytes: Bytes) -> Result<(Version, Owner), Error> {
+        let (key, store) = (layout::node(&self.inner.me.id), &self.inner.store);
+        let Some(last) = last else { return Ok((store.put(&key, bytes).await?, Owner::Me)) };
+        match store.replace_if(&key, Some(&last), bytes.clone()).await {
             Err(error) if error.is_conflict() => {
-                if let Some(found) = self.own().await.filter(|found| found.boot_id != self.inner.me.boot_id) {
-                    self.tell_of_double(&found);
-                }
-                self.inner.store.put(&key, bytes).await
+                let double = self.own().await.filter(|found| found.boot_id != self.inner.me.boot_id);
+                double.iter().for_each(|found| self.tell_of_double(found));
+                let owner = if double.is_some() { Owner::Two } else { Owner::Me };
+                Ok((store.put(&key, bytes).await?, owner))
             }
-            done => done,
+            done => Ok((done?, Owner::Me)),
         }
     }
 
-    /// Removes the record, if it is still this life's.
+    /// Removes the record, if it still belongs to this run.
     pub(super) async fn retire(&self) {
         if self.own().await.is_none_or(|found| found.boot_id != self.inner.me.boot_id) {
             return;
@@ -74,12 +82,10 @@ impl Peers {
         self.inner.key.read_node_record(&object.bytes).ok()
     }
 
+    /// The record was written after this run's last write, so it does not belong to an earlier run.
     fn tell_of_double(&self, found: &NodeRecord) {
-        if !found.is_live(self.inner.clock.now()) {
-            return;
-        }
         self.inner.metrics.conflicts.add(1, &[]);
-        let mut told = self.inner.double.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.inner.double.lock();
         if told.replace(found.boot_id) != Some(found.boot_id) {
             warn!(
                 node.id = %found.node_id, node.other_boot = %found.boot_id,

@@ -1,40 +1,39 @@
-//! What is asked of another node: its bytes, its work, and what it knows of itself.
+//! Requests to other nodes: for their bytes, for their work, and for what they know.
+
+use std::pin::pin;
 
 use entrepot_domain::{Digest, RepositoryName, ResourceId};
+use futures_util::{StreamExt as _, stream};
 use http::HeaderMap;
 use serde::de::DeserializeOwned;
+use tokio::time::timeout;
 use url::Url;
 use uuid::Uuid;
 
 use super::Peers;
 use super::client::{Call, ProbeError};
-use super::paths::{CONFIRMED, FILLS, LEASES};
+use super::paths::{CONFIRMED, FILLS, LEASES, SIZES, SizeAnswer};
+use crate::config::limits;
 use crate::lease::Holder;
 
 /// Why another node could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
-    /// It has no record, or an old one.
-    #[error("no node `{0}` is alive")]
-    NotAlive(ResourceId),
+    #[error("there is no node `{0}`")]
+    NoRecord(ResourceId),
     /// Its record has no address.
     #[error("other nodes do not reach the node `{0}`, since its peer.address is not set")]
     NoAddress(ResourceId),
-    /// A lease that no other node of this cluster can have.
+    /// No other node of this cluster can have this lease.
     #[error("the lease is no other node's")]
     NoSuchHolder,
-    /// It does not answer as it should.
+    /// It does not answer properly.
     #[error("the node `{id}` could not be asked on its port for other nodes")]
-    Silent {
-        /// Which node.
-        id: ResourceId,
-        /// Why not.
-        source: ProbeError,
-    },
+    Silent { id: ResourceId, source: ProbeError },
 }
 
 impl Peers {
-    /// What another node says at `path`, in at most `limit` bytes.
+    /// What another node returns at `path`, at most `limit` bytes.
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,
         id: &ResourceId,
@@ -46,8 +45,23 @@ impl Peers {
         answer.map_err(|source| AskError::Silent { id: id.clone(), source })
     }
 
-    /// A call that a fill of another node is heard on from the byte `at` on, and whether the upstream has told that one
-    /// that `repository` has the content.
+    /// The size of a blob according to a manifest of the repository that another node has served: the first that one
+    /// of them knows within a limit.
+    pub(crate) async fn promised(&self, origin: Uuid, repository: &RepositoryName, digest: &Digest) -> Option<u64> {
+        let path = format!("{SIZES}{origin}/{digest}?repository={repository}");
+        let ids: Vec<_> =
+            self.inner.roll.lock().live(self.inner.memory.now()).map(|node| node.node_id.clone()).collect();
+        let ask = |id: ResourceId| {
+            let (peers, path) = (self.clone(), path.clone());
+            async move { peers.get::<SizeAnswer>(&id, &path, limits::SIZE_ANSWER_BYTES).await.ok()?.size_bytes }
+        };
+        let answers = stream::iter(ids.into_iter().map(ask)).buffer_unordered(limits::SIZE_QUESTIONS);
+        let known = answers.filter_map(std::future::ready);
+        timeout(limits::SIZE_QUESTION, pin!(known).next()).await.ok().flatten()
+    }
+
+    /// Opens the stream of another node's fill from the byte `at` on. Also returns whether that node knows from the
+    /// upstream that `repository` has the content.
     pub(super) async fn call_fill(
         &self,
         id: &ResourceId,
@@ -60,7 +74,7 @@ impl Peers {
         Ok((call, headers.contains_key(CONFIRMED)))
     }
 
-    /// A call that says as long as another node works under a lease.
+    /// Opens a stream that lasts as long as another node works under a lease.
     pub(super) async fn call_lease(&self, holder: &Holder) -> Result<Call, AskError> {
         let id = holder.node().ok_or(AskError::NoSuchHolder)?;
         if id == self.inner.me.id {
@@ -75,17 +89,15 @@ impl Peers {
         call.map_err(|source| AskError::Silent { id: id.clone(), source })
     }
 
-    /// Where a live node is, as its signed record says.
+    /// The address of a node, from its signed record. The caller knows from elsewhere that the node is alive.
     async fn address_of(&self, id: &ResourceId) -> Result<Url, AskError> {
-        let now = self.inner.clock.now();
-        let known = self.inner.known.load();
-        let record = known.iter().find(|record| record.node_id == *id && record.is_live(now)).cloned();
-        let record = match record {
+        let known = self.inner.roll.lock().record(id).cloned();
+        let record = match known {
             Some(record) => Some(record),
-            // One that has started since the records were last read.
-            None => self.read(id).await.filter(|record| record.is_live(now)),
+            // A node that has started since the records were last listed.
+            None => self.read(id).await,
         };
-        let record = record.ok_or_else(|| AskError::NotAlive(id.clone()))?;
+        let record = record.ok_or_else(|| AskError::NoRecord(id.clone()))?;
         let address = record.peer_address.and_then(|address| address.parse().ok());
         address.ok_or_else(|| AskError::NoAddress(id.clone()))
     }

@@ -1,4 +1,4 @@
-//! Asks other nodes. One connection for each question: there are few of them, and a fill that is followed is one.
+//! The client of other nodes. Each question has its own connection: there are few of them, and a followed fill is one.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -37,14 +37,14 @@ pub(crate) struct PeerClient {
     node_id: Arc<str>,
     tokens: Tokens,
     clock: Clock,
-    /// `None` on a machine that trusts nobody; then only clear text is possible.
+    /// `None` on a machine without certificate authorities, where only clear text is possible.
     tls: Option<Arc<ClientConfig>>,
 }
 
-/// Why other nodes' certificates could not be checked.
+/// Why other nodes' certificates cannot be checked.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerTlsError {
-    /// The authorities cannot be read.
+    /// The certificate authorities cannot be read.
     #[error("the authorities for other nodes are no certificates in PEM format")]
     Authorities,
     /// They cannot be used.
@@ -52,7 +52,7 @@ pub enum PeerTlsError {
     Unusable(#[from] rustls::Error),
 }
 
-/// Why a node did not say who it is.
+/// Why a node could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProbeError {
     #[error("its record has no address that can be used")]
@@ -76,7 +76,7 @@ pub(crate) enum ProbeError {
 }
 
 impl PeerClient {
-    /// A client that calls as `node_id`, and believes nodes with certificates of `authorities`, or of the machine's.
+    /// A client that calls as `node_id`. Other nodes' certificates must come from `authorities`, or from the machine's.
     pub(crate) fn new(
         node_id: Arc<str>,
         tokens: Tokens,
@@ -84,7 +84,7 @@ impl PeerClient {
         authorities: Option<&str>,
     ) -> Result<Self, PeerTlsError> {
         let tls = match authorities {
-            Some(pem) => Some(trusting(pem)?),
+            Some(pem) => Some(tls_config(pem)?),
             None => {
                 as_machine().inspect_err(|error| debug!("this machine has no certificate authorities: {error}")).ok()
             }
@@ -92,12 +92,12 @@ impl PeerClient {
         Ok(Self { node_id, tokens, clock, tls: tls.map(Arc::new) })
     }
 
-    /// Who answers at `address`.
+    /// Asks who answers at `address`.
     pub(super) async fn node(&self, address: &Url) -> Result<NodeAnswer, ProbeError> {
         self.json(address, NODE, limits::PEER_ANSWER_BYTES).await
     }
 
-    /// What the node at `address` says at `path`, in at most `limit` bytes.
+    /// What the node at `address` returns at `path`, at most `limit` bytes.
     pub(super) async fn json<T: DeserializeOwned>(
         &self,
         address: &Url,
@@ -108,7 +108,7 @@ impl PeerClient {
         serde_json::from_slice(&bytes).map_err(|error| ProbeError::Body(error.into()))
     }
 
-    /// Begins a call to `address` that goes on: the answer's headers, and what is said on it.
+    /// Begins a long-running call to `address`. Returns the answer's headers and its stream.
     pub(super) async fn call(&self, address: &Url, path: &str) -> Result<(HeaderMap, Call), ProbeError> {
         let answer =
             timeout(limits::LEADER_SILENCE, self.send(address, path)).await.map_err(|_| ProbeError::Slow)??;
@@ -116,7 +116,7 @@ impl PeerClient {
         Ok((head.headers, Call { body, connection: Some(answer.connection) }))
     }
 
-    /// Sends `body` to the node at `address`, over the connection that is `kept` if that still is one.
+    /// Sends `body` to the node at `address`, over the connection in `kept` if that is still open.
     pub(super) async fn post(
         &self,
         kept: &mut Option<Kept>,
@@ -145,7 +145,7 @@ impl PeerClient {
         kept.sender.ready().await?;
         let response = kept.sender.send_request(request).await?;
         let status = response.status();
-        // What is left of an answer would be in the way of the next.
+        // The rest of the answer is read, since it would be in the way of the next one.
         Limited::new(response.into_body(), limits::PEER_ANSWER_BYTES).collect().await.map_err(ProbeError::Body)?;
         if status == StatusCode::OK { Ok(()) } else { Err(ProbeError::Status(status)) }
     }
@@ -163,7 +163,7 @@ impl PeerClient {
         let (mut body, mut connection) = (pin!(Limited::new(response.into_body(), limit).collect()), connection);
         let body = tokio::select! {
             body = &mut body => body,
-            // The server has closed; what it has said may still be read.
+            // The server has closed the connection; what it has sent may still be read.
             () = &mut connection => body.await,
         };
         Ok(body.map_err(ProbeError::Body)?.to_bytes())
@@ -177,7 +177,7 @@ impl PeerClient {
         }
     }
 
-    /// A connection to `address`, and how it is made safe, if it is.
+    /// A connection to `address`, and its TLS settings, if any.
     async fn connect(&self, address: &Url) -> Result<(TcpStream, Option<Tls>), ProbeError> {
         let (Some(host), Some(port)) = (address.host_str(), address.port_or_known_default()) else {
             return Err(ProbeError::Address);
@@ -229,10 +229,10 @@ impl PeerClient {
     }
 }
 
-/// How a connection is made safe.
+/// The TLS settings of a connection.
 type Tls = (Arc<ClientConfig>, ServerName<'static>);
 
-/// A connection that is kept for what is to be said next.
+/// A connection that is kept for the next message.
 pub(super) struct Kept {
     sender: http1::SendRequest<Full<Bytes>>,
     driver: AbortHandle,
@@ -262,18 +262,18 @@ impl Drop for Kept {
 /// An answer whose body is still to come.
 struct Answer {
     response: Response<Incoming>,
-    /// To be driven, or nothing comes.
+    /// Must be driven, or nothing comes.
     connection: BoxFuture<'static, ()>,
 }
 
-/// A call to another node that goes on. Dropping it hangs up.
+/// A long-running call to another node. Dropping it ends the call.
 pub(crate) struct Call {
     body: Incoming,
     connection: Option<BoxFuture<'static, ()>>,
 }
 
 impl Call {
-    /// What is said next; `None` when the call has ended, however. It may be dropped and called again.
+    /// The next bytes; `None` when the call has ended for any reason. This is cancellation safe.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
         loop {
             let frame = match &mut self.connection {
@@ -284,10 +284,10 @@ impl Call {
                         continue;
                     }
                 },
-                // What has come may still be read.
+                // Bytes that have arrived may still be read.
                 None => self.body.frame().await,
             };
-            // Trailers say nothing.
+            // Trailers are ignored.
             if let Ok(bytes) = frame?.ok()?.into_data() {
                 return Some(bytes);
             }
@@ -295,7 +295,7 @@ impl Call {
     }
 }
 
-fn trusting(pem: &str) -> Result<ClientConfig, PeerTlsError> {
+fn tls_config(pem: &str) -> Result<ClientConfig, PeerTlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate.map_err(|_| PeerTlsError::Authorities)?)?;

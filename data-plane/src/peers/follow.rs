@@ -1,8 +1,8 @@
-//! Following what another node does: its bytes as they land there, or just that it goes on, for as long as it lives and
-//! the way to it is good.
+//! Follows another node's work, to get its bytes as they land, or just to know that the work continues, as long as that
+//! node is alive and well connected.
 //!
-//! A leader that waits for its upstream says so, and is followed on; one that is silent is lost. A way that is slow while
-//! bytes wait on it is told from an upstream that is: then a word has begun and does not end.
+//! A leader that waits for its upstream says so, and is followed on; a silent one is lost. A slow connection is
+//! distinguished from a slow upstream by a message that has begun and does not end.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{AskError, Peers};
 use crate::config::limits;
 use crate::lease::Holder;
 
-/// A leader's fill, as it comes.
+/// The stream of a leader's fill.
 pub(crate) struct Following {
     call: Call,
     words: Words,
@@ -26,31 +26,31 @@ pub(crate) struct Following {
     since: Instant,
 }
 
-/// Why a leader is not followed any longer.
+/// Why a leader is no longer followed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lost {
-    /// It cannot be reached, or does not know of the fill.
+    /// It cannot be reached, or does not know the fill.
     #[error("it cannot be followed")]
     Call(#[from] AskError),
-    /// The lease is one of this node that it does not use any more.
+    /// The lease belongs to this node, which no longer uses it.
     #[error("it is this node itself, which does not fetch it any more")]
     Stale,
-    /// The way to it broke; it may be worth another try.
+    /// The connection broke; another attempt may work.
     #[error("the way to it broke")]
     Broken,
-    /// It says nothing.
+    /// It is silent.
     #[error("it has been silent for {:?}", limits::LEADER_SILENCE)]
     Silent,
-    /// The way to it is slow.
+    /// The connection is slow.
     #[error("the way to it is slow")]
     Slow,
-    /// It says what no node says.
+    /// It sends something that no node sends.
     #[error("it says what no node says")]
     Malformed,
 }
 
 impl Lost {
-    /// The word in metrics.
+    /// The name in metrics.
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Call(_) => "unreachable",
@@ -64,8 +64,8 @@ impl Lost {
 }
 
 impl Peers {
-    /// Begins to follow a fill of another node from the byte `at` on. Says as well whether the upstream has told that one
-    /// that `repository` has the content.
+    /// Begins to follow another node's fill from the byte `at` on. Also returns whether that node knows from the
+    /// upstream that `repository` has the content.
     pub(crate) async fn follow(
         &self,
         leader: &ResourceId,
@@ -77,7 +77,7 @@ impl Peers {
         Ok((Following::new(call), is_confirmed))
     }
 
-    /// Waits until another node has done what it does under a lease, or until `limit`. Returns whether it has.
+    /// Waits until another node has ended its work under a lease, or until `limit`. Returns whether it has.
     pub(crate) async fn wait_for(&self, holder: &Holder, limit: Instant) -> bool {
         let waiting = async {
             let mut following = Following::new(self.call_lease(holder).await?);
@@ -100,7 +100,7 @@ impl Following {
         Self { call, words: Words::default(), pace: Pace::default(), since: Instant::now() }
     }
 
-    /// What the leader says next. It may be dropped and called again at any time.
+    /// The leader's next message. This is cancellation safe.
     pub(crate) async fn next(&mut self) -> Result<Word, Lost> {
         loop {
             if let Some(word) = self.words.next().map_err(|_| Lost::Malformed)? {
@@ -114,12 +114,12 @@ impl Following {
                 return Err(Lost::Slow);
             }
             self.since = now;
-            self.words.received(&piece);
+            self.words.push(&piece);
         }
     }
 }
 
-/// How fast the way to a leader is, while something is on it.
+/// How fast the connection to a leader is while something is being sent.
 #[derive(Debug, Default)]
 struct Pace {
     waited: Duration,
@@ -127,12 +127,13 @@ struct Pace {
 }
 
 impl Pace {
-    /// Over how much waiting it is measured.
+    /// The amount of waiting over which it is measured.
     const OVER: Duration = Duration::from_secs(5);
-    /// What is too slow: 64 KiB/s.
+    /// The rate below which it is too slow: 64 KiB/s.
     const LEAST_PER_SECOND: u64 = 64 * 1024;
 
-    /// So many bytes have come after such a wait, in the middle of a word.
+    /// Notes that this many bytes have come after such a wait, in the middle of a message. Returns whether that is too
+    /// slow.
     fn is_too_slow(&mut self, waited: Duration, bytes: usize) -> bool {
         self.waited += waited;
         self.bytes += bytes as u64;

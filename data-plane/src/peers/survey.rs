@@ -1,40 +1,43 @@
-//! Which other nodes live, and whether they can be reached.
+//! Finds out which other nodes are alive, and whether they can be reached.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
 use entrepot_domain::ResourceId;
 use entrepot_records::layout::{self, Parsed};
 use entrepot_runtime::{Clock, Metrics, chain};
+use entrepot_store::{Entry, Version};
 use entrepot_trust::{NodeRecord, NodeRecordError};
 use futures_util::StreamExt as _;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
-use tokio::time::{Instant, timeout};
+use parking_lot::Mutex;
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 use url::Url;
 
 use super::Peers;
 use super::client::ProbeError;
+use super::roll::{Listing, Read, Roll};
 use crate::config::limits;
+use crate::memory::Moment;
 
-/// How many records are read, and nodes asked, at once.
+/// How many records are read, and how many nodes asked, at once.
 const AT_ONCE: usize = 16;
 
-/// What is counted of the others.
+/// Counts about the other nodes.
 pub(super) struct SurveyMetrics {
-    /// Records that are not believed.
+    /// Records that are not trusted.
     refused: Counter<u64>,
-    /// How often a live record of another node with this node's id was found.
+    /// How often another node's live record with this node's id was found.
     pub(super) conflicts: Counter<u64>,
     reach: Arc<Reach>,
-    /// What was told of, so that it is told once.
+    /// What was already logged, so that it is logged once.
     told: Mutex<Told>,
 }
 
-/// How many of the others can be reached, and how many not.
+/// How many of the others can be reached, and how many cannot.
 #[derive(Default)]
 struct Reach {
     reachable: AtomicU64,
@@ -47,7 +50,7 @@ struct Told {
     unreachable: BTreeSet<ResourceId>,
 }
 
-/// Why a record is not believed.
+/// Why a record is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RecordRefusal {
     #[error(transparent)]
@@ -67,15 +70,14 @@ impl RecordRefusal {
 }
 
 impl SurveyMetrics {
-    pub(super) fn new(metrics: &Metrics, known: &Arc<ArcSwap<Vec<NodeRecord>>>, clock: &Clock) -> Self {
+    pub(super) fn new(metrics: &Metrics, roll: &Arc<Mutex<Roll>>, clock: &Clock) -> Self {
         let meter = metrics.meter("entrepot.data_plane");
-        let (known, clock, reach) = (known.clone(), clock.clone(), Arc::new(Reach::default()));
+        let (roll, clock, reach) = (roll.clone(), clock.clone(), Arc::new(Reach::default()));
         meter
             .u64_observable_gauge("entrepot.nodes")
             .with_description("Nodes that live, as this one sees it; itself included.")
             .with_callback(move |gauge| {
-                let (now, known) = (clock.now(), known.load());
-                gauge.observe(1 + known.iter().filter(|record| record.is_live(now)).count() as u64, &[]);
+                gauge.observe(1 + roll.lock().live(Moment::now(&clock)).count() as u64, &[]);
             })
             .build();
         let seen = reach.clone();
@@ -101,95 +103,117 @@ impl SurveyMetrics {
 }
 
 impl Peers {
-    /// Reads the records of all others. While the store is away, those that were read last count until they are old.
+    /// Lists the records of all others, and reads those that have changed. While the store is away, the nodes of the
+    /// last list count until they are too old.
     pub(super) async fn survey(&self) {
-        let (prefix, begun) = (layout::nodes_prefix(), Instant::now());
-        let listing = self.inner.store.list(&prefix, None, limits::NODES);
+        let begun = self.inner.memory.now();
+        let Some((entries, is_whole)) = self.list().await else { return };
+        let unread = self.inner.roll.lock().unread(&entries);
+        let read = futures_util::stream::iter(unread).map(|id| async move { (id.clone(), self.look_at(&id).await) });
+        let read: HashMap<ResourceId, Read> = read.buffer_unordered(AT_ONCE).collect().await;
+        self.inner.metrics.told.lock().refused.retain(|id| entries.contains_key(id));
+        let long_ago = self.inner.clock.now() - limits::FORGOTTEN_AFTER;
+        let is_old = |(_, entry): &(&ResourceId, &Entry)| entry.modify_time < long_ago;
+        let old: Vec<ResourceId> = entries.iter().filter(is_old).map(|(id, _)| id.clone()).collect();
+        self.inner.roll.lock().note(Listing { begun, entries, is_whole, read }, self.inner.memory.now());
+        self.inner.tellers.keep(&self.inner.roll.lock());
+        self.forget(old).await;
+    }
+
+    /// The records of all others, and whether the list is complete; `None` if the store does not answer.
+    pub(super) async fn list(&self) -> Option<(HashMap<ResourceId, Entry>, bool)> {
+        let prefix = layout::nodes_prefix();
+        let listing = self.inner.store.list(&prefix, None, limits::NODES + 1);
         let entries = match timeout(limits::NODE_RECORD_IO, listing).await {
             Ok(Ok(entries)) => entries,
-            Ok(Err(error)) => return debug!("the records of nodes cannot be listed: {}", chain(&error)),
-            Err(_) => return debug!("the records of nodes cannot be listed: the store took too long"),
+            Ok(Err(error)) => {
+                debug!("the records of nodes cannot be listed: {}", chain(&error));
+                return None;
+            }
+            Err(_) => {
+                debug!("the records of nodes cannot be listed: the store took too long");
+                return None;
+            }
         };
-        let entries_are_all = entries.len() < limits::NODES;
-        let ids = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
-            Some(Parsed::Node { id }) if id != self.inner.me.id => Some(id),
+        let is_whole = entries.len() <= limits::NODES;
+        let others = entries.into_iter().filter_map(|entry| match layout::parse(&entry.key) {
+            Some(Parsed::Node { id }) if id != self.inner.me.id => Some((id, entry)),
             Some(_) | None => None,
         });
-        let ids: Vec<ResourceId> = ids.collect();
-        let read = futures_util::stream::iter(ids.clone()).map(|id| async move { self.try_read(&id).await });
-        let read: Vec<Result<Option<NodeRecord>, Unread>> = read.buffer_unordered(AT_ONCE).collect().await;
-        let is_whole = entries_are_all && read.iter().all(Result::is_ok);
-        let records: Vec<NodeRecord> = read.into_iter().flatten().flatten().collect();
-        self.inner.tellers.listed(begun, &records, is_whole);
-        self.forget(&records).await;
-        self.inner.known.store(Arc::new(records));
-        let mut told = self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.refused.retain(|id| ids.contains(id));
+        Some((others.collect(), is_whole))
     }
 
-    /// The record of another node, if there is one and it is to be believed.
+    /// The record of another node, if there is one that can be trusted.
     pub(super) async fn read(&self, id: &ResourceId) -> Option<NodeRecord> {
-        self.try_read(id).await.unwrap_or(None)
+        match self.look_at(id).await {
+            Read::Known(_, record) => record,
+            Read::Gone | Read::Unread => None,
+        }
     }
 
-    /// As [`Peers::read`], but says whether the store did not answer.
-    async fn try_read(&self, id: &ResourceId) -> Result<Option<NodeRecord>, Unread> {
+    /// As [`Peers::read`], but distinguishes why there is none. An untrusted record is logged.
+    async fn look_at(&self, id: &ResourceId) -> Read {
         match self.record(id).await {
-            Ok(record) => {
-                self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner).refused.remove(id);
-                Ok(record)
+            Ok(found) => {
+                self.inner.metrics.told.lock().refused.remove(id);
+                found.map_or(Read::Gone, |(version, record)| Read::Known(version, Some(record)))
             }
-            Err(RecordError::Store) => Err(Unread),
-            Err(RecordError::Refused(refusal)) => {
+            Err(RecordError::Store) => Read::Unread,
+            Err(RecordError::Refused(version, refusal)) => {
                 self.inner.metrics.refused.add(1, &[KeyValue::new("reason", refusal.reason())]);
-                let mut told = self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner);
-                if told.refused.insert(id.clone()) {
+                if self.inner.metrics.told.lock().refused.insert(id.clone()) {
                     warn!(node.id = %id, "the record of node `{id}` is not believed: {refusal}");
                 }
-                Ok(None)
+                Read::Known(version, None)
             }
         }
     }
 
-    /// As [`Peers::read`], but says what is wrong.
-    pub(super) async fn record(&self, id: &ResourceId) -> Result<Option<NodeRecord>, RecordError> {
+    /// As [`Peers::read`], but returns what is wrong.
+    pub(super) async fn record(&self, id: &ResourceId) -> Result<Option<(Version, NodeRecord)>, RecordError> {
         let key = layout::node(id);
         let object = timeout(limits::NODE_RECORD_IO, self.inner.store.get(&key)).await;
         let Ok(Ok(object)) = object else { return Err(RecordError::Store) };
         let Some(object) = object else { return Ok(None) };
-        let record = self.inner.key.read_node_record(&object.bytes).map_err(RecordRefusal::from)?;
+        let refused = |refusal| RecordError::Refused(object.version.clone(), refusal);
+        let record = self.inner.key.read_node_record(&object.bytes).map_err(|error| refused(error.into()))?;
         if record.node_id != *id {
-            return Err(RecordRefusal::OtherNode(record.node_id).into());
+            return Err(refused(RecordRefusal::OtherNode(record.node_id)));
         }
-        Ok(Some(record))
+        Ok(Some((object.version, record)))
     }
 
-    /// Removes the records of nodes that have been dead for long: containers get another name at each start.
-    async fn forget(&self, records: &[NodeRecord]) {
-        let now = self.inner.clock.now();
-        let is_old = |record: &&NodeRecord| record.write_time < now - limits::FORGOTTEN_AFTER;
-        for record in records.iter().filter(is_old) {
-            let key = layout::node(&record.node_id);
-            if let Ok(Ok(())) = timeout(limits::NODE_RECORD_IO, self.inner.store.delete(&key)).await {
-                info!(node.id = %record.node_id, "forgot the node `{}`, dead since {}", record.node_id, record.write_time);
+    /// Removes old records of dead nodes: containers get another name at each start.
+    async fn forget(&self, old: Vec<ResourceId>) {
+        for id in old {
+            let is_dead = {
+                let roll = self.inner.roll.lock();
+                // A record that is not trusted is left for somebody to look at.
+                roll.record(&id).is_some() && !roll.is_live(&id, self.inner.memory.now())
+            };
+            if is_dead
+                && let Ok(Ok(())) = timeout(limits::NODE_RECORD_IO, self.inner.store.delete(&layout::node(&id))).await
+            {
+                info!(node.id = %id, "forgot the node `{id}`, which has been dead for long");
             }
         }
     }
 
-    /// Asks every other node that lives who it is.
+    /// Asks every other live node who it is.
     pub(super) async fn probe(&self) {
-        let now = self.inner.clock.now();
-        let known = self.inner.known.load_full();
-        let live = known.iter().filter(|record| record.is_live(now));
-        let live = live.filter_map(|record| Some((record.clone(), record.peer_address.clone()?)));
-        let asked = futures_util::stream::iter(live.collect::<Vec<_>>())
+        let live: Vec<(NodeRecord, String)> = {
+            let roll = self.inner.roll.lock();
+            let live = roll.live(self.inner.memory.now());
+            live.filter_map(|record| Some((record.clone(), record.peer_address.clone()?))).collect()
+        };
+        let asked = futures_util::stream::iter(live)
             .map(|(record, address)| async move { (self.is_there(&record, &address).await, record.node_id) });
         let asked: Vec<(Result<(), ProbeError>, ResourceId)> = asked.buffer_unordered(AT_ONCE).collect().await;
 
         let reachable = asked.iter().filter(|(result, _)| result.is_ok()).count();
         self.inner.metrics.reach.reachable.store(reachable as u64, Ordering::Relaxed);
         self.inner.metrics.reach.unreachable.store((asked.len() - reachable) as u64, Ordering::Relaxed);
-        let mut told = self.inner.metrics.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.inner.metrics.told.lock();
         told.unreachable.retain(|id| asked.iter().any(|(_, asked)| asked == id));
         for (result, id) in asked {
             match result {
@@ -202,7 +226,7 @@ impl Peers {
         }
     }
 
-    /// Whether the node of a record is where it says.
+    /// Checks that the node of a record is at its address.
     async fn is_there(&self, record: &NodeRecord, address: &str) -> Result<(), ProbeError> {
         let url: Url = address.parse().map_err(|_| ProbeError::Address)?;
         let answer = self.inner.client.node(&url).await?;
@@ -214,14 +238,11 @@ impl Peers {
     }
 }
 
-/// The store did not answer.
-struct Unread;
-
-/// Why there is no record to be had.
+/// Why a record cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RecordError {
     #[error("the store is away")]
     Store,
-    #[error(transparent)]
-    Refused(#[from] RecordRefusal),
+    #[error("{1}")]
+    Refused(Version, #[source] RecordRefusal),
 }

@@ -1,28 +1,28 @@
-//! What a node that works tells those that wait for it, as bytes: words, each with a kind and a length.
+//! The messages that a working node sends to nodes that wait for it, as bytes.
 //!
-//! A word is its kind (one byte), the length of its body (four bytes, the most significant one first), and its body.
-//! Content is passed on as it comes, before its word is complete.
+//! A message is its kind (one byte), the length of its body (four bytes, the most significant one first), and its body.
+//! Content is passed on as it comes, before its message is complete.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-/// What a leader says.
+/// A leader's message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
-    /// It lives. Said every so often, whatever it waits for itself.
+    /// It is alive. Sent regularly, whatever the leader itself waits for.
     Beat,
-    /// It has begun to get the content, whose size is this, if that is known.
+    /// It has begun to get the content, which has this size, if known.
     Open(Option<u64>),
     /// The next bytes of the content.
     Content(Bytes),
-    /// It has done what it does: all is there, and stored if the store takes it.
+    /// Its work is done: all bytes are there, and stored if the store accepted them.
     Ended,
     /// What it has sent is wrong.
     Rejected,
-    /// It does not go on; another may.
+    /// It stops; another node may continue.
     Left,
 }
 
-/// A stream that no leader sends.
+/// The stream is not that of a leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a word that no node says")]
 pub(crate) struct Malformed;
@@ -38,11 +38,11 @@ mod kind {
 
 /// The kind and the length.
 const HEAD_BYTES: usize = 5;
-/// The body of [`Word::Open`], where the size is known.
+/// The body of [`Word::Open`], if the size is known.
 const SIZE_BYTES: usize = 8;
 
 impl Word {
-    /// The bytes of a word, but for the content that it brings, which follows.
+    /// The bytes of a message, except the content in it, which follows.
     pub(crate) fn head(&self) -> Bytes {
         let mut head = BytesMut::with_capacity(HEAD_BYTES + SIZE_BYTES);
         let (kind, len) = match self {
@@ -63,26 +63,26 @@ impl Word {
     }
 }
 
-/// Takes a stream of words apart.
+/// Parses a stream of messages.
 #[derive(Debug, Default)]
 pub(crate) struct Words {
     received: BytesMut,
-    /// How much of the content of a word that has begun is still to come.
+    /// How many bytes of the current message's content are still to come.
     left_bytes: usize,
 }
 
 impl Words {
-    /// More of the stream has come.
-    pub(crate) fn received(&mut self, bytes: &[u8]) {
+    /// Adds more bytes of the stream.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.received.extend_from_slice(bytes);
     }
 
-    /// Whether a word has begun whose end is still to come.
+    /// Whether a message has begun and is not complete.
     pub(crate) fn is_midway(&self) -> bool {
         self.left_bytes > 0 || !self.received.is_empty()
     }
 
-    /// The next word, or the next piece of one that brings content.
+    /// The next message, or the next piece of one with content.
     pub(crate) fn next(&mut self) -> Result<Option<Word>, Malformed> {
         if self.left_bytes == 0 {
             let Some(head) = self.received.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
@@ -137,8 +137,8 @@ mod tests {
         ]
     }
 
-    /// Words with content that touches put together.
-    fn joined(words: Vec<Word>) -> Vec<Word> {
+    /// Merges adjacent messages with content.
+    fn merge_content(words: Vec<Word>) -> Vec<Word> {
         let mut joined: Vec<Word> = Vec::new();
         for word in words {
             match (joined.last_mut(), word) {
@@ -161,20 +161,20 @@ mod tests {
             }
             let (mut words, mut heard) = (Words::default(), Vec::new());
             for piece in stream.chunks(cut) {
-                words.received(piece);
+                words.push(piece);
                 while let Some(word) = words.next().unwrap() {
                     heard.push(word);
                 }
             }
             prop_assert!(!words.is_midway());
-            prop_assert_eq!(joined(heard), joined(said));
+            prop_assert_eq!(merge_content(heard), merge_content(said));
         }
 
         #[test]
         fn a_stream_of_anything_ends_in_words_or_in_an_error(stream in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut words = Words::default();
-            words.received(&stream);
-            // Each word takes bytes, so this ends.
+            words.push(&stream);
+            // Each message takes bytes, so this ends.
             while let Ok(Some(_)) = words.next() {}
         }
     }

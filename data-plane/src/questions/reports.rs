@@ -1,4 +1,4 @@
-//! What a node says of upstreams, as it goes to the control plane.
+//! What a node reports about upstreams, in the form for the control plane.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use entrepot_proto::{node::v1 as pb, v1};
 
 use crate::inspect::{BudgetView, DisagreementView, EndpointState, EndpointView, UpstreamView};
 
-/// The reply that says this.
+/// The reply with this report.
 pub(super) fn upstreams(node_id: &str, views: Vec<UpstreamView>) -> Reply {
     Reply::Upstreams(pb::UpstreamReports { reports: views.into_iter().map(|view| report(node_id, view)).collect() })
 }

@@ -1,4 +1,4 @@
-//! What upstreams have listed, as the records have it, and what is cached and refers to something.
+//! Recorded lists of upstreams, and cached referrers.
 
 use entrepot_domain::{Digest, Referrer};
 use entrepot_records::layout::{self, Parsed};
@@ -12,20 +12,20 @@ use crate::control::FillFrom;
 use crate::memory::Record;
 
 impl Repositories {
-    /// What was listed at `key`, as far as `fill` may use it.
-    pub(crate) async fn listed(&self, key: &Key, fill: &FillFrom) -> Result<Option<ListRecord>, Error> {
+    /// The list at `key`, if `fill` may use it.
+    pub(crate) async fn read_list(&self, key: &Key, fill: &FillFrom) -> Result<Option<ListRecord>, Error> {
         let record = self.ask(Reads::Store, &Record::<ListRecord>::mendable(key.clone())).await?;
         Ok(record.filter(|record| fill.provenance().covers(Some(record.rule_uid), Some(&record.origin))))
     }
 
-    /// Writes what was listed. What is there is not read for that: it can have 16 MiB, and if somebody else writes at the same
-    /// moment, theirs is as good.
+    /// Writes a list. The existing record is not read for that, since it may have 16 MiB; if somebody else writes at
+    /// the same moment, their list is as good.
     pub(crate) async fn write_list(&self, key: &Key, record: &ListRecord) -> Result<(), Error> {
         self.store.put(key, records::encode(record)).await.map(drop)
     }
 
-    /// The cached manifests that refer to `subject`, in the order of their digests, as far as what
-    /// fills the repository now may use them.
+    /// The cached manifests that refer to `subject`, in the order of their digests, without those that are useless to
+    /// what fills the repository now.
     pub(crate) async fn cached_referrers(
         &self,
         live: &Live,
@@ -36,7 +36,7 @@ impl Repositories {
         let entries = self.store.list(&prefix, None, limits::REFERRERS).await?;
         let found = stream::iter(entries).map(|Entry { key, .. }| async move {
             let Some(Parsed::Referrer { digest, .. }) = layout::parse(&key) else { return Ok(None) };
-            // What was deleted since refers to nothing any more.
+            // A manifest that was deleted since no longer counts as a referrer.
             if self.manifest_link(live, &digest, fill).await?.is_none() {
                 return Ok(None);
             }

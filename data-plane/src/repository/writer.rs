@@ -1,4 +1,4 @@
-//! This node as a writer of records: its clock, its events, and the places where tests let it die.
+//! This node as a writer of records: its clock, its events, and the places where tests make it die.
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -20,15 +20,15 @@ impl Writer for Repositories {
     }
 
     async fn record(&self, name: &RepositoryName, incarnation: Uuid, changes: Vec<Change>) -> Result<(), Error> {
-        let events = changes.into_iter().filter_map(event).collect();
+        let events = changes.into_iter().map(event).collect();
         self.outbox.record(name, incarnation, events).await
     }
 
-    fn replaced(&self, key: &Key) {
+    fn on_replaced(&self, key: &Key) {
         drop(self.peers.tell(&Forget::key(key)));
     }
 
-    fn passed(&self, step: Step) {
+    fn after_step(&self, step: Step) {
         match step {
             Step::ManifestStored => failpoint::hit("manifest.after_object"),
             Step::ManifestReported => failpoint::hit("manifest.after_events"),
@@ -43,13 +43,13 @@ impl Writer for Repositories {
 }
 
 /// The event that tells of a change.
-fn event(change: Change) -> Option<Kind> {
-    Some(match change {
+fn event(change: Change) -> Kind {
+    match change {
         Change::Repository(record) => {
             let settings = record.settings.settings();
             Kind::RepositoryCreated { rule_uid: record.rule_uid, create_time: record.create_time, settings }
         }
-        Change::Image { digest, link } => Kind::ImageCached(image(digest, *link)?),
+        Change::Image { digest, link } => Kind::ImageCached(image(digest, *link)),
         Change::Tag { tag, record } => Kind::TagMoved {
             tag,
             digest: record.digest,
@@ -57,19 +57,20 @@ fn event(change: Change) -> Option<Kind> {
             validate_time: record.validate_time,
         },
         Change::Config { digest, platform } => Kind::ConfigCached { digest, platform },
-    })
+    }
 }
 
-fn image(digest: Digest, link: ManifestLink) -> Option<Image> {
+fn image(digest: Digest, link: ManifestLink) -> Image {
     let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
-    Some(Image {
+    Image {
         digest,
-        media_type: link.media_type.known()?,
+        media_type: link.media_type,
         manifest_size_bytes: signed(link.size_bytes),
         content_size_bytes: signed(link.content_size_bytes),
         platforms: link.platforms,
         children: link.children.into_iter().map(|child| child.digest).collect(),
         config: link.config.map(|config| config.digest),
         cache_time: link.cache_time,
-    })
+        revision: link.revision,
+    }
 }

@@ -1,47 +1,44 @@
-//! Blobs: known bytes are no permission. A repository shows a blob that it links, or that its upstream has just
-//! confirmed for it.
+//! Blobs. Having the bytes is not a permission: a repository shows a blob only if it links it, or if its upstream has
+//! just confirmed it.
 
 use entrepot_domain::Digest;
 use entrepot_domain::manifest::platform_of_config;
 use entrepot_records::Content;
-use entrepot_store::Key;
 use tracing::warn;
 
 use super::Resolver;
 use super::refusals::Question;
 use crate::auth::Asker;
+use crate::config::LARGEST_BLOB;
 use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
 use crate::fill::{Landed, Landing};
 use crate::outcome::Outcome;
 use crate::place::Place;
-use crate::repository::within_limit;
+use crate::repository::{Ready, within_limit};
 use crate::trail::{self, Note};
 use crate::upstream;
 
-/// The largest blob that is looked at for being an image's configuration.
+/// The largest blob that is considered to be an image's configuration.
 const CONFIG_BYTES: u64 = 1024 * 1024;
-/// How often a blob is looked for anew because its fill found it in the store.
+/// How often to look for a blob again because its fill found it in the store.
 const LOOKS: usize = 3;
-/// How often, besides, because the upstream refused the repository that its fill was begun for.
+/// How often, in addition, because the upstream refused the repository for which the fill was begun.
 const REFUSALS: usize = 100;
 
 /// A blob, ready to be served.
 pub(crate) enum Blob {
-    /// In the store.
     Stored {
-        /// The object that holds it.
-        object: Key,
-        /// Its size.
-        size_bytes: u64,
-        /// How it came to be served.
+        /// Its bytes, or where they are.
+        ready: Ready,
+        /// How the pull ended.
         outcome: Outcome,
     },
-    /// On its way from the upstream.
+    /// It is coming from the upstream.
     Landing(Landed),
-    /// At the upstream, where only its presence was asked for.
+    /// It is at the upstream, and only its presence was asked for.
     Known {
-        /// Its size, if the upstream says it.
+        /// Its size, if the upstream tells it.
         size_bytes: Option<u64>,
     },
 }
@@ -49,14 +46,23 @@ pub(crate) enum Blob {
 /// What a client wants of a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Want {
-    /// Its bytes.
     Bytes,
-    /// To know that it is there, and how large.
+    /// Whether it exists, and its size.
     Presence,
 }
 
+/// The result of looking for a blob that another repository has fetched.
+enum Linked {
+    /// It is in the store, and may be shown here, too.
+    Here(Blob),
+    /// It is in the store, but the upstream has not confirmed it for this repository.
+    Unconfirmed(PullError),
+    /// It is not in the store.
+    Nothing,
+}
+
 impl Resolver {
-    /// The blob `digest`, as `place` may show it, for the node's own sake.
+    /// The blob `digest`, as `place` may show it, on behalf of the node itself.
     pub(super) async fn blob(&self, place: &Place, digest: &Digest) -> Result<Blob, PullError> {
         match self.read_linked(place, digest).await? {
             Some(blob) => Ok(blob),
@@ -76,7 +82,7 @@ impl Resolver {
         let fill = place.fill().ok_or_else(|| place.unfilled(unknown))?;
         asker.may_fill()?;
         let question = Question::Blob(digest);
-        self.refusals.remembered(fill, question).await?;
+        self.refusals.check(fill, question).await?;
         let answer = match want {
             Want::Presence => {
                 trail::note(Note::HeadOfBlob);
@@ -88,12 +94,16 @@ impl Resolver {
         answer
     }
 
-    /// A blob that the repository does not link yet: from where it is, if the upstream has it there, too.
+    /// A blob that the repository does not link yet: from wherever it is, if the upstream confirms it for this
+    /// repository.
     async fn join_or_fill(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
         let mut looks = 0..LOOKS;
         let mut refusals = 0..REFUSALS;
+        // Why it was not served from where it is; returned in the end if there is no other error.
+        let mut reason = PullError::GaveUp;
+        let promised = self.fills.promises().of(fill.origin, &fill.name, digest);
         while looks.next().is_some() {
-            let landing = match self.fills.running(fill.origin, digest) {
+            let landing = match self.fills.running(fill.origin, digest, promised) {
                 Some(landing) => {
                     let about = landing.about();
                     let age = trail::age(about.began, self.now());
@@ -101,12 +111,14 @@ impl Resolver {
                     landing
                 }
                 None => {
-                    if let Some(stored) = self.link_stored(fill, digest).await? {
-                        return Ok(stored);
+                    match self.link_stored(fill, digest).await? {
+                        Linked::Here(stored) => return Ok(stored),
+                        Linked::Unconfirmed(error) => reason = error,
+                        Linked::Nothing => {}
                     }
                     let upstream = fill.source.upstream.id.clone();
                     trail::note(Note::Filled { upstream, repository: fill.repository.clone() });
-                    self.fills.join_or_start(fill, digest)
+                    self.fills.join_or_start(fill, digest, promised)
                 }
             };
             if let Some(stored) = self.confirm(&landing, fill, digest).await? {
@@ -117,9 +129,9 @@ impl Resolver {
                     if let Some(leader) = &landed.leader {
                         trail::note(Note::CameByNode(leader.clone()));
                     }
-                    return Ok(Blob::Landing(landed));
+                    return Ok(Blob::Landing(self.fills.with_promise(&landing, landed, fill, digest).await));
                 }
-                // The fill found it in the store: look there.
+                // The fill found it in the store, so look there.
                 Ok(None) => {
                     trail::note(Note::FoundByFill);
                     let place = self.reread(fill).await?;
@@ -127,7 +139,7 @@ impl Resolver {
                         return Ok(stored);
                     }
                 }
-                // The upstream refuses the repository that the fill was begun for, which is not ours.
+                // The upstream refuses the repository for which the fill was begun, which is another one than ours.
                 Err(error) if error.is_refusal() && !landing.is_begun_for(&fill.name) => {
                     if refusals.next().is_some() {
                         looks = 0..LOOKS;
@@ -136,7 +148,7 @@ impl Resolver {
                 Err(error) => return Err(error),
             }
         }
-        Err(PullError::GaveUp)
+        Err(reason)
     }
 
     /// The blob, if the repository links it and the bytes are there.
@@ -151,64 +163,72 @@ impl Resolver {
                 return Ok(None);
             };
             // A link whose content is missing is a miss, and heals.
-            let content = self.repositories.blob_content(live, digest, &link).await?;
-            trail::note(if content.is_some() { Note::BlobHere } else { Note::BlobLost });
-            Ok(content.map(|content| stored(content, Outcome::Hit)))
+            let ready = self.repositories.linked_blob(live, digest, &link).await?;
+            trail::note(if ready.is_some() { Note::BlobHere } else { Note::BlobLost });
+            Ok(ready.map(|ready| Blob::Stored { ready, outcome: Outcome::Hit }))
         })
         .await
     }
 
-    /// Asks the upstream whether its repository has the blob, for a client that wants no bytes.
+    /// Asks the upstream whether its repository has the blob, for a client that does not want the bytes.
     async fn head_blob(&self, fill: &FillFrom, digest: &Digest) -> Result<Blob, PullError> {
-        let size = upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
+        let size = upstream::request(fill, "HEAD", fill.pull_client().head_blob(&fill.repository, digest)).await;
         let size_bytes = size.map_err(|error| upstream::failure(fill, Asked::Blob, &error))?;
-        Ok(Blob::Known { size_bytes })
+        // A size that no blob has is no reason to refuse: the upstream's GET may be right. What is too large to be kept is
+        // passed through, with its size.
+        let largest = self.fills.largest_blob().max(LARGEST_BLOB);
+        Ok(Blob::Known { size_bytes: size_bytes.filter(|size| *size <= largest) })
     }
 
-    /// Makes sure that the upstream has the blob in this repository, too, before its readers get a running fill's
-    /// bytes. A fill that is about to end no longer links the repository; then it is linked here, to what was stored.
+    /// Makes sure that the upstream has the blob in this repository, too, before its readers get bytes of a running
+    /// fill. If the fill is about to end and no longer links repositories, the blob is linked here to what was stored.
     async fn confirm(&self, landing: &Landing, fill: &FillFrom, digest: &Digest) -> Result<Option<Blob>, PullError> {
         if landing.is_confirmed_for(&fill.name) {
             return Ok(None);
         }
-        let seen = upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await;
+        let seen = upstream::request(fill, "HEAD", fill.pull_client().head_blob(&fill.repository, digest)).await;
         seen.map_err(|error| upstream::failure(fill, Asked::Blob, &error))?;
         trail::note(Note::RepositoryConfirmed);
         if landing.confirm_for(fill) {
             return Ok(None);
         }
-        match within_limit(self.repositories.delivered(digest, fill)).await? {
+        match within_limit(self.repositories.find_delivered(digest, fill)).await? {
             Some(content) => self.link(fill, digest, &content).await,
             None => Ok(None),
         }
     }
 
-    /// The blob, if its bytes are in the store already, this upstream has delivered them once, and it says that this
-    /// repository has it, too.
-    async fn link_stored(&self, fill: &FillFrom, digest: &Digest) -> Result<Option<Blob>, PullError> {
-        let Some(content) = within_limit(self.repositories.delivered(digest, fill)).await? else { return Ok(None) };
-        match upstream::request(fill, "HEAD", fill.source.client.head_blob(&fill.repository, digest)).await {
+    /// The blob, if its bytes are in the store already, this upstream has delivered them before, and it confirms them
+    /// for this repository.
+    async fn link_stored(&self, fill: &FillFrom, digest: &Digest) -> Result<Linked, PullError> {
+        let Some(content) = within_limit(self.repositories.find_delivered(digest, fill)).await? else {
+            return Ok(Linked::Nothing);
+        };
+        match upstream::request(fill, "HEAD", fill.pull_client().head_blob(&fill.repository, digest)).await {
             Ok(_) => {}
             Err(error @ entrepot_upstream::Error::NotFound) => {
                 return Err(upstream::failure(fill, Asked::Blob, &error));
             }
             // Some upstreams refuse HEAD; a GET decides.
-            Err(_) => return Ok(None),
+            Err(error) => return Ok(Linked::Unconfirmed(upstream::failure(fill, Asked::Blob, &error))),
         }
         trail::note(Note::StoredAndConfirmed);
-        self.link(fill, digest, &content).await
+        Ok(self.link(fill, digest, &content).await?.map_or(Linked::Nothing, Linked::Here))
     }
 
-    /// The blob that is in the store, linked: the upstream has just said that this repository has it.
+    /// Links the blob that is in the store, since the upstream has just confirmed it for this repository.
     async fn link(&self, fill: &FillFrom, digest: &Digest, content: &Content) -> Result<Option<Blob>, PullError> {
         let platform = self.platform(content, digest).await;
-        match within_limit(self.repositories.link_known(fill, digest, platform)).await {
-            Ok(content) => Ok(content.map(|content| stored(content, Outcome::Revalidated))),
+        let linked = match within_limit(self.repositories.link_known(fill, digest, platform)).await {
+            Ok(linked) => linked,
             Err(error) => {
                 warn!("blob `{digest}` is not linked in `{}`: {error}", fill.name);
-                Ok(Some(stored(content.clone(), Outcome::Revalidated)))
+                Some(content.clone())
             }
-        }
+        };
+        let Some(content) = linked else { return Ok(None) };
+        let ready = within_limit(self.repositories.ready(digest, content)).await?;
+        Ok(ready.map(|ready| Blob::Stored { ready, outcome: Outcome::Revalidated }))
     }
 
     async fn platform(&self, content: &Content, digest: &Digest) -> Option<String> {
@@ -218,8 +238,4 @@ impl Resolver {
         let config = within_limit(self.repositories.store.get_content(&content.object, digest)).await.ok()??;
         platform_of_config(&config)
     }
-}
-
-fn stored(Content { object, size_bytes }: Content, outcome: Outcome) -> Blob {
-    Blob::Stored { object, size_bytes, outcome }
 }

@@ -1,12 +1,13 @@
-//! Looking at a manifest that is not here: its upstream is asked by HEAD, and nothing is fetched.
+//! HEAD requests for manifests that are not here: the upstream is asked by HEAD, and nothing is fetched.
 //!
-//! Many clients look at a tag and then pull what it means by its digest. The tag is noted when they do, so that the next
-//! pull finds it, and finds it without its upstream, too.
+//! Many clients look at a tag by HEAD and then pull its manifest by digest. That pull makes the tag known here, so that
+//! the next pull finds it, even without its upstream.
 
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::{Digest, MediaType, Reference, RepositoryName, Tag};
+use entrepot_domain::digest::Algorithm;
+use entrepot_domain::{Digest, MediaType, Reference, RepositoryName, Tag, manifest};
 use entrepot_runtime::Tasks;
 use moka::future::Cache;
 use tokio::sync::Semaphore;
@@ -23,23 +24,23 @@ use crate::repository::{Live, within_limit};
 use crate::trail::{self, Note};
 use crate::upstream;
 
-/// What an upstream says of a manifest. Nothing of it is verified: what is pulled is.
+/// What an upstream says about a manifest. Nothing of it is verified; a pull is.
 #[derive(Clone, Debug)]
 pub(crate) struct UpstreamHead {
     pub(crate) digest: Digest,
     pub(crate) media_type: MediaType,
     pub(crate) size_bytes: u64,
-    /// When it said so.
+    /// When the upstream was asked.
     at: DateTime<Utc>,
 }
 
-/// What is being looked at. Clones share it.
+/// The current HEAD requests. Clones share them.
 #[derive(Clone)]
 pub(super) struct Heads {
     flights: Arc<Flights<ManifestKey, Result<Option<UpstreamHead>, PullError>>>,
     /// Tags that were looked at, by what they mean: the origin, the repository and the digest.
     tags: Cache<(Uuid, RepositoryName, Digest), (Tag, DateTime<Utc>)>,
-    /// Tags that are noted as soon as another node has pulled what they mean.
+    /// Tags that become known as soon as another node has pulled their manifest.
     watched: Arc<Flights<ManifestKey, ()>>,
     room: Arc<Semaphore>,
     tasks: Tasks,
@@ -58,8 +59,8 @@ impl Heads {
 }
 
 impl Resolver {
-    /// What the upstream says of a manifest that is not here, once for all who ask; `None` if it does not say all that
-    /// clients want to know.
+    /// What the upstream says about a manifest that is not here, asked once for all callers; `None` if it does not tell
+    /// everything that clients need.
     pub(super) async fn head_from_upstream(
         &self,
         fill: &FillFrom,
@@ -78,33 +79,40 @@ impl Resolver {
             }
             answer
         };
-        let told = self.heads.flights.join_or_start(key, work).await.ok_or(PullError::GaveUp)??;
+        let since = self.repositories.memory.believed_since(&key.1);
+        let accepts = |told: &Result<_, PullError>, begun| told.is_err() || Some(begun) >= since;
+        let told = self.heads.flights.join_or_start_if(key, accepts, work).await.ok_or(PullError::GaveUp)??;
         let note = told.as_ref().map(|told| Note::HeadSays(told.digest.clone()));
         trail::note(note.unwrap_or(Note::HeadSaysTooLittle));
         Ok(told)
     }
 
     async fn request_head(&self, fill: &FillFrom, reference: &Reference) -> Result<Option<UpstreamHead>, PullError> {
-        let question = fill.source.client.describe_manifest(&fill.repository, reference);
+        let client = fill.pull_client();
+        let question = client.describe_manifest(&fill.repository, reference);
         let said = upstream::request(fill, "HEAD", question)
             .await
             .map_err(|error| upstream::failure(fill, Asked::Manifest, &error))?;
         let digest = match reference {
-            // Whatever it calls it: this is what it will be verified against.
+            // Whatever the upstream says, the content will be verified against this digest.
             Reference::Digest(digest) => Some(digest.clone()),
-            Reference::Tag(_) => said.digest,
+            // The answer for a tag has the digest that its manifest will get here.
+            Reference::Tag(_) => said.digest.filter(|digest| digest.algorithm() == Algorithm::Sha256),
         };
-        let (Some(digest), Some(media_type), Some(size_bytes)) = (digest, said.media_type, said.size_bytes) else {
+        // An impossible size is not passed on: a GET will show the right one.
+        let size_bytes = said.size_bytes.filter(|size| (1..=manifest::MAX_BYTES as u64).contains(size));
+        let (Some(digest), Some(media_type), Some(size_bytes)) = (digest, said.media_type, size_bytes) else {
             return Ok(None);
         };
         Ok(Some(UpstreamHead { digest, media_type, size_bytes, at: self.now() }))
     }
 
-    /// Notes a tag at once if what it means is here, or else when it comes.
+    /// Makes a tag known at once if its manifest is here, or else when it comes.
     async fn remember_head(&self, key: &ManifestKey, fill: &FillFrom, tag: &Tag, told: &UpstreamHead) {
         let by_digest = (key.0, key.1.clone(), told.digest.clone());
         self.heads.tags.insert(by_digest.clone(), (tag.clone(), told.at)).await;
-        // Looked for after that: what is pulled meanwhile is found here, or notes the tag itself.
+        // Checked after the tag was remembered: a manifest that is pulled meanwhile is found here, or makes the tag
+        // known itself.
         if self.note_tag_if_cached(&key.1, fill, tag, told).await {
             self.heads.tags.invalidate(&by_digest).await;
             return;
@@ -118,7 +126,7 @@ impl Resolver {
         self.heads.watched.start(key.clone(), || async move {
             let _room = room;
             for pause in limits::TOLD_LOOKS {
-                // A node that stops does not wait for what may never come.
+                // A stopping node does not wait for something that may never come.
                 if stopping.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                     return;
                 }
@@ -129,7 +137,7 @@ impl Resolver {
         });
     }
 
-    /// Notes the tag that was looked at before its manifest was pulled by digest, if one was.
+    /// If a tag with this digest was looked at before, makes it known.
     pub(super) async fn note_tag_of_head(&self, fill: &FillFrom, digest: &Digest) {
         let key = (fill.origin, fill.name.clone(), digest.clone());
         let Some((tag, at)) = self.heads.tags.remove(&key).await else { return };
@@ -138,7 +146,7 @@ impl Resolver {
         }
     }
 
-    /// Notes what a tag means, if its repository and its manifest are here.
+    /// Makes a tag known, if its repository and its manifest are here.
     async fn note_tag_if_cached(&self, name: &RepositoryName, fill: &FillFrom, tag: &Tag, told: &UpstreamHead) -> bool {
         match within_limit(self.repositories.live(name)).await {
             Ok(Some(live)) => self.note_tag_if_linked(&live, fill, tag, (&told.digest, told.at)).await,
@@ -146,7 +154,7 @@ impl Resolver {
         }
     }
 
-    /// Notes what a tag means, if its manifest is here. Whoever comes later notes it otherwise.
+    /// Makes a tag known, if its manifest is here. If it is pulled later, that pull does it.
     async fn note_tag_if_linked(
         &self,
         live: &Live,

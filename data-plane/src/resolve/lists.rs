@@ -1,8 +1,8 @@
-//! What upstreams list: tags, and what refers to a manifest. It is served for as long as the rule says, and asked for
-//! once by all nodes.
+//! Lists from upstreams: of tags, and of a manifest's referrers. A list is served for as long as the rule says, and
+//! fetched once for all nodes.
 //!
-//! A list is kept by each node, and in the record of a repository that exists, so that what one node has asked for the
-//! others have, too, after a restart as well.
+//! Each node keeps lists in memory, and in the records of existing repositories. So the other nodes have a list, too,
+//! and it survives restarts.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use tracing::warn;
 use uuid::Uuid;
 
+use super::leadership::Leadership;
 use super::refusals::Question;
-use super::tag::unconfirmed_because;
-use super::turn::Turn;
+use super::tag::unconfirmed_reason;
 use super::{RecentFailure, Resolver};
 use crate::config::limits;
 use crate::control::FillFrom;
@@ -32,114 +32,114 @@ use crate::repository::{Live, within_limit};
 use crate::trail::{self, Note};
 use crate::upstream;
 
-/// Something that upstreams list.
+/// A kind of list.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum What {
+pub(super) enum ListKind {
     Tags,
-    /// What refers to the manifest with this digest.
+    /// The referrers of the manifest with this digest.
     Referrers(Digest),
 }
 
 /// The lists that this node remembers. Clones share them.
 #[derive(Clone)]
 pub(super) struct Lists {
-    known: Cache<Key, Known>,
-    in_vain: Cache<Key, RecentFailure>,
+    known: Cache<Key, CachedList>,
+    failures: Cache<Key, RecentFailure>,
     flights: Arc<Flights<Key, Result<Listed, PullError>>>,
 }
 
-/// The origin, the repository, and what is listed.
-type Key = (Uuid, RepositoryName, What);
+/// The origin, the repository, and the kind of list.
+type Key = (Uuid, RepositoryName, ListKind);
 
-/// All that an upstream has listed: tags in byte order, or descriptors.
+/// A complete list of an upstream: tags in byte order, or descriptors.
 #[derive(Clone)]
-struct Known {
+struct CachedList {
     entries: Arc<[String]>,
     listed: DateTime<Utc>,
 }
 
-/// What is served of it.
+/// A list to be served.
 #[derive(Clone, Debug)]
 pub(super) struct Listed {
     pub(super) entries: Arc<[String]>,
-    /// When the upstream gave it.
+    /// When the upstream sent it.
     pub(super) listed: DateTime<Utc>,
     pub(super) outcome: Outcome,
 }
 
-/// Why there is no list of the upstream.
-pub(super) enum Unlisted {
-    /// None is known, and what is cached may be served in its place.
+/// Why there is no list from the upstream.
+pub(super) enum ListError {
+    /// None is known, and what is cached may be served instead.
     Unknown(PullError),
-    /// The rule says that this is for clients to know.
+    /// The rule says that clients must be told.
     Failed(PullError),
 }
 
 impl Lists {
     pub(super) fn new(tasks: Tasks) -> Self {
-        let known = Cache::builder().max_capacity(limits::LIST_BYTES).weigher(|_, known: &Known| known.bytes());
-        let in_vain = Cache::builder().max_capacity(limits::LISTS_IN_VAIN).time_to_live(limits::REFUSALS_IDLE);
-        Self { known: known.build(), in_vain: in_vain.build(), flights: Arc::new(Flights::new(tasks)) }
+        let known = Cache::builder().max_capacity(limits::LIST_BYTES).weigher(|_, known: &CachedList| known.bytes());
+        let failures = Cache::builder().max_capacity(limits::LISTS_IN_VAIN).time_to_live(limits::REFUSALS_IDLE);
+        Self { known: known.build(), failures: failures.build(), flights: Arc::new(Flights::new(tasks)) }
     }
 }
 
 impl Resolver {
-    /// What the upstream lists, as far as it must be asked.
-    pub(super) async fn list(&self, fill: &FillFrom, what: What, asker: Option<Uuid>) -> Result<Listed, Unlisted> {
+    /// The upstream's list, which is fetched if needed.
+    pub(super) async fn list(&self, fill: &FillFrom, what: ListKind, asker: Option<Uuid>) -> Result<Listed, ListError> {
         let key = (fill.origin, fill.name.clone(), what);
-        let known = self.known(&key, fill).await;
+        let known = self.read_list(&key, fill).await;
         if let Some(known) = known.as_ref().filter(|known| self.is_current(known, &key.2, fill)) {
             trail::note(Note::Listed { age: trail::age(known.listed, self.now()) });
-            return Ok(known.served(Outcome::Hit));
+            return Ok(known.to_listed(Outcome::Hit));
         }
-        let vain = if known.is_some() { self.lists.in_vain.get(&key).await } else { None };
+        let vain = if known.is_some() { self.lists.failures.get(&key).await } else { None };
         let error = match vain.filter(|vain| vain.until > self.now()) {
             Some(vain) => vain.error,
-            None => match self.list_anew(&key, fill, known.is_some(), asker).await {
+            None => match self.fetch_list(&key, fill, known.is_some(), asker).await {
                 Ok(listed) => return Ok(listed),
                 Err(error) => error,
             },
         };
         trail::note(Note::NotListed(error.clone()));
         let listed = known.as_ref().map(|known| known.listed);
-        match (fill.rule.freshness.remedy(unconfirmed_because(&error), listed, self.now()), known) {
-            (Remedy::ServeStale, Some(known)) => Ok(known.served(Outcome::Stale)),
-            (Remedy::ServeStale, None) => Err(Unlisted::Unknown(error)),
+        match (fill.rule.freshness.remedy(unconfirmed_reason(&error), listed, self.now()), known) {
+            (Remedy::ServeStale, Some(known)) => Ok(known.to_listed(Outcome::Stale)),
+            (Remedy::ServeStale, None) => Err(ListError::Unknown(error)),
             (Remedy::TooStale { max_stale }, Some(_)) => {
                 let rule = fill.rule.id.clone();
                 let cause = Box::new(error);
-                Err(Unlisted::Failed(PullError::TooStale { rule, max_stale, validated: listed, cause }))
+                Err(ListError::Failed(PullError::TooStale { rule, max_stale, validated: listed, cause }))
             }
-            (Remedy::TooStale { .. } | Remedy::Fail | Remedy::Drop, _) => Err(Unlisted::Failed(error)),
+            (Remedy::TooStale { .. } | Remedy::Fail | Remedy::Drop, _) => Err(ListError::Failed(error)),
         }
     }
 
     /// The newest list that is known here or in the store.
-    async fn known(&self, key: &Key, fill: &FillFrom) -> Option<Known> {
+    async fn read_list(&self, key: &Key, fill: &FillFrom) -> Option<CachedList> {
         let here = self.lists.known.get(key).await;
         if here.as_ref().is_some_and(|known| self.is_current(known, &key.2, fill)) {
             return here;
         }
-        let recorded = self.recorded(key, fill).await;
+        let recorded = self.read_record(key, fill).await;
         let recorded_at = recorded.as_ref().map(|known| known.listed);
         if recorded_at > here.as_ref().map(|known| known.listed) { recorded } else { here }
     }
 
-    /// What the record has. A store that is away is no reason not to ask the upstream.
-    async fn recorded(&self, key: &Key, fill: &FillFrom) -> Option<Known> {
+    /// The recorded list. If the store is away, the upstream can still be asked.
+    async fn read_record(&self, key: &Key, fill: &FillFrom) -> Option<CachedList> {
         let (_, repository, what) = key;
         let read = async {
             let Some(live) = self.repositories.live(repository).await? else { return Ok(None) };
-            self.repositories.listed(&what.record(&live), fill).await
+            self.repositories.read_list(&what.record(&live), fill).await
         };
         let record = within_limit(read).await.ok().flatten()?;
-        let known = Known { entries: record.entries.into(), listed: record.list_time };
+        let known = CachedList { entries: record.entries.into(), listed: record.list_time };
         self.lists.known.insert(key.clone(), known.clone()).await;
         Some(known)
     }
 
-    /// Asks the upstream, once for all who wait.
-    async fn list_anew(
+    /// Asks the upstream, once for all callers that wait.
+    async fn fetch_list(
         &self,
         key: &Key,
         fill: &FillFrom,
@@ -147,32 +147,32 @@ impl Resolver {
         asker: Option<Uuid>,
     ) -> Result<Listed, PullError> {
         if !is_known {
-            self.refusals.remembered(fill, key.2.question()).await?;
+            self.refusals.check(fill, key.2.question()).await?;
         }
         let (resolver, fill, work_key) = (self.clone(), fill.clone(), key.clone());
-        let work = || async move { resolver.list_in_turn(&work_key, &fill, asker).await };
+        let work = || async move { resolver.fetch_list_once(&work_key, &fill, asker).await };
         let listed = self.lists.flights.join_or_start(key.clone(), work).await.ok_or(PullError::GaveUp)??;
         trail::note(Note::ListedNow { by_us: listed.outcome != Outcome::Follow });
         Ok(listed)
     }
 
-    /// Asks the upstream, or takes over what another node has asked for meanwhile.
-    async fn list_in_turn(&self, key: &Key, fill: &FillFrom, asker: Option<Uuid>) -> Result<Listed, PullError> {
+    /// Asks the upstream, or uses what another node has fetched meanwhile.
+    async fn fetch_list_once(&self, key: &Key, fill: &FillFrom, asker: Option<Uuid>) -> Result<Listed, PullError> {
         let (origin, repository, what) = key;
-        // While whoever wants this was looking into the store, the same may have been asked for and have come.
+        // While this caller was looking in the store, the same list may have been fetched.
         if let Some(known) = self.lists.known.get(key).await.filter(|known| self.is_current(known, what, fill)) {
-            return Ok(known.served(Outcome::Hit));
+            return Ok(known.to_listed(Outcome::Hit));
         }
         let began = self.now();
         let (lease_key, mut lost) = (what.lease(*origin, repository), None);
         let limit = Instant::now() + limits::OTHERS_WORK;
         let lease = loop {
-            let turn = self.turn(&lease_key, &mut lost, limit).await;
-            let meanwhile = self.recorded(key, fill).await;
+            let leadership = self.lead_or_wait(&lease_key, &mut lost, limit).await;
+            let meanwhile = self.read_record(key, fill).await;
             if let Some(known) = meanwhile.filter(|known| known.listed >= began || self.is_current(known, what, fill)) {
-                return Ok(known.served(Outcome::Follow));
+                return Ok(known.to_listed(Outcome::Follow));
             }
-            if let Turn::Ours(lease) = turn {
+            if let Leadership::Ours(lease) = leadership {
                 break lease;
             }
         };
@@ -180,25 +180,27 @@ impl Resolver {
         self.refusals.learn(fill, what.question(), asker, &listed).await;
         let listed = match listed {
             Ok(entries) => {
-                let known = Known { entries: entries.into(), listed: self.now() };
-                self.lists.in_vain.invalidate(key).await;
+                let known = CachedList { entries: entries.into(), listed: self.now() };
+                self.lists.failures.invalidate(key).await;
                 self.lists.known.insert(key.clone(), known.clone()).await;
                 self.record(key, fill, &known).await;
-                Ok(known.served(Outcome::Miss))
+                Ok(known.to_listed(Outcome::Miss))
             }
+            // A request that comes another way may succeed.
+            Err(error) if error.is_loop() => Err(error),
             Err(error) => {
                 let until = self.now() + limits::REVALIDATE_BACKOFF;
-                self.lists.in_vain.insert(key.clone(), RecentFailure { error: error.clone(), until }).await;
+                self.lists.failures.insert(key.clone(), RecentFailure { error: error.clone(), until }).await;
                 Err(error)
             }
         };
-        // After the record is written, so that whoever waits for it finds what is there.
+        // Released after the record is written, so that nodes waiting for it find the list.
         drop(lease);
         listed
     }
 
-    /// Shares a list with the other nodes, if there is a repository to keep it in.
-    async fn record(&self, (_, repository, what): &Key, fill: &FillFrom, known: &Known) {
+    /// Shares a list with the other nodes, if there is a repository in which to record it.
+    async fn record(&self, (_, repository, what): &Key, fill: &FillFrom, known: &CachedList) {
         let write = async {
             let Some(live) = self.repositories.live(repository).await? else { return Ok(()) };
             let entries = known.entries.to_vec();
@@ -210,20 +212,20 @@ impl Resolver {
         }
     }
 
-    fn is_current(&self, known: &Known, what: &What, fill: &FillFrom) -> bool {
+    fn is_current(&self, known: &CachedList, what: &ListKind, fill: &FillFrom) -> bool {
         let policy = &fill.rule.freshness;
         let window = match what {
-            What::Tags => policy.tag_list_window,
-            What::Referrers(_) => policy.referrers_window,
+            ListKind::Tags => policy.tag_list_window,
+            ListKind::Referrers(_) => policy.referrers_window,
         };
         let age = (self.now() - known.listed).to_std().ok();
         age.is_some_and(|age| age < window)
     }
 }
 
-impl What {
+impl ListKind {
     async fn ask(&self, fill: &FillFrom) -> Result<Vec<String>, PullError> {
-        let (client, repository) = (&fill.source.client, &fill.repository);
+        let (client, repository) = (fill.pull_client(), &fill.repository);
         let entries = match self {
             Self::Tags => {
                 let tags = upstream::request(fill, "GET", client.tags(repository)).await;
@@ -251,7 +253,7 @@ impl What {
         }
     }
 
-    /// Where it is recorded.
+    /// The key of its record.
     fn record(&self, live: &Live) -> StoreKey {
         match self {
             Self::Tags => layout::tag_list(&live.name, live.record.incarnation),
@@ -260,12 +262,12 @@ impl What {
     }
 }
 
-impl Known {
-    fn served(&self, outcome: Outcome) -> Listed {
+impl CachedList {
+    fn to_listed(&self, outcome: Outcome) -> Listed {
         Listed { entries: self.entries.clone(), listed: self.listed, outcome }
     }
 
-    /// About how much of the memory it takes.
+    /// Its approximate size in memory.
     fn bytes(&self) -> u32 {
         let bytes: usize = self.entries.iter().map(|entry| entry.len() + size_of::<String>() + 16).sum();
         u32::try_from(bytes + 256).unwrap_or(u32::MAX)

@@ -1,4 +1,4 @@
-//! Manifests: by digest, which is for ever, and by tag, which the upstream must confirm now and then.
+//! Manifests: by digest, which never changes, and by tag, which the upstream must confirm from time to time.
 
 use std::future::Future;
 
@@ -13,9 +13,9 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, info, info_span, warn};
 use uuid::Uuid;
 
+use super::leadership::Leadership;
 use super::refusals::Question;
-use super::tag::{Stale, gone};
-use super::turn::Turn;
+use super::tag::{Stale, tag_gone};
 use super::{Content, Resolver, Trust, Want};
 use crate::auth::Asker;
 use crate::config::limits;
@@ -29,14 +29,14 @@ use crate::repository::{Verified, within_limit};
 use crate::trail::{self, Note, Trail};
 use crate::upstream;
 
-/// A manifest, in hand.
+/// A manifest with its bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolved {
     pub(crate) digest: Digest,
     pub(crate) media_type: MediaType,
     pub(crate) bytes: Bytes,
     pub(crate) outcome: Outcome,
-    /// The incarnation of the repository that has it; `None` if it was not stored.
+    /// The incarnation of its repository; `None` if it was not stored.
     pub(crate) incarnation: Option<Uuid>,
     /// When the upstream last confirmed the tag.
     pub(crate) validated: Option<DateTime<Utc>>,
@@ -44,18 +44,17 @@ pub(crate) struct Resolved {
 
 /// What the records have for a reference.
 pub(crate) enum Cached {
-    /// All that is needed.
+    /// Everything that is needed.
     Fresh(Resolved),
     /// A tag that the upstream should confirm.
     Stale(Box<Stale>),
-    /// A tag that the upstream had no more a moment ago, and that was dropped.
+    /// A tag that was dropped because the upstream recently reported it as gone.
     Gone,
-    /// Nothing.
     Nothing,
 }
 
 impl Resolver {
-    /// The manifest that `reference` means in `place` now, for the node's own sake.
+    /// The manifest that `reference` means in `place` now, on behalf of the node itself.
     pub(super) async fn manifest(&self, place: &Place, reference: &Reference) -> Result<Resolved, PullError> {
         let cached = self.read_cached(place, reference, Trust::Rule(None)).await?;
         match self.fill_manifest(place, reference, cached, Want::Bytes, &Asker::NODE).await? {
@@ -64,10 +63,10 @@ impl Resolver {
         }
     }
 
-    /// What is served of what the records have, or in its place.
+    /// What is served from the records, or in place of what they lack.
     ///
-    /// For who wants no bytes, what is not here is not fetched: many look at tags that they never pull, and upstreams
-    /// count GETs.
+    /// If the caller does not want the bytes, a missing manifest is not fetched: many clients look at tags that they
+    /// never pull, and upstreams count GETs.
     pub(super) async fn fill_manifest(
         &self,
         place: &Place,
@@ -88,9 +87,9 @@ impl Resolver {
                 Err(place.unfilled(PullError::NotFound { asked: Asked::Manifest, rule: None }))
             }
             (Cached::Gone | Cached::Nothing, None) => Err(place.unfilled(PullError::NoRule)),
-            (Cached::Gone, Some(fill)) => Err(gone(fill)),
+            (Cached::Gone, Some(fill)) => Err(tag_gone(fill)),
             (Cached::Stale(stale), Some(fill)) => match asker.may_fill() {
-                // The rule says what is served while nobody confirms it.
+                // The rule says what is served while the upstream does not confirm the tag.
                 Err(denied) => self.apply_remedy(fill, *stale, denied).await,
                 Ok(()) if stale.decision == Decision::ServeThenAsk => {
                     self.serve_then_ask(fill, *stale, asker.principal).await
@@ -99,7 +98,7 @@ impl Resolver {
             },
             (Cached::Nothing, Some(fill)) => {
                 asker.may_fill()?;
-                self.refusals.remembered(fill, Question::Manifest(reference)).await?;
+                self.refusals.check(fill, Question::Manifest(reference)).await?;
                 if want == Want::Presence
                     && let Some(head) = self.head_from_upstream(fill, reference, asker.principal).await?
                 {
@@ -111,7 +110,7 @@ impl Resolver {
         manifest.map(Content::Manifest)
     }
 
-    /// What comes of asking the upstream, which is done once for all who wait for it.
+    /// The result of asking the upstream, which is done once for all callers that wait.
     pub(super) async fn ask_upstream(
         &self,
         fill: &FillFrom,
@@ -119,26 +118,32 @@ impl Resolver {
         asker: Option<Uuid>,
     ) -> Result<Resolved, PullError> {
         let key = (fill.origin, fill.name.clone(), reference.clone());
+        // What others have asked for before something was deleted tells nothing of what is there since.
+        let since = self.repositories.memory.believed_since(&fill.name);
+        let accepts = |(answer, _): &super::Resolution, begun| answer.is_err() || Some(begun) >= since;
         loop {
             let mut is_ours = false;
             let work = || {
                 is_ours = true;
                 self.flight(key.clone(), fill, asker)
             };
-            let (answer, reasons) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::GaveUp)?;
+            let flown = self.manifests.join_or_start_if(key.clone(), accepts, work).await;
+            let (answer, reasons) = flown.ok_or(PullError::GaveUp)?;
             if !is_ours {
                 trail::note(Note::WaitedForPull);
             }
             trail::take_over(&reasons);
-            // A sync had to leave what is left of the budget to others; a pull is one of them.
             match answer {
+                // A sync had to leave the rest of the budget to others; a pull is one of these others.
                 Err(PullError::OverBudget { .. }) if !is_ours && fill.priority == Priority::Pull => {}
+                // The caller that started it has come another way, perhaps in a circle.
+                Err(error) if !is_ours && error.is_loop() => {}
                 answer => return answer,
             }
         }
     }
 
-    /// The work that asks the upstream for all who wait, and goes on when they have gone.
+    /// Asks the upstream for all callers that wait, and continues when they have gone.
     pub(super) fn flight(
         &self,
         key: super::ManifestKey,
@@ -148,7 +153,7 @@ impl Resolver {
         let (resolver, fill) = (self.clone(), fill.clone());
         Trail::of(async move {
             let answer = resolver.resolve_anew(&key, &fill).await;
-            // Before the flight ends, so that whoever comes then knows.
+            // Before the flight ends, so that later callers know.
             let question = Question::Manifest(&key.2);
             resolver.refusals.learn(&fill, question, asker, &answer).await;
             answer
@@ -189,16 +194,19 @@ impl Resolver {
                 trail::note(Note::ManifestUnlinked(digest.clone()));
                 return Ok(Cached::Nothing);
             };
-            let Some(media_type) = link.media_type.known() else { return Ok(Cached::Nothing) };
             // A link whose content is missing is a miss, and heals.
             let Some(bytes) = self.repositories.manifest_bytes(live, &digest, &link).await? else {
                 trail::note(Note::ManifestLost(digest.clone()));
                 return Ok(Cached::Nothing);
             };
+            if let Some(fill) = fill {
+                let blobs = link.config.iter().chain(&link.layers);
+                self.fills.promises().note(fill, blobs.map(|blob| (&blob.digest, blob.size_bytes)));
+            }
             trail::note(Note::ManifestHere(digest.clone()));
             let resolved = Resolved {
                 digest,
-                media_type,
+                media_type: link.media_type,
                 bytes,
                 outcome: Outcome::Hit,
                 incarnation: Some(live.record.incarnation),
@@ -215,7 +223,7 @@ impl Resolver {
         .await
     }
 
-    /// Asks the upstream, or lets another node do it.
+    /// Asks the upstream, or lets another node do so.
     async fn resolve_anew(&self, key: &super::ManifestKey, fill: &FillFrom) -> Result<Resolved, PullError> {
         let (reference, began) = (&key.2, self.now());
         let in_vain = self.recent_failure(key).await;
@@ -229,7 +237,7 @@ impl Resolver {
         failpoint::hit("manifest.after_claim");
         let answer = match (held, in_vain) {
             (Cached::Fresh(resolved), _) => Ok(resolved),
-            (Cached::Gone, _) => Err(gone(fill)),
+            (Cached::Gone, _) => Err(tag_gone(fill)),
             (Cached::Nothing, _) => self.fetch(fill, reference, None).await,
             (Cached::Stale(stale), None) => self.refresh(key, fill, *stale).await,
             (Cached::Stale(stale), Some(error)) => {
@@ -242,11 +250,11 @@ impl Resolver {
         answer
     }
 
-    /// What the records have when it is this node's turn to ask the upstream, or when there is nothing to ask any more.
+    /// What the records have when it is this node's turn to ask the upstream, or when there is nothing left to ask.
     ///
-    /// Of all nodes that want the same, one gets the lease. It looks after that, since another may have been faster.
-    /// The others wait until it has done that, and look at what it has written; one of them takes its place if it is
-    /// lost, or has failed.
+    /// Of all nodes that want the same, one gets the lease. It checks the records afterwards, since another may have
+    /// been faster. The others wait until it has ended, and read what it has written; if it was lost or has failed, one
+    /// of them takes its place.
     pub(super) async fn claim_and_read(
         &self,
         fill: &FillFrom,
@@ -256,18 +264,18 @@ impl Resolver {
         let key = LeaseKey::reference(fill.origin, &fill.name, reference);
         let (mut lost, limit) = (None, Instant::now() + limits::OTHERS_WORK);
         loop {
-            let turn = self.turn(&key, &mut lost, limit).await;
+            let leadership = self.lead_or_wait(&key, &mut lost, limit).await;
             let place = self.reread(fill).await?;
             let held = self.read_cached(&place, reference, trust).await?;
-            match turn {
-                Turn::Ours(lease) => return Ok((held, lease)),
-                Turn::Theirs if matches!(held, Cached::Fresh(_) | Cached::Gone) => return Ok((held, None)),
-                Turn::Theirs => {}
+            match leadership {
+                Leadership::Ours(lease) => return Ok((held, lease)),
+                Leadership::Theirs if matches!(held, Cached::Fresh(_) | Cached::Gone) => return Ok((held, None)),
+                Leadership::Theirs => {}
             }
         }
     }
 
-    /// Fetches a manifest, verifies it, stores it and makes it visible. `known` is what a tag means, where that is known.
+    /// Fetches a manifest, verifies it, stores it and makes it visible. `known` is the tag's digest, if known.
     pub(super) async fn fetch(
         &self,
         fill: &FillFrom,
@@ -281,7 +289,7 @@ impl Resolver {
         self.fetch_as(fill, reference, known, tag).await
     }
 
-    /// Fetches a manifest, verifies it, stores it and makes it visible: by its digest, and by `tag` where there is one.
+    /// Fetches a manifest, verifies it, stores it and makes it visible: by digest, and under `tag` if given.
     pub(super) async fn fetch_as(
         &self,
         fill: &FillFrom,
@@ -289,7 +297,7 @@ impl Resolver {
         known: Option<&Digest>,
         tag: Option<&Tag>,
     ) -> Result<Resolved, PullError> {
-        let _turn = self.fills.manifest_turn().await?;
+        let _turn = self.fills.manifest_turn(fill).await?;
         let client = fill.client();
         let question = client.manifest_known_as(&fill.repository, reference, known);
         let asked = self.now();
@@ -303,11 +311,13 @@ impl Resolver {
         let manifest = Manifest::parse(fetched.content_type.as_deref(), &fetched.bytes)
             .map_err(|error| bad_manifest(fill, &error))?
             .with_first_children(self.index_children);
+        let blobs = manifest.config.iter().chain(&manifest.layers);
+        self.fills.promises().note(fill, blobs.filter_map(|blob| Some((blob.digest.as_ref()?, blob.size_bytes))));
         let verified = Verified { digest, bytes: fetched.bytes, manifest };
 
-        let commit = self.repositories.commit_manifest(&fill.name, fill, &verified, tag.map(|tag| (tag, asked)));
+        let commit = self.repositories.commit_manifest(&fill.name, fill, &verified, (tag, asked));
         let committed = within_limit(commit).instrument(info_span!("fill.commit")).await;
-        // The client gets what was verified all the same.
+        // The client gets the verified manifest in any case.
         let incarnation = committed.inspect_err(|_| self.fills.metrics().commit_failed("manifest")).ok().flatten();
         if tag.is_none() && incarnation.is_some() {
             self.note_tag_of_head(fill, &verified.digest).await;
@@ -324,7 +334,7 @@ impl Resolver {
             digest: verified.digest,
             media_type: verified.manifest.media_type,
             bytes: verified.bytes,
-            // Readers get verified bytes also when the store does not take them.
+            // Readers get verified bytes even if the store does not accept them.
             outcome: if incarnation.is_some() { Outcome::Miss } else { Outcome::Bypass },
             incarnation,
             validated: matches!(reference, Reference::Tag(_)).then(|| self.now()),
@@ -333,7 +343,7 @@ impl Resolver {
 }
 
 impl Resolver {
-    /// Reads what was verified before; of an index, as much as is linked.
+    /// Parses a manifest that was verified before; of an index, only as much as is linked.
     pub(super) fn parse(&self, resolved: &Resolved) -> Result<Manifest, ManifestError> {
         let manifest = Manifest::parse(Some(resolved.media_type.as_str()), &resolved.bytes)?;
         Ok(manifest.with_first_children(self.index_children))

@@ -1,6 +1,7 @@
-//! What refers to a manifest: the upstream's view, and what is cached where there is none.
+//! Referrers of a manifest: the upstream's list, or what is cached if there is none.
 //!
-//! An empty list has clients conclude that nothing was signed. So it is given only where it is known to be empty.
+//! From an empty list clients conclude that nothing was signed. So an empty list is returned only if it is known to be
+//! empty.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::Digest;
@@ -8,24 +9,24 @@ use entrepot_domain::referrer::{Referrer, merged};
 use uuid::Uuid;
 
 use super::Resolver;
-use super::lists::{Unlisted, What};
+use super::lists::{ListError, ListKind};
 use crate::error::PullError;
 use crate::outcome::Outcome;
 use crate::place::Place;
 use crate::repository::within_limit;
 use crate::trail::{self, Note};
 
-/// The manifests that refer to one.
+/// The referrers of a manifest.
 #[derive(Clone, Debug)]
 pub(crate) struct ReferrerList {
     pub(crate) referrers: Vec<Referrer>,
     pub(crate) outcome: Outcome,
-    /// When the upstream gave the list; `None` if it is what is cached here.
+    /// When the upstream sent the list; `None` if it shows what is cached here.
     pub(crate) listed: Option<DateTime<Utc>>,
 }
 
 impl Resolver {
-    /// What refers to the manifest `subject` of `place`, which need not exist.
+    /// The referrers of the manifest `subject` in `place`. That manifest need not exist.
     pub(crate) async fn referrers(
         &self,
         place: &Place,
@@ -38,10 +39,10 @@ impl Resolver {
                 self.cached_referrers(place, subject).await?.ok_or_else(|| place.unfilled(PullError::NoRule))?;
             return Ok(ReferrerList { referrers, outcome: Outcome::Hit, listed: None });
         };
-        match self.list(fill, What::Referrers(subject.clone()), asker).await {
+        match self.list(fill, ListKind::Referrers(subject.clone()), asker).await {
             Ok(list) => {
                 let listed: Vec<_> = list.entries.iter().filter_map(|entry| Referrer::read(entry).ok()).collect();
-                // What the upstream has just said is all that there is. What it said once may have been added to.
+                // A list that the upstream has just sent is complete. An old one may be missing newer referrers.
                 let referrers = if list.outcome == Outcome::Stale {
                     merged(&listed, self.cached_referrers(place, subject).await?.unwrap_or_default())
                 } else {
@@ -49,8 +50,8 @@ impl Resolver {
                 };
                 Ok(ReferrerList { referrers, outcome: list.outcome, listed: Some(list.listed) })
             }
-            Err(Unlisted::Failed(error)) => Err(error),
-            Err(Unlisted::Unknown(error)) => {
+            Err(ListError::Failed(error)) => Err(error),
+            Err(ListError::Unknown(error)) => {
                 let referrers = self.cached_referrers(place, subject).await?.unwrap_or_default();
                 if referrers.is_empty() {
                     return Err(error);
@@ -61,7 +62,7 @@ impl Resolver {
         }
     }
 
-    /// The cached manifests that refer to it; `None` if there is no such repository.
+    /// The cached referrers; `None` if there is no such repository.
     async fn cached_referrers(&self, place: &Place, subject: &Digest) -> Result<Option<Vec<Referrer>>, PullError> {
         let Some(live) = &place.live else { return Ok(None) };
         within_limit(self.repositories.cached_referrers(live, subject, place.fill())).await.map(Some)

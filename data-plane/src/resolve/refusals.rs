@@ -1,10 +1,10 @@
-//! What upstreams have refused a moment ago: it is refused again without asking them.
+//! Recent refusals of upstreams: the same request is refused again without asking them.
 //!
-//! Nothing is shared between rules, and nothing outlives a change of the upstream's settings, its credential included.
-//! One caller cannot fill the memory: what is beyond its share is asked again each time.
+//! Rules do not share refusals, and a change of the upstream's settings (including its credential) clears them. One
+//! caller cannot fill the memory: refusals beyond its share are not remembered.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::refusal::Refusal;
@@ -13,6 +13,7 @@ use entrepot_runtime::{Clock, Metrics};
 use moka::future::Cache;
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::Counter;
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::config::limits;
@@ -20,13 +21,13 @@ use crate::control::FillFrom;
 use crate::error::{Asked, PullError};
 use crate::trail::{self, Note};
 
-/// Refusals that are remembered. Clones share them.
+/// Remembered refusals. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Refusals {
     entries: Cache<Key, Entry>,
     /// How many entries each caller has caused.
     shares: Arc<Mutex<HashMap<Uuid, usize>>>,
-    /// Most that one caller may cause.
+    /// The most entries that one caller may cause.
     share: usize,
     clock: Clock,
     answered: Counter<u64>,
@@ -36,23 +37,21 @@ pub(crate) struct Refusals {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     origin: Uuid,
-    /// The upstream, and which of its settings were in force.
+    /// The upstream, and the revision of its settings.
     upstream: (Uuid, i64),
     repository: RepositoryName,
-    what: What,
+    what: Refused,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum What {
-    /// All that is in the repository.
+enum Refused {
+    /// Everything in the repository.
     All,
-    /// One manifest.
     Manifest(Reference),
-    /// One blob.
     Blob(Digest),
     /// The list of tags.
     Tags,
-    /// The list of what refers to a manifest.
+    /// The list of a manifest's referrers.
     Referrers(Digest),
 }
 
@@ -65,7 +64,7 @@ struct Entry {
     asker: Uuid,
 }
 
-/// What is asked of an upstream.
+/// A request to an upstream.
 #[derive(Clone, Copy)]
 pub(super) enum Question<'a> {
     Manifest(&'a Reference),
@@ -84,10 +83,10 @@ impl Refusals {
         let counted = shares.clone();
         let entries = Cache::builder()
             .max_capacity(room)
-            // What comes again this soon is remembered longer.
+            // A refusal that recurs this soon is remembered longer.
             .time_to_idle(limits::REFUSALS_IDLE)
             .eviction_listener(move |_, entry: Entry, _| {
-                let mut shares = lock(&counted);
+                let mut shares = counted.lock();
                 if let Some(count) = shares.get_mut(&entry.asker) {
                     *count = count.saturating_sub(1);
                     if *count == 0 {
@@ -104,9 +103,9 @@ impl Refusals {
         Self { entries, shares, share: usize::try_from(room / 10).unwrap_or(usize::MAX), clock, answered }
     }
 
-    /// The error that this question was answered with a moment ago.
-    pub(super) async fn remembered(&self, fill: &FillFrom, question: Question<'_>) -> Result<(), PullError> {
-        for what in [What::All, What::of(question)] {
+    /// The recent error for this request, if there is one.
+    pub(super) async fn check(&self, fill: &FillFrom, question: Question<'_>) -> Result<(), PullError> {
+        for what in [Refused::All, Refused::of(question)] {
             let entry = self.entries.get(&Key::new(fill, what)).await;
             if let Some(entry) = entry.filter(|entry| entry.until > self.clock.now()) {
                 self.answered.add(1, &[KeyValue::new("reason", entry.refusal.as_str())]);
@@ -117,7 +116,7 @@ impl Refusals {
         Ok(())
     }
 
-    /// Takes in how a question to the upstream has ended.
+    /// Notes how a request to the upstream has ended.
     pub(super) async fn learn<T>(
         &self,
         fill: &FillFrom,
@@ -127,22 +126,22 @@ impl Refusals {
     ) {
         let key = |what| Key::new(fill, what);
         let Err(error) = answer else {
-            // Only tags and repositories come to be.
+            // Only tags and repositories can come into being later.
             if let Question::Manifest(Reference::Tag(_)) | Question::Tags | Question::Referrers(_) = question {
-                self.entries.invalidate(&key(What::of(question))).await;
+                self.entries.invalidate(&key(Refused::of(question))).await;
             }
             return;
         };
-        let Some((refusal, what)) = refused(error, question) else { return };
+        let Some((refusal, what)) = classify(error, question) else { return };
         let (key, asker, now) = (key(what), asker.unwrap_or_default(), self.clock.now());
         let before = self.entries.get(&key).await.filter(|entry| entry.refusal == refusal);
-        // All who wait for the same answer come here.
+        // All callers that wait for the same answer come here.
         if before.as_ref().is_some_and(|entry| entry.until > now) {
             return;
         }
         let times = before.map_or(1, |entry| entry.times.saturating_add(1));
         {
-            let mut shares = lock(&self.shares);
+            let mut shares = self.shares.lock();
             let count = shares.entry(asker).or_default();
             if *count >= self.share {
                 return;
@@ -154,7 +153,7 @@ impl Refusals {
     }
 }
 
-impl What {
+impl Refused {
     fn of(question: Question<'_>) -> Self {
         match question {
             Question::Manifest(reference) => Self::Manifest(reference.clone()),
@@ -166,31 +165,32 @@ impl What {
 }
 
 impl Key {
-    fn new(fill: &FillFrom, what: What) -> Self {
+    fn new(fill: &FillFrom, what: Refused) -> Self {
         let upstream = &fill.source.upstream;
         Self { origin: fill.origin, upstream: (upstream.uid, upstream.revision), repository: fill.name.clone(), what }
     }
 }
 
-/// Which refusal an error is, and of what.
-fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)> {
-    let this = What::of(question);
-    // What may be another the next time; content has its digest.
+fn classify(error: &PullError, question: Question<'_>) -> Option<(Refusal, Refused)> {
+    let this = Refused::of(question);
+    // By tag, the next content may be different; by digest, it is always the same.
     let by_tag = matches!(question, Question::Manifest(Reference::Tag(_)) | Question::Tags | Question::Referrers(_));
     match error {
         PullError::NotFound { asked: Asked::Manifest | Asked::Repository, .. } if by_tag => {
             Some((Refusal::NoTag, this))
         }
         PullError::NotFound { .. } => Some((Refusal::NoContent, this)),
-        // A login that may not read the manifests of a repository may not read anything there. A blob alone may be
-        // refused by where the upstream keeps it.
+        // A login that may not read the manifests of a repository may not read anything in it. If only a blob is
+        // refused, this may be due to the place where the upstream stores it.
         PullError::UpstreamDenied { .. } if matches!(question, Question::Manifest(_)) => {
-            Some((Refusal::Denied, What::All))
+            Some((Refusal::Denied, Refused::All))
         }
         PullError::UpstreamDenied { .. } => Some((Refusal::Denied, this)),
         PullError::BadContent { .. } if !by_tag => Some((Refusal::WrongContent, this)),
         PullError::UpstreamRefused { .. } => Some((Refusal::Astray, this)),
         PullError::BadContent { .. }
+        | PullError::Loop(_)
+        | PullError::UpstreamLoops { .. }
         | PullError::Route(_)
         | PullError::Unauthenticated(_)
         | PullError::InsufficientScope
@@ -201,15 +201,13 @@ fn refused(error: &PullError, question: Question<'_>) -> Option<(Refusal, What)>
         | PullError::OverBudget { .. }
         | PullError::UpstreamAway { .. }
         | PullError::TooStale { .. }
+        | PullError::Damaged { .. }
         | PullError::StoreAway
         | PullError::NoSnapshot
         | PullError::LeftOut { .. }
         | PullError::Busy
         | PullError::GaveUp
+        | PullError::BadRecord { .. }
         | PullError::Internal => None,
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,12 +3,13 @@
 //! The upstream is asked under the same lease as for a pull, so that one question is enough for both. When it says that
 //! a tag has moved, the new image is fetched whole, by its digest, while the tag goes on meaning the old one; then the
 //! tag's record is replaced, if nobody else has changed it meanwhile. So a pull before that gets the old image, all of
-//! which is here, or has asked the upstream by itself and gets the new one as any first pull does; and since every node
-//! reads a tag's record for each pull, a pull behind it gets the new image from all of them. If the new image cannot be
-//! fetched, the tag stays.
+//! which is here, or has asked the upstream by itself and gets the new one as any first pull does. All nodes are told to
+//! forget what the tag's record said; where somebody has asked for the sync, it ends only when they have, or hold the
+//! record no more, so that a pull behind it gets the new image from each of them. If the new image cannot be fetched, the
+//! tag stays.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entrepot_domain::freshness::{Unconfirmed, WhenDeleted};
@@ -16,11 +17,12 @@ use entrepot_domain::job::Synced;
 use entrepot_domain::sync::{Platforms, Walk};
 use entrepot_domain::{Digest, Reference, Tag};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tracing::{info, warn};
 
 use super::manifest::{Cached, bad_manifest};
-use super::tag::{Said, Stale, gone, unconfirmed_because};
+use super::tag::{Stale, TagAnswer, tag_gone, unconfirmed_reason};
 use super::{Blob, Resolved, Resolver, Trust};
 use crate::config::limits;
 use crate::control::{FillFrom, Location};
@@ -39,7 +41,7 @@ const LOOKS: usize = 20;
 const TRIES: usize = 5;
 
 /// What a sync works with besides what it is about.
-pub(crate) struct Ahead {
+pub(crate) struct FetchProgress {
     /// How many bytes of the content are here, and how many there are as far as that is known.
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
@@ -48,7 +50,7 @@ pub(crate) struct Ahead {
 }
 
 /// What a look at a tag has shown.
-enum Look {
+enum TagCheck {
     /// What it means was validated, just now or since what was known of it.
     Valid(Resolved),
     /// It means something else than here, where its record is at revision `base`. The manifest is here by its digest.
@@ -57,7 +59,7 @@ enum Look {
     Deleted,
 }
 
-impl Ahead {
+impl FetchProgress {
     /// Nothing is here yet; blobs take turns with those of others.
     pub(crate) fn new(turns: Arc<Semaphore>) -> Self {
         Self { done_bytes: AtomicU64::new(0), total_bytes: AtomicU64::new(0), turns }
@@ -68,22 +70,22 @@ impl Ahead {
         (self.done_bytes.load(Ordering::Relaxed), self.total_bytes.load(Ordering::Relaxed))
     }
 
-    fn found(&self, bytes: u64) {
+    fn add_total(&self, bytes: u64) {
         self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 
 /// What of one blob counts as here.
-struct Counted<'a> {
-    ahead: &'a Ahead,
+struct BlobProgress<'a> {
+    progress: &'a FetchProgress,
     bytes: AtomicU64,
 }
 
-impl Counted<'_> {
-    fn is_at(&self, bytes: u64) {
+impl BlobProgress<'_> {
+    fn set_done(&self, bytes: u64) {
         let before = self.bytes.swap(bytes, Ordering::Relaxed);
-        self.ahead.done_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.ahead.done_bytes.fetch_sub(before, Ordering::Relaxed);
+        self.progress.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.progress.done_bytes.fetch_sub(before, Ordering::Relaxed);
     }
 }
 
@@ -97,7 +99,7 @@ impl Resolver {
         location: Location,
         tag: &Tag,
         known: Option<DateTime<Utc>>,
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> Result<Synced, PullError> {
         let began = self.now();
         let place = &Place::find_anew(location, &self.repositories).await?;
@@ -105,7 +107,7 @@ impl Resolver {
         if place.live.is_none() {
             return Err(PullError::NotFound { asked: Asked::Repository, rule: None });
         }
-        let from = self.meant(place, tag).await?;
+        let from = self.cached_digest(place, tag).await?;
         if known.is_some() && from.is_none() {
             return Err(PullError::NotFound { asked: Asked::Manifest, rule: None });
         }
@@ -114,7 +116,7 @@ impl Resolver {
             Some(from) => self.platforms_of(place, from).await?,
             None => Platforms::All,
         };
-        self.bring(place, fill, tag, trust, (from, &platforms), ahead).await
+        self.update_tag(place, fill, tag, trust, (from, &platforms), progress).await
     }
 
     /// Fetches an image ahead: all of what the reference means now, for these platforms. A tag that is known and fresh is
@@ -124,12 +126,12 @@ impl Resolver {
         location: Location,
         reference: &Reference,
         platforms: &[String],
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> Result<Synced, PullError> {
         let place = &Place::find_anew(location, &self.repositories).await?;
         let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let from = match reference {
-            Reference::Tag(tag) => self.meant(place, tag).await?,
+            Reference::Tag(tag) => self.cached_digest(place, tag).await?,
             Reference::Digest(digest) => {
                 let held = self.read_cached(place, reference, Trust::Rule(None)).await?;
                 matches!(held, Cached::Fresh(_)).then(|| digest.clone())
@@ -146,14 +148,14 @@ impl Resolver {
         match reference {
             Reference::Tag(tag) => {
                 let trust = Trust::Rule(Some(self.now()));
-                let synced = self.bring(place, fill, tag, trust, (from, &platforms), ahead).await?;
+                let synced = self.update_tag(place, fill, tag, trust, (from, &platforms), progress).await?;
                 if let Synced::Unchanged { digest } = &synced {
-                    self.whole_of(place, digest, &platforms, ahead).await?;
+                    self.fetch_image_by_digest(place, digest, &platforms, progress).await?;
                 }
                 Ok(synced)
             }
             Reference::Digest(digest) => {
-                self.whole_of(place, digest, &platforms, ahead).await?;
+                self.fetch_image_by_digest(place, digest, &platforms, progress).await?;
                 Ok(match from {
                     Some(digest) => Synced::Unchanged { digest },
                     None => Synced::Moved { from: None, to: digest.clone() },
@@ -163,36 +165,36 @@ impl Resolver {
     }
 
     /// Has a tag mean what it means at the upstream, once all of that is here.
-    async fn bring(
+    async fn update_tag(
         &self,
         place: &Place,
         fill: &FillFrom,
         tag: &Tag,
         trust: Trust,
         (from, platforms): (Option<Digest>, &Platforms),
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> Result<Synced, PullError> {
         for _ in 0..ROUNDS {
-            match self.look(place, fill, tag, trust).await? {
-                Look::Deleted => {
+            match self.check_tag(place, fill, tag, trust).await? {
+                TagCheck::Deleted => {
                     let is_dropped = fill.rule.freshness.when_deleted == WhenDeleted::Drop;
                     return match from {
                         Some(_) => Ok(Synced::Deleted { from, is_dropped }),
-                        None => Err(gone(fill)),
+                        None => Err(tag_gone(fill)),
                     };
                 }
-                Look::Valid(resolved) if from.as_ref() == Some(&resolved.digest) => {
+                TagCheck::Valid(resolved) if from.as_ref() == Some(&resolved.digest) => {
                     return Ok(Synced::Unchanged { digest: resolved.digest });
                 }
                 // A pull was faster.
-                Look::Valid(resolved) => {
-                    self.whole(fill, &resolved, platforms, ahead).await?;
+                TagCheck::Valid(resolved) => {
+                    self.fetch_image(fill, &resolved, platforms, progress).await?;
                     return Ok(Synced::Moved { from, to: resolved.digest });
                 }
-                Look::Moved { base, to, said } => {
+                TagCheck::Moved { base, to, said } => {
                     failpoint::hit("sync.before_content");
-                    self.whole(fill, &to, platforms, ahead).await?;
-                    if self.moves(place, fill, tag, base, (&to, said)).await? {
+                    self.fetch_image(fill, &to, platforms, progress).await?;
+                    if self.replace_tag(place, fill, tag, base, (&to, said)).await? {
                         info!(
                             repository.name = %place.repository, tag.name = %tag, content.digest = %to.digest,
                             "synced `{}:{tag}`, which means `{}` now", place.repository, to.digest
@@ -206,17 +208,17 @@ impl Resolver {
     }
 
     /// Looks at a tag, and asks the upstream unless it is trusted: once for all who wait, pulls among them.
-    async fn look(&self, place: &Place, fill: &FillFrom, tag: &Tag, trust: Trust) -> Result<Look, PullError> {
+    async fn check_tag(&self, place: &Place, fill: &FillFrom, tag: &Tag, trust: Trust) -> Result<TagCheck, PullError> {
         let key = (fill.origin, place.repository.clone(), Reference::Tag(tag.clone()));
         for _ in 0..LOOKS {
-            let seen: Seen = Arc::default();
+            let seen: SharedCheck = Arc::default();
             let work = || {
                 let (resolver, place, fill, tag) = (self.clone(), place.clone(), fill.clone(), tag.clone());
                 let (key, seen) = (key.clone(), seen.clone());
-                Trail::of(async move { resolver.look_for_all(&key, &place, &fill, &tag, (trust, &seen)).await })
+                Trail::of(async move { resolver.check_tag_once(&key, &place, &fill, &tag, (trust, &seen)).await })
             };
             let (_, _) = self.manifests.join_or_start(key.clone(), work).await.ok_or(PullError::GaveUp)?;
-            if let Some(look) = seen.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            if let Some(look) = seen.lock().take() {
                 return look;
             }
             // A pull had asked already: the records tell what came of it, and whether that is new enough.
@@ -225,16 +227,16 @@ impl Resolver {
     }
 
     /// Looks for a sync, which is told by `seen`, and for pulls that have joined, which get what they are given.
-    async fn look_for_all(
+    async fn check_tag_once(
         &self,
         key: &super::ManifestKey,
         place: &Place,
         fill: &FillFrom,
         tag: &Tag,
-        (trust, seen): (Trust, &Seen),
+        (trust, seen): (Trust, &SharedCheck),
     ) -> Result<Resolved, PullError> {
-        let see = |look: Result<Look, PullError>| {
-            *seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
+        let see = |look: Result<TagCheck, PullError>| {
+            *seen.lock() = Some(look);
         };
         let coordinated = self.claim_and_read(fill, &key.2, trust).await;
         let (held, lease) = match coordinated {
@@ -246,23 +248,23 @@ impl Resolver {
         };
         let answer = match held {
             Cached::Fresh(resolved) => {
-                see(Ok(Look::Valid(resolved.clone())));
+                see(Ok(TagCheck::Valid(resolved.clone())));
                 Ok(resolved)
             }
             Cached::Gone => {
-                see(Ok(Look::Deleted));
-                Err(gone(fill))
+                see(Ok(TagCheck::Deleted));
+                Err(tag_gone(fill))
             }
-            Cached::Stale(stale) => self.look_at_stale(key, place, fill, *stale, see).await,
+            Cached::Stale(stale) => self.check_stale_tag(key, place, fill, *stale, see).await,
             Cached::Nothing => {
                 let looked = async {
                     let base = within_limit(self.repositories.tag_revision(&place.repository, tag)).await?;
-                    let to = self.untagged(place, fill, tag, None, None).await?;
+                    let to = self.fetch_by_digest(place, fill, tag, None, None).await?;
                     Ok::<_, PullError>((base, to))
                 };
                 match looked.await {
                     Ok((base, to)) => {
-                        see(Ok(Look::Moved { base, to: to.clone(), said: self.now() }));
+                        see(Ok(TagCheck::Moved { base, to: to.clone(), said: self.now() }));
                         Ok(to)
                     }
                     Err(error) => {
@@ -277,20 +279,20 @@ impl Resolver {
     }
 
     /// Asks the upstream whether a tag still means what it meant.
-    async fn look_at_stale(
+    async fn check_stale_tag(
         &self,
         key: &super::ManifestKey,
         place: &Place,
         fill: &FillFrom,
         stale: Stale,
-        see: impl FnOnce(Result<Look, PullError>),
+        see: impl FnOnce(Result<TagCheck, PullError>),
     ) -> Result<Resolved, PullError> {
         let said = match self.confirm_tag(fill, &stale).await {
-            Ok(Said::Other(said)) => {
+            Ok(TagAnswer::Changed(said)) => {
                 let known = said.clone().unwrap_or_else(|| stale.resolved.digest.clone());
-                self.untagged(place, fill, &stale.tag, said, Some(&known)).await
+                self.fetch_by_digest(place, fill, &stale.tag, said, Some(&known)).await
             }
-            Ok(Said::Same(resolved)) => Ok(resolved),
+            Ok(TagAnswer::Same(resolved)) => Ok(resolved),
             Err(error) => Err(error),
         };
         match said {
@@ -299,11 +301,11 @@ impl Resolver {
                 let is_noted = same.outcome == Outcome::Revalidated;
                 let resolved = if is_noted { same } else { self.note_confirmed(fill, &stale).await };
                 self.unconfirmed.invalidate(key).await;
-                see(Ok(Look::Valid(resolved.clone())));
+                see(Ok(TagCheck::Valid(resolved.clone())));
                 Ok(resolved)
             }
             Ok(to) => {
-                see(Ok(Look::Moved { base: Some(stale.revision), to: to.clone(), said: self.now() }));
+                see(Ok(TagCheck::Moved { base: Some(stale.revision), to: to.clone(), said: self.now() }));
                 Ok(to)
             }
             // It tells nothing of the upstream, which pulls may ask.
@@ -312,8 +314,8 @@ impl Resolver {
                 Err(error)
             }
             Err(error) => {
-                match unconfirmed_because(&error) {
-                    Unconfirmed::Deleted => see(Ok(Look::Deleted)),
+                match unconfirmed_reason(&error) {
+                    Unconfirmed::Deleted => see(Ok(TagCheck::Deleted)),
                     Unconfirmed::Denied | Unconfirmed::Away => see(Err(error.clone())),
                 }
                 self.remember_failure(key, fill, stale, error).await
@@ -322,7 +324,7 @@ impl Resolver {
     }
 
     /// The manifest that a tag means at the upstream, here by its digest. One that is here already is not fetched.
-    async fn untagged(
+    async fn fetch_by_digest(
         &self,
         place: &Place,
         fill: &FillFrom,
@@ -339,7 +341,7 @@ impl Resolver {
     }
 
     /// Replaces a tag's record, unless somebody else has; says whether it did.
-    async fn moves(
+    async fn replace_tag(
         &self,
         place: &Place,
         fill: &FillFrom,
@@ -359,7 +361,7 @@ impl Resolver {
     }
 
     /// What a tag means here, if it is known.
-    async fn meant(&self, place: &Place, tag: &Tag) -> Result<Option<Digest>, PullError> {
+    async fn cached_digest(&self, place: &Place, tag: &Tag) -> Result<Option<Digest>, PullError> {
         let Some(live) = &place.live else { return Ok(None) };
         let record = within_limit(self.repositories.tag(live, tag, place.fill())).await?;
         Ok(record.and_then(|record| record.digest))
@@ -385,26 +387,26 @@ impl Resolver {
     }
 
     /// Fetches all of an image that is not here.
-    async fn whole_of(
+    async fn fetch_image_by_digest(
         &self,
         place: &Place,
         digest: &Digest,
         platforms: &Platforms,
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> Result<(), PullError> {
         let fill = place.fill().ok_or_else(|| place.unfilled(PullError::NoRule))?;
         let resolved = self.manifest(place, &Reference::Digest(digest.clone())).await?;
-        self.whole(fill, &resolved, platforms, ahead).await
+        self.fetch_image(fill, &resolved, platforms, progress).await
     }
 
     /// Fetches what an image consists of, as far as it is not here: of an index those for the platforms, each with its
     /// configuration and layers.
-    async fn whole(
+    async fn fetch_image(
         &self,
         fill: &FillFrom,
         image: &Resolved,
         platforms: &Platforms,
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> Result<(), PullError> {
         // The first manifest may have created the repository.
         let place = &Place::reread(fill, &self.repositories).await?;
@@ -416,49 +418,55 @@ impl Resolver {
             };
             let manifest = self.parse(&resolved).map_err(|error| bad_manifest(fill, &error))?;
             let size_bytes = resolved.bytes.len() as u64;
-            ahead.found(size_bytes);
-            ahead.done_bytes.fetch_add(size_bytes, Ordering::Relaxed);
-            ahead.found(walk.note(&visit, size_bytes, &manifest));
+            progress.add_total(size_bytes);
+            progress.done_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+            progress.add_total(walk.note(&visit, size_bytes, &manifest));
         }
         if walk.left_out_count() > 0 {
             warn!(
                 repository.name = %place.repository, content.digest = %image.digest,
-                "`{}` names more than is fetched ahead: {} parts were left out", image.digest, walk.left_out_count()
+                "`{}` names more than is fetched progress: {} parts were left out", image.digest, walk.left_out_count()
             );
         }
-        let fetches = walk.into_blobs().map(|digest| async move { self.fetched(place, &digest, ahead).await });
+        let fetches = walk.into_blobs().map(|digest| async move { self.fetch_blob(place, &digest, progress).await });
         stream::iter(fetches).buffer_unordered(limits::JOB_BLOBS).try_collect::<()>().await
     }
 
     /// Waits until a blob is here.
-    async fn fetched(&self, place: &Place, digest: &Digest, ahead: &Ahead) -> Result<(), PullError> {
-        let counted = Counted { ahead, bytes: AtomicU64::new(0) };
-        let turn = ahead.turns.acquire().await;
+    async fn fetch_blob(&self, place: &Place, digest: &Digest, progress: &FetchProgress) -> Result<(), PullError> {
+        let counted = BlobProgress { progress, bytes: AtomicU64::new(0) };
+        let turn = progress.turns.acquire().await;
         let _turn = turn.map_err(|_| PullError::GaveUp)?;
         let (mut failure, mut has_landed) = (PullError::GaveUp, false);
         for _ in 0..TRIES {
             let landed = match Box::pin(self.blob(place, digest)).await {
-                Ok(Blob::Stored { size_bytes, .. }) => {
-                    counted.is_at(size_bytes);
+                Ok(Blob::Stored { ready, .. }) => {
+                    counted.set_done(ready.size_bytes());
                     return Ok(());
                 }
                 // What has landed and is not stored will not be stored the next time.
                 Ok(Blob::Landing(_)) if has_landed => return Err(PullError::StoreAway),
-                Ok(Blob::Landing(landed)) => landed.ended(|bytes| counted.is_at(bytes)).await,
+                Ok(Blob::Landing(landed)) => landed.wait(|bytes| counted.set_done(bytes)).await,
                 Ok(Blob::Known { .. }) => Err(PullError::GaveUp),
                 Err(error) => Err(error),
             };
             match landed {
                 Ok(()) => has_landed = true,
+                // What an index lists under a type that is not known may be a manifest.
+                Err(error @ PullError::NotFound { .. }) => {
+                    let manifest = self.manifest(place, &Reference::Digest(digest.clone())).await.map_err(|_| error)?;
+                    counted.set_done(manifest.bytes.len() as u64);
+                    return Ok(());
+                }
                 // Pulls are first.
                 Err(error @ (PullError::Busy | PullError::GaveUp)) => failure = error,
                 Err(error) => return Err(error),
             }
-            counted.is_at(0);
+            counted.set_done(0);
         }
         Err(failure)
     }
 }
 
 /// What a look has shown, on its way to the sync that has asked for it.
-type Seen = Arc<Mutex<Option<Result<Look, PullError>>>>;
+type SharedCheck = Arc<Mutex<Option<Result<TagCheck, PullError>>>>;

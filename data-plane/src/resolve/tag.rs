@@ -1,4 +1,4 @@
-//! Tags that are known: whether they are trusted, and what their upstream says when they are not.
+//! Known tags: whether they are trusted, and what happens when they are not.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::freshness::{Decision, Policy, Remedy, Unconfirmed, decide};
@@ -23,24 +23,24 @@ pub(crate) struct Stale {
     /// What it meant when it was last confirmed.
     pub(super) resolved: Resolved,
     pub(super) live: Live,
-    /// In which order it is served and confirmed.
+    /// Whether it is served or confirmed first.
     pub(super) decision: Decision,
     /// The revision of its record.
     pub(super) revision: i64,
 }
 
-/// What the upstream says of a tag that is known.
-pub(super) enum Said {
-    /// It means what it meant, which was noted.
+/// The upstream's answer about a known tag.
+pub(super) enum TagAnswer {
+    /// It means the same as before; this was recorded.
     Same(Resolved),
-    /// It means this digest now, or does not say which.
-    Other(Option<Digest>),
+    /// It means this digest now, or the upstream does not say which.
+    Changed(Option<Digest>),
 }
 
 impl Resolver {
-    /// What is done with a pull of a tag that was last confirmed at `validated`.
+    /// The decision about a pull of a tag that was last confirmed at `validated`.
     ///
-    /// A confirmation that was given while the pull was waiting is as good as one's own.
+    /// A confirmation that another caller got while the pull was waiting is as good as its own.
     pub(super) fn decision(
         &self,
         place: &Place,
@@ -65,7 +65,7 @@ impl Resolver {
         }
     }
 
-    /// Whether a tag was dropped so little ago that its upstream need not be asked whether it has come again.
+    /// Whether a tag was dropped so recently that its upstream need not be asked whether it has returned.
     pub(super) fn is_just_gone(&self, dropped: Option<DateTime<Utc>>, trust: Trust) -> bool {
         if let Trust::Since(since) = trust {
             return dropped.is_some_and(|dropped| (since..=self.now()).contains(&dropped));
@@ -74,7 +74,7 @@ impl Resolver {
         age.is_some_and(|age| age < Refusal::NoTag.remembered_for(1))
     }
 
-    /// Serves what is cached, and has the upstream asked behind it.
+    /// Serves what is cached, and asks the upstream in the background.
     pub(super) async fn serve_then_ask(
         &self,
         fill: &FillFrom,
@@ -88,9 +88,9 @@ impl Resolver {
                 trail::note(Note::UpstreamLeftAlone);
                 return self.apply_remedy(fill, stale, vain.error).await;
             }
-            // What was not served when the upstream last said something is not served before it has said otherwise.
+            // If the pull was not served when the upstream last failed, it is not served before the upstream answers.
             let policy = &fill.rule.freshness;
-            if policy.remedy(unconfirmed_because(&vain.error), stale.resolved.validated, self.now())
+            if policy.remedy(unconfirmed_reason(&vain.error), stale.resolved.validated, self.now())
                 != Remedy::ServeStale
             {
                 return self.ask_upstream(fill, &reference, asker).await;
@@ -101,13 +101,13 @@ impl Resolver {
         Ok(Resolved { outcome: Outcome::Background, ..stale.resolved })
     }
 
-    /// Why the upstream did not confirm a tag a moment ago, for as long as it is left alone after that.
+    /// Why the upstream did not confirm a tag recently, as long as it is not asked again because of that.
     pub(super) async fn recent_failure(&self, key: &ManifestKey) -> Option<PullError> {
         let vain = self.unconfirmed.get(key).await?;
         (vain.until > self.now()).then_some(vain.error)
     }
 
-    /// What the upstream says now in place of what is stale, or what the rule says where it says nothing.
+    /// What the upstream says now instead of the stale content; if it does not answer, the rule decides.
     pub(super) async fn refresh(
         &self,
         key: &ManifestKey,
@@ -123,7 +123,7 @@ impl Resolver {
         }
     }
 
-    /// What comes of a question that has led to nothing, which is remembered for a moment.
+    /// Handles a failed request, which is remembered for a moment.
     pub(super) async fn remember_failure(
         &self,
         key: &ManifestKey,
@@ -135,13 +135,16 @@ impl Resolver {
             repository.name = %fill.name, tag.name = %stale.tag,
             "`{}:{}` is not confirmed: {error}", fill.name, stale.tag
         );
-        let until = self.now() + limits::REVALIDATE_BACKOFF;
-        self.unconfirmed.insert(key.clone(), RecentFailure { error: error.clone(), until }).await;
+        // A request that comes another way may succeed.
+        if !error.is_loop() {
+            let until = self.now() + limits::REVALIDATE_BACKOFF;
+            self.unconfirmed.insert(key.clone(), RecentFailure { error: error.clone(), until }).await;
+        }
         self.apply_remedy(fill, stale, error).await
     }
 
-    /// What the rule says to do with a tag that the upstream did not confirm: by default, an upstream that is away,
-    /// throttles, refuses or has deleted the tag does not hurt what is cached.
+    /// What the rule says about a tag that the upstream did not confirm. By default, cached content is served even if
+    /// the upstream is away, throttles, denies access, or has deleted the tag.
     pub(super) async fn apply_remedy(
         &self,
         fill: &FillFrom,
@@ -149,7 +152,7 @@ impl Resolver {
         error: PullError,
     ) -> Result<Resolved, PullError> {
         let validated = stale.resolved.validated;
-        match fill.rule.freshness.remedy(unconfirmed_because(&error), validated, self.now()) {
+        match fill.rule.freshness.remedy(unconfirmed_reason(&error), validated, self.now()) {
             Remedy::ServeStale => {
                 trail::note(Note::ServedStale(error));
                 Ok(Resolved { outcome: Outcome::Stale, ..stale.resolved })
@@ -165,19 +168,19 @@ impl Resolver {
         }
     }
 
-    /// Asks whether a tag still means what it meant; fetches what it means now if it does not.
+    /// Asks whether a tag still means the same; if not, fetches what it means now.
     async fn revalidate(&self, fill: &FillFrom, stale: &Stale) -> Result<Resolved, PullError> {
         match self.confirm_tag(fill, stale).await? {
-            Said::Same(resolved) => Ok(resolved),
-            Said::Other(said) => {
+            TagAnswer::Same(resolved) => Ok(resolved),
+            TagAnswer::Changed(said) => {
                 let known = said.as_ref().unwrap_or(&stale.resolved.digest);
                 self.fetch(fill, &Reference::Tag(stale.tag.clone()), Some(known)).await
             }
         }
     }
 
-    /// Asks whether a tag still means what it meant, and notes it if it does.
-    pub(super) async fn confirm_tag(&self, fill: &FillFrom, stale: &Stale) -> Result<Said, PullError> {
+    /// Asks whether a tag still means the same, and records that if so.
+    pub(super) async fn confirm_tag(&self, fill: &FillFrom, stale: &Stale) -> Result<TagAnswer, PullError> {
         let Stale { tag, resolved: held, .. } = stale;
         let client = fill.client();
         let question = client.confirm_tag(&fill.repository, tag, &held.digest);
@@ -185,13 +188,13 @@ impl Resolver {
         let seen = seen.map_err(|error| upstream::failure(fill, Asked::Manifest, &error))?;
         if seen.as_ref() != Some(&held.digest) {
             trail::note(if seen.is_some() { Note::TagMoved(tag.clone()) } else { Note::TagNotSaid(tag.clone()) });
-            return Ok(Said::Other(seen));
+            return Ok(TagAnswer::Changed(seen));
         }
         trail::note(Note::TagConfirmed(tag.clone()));
-        Ok(Said::Same(self.note_confirmed(fill, stale).await))
+        Ok(TagAnswer::Same(self.note_confirmed(fill, stale).await))
     }
 
-    /// Notes that a tag still means what it meant, and returns that.
+    /// Records that a tag still means the same, and returns its content.
     pub(super) async fn note_confirmed(&self, fill: &FillFrom, stale: &Stale) -> Resolved {
         let Stale { tag, resolved: held, live, .. } = stale;
         if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
@@ -200,31 +203,31 @@ impl Resolver {
         Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held.clone() }
     }
 
-    /// Drops a tag that the upstream has no more. If that cannot be noted, the next pull tries again.
+    /// Drops a tag that no longer exists at the upstream. If that cannot be recorded, the next pull tries again.
     async fn drop_tag(&self, fill: &FillFrom, stale: Stale) {
         let Stale { tag, resolved, live, .. } = stale;
         let dropped = within_limit(self.repositories.drop_tag(&live, fill, &tag, &resolved.digest)).await;
         let key = (fill.origin, fill.name.clone(), Reference::Tag(tag.clone()));
-        // If it comes again, what was said of it before does not matter.
+        // If the tag returns, what was said about it before does not matter.
         self.unconfirmed.invalidate(&key).await;
         trail::note(Note::TagDropped(tag.clone()));
         match dropped {
             Ok(()) => info!(
                 repository.name = %fill.name, tag.name = %tag, rule.name = %fill.rule.id,
-                "dropped `{}:{tag}`, which the upstream has no more", fill.name
+                "dropped `{}:{tag}`, which no longer exists at the upstream", fill.name
             ),
             Err(error) => warn!("`{}:{tag}` could not be dropped: {error}", fill.name),
         }
     }
 }
 
-/// The failure of a pull of a tag that was dropped a moment ago.
-pub(super) fn gone(fill: &FillFrom) -> PullError {
+/// The error for a tag that was dropped recently.
+pub(super) fn tag_gone(fill: &FillFrom) -> PullError {
     PullError::NotFound { asked: Asked::Manifest, rule: Some(fill.rule.id.clone()) }
 }
 
 /// Why the upstream did not confirm a tag.
-pub(super) fn unconfirmed_because(error: &PullError) -> Unconfirmed {
+pub(super) fn unconfirmed_reason(error: &PullError) -> Unconfirmed {
     match error {
         PullError::NotFound { .. } => Unconfirmed::Deleted,
         PullError::UpstreamDenied { .. } => Unconfirmed::Denied,
@@ -238,13 +241,17 @@ pub(super) fn unconfirmed_because(error: &PullError) -> Unconfirmed {
         | PullError::OverBudget { .. }
         | PullError::UpstreamAway { .. }
         | PullError::UpstreamRefused { .. }
+        | PullError::Loop(_)
+        | PullError::UpstreamLoops { .. }
         | PullError::BadContent { .. }
         | PullError::TooStale { .. }
+        | PullError::Damaged { .. }
         | PullError::StoreAway
         | PullError::NoSnapshot
         | PullError::LeftOut { .. }
         | PullError::Busy
         | PullError::GaveUp
+        | PullError::BadRecord { .. }
         | PullError::Internal => Unconfirmed::Away,
     }
 }

@@ -1,4 +1,4 @@
-//! Lists of tags: the upstream's view, remembered for as long as the rule says, and what is cached where there is none.
+//! Lists of tags: the upstream's list, remembered for as long as the rule says, or what is cached if there is none.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use entrepot_domain::Tag;
 use uuid::Uuid;
 
 use super::Resolver;
-use super::lists::{Listed, Unlisted, What};
+use super::lists::{ListError, ListKind, Listed};
 use crate::error::PullError;
 use crate::outcome::Outcome;
 use crate::place::Place;
@@ -19,31 +19,30 @@ use crate::trail::{self, Note};
 #[derive(Clone, Debug)]
 pub(crate) struct TagList {
     pub(crate) tags: Vec<Tag>,
-    /// Whether there are more behind it.
+    /// Whether there are more after it.
     pub(crate) has_more: bool,
     pub(crate) outcome: Outcome,
-    /// When the upstream gave the list; `None` if it is what is cached here.
+    /// When the upstream sent the list; `None` if it shows what is cached here.
     pub(crate) listed: Option<DateTime<Utc>>,
 }
 
 impl Resolver {
-    /// One page of the tags that `place` has.
     pub(crate) async fn tags(&self, place: &Place, page: &TagPage, asker: Option<Uuid>) -> Result<TagList, PullError> {
         let Some(fill) = place.fill() else {
             trail::note(Note::NoRuleForTags);
             return self.cached_tags(place, page, Outcome::Hit).await?.ok_or_else(|| place.unfilled(PullError::NoRule));
         };
-        match self.list(fill, What::Tags, asker).await {
+        match self.list(fill, ListKind::Tags, asker).await {
             Ok(listed) => Ok(TagList::page_of(&listed, page)),
-            Err(Unlisted::Failed(error)) => Err(error),
-            Err(Unlisted::Unknown(error)) => {
+            Err(ListError::Failed(error)) => Err(error),
+            Err(ListError::Unknown(error)) => {
                 trail::note(Note::CachedTagsListed);
                 self.cached_tags(place, page, Outcome::Stale).await?.ok_or(error)
             }
         }
     }
 
-    /// One page of the tags that are cached; `None` if there is no such repository.
+    /// One page of the cached tags; `None` if there is no such repository.
     async fn cached_tags(&self, place: &Place, page: &TagPage, outcome: Outcome) -> Result<Option<TagList>, PullError> {
         let Some(live) = &place.live else { return Ok(None) };
         within_limit(async {
@@ -65,7 +64,7 @@ impl TagList {
     }
 }
 
-/// Which of these tags, which are in byte order, are in a page.
+/// Which of these sorted tags belong to a page.
 fn within(tags: &[String], page: &TagPage) -> Range<usize> {
     let start = tags.partition_point(|tag| tag.as_str() <= page.last.as_str());
     start..start.saturating_add(page.count).min(tags.len())

@@ -1,4 +1,4 @@
-//! Lists of tags, as they are answered.
+//! Answers with lists of tags.
 //!
 //! Source: OCI distribution specification 1.1, "Listing tags"; RFC 8288 for the link to the next page.
 
@@ -20,10 +20,10 @@ struct Answer<'a> {
     tags: Vec<&'a str>,
 }
 
-/// The answer to a client that asked by `name` for one page.
+/// The answer to a client that requested one page, using this `name`.
 pub(crate) fn response(name: &RepositoryName, page: &TagPage, list: &TagList, now: DateTime<Utc>) -> Response<Body> {
     let answer = Answer { name: name.as_str(), tags: list.tags.iter().map(Tag::as_str).collect() };
-    // Plain strings: nothing that JSON could not hold.
+    // Plain strings can always be written as JSON.
     let bytes = Bytes::from(serde_json::to_vec(&answer).unwrap_or_default());
     let mut response = Response::new(body::empty());
     stamp(&mut response, list.outcome);
@@ -35,7 +35,7 @@ pub(crate) fn response(name: &RepositoryName, page: &TagPage, list: &TagList, no
         headers.insert(AGE, (now - at).to_std().unwrap_or_default().as_secs().into());
     }
     warning(headers, list.outcome, "this list of tags", list.listed);
-    // A page of nothing has no last one to go on behind, so the link would lead nowhere.
+    // An empty page has no last tag, so a link would lead nowhere.
     if let Some(last) = list.tags.last().filter(|_| list.has_more) {
         let link = format!("</v2/{name}/tags/list?n={}&last={last}>; rel=\"next\"", page.count);
         headers.extend(HeaderValue::from_str(&link).map(|value| (LINK, value)));

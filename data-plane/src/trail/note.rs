@@ -1,10 +1,10 @@
-//! What can be noted of a request. A note is a value, and becomes a sentence when somebody reads it.
+//! Notes about a request. A note is a value, and becomes a sentence only when somebody reads it.
 
 use std::fmt;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use entrepot_domain::freshness::{Mode, Policy, Terms};
+use entrepot_domain::freshness::{Mode, Policy, TagPolicy};
 use entrepot_domain::{Digest, RepositoryName, ResourceId, Tag};
 
 use crate::error::PullError;
@@ -16,7 +16,7 @@ pub(crate) enum Note {
     Failed(PullError),
     StoreAway,
     StoreSlow,
-    /// The store did not answer, and what it said last was taken.
+    /// The store did not answer, so its last known answer was used.
     LastKnown,
     /// A record could not be used, for this reason.
     BadRecord(String),
@@ -44,6 +44,8 @@ pub(crate) enum Note {
     ManifestHere(Digest),
     BlobUnlinked,
     BlobLost,
+    /// The store has something else in place of the content.
+    Damaged,
     BlobHere,
 
     UpstreamLeftAlone,
@@ -85,24 +87,24 @@ pub(crate) enum Note {
     CachedReferrersListed,
 }
 
-/// How far a rule trusts a tag.
+/// How long a rule trusts a tag.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum TagTrust {
     /// It matches a pattern of tags that never move.
     Immutable(String),
-    /// Its upstream is never asked by itself.
+    /// Its upstream is never asked automatically.
     NeverAsked,
-    /// Its upstream is asked once this has passed.
+    /// Its upstream is asked after this time.
     Window(Duration),
 }
 
 impl Note {
-    /// How far `policy` trusts a tag that was last confirmed at `validated`.
+    /// How long `policy` trusts a tag that was last confirmed at `validated`.
     pub(crate) fn tag_age(policy: &Policy, tag: &Tag, validated: Option<DateTime<Utc>>, now: DateTime<Utc>) -> Self {
-        let trust = match policy.terms(tag) {
-            Terms::Immutable(pattern) => TagTrust::Immutable(pattern.to_string()),
-            Terms::Movable { mode: Mode::Off, .. } => TagTrust::NeverAsked,
-            Terms::Movable { window, .. } => TagTrust::Window(window),
+        let trust = match policy.for_tag(tag) {
+            TagPolicy::Immutable(pattern) => TagTrust::Immutable(pattern.to_string()),
+            TagPolicy::Movable { mode: Mode::Off, .. } => TagTrust::NeverAsked,
+            TagPolicy::Movable { window, .. } => TagTrust::Window(window),
         };
         Self::TagAge { tag: tag.clone(), age: validated.map(|at| age(at, now)), trust }
     }
@@ -115,18 +117,16 @@ impl fmt::Display for Note {
             Self::Failed(error) => write!(f, "{error}"),
             Self::StoreAway => f.write_str("the registry's storage was away"),
             Self::StoreSlow => f.write_str("the registry's storage took too long"),
-            Self::LastKnown => f.write_str("the registry's storage was away, and what it had said last was taken"),
+            Self::LastKnown => f.write_str("the registry's storage was away, so its last known answer was used"),
             Self::BadRecord(reason) => write!(f, "a record could not be used: {reason}"),
             Self::NoRepository(name) => write!(f, "there was no repository `{name}`"),
             Self::NoRuleForContent => {
                 f.write_str("no rule covers this name: what is cached is served, and never confirmed")
             }
-            Self::NoRuleForTags => f.write_str("no rule covers this name: the tags that are cached are listed"),
-            Self::NoRuleForReferrers => {
-                f.write_str("no rule covers this name: the referrers that are cached are listed")
-            }
+            Self::NoRuleForTags => f.write_str("no rule covers this name: the cached tags are listed"),
+            Self::NoRuleForReferrers => f.write_str("no rule covers this name: the cached referrers are listed"),
             Self::TagUnknown(tag) => write!(f, "tag `{tag}` was not known in this repository under its rule"),
-            Self::TagJustGone(tag) => write!(f, "the upstream had tag `{tag}` no more a moment ago"),
+            Self::TagJustGone(tag) => write!(f, "tag `{tag}` did not exist at the upstream a moment ago"),
             Self::TagFrozen(tag) => write!(f, "tag `{tag}` never moves in this repository, as its template said"),
             Self::TagAge { tag, age, trust } => write_tag_age(f, tag, *age, trust),
             Self::TagConfirmed(tag) => write!(f, "the upstream confirmed that tag `{tag}` still means this digest"),
@@ -135,7 +135,7 @@ impl fmt::Display for Note {
                 write!(f, "the upstream does not say what tag `{tag}` means without sending it")
             }
             Self::TagDropped(tag) => {
-                write!(f, "the upstream has tag `{tag}` no more, so it was dropped, as the rule says")
+                write!(f, "tag `{tag}` no longer exists at the upstream, so it was dropped, as the rule says")
             }
             Self::ManifestUnlinked(digest) => {
                 write!(f, "no link to manifest `{digest}` in this repository under its rule")
@@ -146,11 +146,12 @@ impl fmt::Display for Note {
             }
             Self::BlobUnlinked => f.write_str("no link to this digest in this repository under its rule"),
             Self::BlobLost => f.write_str("the blob is linked in this repository, but was not in the store"),
+            Self::Damaged => f.write_str("what the store has in its place is damaged, or lost"),
             Self::BlobHere => f.write_str("the blob is linked in this repository, and was in the store"),
             Self::UpstreamLeftAlone => {
                 f.write_str("the upstream could not confirm the tag a moment ago, and was left alone")
             }
-            Self::AskedBehind => f.write_str("served as it was cached, and the upstream was asked behind it"),
+            Self::AskedBehind => f.write_str("served from the cache, and the upstream was asked in the background"),
             Self::ServedStale(error) => {
                 write!(f, "served stale, since the upstream could not confirm the tag: {error}")
             }
@@ -167,7 +168,7 @@ impl fmt::Display for Note {
             Self::HeadSays(digest) => {
                 write!(f, "the upstream says that it means `{digest}`; nothing was fetched")
             }
-            Self::HeadSaysTooLittle => f.write_str("the upstream does not say enough of it without sending it"),
+            Self::HeadSaysTooLittle => f.write_str("the upstream does not say enough about it without sending it"),
             Self::HeadOfBlob => f.write_str("only its presence was asked for, so the upstream was asked by HEAD"),
             Self::JoinedFill { age, repository } => {
                 write!(f, "joined the fill that was begun {} ago for `{repository}`", length(*age))
@@ -175,7 +176,7 @@ impl fmt::Display for Note {
             Self::Filled { upstream, repository } => {
                 write!(f, "filled from upstream `{upstream}`, repository `{repository}`")
             }
-            Self::CameByNode(leader) => write!(f, "it came by way of node `{leader}`, which was fetching it"),
+            Self::CameByNode(leader) => write!(f, "it came through node `{leader}`, which was fetching it"),
             Self::FoundByFill => f.write_str("the fill found it in the store: it had come meanwhile"),
             Self::RepositoryConfirmed => f.write_str("the upstream confirmed that this repository has it, too"),
             Self::StoredAndConfirmed => {
@@ -185,8 +186,8 @@ impl fmt::Display for Note {
             Self::ListedNow { by_us: true } => f.write_str("the upstream was asked for it, by this node"),
             Self::ListedNow { by_us: false } => f.write_str("the upstream was asked for it, by another node"),
             Self::NotListed(error) => write!(f, "the upstream does not list this now: {error}"),
-            Self::CachedTagsListed => f.write_str("the tags that are cached are listed in its place"),
-            Self::CachedReferrersListed => f.write_str("the referrers that are cached are listed in its place"),
+            Self::CachedTagsListed => f.write_str("the cached tags are listed instead"),
+            Self::CachedReferrersListed => f.write_str("the cached referrers are listed instead"),
         }
     }
 }
@@ -198,7 +199,7 @@ fn write_tag_age(f: &mut fmt::Formatter<'_>, tag: &Tag, age: Option<Duration>, t
     }
     match trust {
         TagTrust::Immutable(pattern) => write!(f, "; it never moves, since it matches `{pattern}`"),
-        TagTrust::NeverAsked => f.write_str("; its rule never asks for it by itself"),
+        TagTrust::NeverAsked => f.write_str("; its rule never asks the upstream about it automatically"),
         TagTrust::Window(window) => write!(f, ", the window is {}", length(*window)),
     }
 }
@@ -208,7 +209,7 @@ pub(crate) fn age(then: DateTime<Utc>, now: DateTime<Utc>) -> Duration {
     (now - then).to_std().unwrap_or_default()
 }
 
-/// A length of time in the largest unit that says enough, such as `26 h`.
+/// A duration in the largest unit that is precise enough, such as `26 h`.
 fn length(length: Duration) -> String {
     match length.as_secs() {
         seconds @ 0..120 => format!("{seconds} s"),
@@ -236,7 +237,7 @@ mod tests {
         for (note, words) in [
             (Note::tag_age(&Policy::default(), &tag, None, now), "tag `v1` was never validated, the window is 24 h"),
             (Note::RefusedUntil(now), "is not asked until 1970-01-02T00:00:00Z"),
-            (Note::CameByNode(hub()), "it came by way of node `hub`"),
+            (Note::CameByNode(hub()), "it came through node `hub`, which was fetching it"),
             (Note::Listed { age: Duration::from_secs(180) }, "3 min ago"),
             (Note::Failed(PullError::Busy), "busy"),
         ] {

@@ -1,4 +1,4 @@
-//! A node that is told to stop: what is under way ends well, and nothing new begins.
+//! A node that is told to stop: work that is under way ends well, and nothing new begins.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ async fn over_http2_open_streams_end_well_and_the_client_is_told_to_go() {
     let tasks = node.tasks.clone();
     let draining = tokio::spawn(async move { tasks.drain(LIMIT).await });
     wait_until(LIMIT, "no connection is taken any more", async || TcpStream::connect(node.addr).await.is_err()).await;
-    // The client knows that its connection is going away, and has no other.
+    // The client knows that its connection is closing, and has no other.
     wait_until(LIMIT, "no request is taken any more", async || get("/v2/".to_owned()).await.is_err()).await;
     while let Some(chunk) = streaming.chunk().await.unwrap() {
         bytes.extend_from_slice(&chunk);

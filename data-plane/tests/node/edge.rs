@@ -1,4 +1,4 @@
-//! TLS, HTTP/1 and HTTP/2, and proxies that say who they speak for.
+//! TLS, HTTP/1 and HTTP/2, and proxies that say for whom they speak.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::ground::{Ground, KEY, LIMIT, Node, challenge};
 
-/// A node behind TLS, with the authority that vouches for it.
+/// A node with TLS, and its certificate authority.
 async fn tls_node(ground: &Ground) -> (Node, Authority) {
     let authority = Authority::new();
     let mut start = ground.start("node-1");
@@ -25,7 +25,7 @@ async fn tls_node(ground: &Ground) -> (Node, Authority) {
     (node, authority)
 }
 
-/// A certificate for loopback, out of files.
+/// A certificate for loopback, from files.
 pub(crate) fn tls(ground: &Ground, authority: &Authority, alpn: Alpn) -> Arc<Tls> {
     let (certificate, key) = authority.certificate_for(&["127.0.0.1"]);
     let (certificate_file, key_file) = (ground.dir.path().join("tls.crt"), ground.dir.path().join("tls.key"));
@@ -77,7 +77,7 @@ async fn a_body_that_turns_out_wrong_ends_early_as_its_protocol_says_it() {
         let image = upstream.publish_image("app", "v1", &[images::random_bytes(seed, 3 << 20)]);
         let client = client(&authority, http1_only);
         let pull = client.get(format!("{}/v2/demo/app/blobs/{}", node.url, image.layers[0]));
-        // The blob belongs to the repository only once a manifest says so.
+        // The blob belongs to the repository only once a manifest names it.
         let manifest = client.get(format!("{}/v2/demo/app/manifests/{}", node.url, image.manifest));
         assert_eq!(manifest.basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap().status(), 200);
         let answer = pull.basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap();
@@ -157,12 +157,12 @@ async fn a_client_that_takes_back_request_after_request_loses_its_connection() {
     let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
     let mut connection = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap();
 
-    // More than this node lets pass, and fewer than the library would by itself, which is 20.
+    // More than this node permits, and fewer than the library's own limit, which is 20.
     let resets = 15;
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     sent.extend(frame(4, 0, 0, &[]));
     for stream in (1..).step_by(2).take(resets) {
-        // GET https://x/, and at once RST_STREAM with CANCEL.
+        // GET https://x/, followed at once by RST_STREAM with CANCEL.
         sent.extend(frame(1, 0x5, stream, &[0x82, 0x87, 0x84, 0x41, 1, b'x']));
         sent.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
     }
@@ -173,7 +173,7 @@ async fn a_client_that_takes_back_request_after_request_loses_its_connection() {
             connection.read_exact(&mut head).await.unwrap();
             let mut body = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
             connection.read_exact(&mut body).await.unwrap();
-            // GOAWAY: the last stream, then why.
+            // GOAWAY: the last stream, followed by the reason.
             if head[3] == 7 {
                 return u32::from_be_bytes(body[4..8].try_into().unwrap());
             }

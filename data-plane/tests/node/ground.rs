@@ -1,10 +1,10 @@
-//! What a node stands on, as a control plane would have left it, and the node itself.
+//! A node, and everything that it needs, as a control plane would have left it.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use entrepot_store::BlobStore;
 use entrepot_test_support::program::Probed;
 use entrepot_test_support::{FakeUpstream, wait_until};
 use entrepot_trust::{ClusterKey, NodeRecord, SnapshotSigner, SnapshotTrust};
+use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tracing_subscriber::fmt::MakeWriter;
@@ -39,7 +40,7 @@ pub(crate) struct Ground {
     pub(crate) clock: Clock,
 }
 
-/// Where a node listens, and what else it is told. All but the configuration is on loopback by itself.
+/// The listeners and settings of a node. Everything but the configuration is set to loopback.
 pub(crate) struct Start {
     pub(crate) config: Config,
     pub(crate) tls: Option<Arc<Tls>>,
@@ -69,7 +70,7 @@ impl Ground {
         self.publish_into(&*self.store, revision, upstream).await
     }
 
-    /// The same in another store than its own.
+    /// The same in another store.
     pub(crate) async fn publish_into(
         &self,
         store: &dyn BlobStore,
@@ -79,7 +80,7 @@ impl Ground {
         published::publish(store, &self.signer, revision, &self.snapshot(revision, upstream)).await
     }
 
-    /// Publishes anything, rightly signed.
+    /// Publishes any bytes, correctly signed.
     pub(crate) async fn publish_bytes(&self, revision: i64, bytes: Vec<u8>) -> Published {
         published::publish_bytes(&*self.store, &self.signer, revision, bytes).await
     }
@@ -97,21 +98,20 @@ impl Ground {
         }
     }
 
-    /// What starts a node whose control plane is where nobody listens.
+    /// The start of a node at whose control-plane address nobody listens.
     pub(crate) fn start(&self, id: &str) -> Start {
         let spool: PathBuf = self.dir.path().join(format!("spool-{}", Uuid::new_v4()));
         let config = Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], spool);
         Start { config, tls: None, peer: None }
     }
 
-    /// A node with nothing special about it, ready.
+    /// An ordinary node, ready to serve.
     pub(crate) async fn node(&self, id: &str) -> Node {
         let node = self.run(self.start(id)).await;
         node.ready().await;
         node
     }
 
-    /// Starts a node.
     pub(crate) async fn run(&self, start: Start) -> Node {
         let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
         let deps = Deps {
@@ -135,30 +135,30 @@ impl Ground {
         Node { addr, url: format!("{scheme}://{addr}"), tasks, health, metrics }
     }
 
-    /// The record of a node, if it is rightly signed.
+    /// The record of a node, if it is correctly signed.
     pub(crate) async fn record(&self, id: &str) -> Option<NodeRecord> {
         let id: ResourceId = id.parse().unwrap();
         let object = self.store.get(&layout::node(&id)).await.unwrap()?;
         Some(self.cluster_key.read_node_record(&object.bytes).unwrap())
     }
 
-    /// Writes the record of a node that is not there, signed by `key`.
+    /// Writes the record of a node that does not exist, signed with `key`, as if it was written when the node began.
     pub(crate) async fn put_record(&self, under: &str, record: &NodeRecord, key: &ClusterKey) {
-        let bytes = Bytes::from(key.sign_node_record(record));
-        self.store.put(&layout::node(&under.parse().unwrap()), bytes).await.unwrap();
+        let (at, bytes) = (layout::node(&under.parse().unwrap()), Bytes::from(key.sign_node_record(record)));
+        self.store.put(&at, bytes).await.unwrap();
+        let file = std::fs::File::open(self.dir.path().join("store").join(at.as_str())).unwrap();
+        file.set_modified(record.start_time.into()).unwrap();
     }
 
-    /// The record that a node would have written `age` ago.
+    /// The record of a node that began `age` ago.
     pub(crate) fn made_up(&self, id: &str, age: Duration) -> NodeRecord {
-        let write_time = self.clock.now() - age;
         NodeRecord {
             node_id: id.parse().unwrap(),
             boot_id: Uuid::new_v4(),
             peer_address: None,
             release: "0.0.0".to_owned(),
             running: None,
-            start_time: write_time,
-            write_time,
+            start_time: self.clock.now() - age,
             hold_ms: 0,
         }
     }
@@ -169,7 +169,7 @@ impl Node {
         wait_until(LIMIT, "the node is ready", async || self.health.is_ready()).await;
     }
 
-    /// A request as somebody who may pull.
+    /// A request by a principal that may pull.
     pub(crate) fn request(&self, path: &str) -> reqwest::RequestBuilder {
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
         client.get(format!("{}{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
@@ -191,14 +191,14 @@ impl Drop for Node {
     }
 }
 
-/// A free port of loopback, listening.
+/// A listener on a free port of loopback.
 pub(crate) async fn loopback() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }
 
-/// Everything that all nodes of this process have logged.
+/// Everything that all nodes in this process have logged.
 static LOGS: LazyLock<Logs> = LazyLock::new(|| {
     let logs = Logs::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(logs.clone());
@@ -211,7 +211,7 @@ struct Logs(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Logs {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -228,9 +228,9 @@ impl<'w> MakeWriter<'w> for Logs {
     }
 }
 
-/// The lines that hold `text`.
+/// The log lines that contain `text`.
 pub(crate) fn logged(text: &str) -> Vec<String> {
-    let bytes = LOGS.0.lock().unwrap();
+    let bytes = LOGS.0.lock();
     String::from_utf8_lossy(&bytes).lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
 }
 

@@ -1,7 +1,6 @@
-//! A node among what it lives with: a store, other nodes, proxies, clients of HTTP/1 and HTTP/2, and nobody to help it
-//! when one of them misbehaves.
+//! A node among a store, other nodes, proxies, and clients of HTTP/1 and HTTP/2, and what happens when one of them
+//! misbehaves.
 
-#![allow(missing_docs, reason = "tests are named by sentences")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
@@ -9,6 +8,7 @@ mod drain;
 mod edge;
 mod events;
 mod ground;
+mod guesses;
 mod outages;
 mod peers;
 mod permissions;

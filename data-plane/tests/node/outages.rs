@@ -1,8 +1,10 @@
-//! The store away: what cannot be served is said honestly, and works again when the store is back. And a slow one.
+//! While the store is away, what cannot be served gets an honest error, and everything works again once it is back.
+//! Also a slow store.
 
 use std::time::Duration;
 
 use entrepot_records::layout;
+use entrepot_store::BlobStore as _;
 use entrepot_test_support::{FakeUpstream, images};
 use reqwest::Method;
 
@@ -47,7 +49,7 @@ async fn without_the_store_whatever_cannot_be_served_is_503_with_a_time_to_come_
             assert!(answer.text().await.unwrap().contains("UNAVAILABLE"), "{path}");
         }
     }
-    // Who asks is known without the store.
+    // The caller is identified without the store.
     assert_eq!(node.get("/v2/").await.status(), 200);
     assert!(node.health.is_ready(), "a store that all share empties no load balancer");
 
@@ -96,4 +98,23 @@ async fn a_manifest_is_fetched_while_slow_blobs_have_all_turns() {
         layer.release();
     });
     assert_eq!(images::sha256(&blob.unwrap().bytes().await.unwrap()), image.layers[0]);
+}
+
+#[tokio::test]
+async fn a_repository_whose_record_cannot_be_read_is_503_with_the_reason_and_nothing_is_created() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
+    ground.publish(1, &upstream).await;
+    let key = layout::repository(&"demo/app".parse().unwrap());
+    for junk in ["", "{}", "null"] {
+        ground.store.put(&key, junk.into()).await.unwrap();
+        let node = ground.node("node-1").await;
+        let answer = node.get("/v2/demo/app/manifests/v1").await;
+        assert_eq!(answer.status(), 503);
+        let text = answer.text().await.unwrap();
+        assert!(text.contains("repositories/demo/app/_repository"), "{text}");
+        assert!(text.contains("entrepot admin reindex"), "{text}");
+        assert_eq!(ground.store.get(&key).await.unwrap().unwrap().bytes, junk);
+        assert!(node.tasks.drain(LIMIT).await);
+    }
 }

@@ -33,7 +33,7 @@ async fn nodes_that_live_are_asked_whether_they_can_be_reached() {
     ground.put_record("nowhere", &nowhere, &ground.cluster_key).await;
     let other = ground.run(listening(&ground, "node-2", None)).await;
     other.ready().await;
-    // Says that it is where the other one is.
+    // It claims to be at the other node's address.
     let mut impostor = ground.made_up("impostor", Duration::ZERO);
     impostor.peer_address = ground.record("node-2").await.unwrap().peer_address;
     ground.put_record("impostor", &impostor, &ground.cluster_key).await;
@@ -116,6 +116,6 @@ async fn nobody_but_nodes_is_answered_on_the_line_between_nodes() {
     assert!(answer.contains(&id) && !answer.contains("secret"), "{answer}");
     let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
     assert_eq!((&answer["status"], &answer["principal"]), (&404.into(), &"puller".into()), "{answer}");
-    // Clients of the registry get nothing here, and nodes nothing there.
+    // The two listeners serve only their own paths.
     assert_eq!(node.get("/internal/v1/node").await.status(), 404);
 }

@@ -1,11 +1,11 @@
-//! What a principal may do, as the snapshot says it: pull, have content fetched, have a repository created.
+//! A principal's permissions from the snapshot: to pull, to have content fetched, to have a repository created.
 
 use entrepot_test_support::{FakeUpstream, images};
 use prost::Message as _;
 
 use crate::ground::{Ground, Node};
 
-/// A node at which the principal may do this.
+/// A node at which the principal has these permissions.
 async fn node(ground: &Ground, upstream: &FakeUpstream, revision: i64, actions: &[&str]) -> Node {
     let mut snapshot = ground.snapshot(revision, upstream);
     snapshot.principals[0].actions = actions.iter().map(ToString::to_string).collect();
@@ -43,7 +43,7 @@ async fn who_may_only_pull_gets_what_is_cached_and_has_nothing_fetched() {
     assert_eq!(upstream.request_count(), before, "the upstream heard nothing of it");
     drop(puller);
 
-    // What a token covers is what its principal may do.
+    // A token covers what its principal may do.
     let filler = node(&ground, &upstream, 3, &["pull", "fill"]).await;
     let token = filler.get("/token?scope=repository:demo/app:pull&scope=repository:demo/other:pull").await;
     let token: serde_json::Value = serde_json::from_slice(&token.bytes().await.unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! The program itself, against a real bucket.
+//! The program itself, with a real bucket.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,7 +24,7 @@ fn program() -> &'static str {
     env!("CARGO_BIN_EXE_entrepot-data-plane")
 }
 
-/// Runs the program to its end; its exit code and what it wrote to standard error.
+/// Runs the program to its end. Returns its exit code and its standard error.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(program()).args(arguments).env_clear().output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -89,6 +89,22 @@ fn all_mistakes_are_told_together_and_no_secret_with_them() {
     assert!(!said.contains("hunter22") && !said.contains("[postgres]") && !said.contains("panicked"), "{said}");
     let (code, again) = run(&["--config", file.to_str().unwrap()]);
     assert_eq!((code, again), (Some(2), said), "a start tells the same");
+}
+
+#[test]
+fn clear_text_away_from_loopback_is_refused_unless_it_is_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("entrepot.toml");
+    let mistakes = |registry: &str| {
+        std::fs::write(&file, format!("[registry]\n{registry}")).unwrap();
+        run(&["--check", "--config", file.to_str().unwrap()]).1
+    };
+    for open in ["listen = '0.0.0.0:5000'", "listen = '[::]:5000'"] {
+        let said = mistakes(open);
+        assert!(said.contains("registry.listen") && said.contains("allow_plain = true"), "{said}");
+        assert!(!mistakes(&format!("{open}\nallow_plain = true")).contains("registry.listen"));
+    }
+    assert!(!mistakes("").contains("registry.listen"), "it is on loopback unless told otherwise");
 }
 
 #[test]
@@ -171,9 +187,9 @@ fn configuration(ground: &Ground, host: Host, bucket: &BucketConfig, more: &str)
     file
 }
 
-/// A bucket with a snapshot in it, and the program over it.
+/// A bucket with a snapshot, and the program using it.
 struct Setting {
-    // Ends before its log is removed.
+    // It ends before its log is removed.
     program: Program,
     upstream: FakeUpstream,
     store: BucketStore,

@@ -13,7 +13,7 @@ use crate::ground::{Ground, KEY, LIMIT, Node, logged};
 
 const REVISION: &str = "entrepot_snapshot_revision";
 
-/// A snapshot with what is known here, and beside it a rule with an unknown mode, one of an unknown kind of upstream, a
+/// A snapshot with known items, and beside them a rule with an unknown mode, one with an unknown kind of upstream, a
 /// template with unknown settings, a principal with an unknown permission set, and a key with an unknown hash.
 fn of_later_release(ground: &Ground, revision: i64, upstream: &FakeUpstream) -> pb::Snapshot {
     let mut snapshot = ground.snapshot(revision, upstream);
@@ -73,7 +73,7 @@ fn left_out(node: &Node) -> [f64; 4] {
 #[tokio::test]
 async fn what_is_not_understood_opens_nothing_and_keeps_nothing_else_from_being_run() {
     let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    // All of them are at the upstream of the shorter prefix, too.
+    // All of them exist at the upstream of the shorter prefix, too.
     for name in ["app", "moody/app", "hologram/app", "frozen/app", "moody/new"] {
         upstream.publish_image(name, "v1", &[vec![1; 100]]);
     }

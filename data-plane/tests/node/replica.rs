@@ -1,14 +1,15 @@
-//! Control planes that only stream and take reports.
+//! Simulated control planes that only stream snapshots and accept reports.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use entrepot_proto::convert::event::{Event, Unread};
 use entrepot_proto::node::v1 as pb;
 use entrepot_proto::node::v1::nodes_server::{Nodes, NodesServer};
 use entrepot_test_support::tls::Authority;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -17,6 +18,9 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::ground::Published;
+
+/// What gRPC takes unless it is told otherwise.
+const MESSAGE_BYTES: usize = 4 << 20;
 
 /// A replica that sends one snapshot to whoever watches.
 pub(crate) struct Replica {
@@ -32,9 +36,9 @@ pub(crate) struct State {
     reports: AtomicUsize,
     pub(crate) said: Mutex<Vec<pb::WatchSnapshotRequest>>,
     stopped: CancellationToken,
-    /// Whether it takes events that this release does not know.
+    /// Whether it accepts events that this release does not know.
     pub(crate) is_later: AtomicBool,
-    /// The events that it has taken, as they came.
+    /// The accepted events, as bytes.
     pub(crate) taken: Mutex<BTreeSet<Bytes>>,
 }
 
@@ -58,7 +62,7 @@ impl Nodes for Service {
         assert!(request.metadata().contains_key("authorization"));
         self.0.watchers.fetch_add(1, Ordering::SeqCst);
         let (say, said) = mpsc::channel(64);
-        if let Some(published) = self.0.published.lock().unwrap().clone() {
+        if let Some(published) = self.0.published.lock().clone() {
             for (at, chunk) in published.bytes.chunks(100).enumerate() {
                 let head = if at == 0 { serde_json::to_vec(&published.head).unwrap() } else { Vec::new() };
                 let last = (at + 1) * 100 >= published.bytes.len();
@@ -70,7 +74,7 @@ impl Nodes for Service {
         tokio::spawn(async move {
             let hear = async {
                 while let Ok(Some(message)) = incoming.message().await {
-                    state.said.lock().unwrap().push(message);
+                    state.said.lock().push(message);
                 }
             };
             state.stopped.run_until_cancelled(hear).await;
@@ -81,7 +85,7 @@ impl Nodes for Service {
 
     type TakeQuestionsStream = ReceiverStream<Result<pb::TakeQuestionsResponse, Status>>;
 
-    /// As a release that has no questions.
+    /// Like a release without questions.
     async fn take_questions(
         &self,
         _: Request<Streaming<pb::TakeQuestionsRequest>>,
@@ -89,7 +93,7 @@ impl Nodes for Service {
         Err(Status::unimplemented("no questions here"))
     }
 
-    /// As a release that has no jobs.
+    /// Like a release without jobs.
     async fn lease_jobs(&self, _: Request<pb::LeaseJobsRequest>) -> Result<Response<pb::LeaseJobsResponse>, Status> {
         Err(Status::unimplemented("no jobs here"))
     }
@@ -111,7 +115,7 @@ impl Nodes for Service {
         for event in events {
             match Event::read("event", &event) {
                 Err(Unread::Unknown { .. }) if !self.0.is_later.load(Ordering::SeqCst) => unknown += 1,
-                _ => drop(self.0.taken.lock().unwrap().insert(event)),
+                _ => drop(self.0.taken.lock().insert(event)),
             }
         }
         if unknown > 0 {
@@ -123,6 +127,11 @@ impl Nodes for Service {
 
 impl Replica {
     pub(crate) async fn start(tls: Option<&Authority>) -> Self {
+        Self::start_that_takes(tls, MESSAGE_BYTES).await
+    }
+
+    /// One whose messages may be so large.
+    pub(crate) async fn start_that_takes(tls: Option<&Authority>, bytes: usize) -> Self {
         let (listener, addr) = crate::ground::loopback().await;
         let state = Arc::new(State::default());
         let mut server = Server::builder();
@@ -132,7 +141,7 @@ impl Replica {
             server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
         }
         let serving = server
-            .add_service(NodesServer::new(Service(state.clone())))
+            .add_service(NodesServer::new(Service(state.clone())).max_decoding_message_size(bytes))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let server = tokio::spawn(async move { serving.await.unwrap() });
         let scheme = if tls.is_some() { "https" } else { "http" };

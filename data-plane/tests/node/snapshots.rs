@@ -16,7 +16,7 @@ use crate::ground::{Ground, LIMIT, Node, Published, logged, signed};
 const REFUSED: &str = "entrepot_snapshot_refused_total";
 const REVISION: &str = "entrepot_snapshot_revision";
 
-/// What is done to the published snapshot, whose revision is 2, where 1 was published before.
+/// What is done to the published snapshot of revision 2; revision 1 was published before.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     Truncate,
@@ -88,7 +88,7 @@ impl Deed {
             Self::Enlarge => {
                 let folder = ground.dir.path().join("store").join(key.as_str());
                 std::fs::create_dir_all(folder.parent().unwrap()).unwrap();
-                // It takes no room on the disk.
+                // A sparse file, which takes no room on the disk.
                 std::fs::File::create(folder).unwrap().set_len(300 << 20).unwrap();
                 ground.put_head(&head).await;
             }
@@ -152,7 +152,7 @@ async fn what_is_refused_again_and_again_is_told_once() {
     let published = ground.publish(1, &upstream).await;
     let statement = Statement::of(1, 1, &published.bytes);
     ground.put_head(&signed(&foreign, published.head.key.clone(), 1, statement)).await;
-    // Without a first snapshot it looks every second.
+    // Without a first snapshot it checks every second.
     let node = ground.run(ground.start("node-1")).await;
     wait_until(LIMIT, "it is refused thrice", async || node.metric(REFUSED, &[]) >= 3.0).await;
     let lines = logged(&foreign.public_key().id());
@@ -173,7 +173,7 @@ async fn the_age_of_a_snapshot_counts_from_when_it_was_built() {
     assert_eq!(node.metric("entrepot_snapshot_epoch", &[]), 1.0);
 }
 
-/// What a node says on its stream.
+/// Waits until a node runs this revision.
 async fn runs(node: &Node, revision: f64) {
     wait_until(LIMIT, "the node runs the newest", async || node.metric(REVISION, &[]) == revision).await;
 }
@@ -182,7 +182,7 @@ async fn runs(node: &Node, revision: f64) {
 async fn news_come_from_the_store_while_the_control_plane_takes_calls_and_says_nothing() {
     let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
     ground.publish(1, &upstream).await;
-    // It takes connections, and that is all.
+    // It accepts connections and does nothing else.
     let (silent, addr) = crate::ground::loopback().await;
     let mut start = ground.start("node-1");
     start.config.control_apis = vec![format!("http://{addr}").parse().unwrap()];
@@ -194,7 +194,7 @@ async fn news_come_from_the_store_while_the_control_plane_takes_calls_and_says_n
 }
 
 mod replicas {
-    //! Several control planes, of which one goes away.
+    //! Several control planes, one of which goes away.
 
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -239,17 +239,17 @@ mod replicas {
         bytes[10] ^= 1;
         published.bytes = bytes.into();
         let replica = Replica::start(None).await;
-        *replica.state.published.lock().unwrap() = Some(published);
+        *replica.state.published.lock() = Some(published);
         let mut start = ground.start("node-1");
         start.config.control_apis = vec![replica.url.parse().unwrap()];
         let node = ground.run(start).await;
         wait_until(LIMIT, "it is refused", async || node.metric(REFUSED, &["reason=\"altered\""]) >= 1.0).await;
         runs(&node, 1.0).await;
-        let said = || replica.state.said.lock().unwrap().clone();
+        let said = || replica.state.said.lock().clone();
         wait_until(LIMIT, "it is told", async || said().iter().any(|message| message.refused.is_some())).await;
     }
 
-    /// Leads connections on to `to`, and counts them.
+    /// Forwards connections to `to`, and counts them.
     async fn counted(to: &str) -> (String, Arc<AtomicUsize>) {
         let (listener, addr) = crate::ground::loopback().await;
         let (count, to) = (Arc::new(AtomicUsize::new(0)), to.trim_start_matches("https://").to_owned());

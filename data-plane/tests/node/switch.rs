@@ -1,9 +1,8 @@
-//! A store that can be switched off, that can be slow, and that remembers whose uploads were given up.
+//! A store that can be switched off or made slow, and that remembers whose uploads were aborted.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use entrepot_domain::{Digest, ResourceId};
 use entrepot_store::{
     Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, LocalStore, Object, Prefix, Upload, Version,
 };
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 /// A local store behind a switch.
@@ -18,13 +18,13 @@ pub(crate) struct Switch {
     local: LocalStore,
     away: AtomicBool,
     aborted: Mutex<Vec<String>>,
-    /// The object whose next reader waits.
+    /// The object whose next reader must wait.
     held: Mutex<Option<(Key, Held)>>,
-    /// How often it was asked, by what for and in which folder.
+    /// The number of requests by kind and folder.
     asked: Mutex<BTreeMap<(&'static str, String), usize>>,
 }
 
-/// Tells that a reader waits, and when it may go on.
+/// Signals that a reader waits, and when it may continue.
 type Held = (oneshot::Sender<()>, oneshot::Receiver<()>);
 
 impl Switch {
@@ -39,32 +39,32 @@ impl Switch {
         }
     }
 
-    /// Goes away, or comes back.
+    /// Switches it off or on.
     pub(crate) fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::SeqCst);
     }
 
-    /// Holds the next one who reads this object: the first end tells that one waits, the second lets it go on.
+    /// Stops the next reader of this object: the first end signals that it waits, and the second lets it continue.
     pub(crate) fn hold(&self, key: Key) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
         let ((waits, waiting), (release, released)) = (oneshot::channel(), oneshot::channel());
-        *self.held.lock().unwrap() = Some((key, (waits, released)));
+        *self.held.lock() = Some((key, (waits, released)));
         (waiting, release)
     }
 
-    /// The owners whose uploads were given up so far.
+    /// The owners whose uploads were aborted so far.
     pub(crate) fn aborted(&self) -> Vec<String> {
-        self.aborted.lock().unwrap().clone()
+        self.aborted.lock().clone()
     }
 
-    /// How often it was asked since the last time, by what for and in which folder.
+    /// The number of requests since the last call, by kind and folder.
     pub(crate) fn take_asked(&self) -> BTreeMap<(&'static str, String), usize> {
-        std::mem::take(&mut *self.asked.lock().unwrap())
+        std::mem::take(&mut *self.asked.lock())
     }
 
     /// Counts a request below `path`.
     fn count(&self, what: &'static str, path: &str) -> Result<&LocalStore, Error> {
         let folder = path.split('/').next().unwrap_or_default().to_owned();
-        *self.asked.lock().unwrap().entry((what, folder)).or_default() += 1;
+        *self.asked.lock().entry((what, folder)).or_default() += 1;
         self.there()
     }
 
@@ -88,7 +88,7 @@ impl BlobStore for Switch {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
-        let held = self.held.lock().unwrap().take_if(|(held, _)| held == key);
+        let held = self.held.lock().take_if(|(held, _)| held == key);
         if let Some((_, (waits, released))) = held {
             let _ = waits.send(());
             let _ = released.await;
@@ -133,7 +133,7 @@ impl BlobStore for Switch {
     }
 
     async fn abort_uploads(&self, owner: &ResourceId) -> Result<usize, Error> {
-        self.aborted.lock().unwrap().push(owner.to_string());
+        self.aborted.lock().push(owner.to_string());
         self.count("list", "uploads")?.abort_uploads(owner).await
     }
 }

@@ -1,4 +1,4 @@
-//! What several nodes share: a store with a snapshot in it, keys, Redis, a clock, and an upstream.
+//! Everything that several nodes share: a store with a snapshot, keys, Redis, a clock, and an upstream.
 
 #![allow(dead_code, reason = "each of the test programs uses a part of it")]
 
@@ -6,7 +6,7 @@
 mod published;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use entrepot_data_plane::lease::{RedisConfig, RedisMode};
@@ -18,6 +18,7 @@ use entrepot_store::{LocalStore, Store};
 use entrepot_test_support::{FakeUpstream, Redis, images, wait_until};
 use entrepot_trust::{ClusterKey, SnapshotSigner, SnapshotTrust};
 use entrepot_upstream::Limits;
+use parking_lot::Mutex;
 use reqwest::StatusCode;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -47,13 +48,22 @@ impl Ground {
         Self::with(&[("demo", pb::SnapshotFreshness::default())], Limits::default()).await
     }
 
+    /// The same, in a store, or else in a folder.
+    pub(crate) async fn on(store: Option<Store>) -> Self {
+        Self::with_store(&[("demo", pb::SnapshotFreshness::default())], Limits::default(), store).await
+    }
+
     /// With rules for these prefixes.
     pub(crate) async fn with(rules: &[(&str, pb::SnapshotFreshness)], limits: Limits) -> Self {
+        Self::with_store(rules, limits, None).await
+    }
+
+    async fn with_store(rules: &[(&str, pb::SnapshotFreshness)], limits: Limits, store: Option<Store>) -> Self {
         let dir = TempDir::new().unwrap();
         let ground = Self {
             upstream: FakeUpstream::start().await,
             redis: Redis::start().await,
-            store: Arc::new(LocalStore::open(dir.path().join("store")).unwrap()),
+            store: store.unwrap_or_else(|| Arc::new(LocalStore::open(dir.path().join("store")).unwrap())),
             cluster_key: ClusterKey::generate(),
             signer: SnapshotSigner::generate(),
             clock: Clock::manual(Clock::system().now()),
@@ -65,7 +75,6 @@ impl Ground {
         ground
     }
 
-    /// Publishes a snapshot.
     pub(crate) async fn publish(&self, revision: i64, rules: &[(&str, pb::SnapshotFreshness)]) {
         self.publish_with(revision, rules, vec![]).await;
     }
@@ -86,13 +95,18 @@ impl Ground {
         (self.node("node-1").await, self.node("node-2").await)
     }
 
-    /// Starts a node whose control plane is where nobody listens.
+    /// Starts a node at whose control-plane address nobody listens.
     pub(crate) async fn node(&self, id: &str) -> Node {
         self.node_with(id, Capacity::default()).await
     }
 
     /// The same, with another capacity.
     pub(crate) async fn node_with(&self, id: &str, capacity: Capacity) -> Node {
+        self.node_on(id, self.store.clone(), |config| config.capacity = capacity).await
+    }
+
+    /// The same, which reaches the store in its own way and is configured in another.
+    pub(crate) async fn node_on(&self, id: &str, store: Store, change: impl FnOnce(&mut Config)) -> Node {
         let (tasks, health, metrics) = (Tasks::new(), Health::new(), Metrics::new("test"));
         let redis = RedisConfig {
             mode: RedisMode::Single,
@@ -106,14 +120,14 @@ impl Ground {
         let leases = Leases::redis(&redis, &id.parse().unwrap(), &tasks, &metrics).await.unwrap();
         let peer_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let peer_address = format!("http://{}", peer_listener.local_addr().unwrap());
-        let config = Config {
+        let mut config = Config {
             peer_address: Some(peer_address.parse().unwrap()),
             upstream_limits: self.limits,
-            capacity,
             ..Config::new(id, vec!["http://127.0.0.1:1".parse().unwrap()], self.dir.path().join(id))
         };
+        change(&mut config);
         let deps = Deps {
-            store: self.store.clone(),
+            store,
             cluster_key: self.cluster_key.clone(),
             snapshot_trust: SnapshotTrust::new(self.signer.public_key(), None),
             clock: self.clock.clone(),
@@ -128,22 +142,21 @@ impl Ground {
         tasks.spawn("registry", plane.serve(listener));
         wait_until(LIMIT, "the node is ready", async || health.is_ready()).await;
         let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
-        self.nodes.lock().unwrap().insert(id.to_owned());
+        self.nodes.lock().insert(id.to_owned());
         Node { url, client, tasks, metrics }
     }
 
-    /// Moves the clock, and waits until the nodes have told each other that they live on.
+    /// Moves the clock, and waits until the nodes have told each other that they are still alive.
     pub(crate) async fn advance(&self, by: Duration) {
+        let before = Clock::system().now();
         self.clock.advance(by);
-        let nodes = self.nodes.lock().unwrap().clone();
+        let nodes = self.nodes.lock().clone();
         for id in nodes {
             let key = layout::node(&id.parse().unwrap());
             wait_until(LIMIT, "the nodes live on", async || {
-                // By the new time it may look so old that another node has taken it for a dead one's, and removed it.
-                let record = self.store.get(&key).await.unwrap();
-                record.is_some_and(|record| {
-                    self.cluster_key.read_node_record(&record.bytes).unwrap().is_live(self.clock.now())
-                })
+                // At the new time it may look so old that another node has considered it dead and removed it.
+                let listed = self.store.list(&layout::nodes_prefix(), None, 100).await.unwrap();
+                listed.iter().any(|entry| entry.key == key && entry.modify_time >= before)
             })
             .await;
         }
@@ -158,12 +171,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A request for `path` as somebody who may pull.
+    /// A request for `path` by a principal that may pull.
     pub(crate) fn request(&self, path: &str) -> reqwest::RequestBuilder {
         self.client.get(format!("{}/v2/{path}", self.url)).basic_auth(KEY.0, Some(KEY.1))
     }
 
-    /// A client that pulls `path` below `demo`. It answers the status and the body's digest.
+    /// A client that pulls `path` below `demo`. It returns the status and the body's digest.
     pub(crate) fn get(&self, path: &str) -> JoinHandle<(StatusCode, String)> {
         let request = self.request(&format!("demo/{path}"));
         tokio::spawn(async move {
@@ -179,7 +192,7 @@ impl Node {
         lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
-    /// Waits until this node has found a lease in another's hands.
+    /// Waits until this node has found a lease held by another node.
     pub(crate) async fn until_busy(&self) {
         let line = "entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"";
         wait_until(LIMIT, "another node leads", async || self.metric(line) >= 1.0).await;

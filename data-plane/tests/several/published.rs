@@ -1,4 +1,4 @@
-//! A snapshot in a store, as a control plane publishes it.
+//! A snapshot in a store, published like a control plane does.
 
 #![allow(dead_code, reason = "each of the test programs uses a part of it")]
 
@@ -13,17 +13,17 @@ use entrepot_trust::{ClusterKey, SnapshotSigner, Statement, access_key};
 use prost::Message as _;
 use uuid::Uuid;
 
-/// The access key of the one who may pull, and its secret.
+/// The access key of a principal that may pull, and its secret.
 pub(crate) const KEY: (&str, &str) = ("puller", "a-secret-of-some-length");
 
-/// A snapshot that is published.
+/// A published snapshot.
 #[derive(Clone)]
 pub(crate) struct Published {
     pub(crate) head: SnapshotHead,
     pub(crate) bytes: Bytes,
 }
 
-/// A rule for each of these prefixes, all to `upstream`, and one who may pull.
+/// A snapshot with a rule for each of these prefixes, all to `upstream`, and a principal that may pull.
 pub(crate) fn snapshot(
     revision: i64,
     cluster_key: &ClusterKey,
@@ -79,7 +79,7 @@ pub(crate) async fn publish(
     publish_bytes(store, signer, revision, snapshot.encode_to_vec()).await
 }
 
-/// Publishes anything, signed by `signer`.
+/// Publishes any bytes, signed by `signer`.
 pub(crate) async fn publish_bytes(
     store: &dyn BlobStore,
     signer: &SnapshotSigner,
@@ -98,7 +98,6 @@ pub(crate) async fn put_head(store: &dyn BlobStore, head: &SnapshotHead) {
     store.put(&layout::snapshot_head(), encode(head)).await.unwrap();
 }
 
-/// A head that `signer` has signed.
 pub(crate) fn signed(signer: &SnapshotSigner, key: Key, revision: i64, statement: Statement) -> SnapshotHead {
     let signature = signer.sign(&statement);
     SnapshotHead {

@@ -115,9 +115,12 @@ fn own_content_is_dropped_only_when_the_pointer_shows_another_and_no_write_is_in
 
 #[test]
 fn a_commit_takes_back_its_own_link_alone_and_fences_what_may_still_arrive() {
-    assert!(link_holds(OwnLink::Ours));
-    assert!(link_holds(OwnLink::Others));
-    assert!(!link_holds(OwnLink::Gone));
+    for stood in [false, true] {
+        assert_eq!(look_again_at_link(OwnLink::Ours, stood), SecondLink::Done);
+        assert_eq!(look_again_at_link(OwnLink::Gone, stood), SecondLink::Again);
+    }
+    assert_eq!(look_again_at_link(OwnLink::Others, false), SecondLink::LookOnceMore);
+    assert_eq!(look_again_at_link(OwnLink::Others, true), SecondLink::Done);
     for any_unknown in [false, true] {
         assert_eq!(give_up(OwnLink::Ours, any_unknown), GiveUp::Tombstone);
     }

@@ -22,7 +22,7 @@ use stateright::{Checker as _, HasDiscoveries, Model, Property};
 
 use super::mutants::Mutant;
 use super::*;
-use crate::claim::{Claimer, GiveUp, Look, Named, Own, OwnLink, PUSH_TIME, Second, Written, link_holds, may_drop};
+use crate::claim::{Claimer, GiveUp, Look, Named, Own, OwnLink, PUSH_TIME, Second, SecondLink, Written, may_drop};
 
 use world::*;
 pub(super) use world::{Index, Object, Run};
@@ -206,7 +206,7 @@ impl Setup {
             }
             Action::CrashCommit(at) => {
                 world.disown_link(at as u8, By::Nobody);
-                world.commits[at] = Commit { step: CommitStep::Look, any_unknown: false };
+                world.commits[at] = Commit::NEW;
             }
             Action::CrashCollector(at) => {
                 world.forget_run(at);

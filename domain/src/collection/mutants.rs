@@ -1,8 +1,11 @@
-//! Deliberate bugs in claims and collection, and what of them each breaks: a model that does not see them sees nothing.
+//! Deliberate bugs in claims and collection, and the property that each breaks. A model that misses them is worthless.
 
 use super::model::{Index, Object, Run, Setup};
 use super::*;
-use crate::claim::{Claimer, GiveUp, Look, Named, Own, OwnLink, PUSH_TIME, Second, give_up, look, look_again};
+use crate::claim::{
+    Claimer, GiveUp, Look, Named, Own, OwnLink, PUSH_TIME, Second, SecondLink, give_up, look, look_again,
+    look_again_at_link,
+};
 
 /// Decisions with one bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -11,11 +14,11 @@ pub(super) enum Mutant {
     None,
     /// A commit answers once its link is written.
     LooksOnce,
-    /// Records carry no write id, so one that says the same has the same version.
+    /// Records carry no write id, so two records with equal content have equal versions.
     VersionsRepeat,
-    /// Erases what is condemned by what the index says, without a comparison.
+    /// Erases a condemned pointer by what the index says, without a comparison.
     ErasesUncompared,
-    /// Removes an erased pointer whatever it says by now.
+    /// Removes an erased pointer without checking what it says by now.
     RemovesBlindly,
     /// Removes an erased pointer while a write that expects none may be under way.
     RemovesAtOnce,
@@ -29,21 +32,23 @@ pub(super) enum Mutant {
     NamesTwice,
     /// Never writes the time of the last claim anew.
     NeverRenews,
-    /// Finds its row as written before the comparison, not as ended.
+    /// Accepts a comparison whose row says that it has begun, not that it has ended.
     TrustsBegunRuns,
     /// Goes on repairing after another comparison has begun.
     RepairsOvertaken,
-    /// Believes that an event which un-names has become true.
+    /// Believes that the record of an un-naming event was written.
     TrustsUnnaming,
-    /// A commit writes no link where another's link of the same manifest is live.
+    /// A commit writes no link where another commit's link of the same manifest is live.
     ReusesLinks,
+    /// A commit is content with another's link, whenever that came.
+    TrustsOthersLinks,
     /// Refuses, and leaves its link.
     LeavesItsLink,
     /// Refuses while a write of its link may still arrive.
     RefusesInDoubt,
 }
 
-/// Every mutant, the property that it breaks, and where that shows.
+/// Every mutant, the property that it breaks, and the setup that shows it.
 pub(super) fn all() -> Vec<(Mutant, &'static str, Setup)> {
     let writer = Setup { writers: 1, ..Setup::NOBODY };
     let commit = Setup { commits: 1, collectors: 1, ..Setup::NOBODY };
@@ -85,9 +90,13 @@ impl Mutant {
         look_again(pointer, object, claimer, push_time)
     }
 
-    /// What a writer has of its own once a pointer names it.
+    /// What a writer still owns once a pointer names its content.
     pub(super) fn own_when_named(self, own: Option<(Object, Named)>) -> Option<(Object, Named)> {
         own.filter(|_| self == Self::NamesTwice)
+    }
+
+    pub(super) fn look_again_at_link(self, link: OwnLink, stood: bool) -> SecondLink {
+        look_again_at_link(link, stood || self == Self::TrustsOthersLinks)
     }
 
     pub(super) fn give_up(self, link: OwnLink, any_unknown: bool) -> GiveUp {

@@ -15,7 +15,7 @@ fn only_what_was_not_claimed_for_the_push_time_and_a_quarter_is_condemned_and_on
 
 #[test]
 fn a_promise_outlasts_the_wait_of_a_collector() {
-    // A claim that is not renewed was made at most a quarter ago.
+    // A claim that is not renewed was made at most a quarter of the push time ago.
     assert!(unclaimed_time(PUSH_TIME) >= PUSH_TIME + renewal_time(PUSH_TIME));
     assert_eq!(unclaimed_time(Duration::MAX), Duration::MAX);
 }

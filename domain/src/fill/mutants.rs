@@ -1,4 +1,4 @@
-//! Deliberate bugs in the machine, and what of it they break: a model that does not see them sees nothing.
+//! Deliberate bugs in the state machine, and the property that each breaks. A model that misses them is worthless.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "what a test does not name goes on as it would")]
 
@@ -12,19 +12,19 @@ pub(super) enum Mutant {
     None,
     /// Commits what has landed without comparing it with the digest.
     CommitsUnverified,
-    /// Lets readers have the last bytes as they land.
+    /// Gives readers the last bytes as they land.
     HoldsNothingBack,
     /// Believes what a leader sends.
     DoesNotRehash,
-    /// Takes a hash over from another, together with its bytes.
+    /// Takes over a hash from another node together with its bytes.
     TrustsMidstate,
-    /// Removes content by its digest when a fill fails.
+    /// Deletes content by its digest when a fill fails.
     DeletesByKey,
-    /// Gives back whatever lease there is.
+    /// Gives back any lease, whoever owns it.
     ReleasesAnyLease,
-    /// Waits for a leader that is lost.
+    /// Keeps waiting for a leader that is lost.
     NeverTakesOver,
-    /// Aborts no upload of a fill that fails.
+    /// Does not abort the upload of a failed fill.
     ForgetsUploads,
     /// Leads as soon as it has the lease.
     DoesNotLookAgain,
@@ -32,13 +32,13 @@ pub(super) enum Mutant {
     ServesUnhashed,
     /// Fetches again what has landed ahead.
     FetchesTwice,
-    /// Hands over, and keeps the lease and the upload.
+    /// Hands over without giving back the lease and aborting the upload.
     LeavesWithoutWord,
     /// Waits for Redis to come back.
     NeverBypasses,
 }
 
-/// Every mutant, the property that it breaks, and where that shows.
+/// Every mutant, the property that it breaks, and the setup that shows it.
 pub(super) fn all() -> Vec<(Mutant, &'static str, Setup)> {
     let core = Setup::core(2, 1);
     let ranges = Setup { chunks: 4, ranges: true, redis: false, ..Setup::core(1, 1) };
@@ -62,8 +62,8 @@ pub(super) fn all() -> Vec<(Mutant, &'static str, Setup)> {
 }
 
 impl Mutant {
-    pub(super) fn start(self, terms: Terms) -> (Fill, Vec<Effect>) {
-        Fill::start(terms)
+    pub(super) fn start(self, settings: FillSettings) -> (Fill, Vec<Effect>) {
+        Fill::start(settings)
     }
 
     pub(super) fn step(self, mut fill: Fill, event: Event) -> (Fill, Vec<Effect>) {
@@ -112,7 +112,7 @@ impl Mutant {
         (fill, effects)
     }
 
-    /// What a reader may have, from `at` on.
+    /// The offset up to which a reader at `at` may read.
     pub(super) fn until(self, fill: &Fill, at: u64) -> u64 {
         match self {
             Self::HoldsNothingBack => fill.landed.max(at),

@@ -2,22 +2,22 @@
 
 use std::ops::Range;
 
-/// Which bytes of a fill its readers may have: those that have landed, but for the end that is held back.
+/// Which bytes of a fill its readers may have: those that have landed, except the tail that is held back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
     landed: u64,
-    /// In order, and apart from each other.
+    /// Sorted, and not touching each other.
     ahead: Vec<Range<u64>>,
     limit: u64,
 }
 
 impl Reach {
-    /// `landed` bytes from the first on, and those of `ahead`, up to `limit`.
+    /// The first `landed` bytes and the ranges of `ahead`, both only up to `limit`.
     pub(super) fn new(landed: u64, ahead: impl Iterator<Item = Range<u64>>, limit: u64) -> Self {
         Self { landed, ahead: ahead.collect(), limit }
     }
 
-    /// Where what may be read from the byte `at` on ends; `at` itself if there is nothing yet.
+    /// The end of the readable bytes from `at` on; `at` itself if there is nothing yet.
     pub fn until(&self, at: u64) -> u64 {
         let mut end = if at < self.landed { self.landed } else { at };
         for part in &self.ahead {
@@ -28,7 +28,7 @@ impl Reach {
         end.min(self.limit).max(at)
     }
 
-    /// How far the bytes without a gap go, held back or not.
+    /// How many bytes have landed without a gap, held back or not.
     pub fn landed_bytes(&self) -> u64 {
         self.landed
     }

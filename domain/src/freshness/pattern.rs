@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::reference::Tag;
 
-/// Which tags: `*` stands for any number of characters, everything else for itself.
+/// A pattern of tags: `*` stands for any number of characters, everything else for itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TagPattern(Box<str>);
@@ -18,19 +18,18 @@ pub struct TagPattern(Box<str>);
 pub struct TagPatternError;
 
 impl TagPattern {
-    /// The longest one: no tag is longer.
+    /// No tag is longer, so no pattern is.
     const MAX_BYTES: usize = 128;
 
-    /// The pattern as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it stands for this tag.
+    /// Whether the pattern matches this tag.
     pub fn matches(&self, tag: &Tag) -> bool {
         let (pattern, tag) = (self.0.as_bytes(), tag.as_str().as_bytes());
         let (mut at, mut seen) = (0, 0);
-        // The last star, and how much of the tag it takes. A star before that one never has to take more.
+        // The last star, and how much of the tag it matches. An earlier star never has to match more.
         let mut star: Option<(usize, usize)> = None;
         while seen < tag.len() {
             match pattern.get(at) {
@@ -118,7 +117,7 @@ mod tests {
         }
     }
 
-    /// What a pattern means, said as plainly as possible.
+    /// A naive definition of what a pattern matches.
     fn means(pattern: &[u8], tag: &[u8]) -> bool {
         match pattern.split_first() {
             None => tag.is_empty(),

@@ -1,22 +1,23 @@
-//! A policy as it is stored: a JSON object, in which releases that know more may have left more.
+//! The stored form of a policy: a JSON object, to which newer releases may have added fields.
 
 use serde_json::{Map, Value};
 
 use super::{Policy, WhenDenied};
 
-/// What a stored policy says that this release cannot read: fields of newer releases, and new values of known fields.
+/// The parts of a stored policy that this release cannot read: fields of newer releases, and new values of known
+/// fields.
 ///
-/// It survives when this release writes the policy anew.
+/// They are kept when this release rewrites the policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rest {
     unread: Map<String, Value>,
-    /// The policy as it was read beside it.
+    /// The policy that was read together with them.
     policy: Policy,
 }
 
 impl Policy {
-    /// Reads a stored policy. What is absent is the default. In place of a value that cannot be read stands what opens
-    /// nothing that it may have closed.
+    /// Reads a stored policy. Absent fields get their defaults. A value that cannot be read is replaced by one that
+    /// permits nothing which the unknown value might forbid.
     pub fn from_stored(stored: Map<String, Value>) -> (Self, Rest) {
         let cautious = Self { when_denied: WhenDenied::Fail, ..Self::default() }.to_fields();
         let (mut fields, mut unread) = (Map::new(), Map::new());
@@ -37,8 +38,8 @@ impl Policy {
         (policy.clone(), Rest { unread, policy })
     }
 
-    /// The policy as it is stored, with what was stored beside it before. A value that could not be read stays until
-    /// its field is given another one.
+    /// The policy in its stored form, including the parts that were kept in `rest`. A value that could not be read
+    /// stays until its field is given another value.
     pub fn to_stored(&self, rest: &Rest) -> Map<String, Value> {
         let before = rest.policy.to_fields();
         let mut fields = self.to_fields();
@@ -58,7 +59,7 @@ impl Policy {
     }
 }
 
-/// A length of time in whole seconds.
+/// A duration in whole seconds.
 pub(super) mod seconds {
     use std::time::Duration;
 
@@ -73,7 +74,7 @@ pub(super) mod seconds {
     }
 }
 
-/// A length of time in whole seconds, or `null`.
+/// A duration in whole seconds, or `null`.
 pub(super) mod optional_seconds {
     use std::time::Duration;
 

@@ -87,14 +87,14 @@ fn the_first_pattern_that_matches_counts_and_leaves_what_it_does_not_say() {
         ],
         ..Policy::default()
     };
-    let movable = |window, mode, pattern| Terms::Movable { window, mode, pattern: Some(pattern) };
+    let movable = |window, mode, pattern| TagPolicy::Movable { window, mode, pattern: Some(pattern) };
     let own: Vec<&TagPattern> = policy.tag_windows.iter().map(|own| &own.pattern).collect();
-    assert_eq!(policy.terms(&tag("latest")), movable(Duration::from_secs(300), Mode::Background, own[0]));
-    assert_eq!(policy.terms(&tag("v1.2")), movable(HOUR, Mode::Blocking, own[1]));
-    assert_eq!(policy.terms(&tag("v2")), movable(24 * HOUR, Mode::Off, own[2]));
-    assert_eq!(policy.terms(&tag("v1.0")), Terms::Immutable(&policy.immutable_tags[0]));
-    let rules_own = Terms::Movable { window: 24 * HOUR, mode: Mode::Blocking, pattern: None };
-    assert_eq!(policy.terms(&tag("edge")), rules_own);
+    assert_eq!(policy.for_tag(&tag("latest")), movable(Duration::from_secs(300), Mode::Background, own[0]));
+    assert_eq!(policy.for_tag(&tag("v1.2")), movable(HOUR, Mode::Blocking, own[1]));
+    assert_eq!(policy.for_tag(&tag("v2")), movable(24 * HOUR, Mode::Off, own[2]));
+    assert_eq!(policy.for_tag(&tag("v1.0")), TagPolicy::Immutable(&policy.immutable_tags[0]));
+    let rules_own = TagPolicy::Movable { window: 24 * HOUR, mode: Mode::Blocking, pattern: None };
+    assert_eq!(policy.for_tag(&tag("edge")), rules_own);
 }
 
 #[test]
@@ -194,9 +194,9 @@ proptest! {
     ) {
         let validated = now() - Duration::from_secs(age);
         let asked = decide(&policy, &tag(&text), Some(validated), now()) != Decision::Serve;
-        let expected = match policy.terms(&tag(&text)) {
-            Terms::Immutable(_) | Terms::Movable { mode: Mode::Off, .. } => false,
-            Terms::Movable { window, .. } => age >= window.as_secs(),
+        let expected = match policy.for_tag(&tag(&text)) {
+            TagPolicy::Immutable(_) | TagPolicy::Movable { mode: Mode::Off, .. } => false,
+            TagPolicy::Movable { window, .. } => age >= window.as_secs(),
         };
         prop_assert_eq!(asked, expected);
     }

@@ -1,8 +1,8 @@
-//! The walk through an image that is fetched ahead: which manifests are read next, and which blobs are needed.
+//! The walk through an image that is fetched in advance: which manifests are read next, and which blobs are needed.
 //!
-//! An index of 4 MiB can name 40,000 manifests of 4 MiB, or one of them as often, and these can be indexes again. So
-//! each digest is read once, digests wait and never bodies, and everything has a bound. What is beyond a bound is left
-//! out: a pull that wants it asks the upstream, as for anything that is not here.
+//! An index of 4 MiB can name 40,000 manifests of 4 MiB, or one of them 40,000 times, and these can be indexes again.
+//! So each digest is read once, the queue holds digests instead of bodies, and everything has a limit. Whatever exceeds
+//! a limit is left out: a pull that wants it asks the upstream, as for any missing content.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,28 +10,27 @@ use super::Platforms;
 use crate::digest::Digest;
 use crate::manifest::{Descriptor, Manifest};
 
-/// How much of an image is fetched ahead.
+/// How much of an image is fetched in advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// How many manifests and indexes.
+    /// The number of manifests and indexes.
     pub manifests: usize,
-    /// How many configurations and layers.
+    /// The number of configurations and layers.
     pub blobs: usize,
-    /// The size of all of it, as the manifests say.
+    /// The size of all of them, according to the manifests.
     pub bytes: u64,
-    /// How deep indexes nest below the first.
+    /// How deep indexes may nest below the first one.
     pub depth: usize,
 }
 
-/// A manifest that is to be read.
+/// A manifest to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Visit {
-    /// Which one.
     pub digest: Digest,
     depth: usize,
 }
 
-/// A walk that has begun.
+/// A walk that is under way.
 #[derive(Clone, Debug)]
 pub struct Walk {
     platforms: Platforms,
@@ -57,12 +56,12 @@ impl Walk {
         }
     }
 
-    /// The manifest to read next; none if all were read.
+    /// The manifest to read next; `None` once all have been read.
     pub fn next_manifest(&mut self) -> Option<Visit> {
         self.waiting.pop()
     }
 
-    /// Notes what a manifest of `size_bytes` names. Returns the size of the blobs among it that nothing has named before.
+    /// Notes what a manifest of `size_bytes` names. Returns the size of those blobs that no manifest has named before.
     pub fn note(&mut self, visit: &Visit, size_bytes: u64, manifest: &Manifest) -> u64 {
         self.bytes = self.bytes.saturating_add(size_bytes);
         let before = self.bytes;
@@ -97,12 +96,12 @@ impl Walk {
         self.blobs.insert(digest.clone(), blob.size_bytes);
     }
 
-    /// How many times something was named that is beyond a bound.
+    /// How many times something was named that exceeds a limit.
     pub fn left_out_count(&self) -> usize {
         self.left_out_count
     }
 
-    /// The blobs that what was read needs.
+    /// The blobs that the manifests read so far need.
     pub fn into_blobs(self) -> impl Iterator<Item = Digest> {
         self.blobs.into_keys()
     }
@@ -133,7 +132,8 @@ mod tests {
         Manifest { media_type, config: None, layers, children: Vec::new(), subject: None }
     }
 
-    /// Walks through what `manifest` makes of each digest; how many were read, and how many waited at most.
+    /// Walks through the manifests that `manifest` makes for each digest. Returns how many were read, and the longest
+    /// queue.
     fn walk(bounds: Bounds, mut manifest: impl FnMut(&Visit) -> Manifest) -> (usize, usize, Walk) {
         let mut walk = Walk::begin(digest(0), Platforms::All, bounds);
         let (mut read_count, mut most_waiting) = (0, 0);

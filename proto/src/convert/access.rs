@@ -9,19 +9,19 @@ use crate::v1 as wire;
 pub enum PermissionSet {
     /// Everything.
     Administrator,
-    /// Pull, and read what can be pulled.
+    /// Pulling, and reading what can be pulled.
     Puller,
 }
 
 impl PermissionSet {
-    /// What its principals may do with repositories.
+    /// The permitted actions on repositories.
     pub fn actions(self) -> &'static [Action] {
         match self {
             Self::Administrator | Self::Puller => &[Action::Pull, Action::Create, Action::Fill],
         }
     }
 
-    /// The name in snapshots and in the database: that of `entrepot.v1.PermissionSet` without its prefix.
+    /// The name in snapshots and in the database: that in `entrepot.v1.PermissionSet` without its prefix.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Administrator => "ADMINISTRATOR",
@@ -29,7 +29,7 @@ impl PermissionSet {
         }
     }
 
-    /// The set that `name` means in snapshots and in the database.
+    /// The set with this name in snapshots and in the database.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Administrator, Self::Puller].into_iter().find(|set| set.as_str() == name)
     }
@@ -37,7 +37,7 @@ impl PermissionSet {
     /// Reads the wire's form.
     ///
     /// # Errors
-    /// With what is right.
+    /// The valid values.
     pub fn read(wire: i32) -> Result<Self, &'static str> {
         match wire::PermissionSet::try_from(wire) {
             Ok(wire::PermissionSet::Administrator) => Ok(Self::Administrator),
@@ -48,7 +48,7 @@ impl PermissionSet {
         }
     }
 
-    /// The wire's form.
+    /// The form on the wire.
     pub fn to_wire(self) -> wire::PermissionSet {
         match self {
             Self::Administrator => wire::PermissionSet::Administrator,

@@ -1,8 +1,8 @@
 //! Events: what nodes learn while they serve.
 //!
-//! Nodes and control planes are of different releases during an upgrade. So an event goes through a node as bytes, and
-//! one that says something that is not known here is [`Unread::Unknown`]: neither wrong nor to be dropped, but for a
-//! later release.
+//! During an upgrade, nodes and control planes are of different releases. So nodes pass events on as bytes. An event
+//! with something that is not known here is [`Unread::Unknown`]: it is neither wrong nor to be dropped, but must be
+//! kept for a later release.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::digest::DigestError;
@@ -15,19 +15,16 @@ use uuid::Uuid;
 use super::{READER, Violations, template, time, timestamp};
 use crate::node::v1 as wire;
 
-/// The longest platform; `os/architecture/variant` of 32 bytes each fits.
+/// The longest platform; it is enough for `os/architecture/variant` with 32 bytes each.
 const MAX_PLATFORM_BYTES: usize = 100;
 
-/// Something that a node learnt.
+/// Something that a node learned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Tells it from every other event.
+    /// Unique among all events.
     pub id: Uuid,
-    /// In which repository.
     pub repository: RepositoryName,
-    /// In which incarnation of it.
     pub incarnation: Uuid,
-    /// What happened.
     pub kind: Kind,
 }
 
@@ -38,76 +35,69 @@ pub enum Kind {
     RepositoryCreated {
         /// The rule that fills it.
         rule_uid: Option<Uuid>,
-        /// When.
+        /// When it was created.
         create_time: DateTime<Utc>,
-        /// With what.
+        /// The settings that it was created with.
         settings: RepositorySettings,
     },
     /// A manifest or index was cached.
     ImageCached(Image),
     /// A tag was set, moved, confirmed or dropped.
     TagMoved {
-        /// Which one.
         tag: Tag,
-        /// What it means now; `None` if it was dropped.
+        /// Its digest now; `None` if it was dropped.
         digest: Option<Digest>,
         /// The record's revision.
         revision: i64,
-        /// When the upstream confirmed it, or said that it is gone.
+        /// When the upstream confirmed it, or reported it as gone.
         validate_time: Option<DateTime<Utc>>,
     },
     /// A manifest was pulled.
-    Pulled {
-        /// Which one.
-        digest: Digest,
-        /// When.
-        pull_time: DateTime<Utc>,
-    },
+    Pulled { digest: Digest, pull_time: DateTime<Utc> },
     /// The configuration of an image was cached.
     ConfigCached {
-        /// Which one.
         digest: Digest,
-        /// For which platform the image is.
+        /// The platform of the image.
         platform: String,
     },
 }
 
-/// What the index keeps of a manifest or index.
+/// The facts about a manifest or index that the index of the control plane keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Its digest.
     pub digest: Digest,
-    /// What kind it is.
     pub media_type: MediaType,
     /// Its own size.
     pub manifest_size_bytes: i64,
-    /// The size of the config and layers that it names.
+    /// The size of the configuration and the layers together.
     pub content_size_bytes: i64,
-    /// The platforms that it offers, as far as it says.
+    /// The platforms that the manifest mentions.
     pub platforms: Vec<String>,
-    /// The manifests that it names.
+    /// The manifests that it lists.
     pub children: Vec<Digest>,
-    /// The configuration that it names.
+    /// Its configuration.
     pub config: Option<Digest>,
     /// When it was cached.
     pub cache_time: DateTime<Utc>,
+    /// The revision of its link.
+    pub revision: i64,
 }
 
-/// Why there is no event to be read.
+/// Why an event could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unread {
-    /// It is of a later release, which knows what this field says.
+    /// It is of a later release, which understands this field.
     #[error("`{field}` is of a later release than this one")]
     Unknown {
-        /// Which field, from the request on.
+        /// The path of the field within the request.
         field: String,
     },
-    /// No release can read it; every field that is wrong.
+    /// No release can read it; this names every invalid field.
     #[error(transparent)]
     Wrong(#[from] Violations),
 }
 
-/// A report of events, as nodes put it into the store and send it.
+/// A report of events, in the form in which nodes store and send it.
 pub fn report<'e>(node_id: &str, events: impl IntoIterator<Item = &'e wire::Event>) -> wire::ReportEventsRequest {
     let events = events.into_iter().map(|event| Bytes::from(event.encode_to_vec())).collect();
     wire::ReportEventsRequest { node_id: node_id.to_owned(), events }
@@ -117,7 +107,7 @@ impl Event {
     /// Reads the event at `field` of a request.
     ///
     /// # Errors
-    /// If it is of a later release, or with every field that is wrong.
+    /// If it is of a later release, or names every invalid field.
     pub fn read(field: &str, event: &[u8]) -> Result<Self, Unread> {
         let event = wire::Event::decode(event).map_err(|error| Violations::one(field, error))?;
         let mut read = Reader { field, violations: Violations::default(), unknown: None };
@@ -133,9 +123,11 @@ impl Event {
             Some(wire::event::Kind::TagMoved(moved)) => moved_kind(&mut read, moved),
             Some(wire::event::Kind::Pulled(pulled)) => pulled_kind(&mut read, pulled),
             Some(wire::event::Kind::ConfigCached(cached)) => config_kind(&mut read, cached),
+            #[cfg(feature = "future-release")]
+            Some(wire::event::Kind::ConfigNoted(cached)) => config_kind(&mut read, cached),
             None => read.unknown("kind"),
         };
-        // What looks wrong may be right in a later release.
+        // What seems wrong here may be valid in a later release.
         if let Some(field) = read.unknown {
             return Err(Unread::Unknown { field });
         }
@@ -143,7 +135,7 @@ impl Event {
         Ok(read.violations.finish(event)?)
     }
 
-    /// Writes the event, which happened at `time`.
+    /// The wire form of the event, which happened at `time`.
     pub fn to_wire(&self, time: DateTime<Utc>) -> wire::Event {
         wire::Event {
             event_id: self.id.to_string(),
@@ -177,10 +169,13 @@ impl Kind {
                 digest: digest.to_string(),
                 pull_time: Some(timestamp(*pull_time)),
             }),
-            Self::ConfigCached { digest, platform } => wire::event::Kind::ConfigCached(wire::ConfigCached {
-                digest: digest.to_string(),
-                platform: platform.clone(),
-            }),
+            Self::ConfigCached { digest, platform } => {
+                #[cfg(not(feature = "future-release"))]
+                use wire::event::Kind::ConfigCached as Kind;
+                #[cfg(feature = "future-release")]
+                use wire::event::Kind::ConfigNoted as Kind;
+                Kind(wire::ConfigCached { digest: digest.to_string(), platform: platform.clone() })
+            }
         }
     }
 }
@@ -196,15 +191,16 @@ impl Image {
             children: self.children.iter().map(Digest::to_string).collect(),
             cache_time: Some(timestamp(self.cache_time)),
             config_digest: self.config.as_ref().map(Digest::to_string).unwrap_or_default(),
+            revision: self.revision,
         }
     }
 }
 
-/// Reads fields of one event and notes what is wrong with them.
+/// Reads the fields of one event, and collects what is wrong with them.
 struct Reader<'a> {
     field: &'a str,
     violations: Violations,
-    /// The first field that says something of a later release.
+    /// The first field with something of a later release.
     unknown: Option<String>,
 }
 
@@ -262,7 +258,7 @@ impl Reader<'_> {
 fn created_kind(read: &mut Reader<'_>, created: &wire::RepositoryCreated) -> Option<Kind> {
     let rule_uid = read.optional("repository_created.rule_uid", &created.rule_uid);
     let create_time = read.time("repository_created.create_time", created.create_time.as_ref());
-    // Of an older node there are none, which are the defaults.
+    // Older nodes send none, which means the defaults.
     let settings = template::settings_from_node(created.settings.as_ref());
     Some(Kind::RepositoryCreated { rule_uid: rule_uid?, create_time: create_time?, settings })
 }
@@ -286,6 +282,7 @@ fn image(read: &mut Reader<'_>, cached: &wire::ImageCached) -> Option<Image> {
         children: children?,
         config: config?,
         cache_time: cache_time?,
+        revision: cached.revision,
     })
 }
 
@@ -337,6 +334,7 @@ mod tests {
             children: vec![digest.clone()],
             config: None,
             cache_time: at,
+            revision: 3,
         };
         let moved =
             |digest| Kind::TagMoved { tag: "v1".parse().unwrap(), digest, revision: 3, validate_time: Some(at) };
@@ -384,8 +382,7 @@ mod tests {
         assert!(Event::read("events[0]", &known.encode_to_vec()).is_ok());
         assert_eq!(unknown(&wire::Event { minimum_reader: READER + 1, ..known }), "events[0].minimum_reader");
         assert_eq!(unknown(&pulled(&format!("blake3:{}", "a".repeat(64)))), "events[0].pulled.digest");
-        let image =
-            wire::ImageCached { media_type: "application/vnd.example.later+json".to_owned(), ..Default::default() };
+        let image = wire::ImageCached { media_type: "example/later".to_owned(), ..Default::default() };
         let image = event(Some(wire::event::Kind::ImageCached(image)));
         assert_eq!(unknown(&image), "events[0].image_cached.media_type");
     }

@@ -1,4 +1,4 @@
-//! How far a rule's tags are trusted.
+//! The freshness policy of a rule.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::v1 as wire;
 /// Reads the policy of a rule from a request's field `rule`.
 ///
 /// # Errors
-/// With every field that is wrong.
+/// Names every invalid field.
 pub fn read(rule: &wire::Rule) -> Result<Policy, Violations> {
     let mut violations = Violations::default();
     let v = &mut violations;
@@ -43,10 +43,10 @@ pub fn read(rule: &wire::Rule) -> Result<Policy, Violations> {
     violations.finish(Some(policy))
 }
 
-/// Reads whether tags are synced by themselves; `None` where nobody says.
+/// Reads whether tags are synced automatically; `None` if unspecified.
 ///
 /// # Errors
-/// If it is something else.
+/// If the value is unknown.
 pub fn automatic_sync(field: &str, wire: i32) -> Result<Option<bool>, Violations> {
     match wire::AutomaticSync::try_from(wire) {
         Ok(wire::AutomaticSync::Unspecified) => Ok(None),
@@ -56,7 +56,7 @@ pub fn automatic_sync(field: &str, wire: i32) -> Result<Option<bool>, Violations
     }
 }
 
-/// Whether tags are synced by themselves, as the wire has it.
+/// Whether tags are synced automatically, in wire form.
 pub fn automatic_sync_to_wire(is_on: Option<bool>) -> wire::AutomaticSync {
     match is_on {
         None => wire::AutomaticSync::Unspecified,
@@ -87,7 +87,6 @@ pub fn write(policy: &Policy, rule: &mut wire::Rule) {
     rule.automatic_sync = automatic_sync_to_wire(Some(policy.automatic_sync)).into();
 }
 
-/// A mode as the wire has it.
 pub fn mode_to_wire(mode: Mode) -> wire::rule::Mode {
     match mode {
         Mode::Blocking => wire::rule::Mode::Blocking,
@@ -96,10 +95,10 @@ pub fn mode_to_wire(mode: Mode) -> wire::rule::Mode {
     }
 }
 
-/// Reads the policy that a snapshot carries. What is absent is the default: the control plane may be older.
+/// Reads the policy in a snapshot. Absent fields get their defaults, since the control plane may be older.
 ///
 /// # Errors
-/// With every field that is wrong.
+/// Names every invalid field.
 pub fn from_snapshot(freshness: Option<&node::SnapshotFreshness>) -> Result<Policy, Violations> {
     let default = Policy::default();
     let Some(sent) = freshness else { return Ok(default) };
@@ -135,13 +134,13 @@ pub fn from_snapshot(freshness: Option<&node::SnapshotFreshness>) -> Result<Poli
         tag_windows,
         tag_list_window: tag_list_window.unwrap_or(default.tag_list_window),
         referrers_window: referrers_window.unwrap_or(default.referrers_window),
-        // Nodes are told what to sync, and when.
+        // Nodes do not need this: the control plane tells them what to sync and when.
         automatic_sync: default.automatic_sync,
     };
     violations.finish(Some(policy))
 }
 
-/// Writes the policy as a snapshot carries it: without what is decided before nodes are told.
+/// The policy in the form of a snapshot, without what only the control plane needs.
 pub fn to_snapshot(policy: &Policy) -> node::SnapshotFreshness {
     let tag_window = |own: &TagWindow| node::SnapshotTagWindow {
         pattern: own.pattern.to_string(),
@@ -198,7 +197,7 @@ fn few_enough(violations: &mut Violations, field: &str, count: usize) {
     }
 }
 
-/// A length of time in whole seconds; `None` if it is absent, or wrong and noted.
+/// A duration in whole seconds; `None` if it is absent, or if it is invalid and was noted.
 fn window(
     violations: &mut Violations,
     field: &str,
@@ -211,7 +210,7 @@ fn window(
     read.or_else(|| violations.take(field, Err(format!("must be whole seconds from 0 s to {hours} h"))))
 }
 
-/// A mode; `None` if it is unspecified, or wrong and noted.
+/// A mode; `None` if it is unspecified, or if it is invalid and was noted.
 fn mode(violations: &mut Violations, field: &str, sent: i32) -> Option<Mode> {
     match wire::rule::Mode::try_from(sent) {
         Ok(wire::rule::Mode::Unspecified) => None,

@@ -1,7 +1,7 @@
 //! Resource names: `rules/hub`, `repositories/hub/library/nginx/tags/1.27`.
 //!
-//! Repository names contain slashes, so names are parsed by the type that is expected, what follows the repository
-//! from the right.
+//! Repository names contain slashes. So names are parsed by the expected type, and the parts after the repository from
+//! the right.
 
 use std::fmt::Display;
 use std::str::FromStr;
@@ -9,28 +9,26 @@ use std::str::FromStr;
 use entrepot_domain::{Digest, Reference, RepositoryName, ResourceId, Tag};
 use uuid::Uuid;
 
-/// Why a text is not the resource name that is expected.
+/// Why a text is not the expected resource name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Of another shape.
+    /// It has another form.
     #[error("must be `{0}`")]
     Shape(&'static str),
-    /// Of the right shape with a wrong part.
+    /// It has the right form, but one part is invalid.
     #[error("must be `{shape}`: {why}")]
     Part {
-        /// What is expected.
+        /// The expected form.
         shape: &'static str,
-        /// What is wrong with the part.
+        /// Why the part is invalid.
         why: String,
     },
 }
 
-/// An image of a repository, by digest or by one of its tags.
+/// Selects an image of a repository, by digest or by one of its tags.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageSelector {
-    /// By digest.
     Digest(Digest),
-    /// By tag.
     Tag(Tag),
 }
 
@@ -62,6 +60,11 @@ pub fn access_key(principal: &ResourceId, key_id: &str) -> String {
 /// `nodes/<id>`.
 pub fn node(id: &ResourceId) -> String {
     format!("nodes/{id}")
+}
+
+/// `damagedObjects/<uuid>`.
+pub fn damaged_object(object: Uuid) -> String {
+    format!("damagedObjects/{object}")
 }
 
 /// `answers/<request id>`.
@@ -153,8 +156,8 @@ pub fn parse_access_key(name: &str) -> Result<(ResourceId, String), Error> {
     Ok((below(principal, "principals/", SHAPE)?, key_id.to_owned()))
 }
 
-/// Reads `answers/<request id>`: the node that gave the answer, and the whole request id. It is the node's id, a hyphen,
-/// and what tells the node's requests apart.
+/// Reads `answers/<request id>`, and returns the node that gave the answer, and the whole request id. A request id is
+/// the node's id, a hyphen, and a part that is unique for the node.
 ///
 /// # Errors
 /// If it is something else.

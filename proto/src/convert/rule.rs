@@ -6,16 +6,16 @@ use entrepot_domain::{NamespacePrefix, ResourceId};
 use super::{Violations, freshness, names};
 use crate::v1 as wire;
 
-/// What an operator decides about a rule.
+/// The part of a rule that operators decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Which repositories it covers.
+    /// The repositories that it covers.
     pub prefix: NamespacePrefix,
-    /// Where they are filled from.
+    /// The upstream that fills them.
     pub upstream_id: ResourceId,
-    /// Goes in front of the rest of the name there.
+    /// The prefix at the upstream, which goes in front of the rest of the name.
     pub upstream_prefix: NamespacePrefix,
-    /// How far its tags are trusted.
+    /// How long its tags are trusted, and what happens then.
     pub freshness: Policy,
 }
 
@@ -23,7 +23,7 @@ impl Settings {
     /// Reads the settings of the rule `id` from a request's field `rule`.
     ///
     /// # Errors
-    /// With every field that is wrong.
+    /// Names every invalid field.
     pub fn read(id: &ResourceId, rule: &wire::Rule) -> Result<Self, Violations> {
         let mut violations = Violations::default();
         let prefix = if rule.prefix.is_empty() { id.as_str() } else { &rule.prefix };

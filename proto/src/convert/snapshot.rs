@@ -1,4 +1,4 @@
-//! What the snapshot carries to nodes.
+//! The content of a snapshot.
 
 use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
 use entrepot_domain::{NamespacePrefix, Rule, Secret, Upstream, UpstreamKind};
@@ -10,7 +10,7 @@ use crate::node::v1 as wire;
 /// Reads a rule.
 ///
 /// # Errors
-/// With every field that is wrong.
+/// Names every invalid field.
 pub fn rule(rule: &wire::SnapshotRule) -> Result<Rule, Violations> {
     let mut violations = Violations::default();
     let uid = violations.take("uid", rule.uid.parse());
@@ -42,13 +42,15 @@ pub fn rule_to_wire(rule: &Rule) -> wire::SnapshotRule {
         upstream_prefix: rule.upstream_prefix.path().to_owned(),
         freshness: Some(freshness::to_snapshot(&rule.freshness)),
         minimum_reader: 0,
+        #[cfg(feature = "future-release")]
+        label: entrepot_domain::future::RULE_LABEL.to_owned(),
     }
 }
 
 /// Reads an upstream, whose password the caller has unsealed.
 ///
 /// # Errors
-/// With every field that is wrong.
+/// Names every invalid field.
 pub fn upstream(upstream: &wire::SnapshotUpstream, password: Option<Secret<String>>) -> Result<Upstream, Violations> {
     let mut violations = Violations::default();
     let plain_http = if upstream.allow_plain_http { PlainHttp::Allowed } else { PlainHttp::Refused };

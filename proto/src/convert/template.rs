@@ -11,16 +11,16 @@ use crate::v1::template::AppliedFor;
 /// The longest description.
 const MAX_DESCRIPTION_CHARS: usize = 256;
 
-/// What an operator decides about a template.
+/// The part of a template that operators decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Which repositories it is for.
+    /// The repositories it is for.
     pub prefix: NamespacePrefix,
-    /// What people should know about it.
+    /// A description for people.
     pub description: String,
     /// Whether tags may move.
     pub tag_mutability: TagMutability,
-    /// What repositories are marked with.
+    /// The marks of the repositories.
     pub resource_tags: ResourceTags,
 }
 
@@ -28,7 +28,7 @@ impl Settings {
     /// Reads the settings of the template `id` from a request's field `template`.
     ///
     /// # Errors
-    /// With every field that is wrong, or whose feature does not exist yet.
+    /// Names every field that is invalid or whose feature does not exist yet.
     pub fn read(id: &ResourceId, template: &wire::Template) -> Result<Self, Violations> {
         let mut violations = Violations::default();
         let v = &mut violations;
@@ -91,7 +91,7 @@ fn resource_tags(v: &mut Violations, sent: &[wire::ResourceTag]) -> ResourceTags
     tags
 }
 
-/// A field that nothing heeds would promise what does not come.
+/// Refuses fields that have no effect, since accepting them would be a false promise.
 fn refuse_what_is_not_there(v: &mut Violations, template: &wire::Template) {
     for (i, way) in template.applied_for.iter().enumerate() {
         if !matches!(AppliedFor::try_from(*way), Ok(AppliedFor::Unspecified | AppliedFor::PullThroughCache)) {
@@ -128,7 +128,7 @@ fn refuse_what_is_not_there(v: &mut Violations, template: &wire::Template) {
     }
 }
 
-/// As the API has it.
+/// The mutability in the form of the API.
 pub fn mutability_to_wire(mutability: &TagMutability) -> wire::TagMutability {
     match mutability {
         TagMutability::Mutable => wire::TagMutability::Mutable,
@@ -138,17 +138,17 @@ pub fn mutability_to_wire(mutability: &TagMutability) -> wire::TagMutability {
     }
 }
 
-/// What is excluded, as text.
+/// The exempt patterns as text.
 pub fn exclusions(mutability: &TagMutability) -> Vec<String> {
     mutability.exclusions().iter().map(ToString::to_string).collect()
 }
 
-/// Marks as the API has them.
+/// The marks in the form of the API.
 pub fn resource_tags_to_wire(tags: &ResourceTags) -> Vec<wire::ResourceTag> {
     tags.iter().map(|(key, value)| wire::ResourceTag { key: key.to_owned(), value: value.to_owned() }).collect()
 }
 
-/// Writes what a repository was created with into a repository.
+/// Writes the settings that a repository was created with into a repository.
 pub fn write_repository(settings: &RepositorySettings, repository: &mut wire::Repository) {
     repository.template = settings.template.as_ref().map(names::template).unwrap_or_default();
     repository.image_tag_mutability = mutability_to_wire(&settings.tag_mutability).into();
@@ -156,10 +156,10 @@ pub fn write_repository(settings: &RepositorySettings, repository: &mut wire::Re
     repository.resource_tags = resource_tags_to_wire(&settings.resource_tags);
 }
 
-/// Reads a template from the snapshot.
+/// Reads a template from a snapshot.
 ///
 /// # Errors
-/// With every field that is wrong.
+/// Names every invalid field.
 pub fn from_snapshot(template: &node::SnapshotTemplate) -> Result<Template, Violations> {
     let mut violations = Violations::default();
     let uid = violations.take("uid", template.uid.parse());
@@ -174,7 +174,7 @@ pub fn from_snapshot(template: &node::SnapshotTemplate) -> Result<Template, Viol
     violations.finish(template)
 }
 
-/// Writes a template for the snapshot.
+/// A template in the form of a snapshot.
 pub fn to_snapshot(template: &Template) -> node::SnapshotTemplate {
     node::SnapshotTemplate {
         uid: template.uid.to_string(),
@@ -185,7 +185,7 @@ pub fn to_snapshot(template: &Template) -> node::SnapshotTemplate {
     }
 }
 
-/// Reads whether tags may move. What is not known here must not be overlooked: it may forbid that.
+/// Reads whether tags may move. An unknown value must not be ignored, since it may forbid that.
 fn mutability_from_snapshot(settings: Option<&node::RepositorySettings>) -> Result<TagMutability, String> {
     let Some(settings) = settings.filter(|settings| !settings.tag_mutability.is_empty()) else {
         return Ok(TagMutability::default());
@@ -195,7 +195,7 @@ fn mutability_from_snapshot(settings: Option<&node::RepositorySettings>) -> Resu
     TagMutability::new(&settings.tag_mutability, exclusions).map_err(|error| error.to_string())
 }
 
-/// Reads what a repository is created with; what is not known here is left out.
+/// Reads the settings of a new repository; unknown parts are left out.
 pub fn settings_from_node(settings: Option<&node::RepositorySettings>) -> RepositorySettings {
     let Some(settings) = settings else { return RepositorySettings::default() };
     RepositorySettings::lenient(
@@ -206,7 +206,7 @@ pub fn settings_from_node(settings: Option<&node::RepositorySettings>) -> Reposi
     )
 }
 
-/// Writes what a repository is created with.
+/// The settings of a new repository in wire form.
 pub fn settings_to_node(settings: &RepositorySettings) -> node::RepositorySettings {
     let tag = |(key, value): (&str, &str)| node::ResourceTag { key: key.to_owned(), value: value.to_owned() };
     node::RepositorySettings {

@@ -13,55 +13,53 @@ use crate::v1 as wire;
 const MAX_ALLOW_HOSTS: usize = 32;
 /// How many fallback endpoints an upstream may have.
 const MAX_FALLBACKS: usize = 4;
-/// The longest bundle of certificates that an upstream may bring.
+/// The longest bundle of certificates for an upstream.
 const MAX_CA_BYTES: usize = 256 * 1024;
 /// The longest user name.
 const MAX_USERNAME_BYTES: usize = 1024;
-/// The longest password; tokens of cloud vendors take some kilobytes.
+/// The longest password. Tokens of cloud vendors have some kilobytes.
 const MAX_PASSWORD_BYTES: usize = 16 * 1024;
 
-/// What an operator decides about an upstream.
+/// The part of an upstream that operators decide.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What kind of registry it is.
     pub kind: UpstreamKind,
-    /// Where its API is.
     pub endpoint: Endpoint,
     /// Whether the endpoint may be plain HTTP.
     pub plain_http: PlainHttp,
-    /// Whether the endpoint may be at a private address.
+    /// Whether the endpoint may have a private address.
     pub allow_private_addresses: bool,
-    /// Further hosts that realms and redirects may lead to.
+    /// Further hosts to which token realms and redirects may lead.
     pub allow_hosts: Vec<HostAndPort>,
-    /// PEM certificates of authorities to trust besides the system's; empty for none.
+    /// PEM certificates of authorities to trust in addition to the system's; may be empty.
     pub ca_certificates: String,
-    /// Whom to log in as; empty is anonymous.
+    /// The user name of the login; empty is anonymous.
     pub username: String,
-    /// What becomes of the password.
+    /// What happens to the password.
     pub password: Password,
-    /// How many requests it may get; `None` is as many as it lets us have.
+    /// How many requests it may get; `None` means as many as the upstream allows.
     pub budget: Option<Budget>,
-    /// Where the same content is, in the order in which to ask.
+    /// Other places with the same content, in the order in which to ask them.
     pub fallback_endpoints: Vec<Endpoint>,
 }
 
-/// What becomes of an upstream's password.
+/// What happens to an upstream's password.
 #[derive(Clone, Debug)]
 pub enum Password {
     /// There is none.
     None,
-    /// The one that is stored stays.
+    /// The stored one stays.
     Keep,
-    /// A new one takes its place.
+    /// A new one replaces it.
     New(Secret<String>),
 }
 
 impl Settings {
-    /// Reads the settings from a request's field `upstream`; `has_password` says whether one is stored and stays
-    /// where `password` is empty.
+    /// Reads the settings from a request's field `upstream`. `has_password` says whether a password is stored, which
+    /// stays if `password` is empty.
     ///
     /// # Errors
-    /// With every field that is wrong.
+    /// Names every invalid field.
     pub fn read(upstream: &wire::Upstream) -> Result<Self, Violations> {
         let mut violations = Violations::default();
         let kind = violations.take("upstream.kind", kind(upstream.kind));
@@ -111,7 +109,7 @@ impl Settings {
 /// Reads a budget from a request's field `field`.
 ///
 /// # Errors
-/// With every field that is wrong.
+/// Names every invalid field.
 pub fn budget(field: &str, sent: &wire::Budget) -> Result<Budget, Violations> {
     let mut violations = Violations::default();
     let requests = u32::try_from(sent.requests).ok().and_then(NonZeroU32::new);
@@ -167,10 +165,11 @@ fn kind_to_wire(kind: UpstreamKind) -> wire::UpstreamKind {
         UpstreamKind::DockerHub => wire::UpstreamKind::DockerHub,
         UpstreamKind::Kubernetes => wire::UpstreamKind::Kubernetes,
         UpstreamKind::Github => wire::UpstreamKind::Github,
+        UpstreamKind::Gitlab => wire::UpstreamKind::Gitlab,
     }
 }
 
-/// The endpoint that is said, or the kind's own; `None` if neither can be told because the kind is wrong.
+/// The given endpoint, or the default of the kind; `None` if the kind is invalid and decides it.
 fn endpoint(kind: Option<UpstreamKind>, text: &str, plain_http: PlainHttp) -> Result<Option<Endpoint>, String> {
     let own = kind.and_then(|kind| kind.profile().endpoint);
     let text = match (text, own, kind) {
@@ -210,7 +209,7 @@ fn password(violations: &mut Violations, upstream: &wire::Upstream) -> Password 
             violations.add("upstream.username", "must be set where `password` is; leave both empty for anonymous");
             Password::None
         }
-        // Nobody can use a password without a user: clearing the user clears it.
+        // A password is useless without a user, so clearing the user clears it.
         (true, true, _) => Password::None,
     }
 }

@@ -1,14 +1,14 @@
-//! Which known name somebody may have meant.
+//! Suggestions for misspelled names.
 
-/// The known name that is nearest to `name`, if one is so near that it may be meant.
+/// The known name that is nearest to `name`, if it is near enough to be a suggestion.
 pub(super) fn of<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distances = known.into_iter().map(|known| (distance(name, known), known));
     let (distance, nearest) = distances.min()?;
-    // One slip, and one more for each four letters.
+    // One typo is accepted, and one more per four letters.
     (distance <= 1 + name.len() / 4).then_some(nearest)
 }
 
-/// How many letters have to be put in, taken out or replaced (Levenshtein's distance).
+/// How many letters have to be inserted, removed or replaced (Levenshtein's distance).
 fn distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.chars().count()).collect();
     for (i, from) in a.chars().enumerate() {

@@ -1,8 +1,8 @@
-//! What is wrong with a configuration.
+//! The mistakes in a configuration.
 
 use std::fmt;
 
-/// One mistake: where, what, and how to mend it.
+/// One mistake: where it is, what is wrong, and how to fix it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub(super) place: String,
@@ -15,12 +15,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All mistakes of a configuration, a line each.
+/// All mistakes in a configuration, one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(pub(super) Vec<Problem>);
 
 impl Problems {
-    /// Each of them.
+    /// Iterates over the mistakes.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.0.iter()
     }
@@ -40,7 +40,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Says that a value is missing because of a mistake which [`super::Reader::finish`] will tell.
+/// A value is missing because of a mistake that [`super::Reader::finish`] will report.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Reported(pub(super) Problem);

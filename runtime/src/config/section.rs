@@ -5,7 +5,7 @@ use toml::Value;
 use super::problems::{Problem, Reported};
 use super::{Described, Reader, Setting, variable_of};
 
-/// Reads the keys of a section. Mistakes are collected in the reader that it comes from.
+/// Reads the keys of a section. Its reader collects the mistakes.
 #[derive(Debug)]
 pub struct Section<'a> {
     reader: &'a mut Reader,
@@ -29,13 +29,13 @@ impl<'a> Section<'a> {
         self.name
     }
 
-    /// The value of `key`, or the default, which is written as in the environment.
+    /// The value of `key`, or the default, which is spelled as in the environment.
     ///
     /// # Errors
-    /// If there is a value that cannot be read; the reader keeps the mistake.
+    /// If the value cannot be read; the reader keeps the mistake.
     ///
     /// # Panics
-    /// If the default cannot be read, which is a mistake in the program.
+    /// If the default cannot be read, which is a bug.
     pub fn get<T: Setting>(&mut self, key: &str, default: &str) -> Result<T, Reported> {
         self.describe(key, Some(default));
         let value = self.value(key, Quote::Value)?;
@@ -47,16 +47,16 @@ impl<'a> Section<'a> {
     /// The value of `key`, if it is set.
     ///
     /// # Errors
-    /// If there is a value that cannot be read; the reader keeps the mistake.
+    /// If the value cannot be read; the reader keeps the mistake.
     pub fn optional<T: Setting>(&mut self, key: &str) -> Result<Option<T>, Reported> {
         self.describe(key, None);
         self.value(key, Quote::Value)
     }
 
-    /// As [`Section::optional`], for a value that no text about a mistake may quote.
+    /// As [`Section::optional`], for a value that must not be quoted in messages.
     ///
     /// # Errors
-    /// If there is a value that cannot be read; the reader keeps the mistake.
+    /// If the value cannot be read; the reader keeps the mistake.
     pub fn optional_secret<T: Setting>(&mut self, key: &str) -> Result<Option<T>, Reported> {
         self.describe(key, None);
         self.value(key, Quote::Nothing)
@@ -70,13 +70,14 @@ impl<'a> Section<'a> {
         self.optional(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// Adds that `key` must be set.
+    /// Reports that `key` must be set.
     pub fn missing(&mut self, key: &str) -> Reported {
         let variable = variable_of(self.name, key);
         self.problem(key, format!("must be set, here or as {variable}"))
     }
 
-    /// Adds a mistake in the value of `key`. The text says what is wrong and what to do about it, and quotes no secret.
+    /// Reports a mistake in the value of `key`. The text says what is wrong and what to do about it, and quotes no
+    /// secret.
     pub fn problem(&mut self, key: &str, what: impl Into<String>) -> Reported {
         let place = self.place(key);
         let problem = Problem { place, what: what.into() };
@@ -89,7 +90,7 @@ impl<'a> Section<'a> {
         self.override_of(key).is_some() || self.filed(key).is_some()
     }
 
-    /// Lets a key of the other program be.
+    /// Accepts a key that only another program uses.
     pub fn pass_over(&mut self, key: &str) {
         self.reader.passed_over.insert((self.name.to_owned(), key.to_owned()));
     }
@@ -108,7 +109,7 @@ impl<'a> Section<'a> {
             (None, None) => return Ok(None),
         };
         read.map(Some).map_err(|what| {
-            // A value with an @ may be a URL with a password in it.
+            // A value with an @ may be a URL with a password.
             let quoted = quoted.filter(|text| quote == Quote::Value && !text.contains('@') && text.len() <= 200);
             let not = quoted.map(|text| format!(", not `{text}`")).unwrap_or_default();
             self.problem(key, format!("{what}{not}"))

@@ -1,4 +1,4 @@
-//! Values of keys, from the file or from the environment.
+//! Types of values that keys can have in the file or in the environment.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -11,17 +11,18 @@ use url::Url;
 
 use crate::telemetry::LogFormat;
 
-/// Something that a key can hold.
+/// A type of value that a key can have.
 ///
-/// Errors are fragments that say what the value must be; the reader adds the key before and the value behind.
+/// Its errors are fragments that say what the value must be. The reader puts the key before them and the value behind
+/// them.
 pub trait Setting: Sized {
-    /// Reads the value as the environment has it.
+    /// Reads the value from its spelling in the environment.
     ///
     /// # Errors
     /// What the value must be.
     fn from_text(text: &str) -> Result<Self, String>;
 
-    /// Reads the value as the file has it; text, unless the type says otherwise.
+    /// Reads the value from the file; it must be text, unless the type says otherwise.
     ///
     /// # Errors
     /// What the value must be.
@@ -31,7 +32,7 @@ pub trait Setting: Sized {
     }
 }
 
-/// What a value is, for people.
+/// The kind of a value, for messages.
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "text",
@@ -165,19 +166,19 @@ impl Setting for ByteSize {
     }
 }
 
-/// What stands where a unit is wanted, so that a bare number is told to be without one.
+/// Text, or a bare number as text, so that the message says that its unit is missing.
 fn text_or_number(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-/// A whole number and what is behind it.
+/// Splits a text into a whole number and the rest.
 fn amount(text: &str) -> Option<(u64, &str)> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     Some((number.parse().ok()?, unit.trim_start()))
 }
 
-/// In the environment, the items of a list are separated by commas.
+/// In the environment, commas separate the items of a list.
 impl<T: Setting> Setting for Vec<T> {
     fn from_text(text: &str) -> Result<Self, String> {
         text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(T::from_text).collect()
@@ -195,7 +196,7 @@ impl<T: Setting> Setting for Vec<T> {
     }
 }
 
-/// Any type that is read from text, such as one of the domain. Its error says what the value must be.
+/// A value that is parsed from text, such as one of the domain's types. The type's error says what the value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parsed<T>(pub T);
 

@@ -1,4 +1,4 @@
-//! What a reader takes, and everything that it refuses.
+//! What a reader accepts, and everything that it refuses.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use url::Url;
 use super::*;
 use crate::LogFormat;
 
-/// A reader of this file, overridden by these variables.
+/// A reader of this file and these overriding variables.
 fn reader(file: &str, environment: &[(&str, &str)]) -> Result<Reader, Problems> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("entrepot.toml");
@@ -19,7 +19,7 @@ fn reader(file: &str, environment: &[(&str, &str)]) -> Result<Reader, Problems> 
     Reader::load(Some(&path), environment)
 }
 
-/// The mistakes, a line each.
+/// The mistakes, one per line.
 fn mistakes(mut reader: Reader, foreign: &[&str]) -> Vec<String> {
     reader.finish(foreign).unwrap_err().iter().map(ToString::to_string).collect()
 }
@@ -127,7 +127,7 @@ fn no_mistake_shows_a_secret() {
     let mut section = reader.section("redis");
     let _ = section.optional_secret::<u16>("port").unwrap_err();
     let _ = section.optional_secret::<u16>("database").unwrap_err();
-    // Not read as secrets, and yet they hold one.
+    // They are not read as secrets, although they contain one.
     let _ = section.optional::<Url>("url").unwrap_err();
     let _ = section.optional::<Vec<Url>>("urls").unwrap_err();
     let mistakes = mistakes(reader, &[]);

@@ -1,4 +1,4 @@
-//! Programs that are told to end, in all the ways that there are.
+//! The ways in which a program can be told to end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,7 @@ use crate::telemetry::Config;
 const LIMIT: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(3600);
 
-/// A signal reaches every program of this process.
+/// A signal reaches every program in this process, so only one test runs at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 async fn program() -> (Program, MutexGuard<'static, ()>) {
@@ -55,7 +55,7 @@ async fn a_program_says_that_it_is_not_ready_long_before_it_stops() {
         assert!(health.is_ready());
         send(Kill::TERM);
         wait_until(LIMIT, "it is not ready", async || !health.is_ready()).await;
-        // It serves on, and answers probes.
+        // It keeps serving, and answers probes.
         assert!(!stopping.is_cancelled());
         let mut probe = TcpStream::connect(addr).await.unwrap();
         probe.write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();

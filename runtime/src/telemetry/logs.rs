@@ -1,4 +1,4 @@
-//! Logs, and the spans that they stand in.
+//! Logs, and the spans around them.
 
 use std::fmt;
 use std::io::{self, IsTerminal as _};
@@ -18,11 +18,12 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry};
 
 use super::TelemetryError;
+use super::plain::PlainLines;
 
-/// What the names of our crates, and so of what they log, begin with.
+/// The beginning of our crates' names, and so of the targets of their logs.
 const OURS: &str = "entrepot";
 
-/// How log lines look.
+/// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// For people.
@@ -58,20 +59,20 @@ impl fmt::Display for LogFormat {
 #[error("must be `text` or `json`")]
 pub struct LogFormatError;
 
-/// Whether a filter of logs can be read.
+/// Checks that a log filter can be parsed.
 ///
 /// # Errors
-/// If it cannot; the text says how one looks.
+/// If it cannot; the text shows an example.
 pub fn check_filter(filter: &str) -> Result<(), TelemetryError> {
     parse(filter).map(drop)
 }
 
-/// Makes it the one of the whole process.
+/// Installs the subscriber for the whole process.
 pub(super) fn install(subscriber: Dispatch) -> Result<(), TelemetryError> {
     subscriber.try_init().map_err(|_| TelemetryError::Twice)
 }
 
-/// Writes log lines to `writer`, and hands spans to `tracer`.
+/// Writes log lines to `writer`, and passes spans to `tracer`.
 pub(super) fn subscriber<W>(
     format: LogFormat,
     filter: &str,
@@ -81,10 +82,10 @@ pub(super) fn subscriber<W>(
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    // Spans are kept whatever the filter says, so that a warning still shows what it happened in.
+    // Spans are kept whatever the filter says, so that a warning still shows its context.
     let spans_of_ours = filter_fn(is_span_of_ours).with_max_level_hint(Level::INFO);
     let filter = spans_of_ours.or(parse(filter)?);
-    // What a library under us does is no part of a trace, least of all the sending of traces.
+    // Spans of libraries do not belong in a trace, least of all those that send traces.
     let spans = tracer.map(|tracer| {
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
@@ -96,9 +97,9 @@ where
             .with_filter(Targets::new().with_target(OURS, Level::INFO))
     });
     let registry = Registry::default().with(spans);
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-    // Colours are for people; whoever reads a file or a journal looks for words.
-    let lines = lines.with_ansi(format == LogFormat::Text && io::stderr().is_terminal());
+    // Colours are for people at a terminal; in files and journals they only get in the way of searching.
+    let colours = format == LogFormat::Text && io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt::layer().with_writer(PlainLines { writer, colours }).with_ansi(colours);
     match format {
         LogFormat::Text => Ok(registry.with(lines.with_filter(filter)).into()),
         LogFormat::Json => {
@@ -117,16 +118,16 @@ fn is_span_of_ours(metadata: &Metadata<'_>) -> bool {
 }
 
 fn parse(filter: &str) -> Result<EnvFilter, TelemetryError> {
-    // That a receiver of traces is away would be said over and over; our own words are enough.
+    // The library would report an absent receiver again and again; our own messages are enough.
     let quiet = if filter.contains("opentelemetry") { "" } else { ",opentelemetry=off" };
     EnvFilter::try_new(format!("{filter}{quiet}"))
         .map_err(|source| TelemetryError::Filter { filter: filter.to_owned(), source })
 }
 
-/// Lines in JSON, with the ids of the span that they stand in, by which they are found from a trace and the reverse.
+/// JSON lines with the ids of the surrounding span, which lead from a log line to its trace and back.
 struct Traced {
     format: Format<Json>,
-    /// The subscriber that this is a part of: it alone knows the ids.
+    /// The subscriber that this is a part of; only it knows the ids.
     dispatch: Arc<OnceLock<WeakDispatch>>,
 }
 

@@ -1,4 +1,4 @@
-//! Metrics: instruments, and Prometheus' view of them.
+//! Metrics: instruments, and their output for Prometheus.
 
 use std::time::Duration;
 
@@ -21,15 +21,15 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Bounds of every histogram in seconds: from a warm manifest to a large blob.
+    /// Bounds of every histogram of seconds: from a warm manifest to a large blob.
     const SECONDS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-    /// Metrics of the service that is called `service`, such as `entrepot-data-plane`, for Prometheus alone.
+    /// Metrics of the service called `service`, such as `entrepot-data-plane`, for Prometheus only.
     pub fn new(service: &'static str) -> Self {
         Self::with(Resource::builder().with_service_name(service).build(), |provider| provider)
     }
 
-    /// Metrics of `resource`, for Prometheus and for what `extend` adds.
+    /// Metrics of `resource`, for Prometheus and for the readers that `extend` adds.
     pub(super) fn with(resource: Resource, extend: impl FnOnce(MeterProviderBuilder) -> MeterProviderBuilder) -> Self {
         let registry = Registry::new();
         let exporter = opentelemetry_prometheus::exporter()
@@ -41,9 +41,9 @@ impl Metrics {
         Self { provider: extend(provider).build(), registry }
     }
 
-    /// A meter for the part of the program that is called `name`, such as `entrepot.pull`.
+    /// A meter for the part of the program called `name`, such as `entrepot.pull`.
     ///
-    /// Durations are histograms with the unit `s`; they get useful bounds by that.
+    /// Durations are histograms with the unit `s`; that unit gives them useful bounds.
     pub fn meter(&self, name: &'static str) -> Meter {
         self.provider.meter(name)
     }
@@ -56,13 +56,13 @@ impl Metrics {
         })
     }
 
-    /// Sends what has not been sent yet. Blocks.
+    /// Sends what has not been sent yet. This blocks.
     pub(super) fn shutdown(&self, limit: Duration) -> OTelSdkResult {
         self.provider.shutdown_with_timeout(limit)
     }
 }
 
-/// OpenTelemetry's own bounds begin at 5, which is useless for seconds.
+/// OpenTelemetry's default bounds begin at 5, which is useless for seconds.
 fn durations_in_seconds(instrument: &Instrument) -> Option<Stream> {
     // A gauge in seconds, such as an age, stays a gauge.
     if instrument.unit() != "s" || instrument.kind() != InstrumentKind::Histogram {

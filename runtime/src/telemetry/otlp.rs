@@ -1,7 +1,6 @@
-//! Sending traces and metrics by OTLP, without ever being in the way.
+//! Sends traces and metrics by OTLP, without ever delaying the work.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderMap;
@@ -16,27 +15,28 @@ use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, Temporality};
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanExporter};
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use super::Otlp;
 
-/// How long the receiver may take for what it is sent at once, retries included.
+/// How long the receiver may take for one batch, including retries.
 const EXPORT_LIMIT: Duration = Duration::from_secs(10);
 /// How many spans wait for the receiver; further ones are dropped.
 const QUEUE: usize = 4096;
 const BATCH: usize = 512;
-/// How long a span waits for others that can be sent with it.
+/// How long a span waits for others to be sent with it.
 const DELAY: Duration = Duration::from_secs(2);
-/// How often it is said that the receiver is away.
+/// How often a log line repeats that the receiver is away.
 const REMINDER: Duration = Duration::from_secs(300);
 
-/// Sends metrics at intervals, from a thread of its own.
+/// Sends metrics at intervals, from its own thread.
 pub(super) fn metrics(otlp: &Otlp) -> Result<PeriodicReader<Watched<MetricExporter>>, ExporterBuildError> {
     let exporter = prepare(MetricExporter::builder().with_tonic(), otlp).build()?;
     Ok(PeriodicReader::builder(Watched::new("metrics", otlp, exporter)).with_interval(otlp.interval).build())
 }
 
-/// Sends spans in batches, from a thread of its own.
+/// Sends spans in batches, from its own thread.
 pub(super) fn traces(otlp: &Otlp) -> Result<BatchSpanProcessor, ExporterBuildError> {
     let exporter = prepare(OtlpSpanExporter::builder().with_tonic(), otlp).build()?;
     let config = BatchConfigBuilder::default()
@@ -58,7 +58,7 @@ fn prepare<B: WithExportConfig + WithTonicConfig>(builder: B, otlp: &Otlp) -> B 
     }
 }
 
-/// An exporter that says when its receiver goes away and when it is back. The library would say it each time.
+/// An exporter that logs when its receiver goes away and when it returns. The library would log every failure.
 pub(super) struct Watched<E> {
     what: &'static str,
     endpoint: String,
@@ -66,7 +66,7 @@ pub(super) struct Watched<E> {
     away: Mutex<Option<Away>>,
 }
 
-/// Since when nothing is taken, and when that was said last.
+/// Since when the receiver has accepted nothing, and when that was last logged.
 #[derive(Clone, Copy)]
 struct Away {
     since: Instant,
@@ -79,7 +79,7 @@ impl<E> Watched<E> {
     }
 
     fn observe(&self, outcome: OTelSdkResult) -> OTelSdkResult {
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut away = self.away.lock();
         let now = Instant::now();
         match (&outcome, *away) {
             (Ok(()), None) => {}

@@ -1,4 +1,4 @@
-//! The trace that a request belongs to, from header to header (W3C Trace Context).
+//! Passes the trace of a request along in headers (W3C Trace Context).
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
@@ -7,20 +7,20 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Which span a request was sent in, by its `traceparent`; an empty context if it has none that can be read.
+/// The span in which a request was sent, by its `traceparent`; an empty context if there is none or it is invalid.
 pub fn parent_of(headers: &HeaderMap) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Headers(headers))
 }
 
-/// Makes a new span a child of the one that a request was sent in. To be called before the span is entered.
+/// Makes a new span a child of the one in which a request was sent. Must be called before the span is entered.
 pub fn set_parent(span: &Span, headers: &HeaderMap) {
     if headers.contains_key("traceparent") {
-        // An error says that nobody records spans.
+        // An error means that spans are not recorded.
         let _ = span.set_parent(parent_of(headers));
     }
 }
 
-/// Adds `traceparent` to a request, so that what it causes elsewhere belongs to the current span.
+/// Adds `traceparent` to a request, so that work it causes elsewhere belongs to the current span.
 pub fn inject(headers: &mut HeaderMap) {
     TraceContextPropagator::new().inject_context(&Span::current().context(), &mut HeadersMut(headers));
 }
@@ -42,7 +42,7 @@ struct HeadersMut<'a>(&'a mut HeaderMap);
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
         if let (Ok(name), Ok(value)) = (key.parse::<HeaderName>(), HeaderValue::try_from(value))
-            // There may be no tracestate, which is an empty one here.
+            // A missing tracestate is an empty one here.
             && !value.is_empty()
         {
             self.0.insert(name, value);

@@ -1,12 +1,13 @@
-//! Telemetry against a real receiver, against none, and in log lines.
+//! Telemetry with a real receiver, without one, and in log lines.
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 
 use entrepot_test_support::{OtlpCollector, wait_until};
 use http::HeaderMap;
 use opentelemetry::trace::TraceContextExt as _;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tracing::{Dispatch, Instrument as _, debug, dispatcher, info, info_span};
 
@@ -32,13 +33,13 @@ fn otlp(url: &str, interval: Duration) -> Otlp {
     Otlp { endpoint: url.parse().unwrap(), interval, trace_ratio: 1.0, headers: vec![header] }
 }
 
-/// What a client sends that is traced itself; `flags` say whether it records.
+/// Headers of a client that is traced itself; `flags` say whether its trace is recorded.
 fn request(flags: &str) -> HeaderMap {
     let value = format!("00-{TRACE}-{CALLER}-{flags}").parse().unwrap();
     HeaderMap::from_iter([(HeaderName::from_static("traceparent"), value)])
 }
 
-/// The ids of trace and span that a request names.
+/// The trace and span ids that a request names.
 fn ids(headers: &HeaderMap) -> (String, String) {
     let context = parent_of(headers);
     let context = context.span().span_context().clone();
@@ -60,7 +61,7 @@ async fn a_trace_goes_from_the_caller_through_us_to_whom_we_ask() {
             inject(&mut asked);
         };
         fill.instrument(info_span!("fill")).await;
-        // Neither of these is for a trace.
+        // Neither of these belongs in a trace.
         drop(tracing::debug_span!("detail").entered());
         drop(info_span!(target: "h2::client", "frame").entered());
     };
@@ -103,7 +104,7 @@ async fn what_the_caller_does_not_record_we_do_not_either() {
         set_parent(&span, &request(flags));
         drop(span.entered());
     }
-    // Nobody has decided about this one, so the ratio does.
+    // Nobody has decided about this trace, so the ratio does.
     drop(info_span!("alone").entered());
     telemetry.shutdown(LIMIT).await;
     assert_eq!(collector.trace(TRACE).iter().map(|span| &span.attributes["flags"]).collect::<Vec<_>>(), ["01"]);
@@ -125,7 +126,7 @@ async fn metrics_are_sent_at_intervals_and_shown_to_prometheus_as_well() {
     assert!(text.contains(r#"service_instance_id="node-7""#), "{text}");
 }
 
-/// Makes far more spans than the queue holds, on a thread of its own, and says how long that took.
+/// Makes far more spans than the queue holds, on a thread of its own, and returns how long that took.
 fn make_spans(subscriber: Dispatch) -> Duration {
     let (done, ended) = mpsc::channel();
     std::thread::spawn(move || {
@@ -157,13 +158,13 @@ async fn a_receiver_that_is_away_or_silent_holds_up_nothing() {
     }
 }
 
-/// Log lines, to be looked at.
+/// Captured log lines.
 #[derive(Clone, Default)]
 pub(super) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Lines {
     pub(super) fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(self.0.lock().clone()).unwrap()
     }
 
     fn json(&self) -> Vec<Value> {
@@ -173,7 +174,7 @@ impl Lines {
 
 impl io::Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -182,7 +183,7 @@ impl io::Write for Lines {
     }
 }
 
-/// Log lines of this format and filter, for spans that nobody records.
+/// Log lines of this format and filter, with spans that are not recorded.
 fn lines(format: LogFormat, filter: &str) -> (Lines, Dispatch) {
     let lines = Lines::default();
     let writer = lines.clone();

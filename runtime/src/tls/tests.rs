@@ -1,4 +1,4 @@
-//! Certificates served to real clients, and exchanged under them.
+//! Certificates served to real clients, and replaced while they connect.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 
 use super::*;
 use crate::Listener;
-use crate::listen::Accepted;
+use crate::listen::{Accepted, Bounds};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,14 +59,14 @@ impl Fixture {
         Tls::load(self.certificate_file(), self.key_file(), alpn)
     }
 
-    /// Whether a server at `addr` can show a certificate for `name`.
+    /// Whether a server at `addr` shows a certificate for `name`.
     async fn is_served(&self, addr: std::net::SocketAddr, name: &'static str) -> bool {
         let stream = TcpStream::connect(addr).await.unwrap();
         self.connector.connect(ServerName::try_from(name).unwrap(), stream).await.is_ok()
     }
 }
 
-/// Answers each connection with what it sends, until the tasks stop.
+/// Sends back what each connection sends, until the tasks stop.
 fn echo(listener: Listener, tasks: &Tasks) {
     let inner = tasks.clone();
     tasks.spawn("echo", async move {
@@ -75,13 +75,8 @@ fn echo(listener: Listener, tasks: &Tasks) {
             let (mut reader, mut writer) = tokio::io::split(stream);
             let _ = tokio::io::copy(&mut reader, &mut writer).await;
         };
-        listener.serve("echo.connection", 16, &inner, echo).await;
+        listener.serve("echo.connection", Bounds::new(16), &inner, echo).await;
     });
-}
-
-/// Room for one connection.
-async fn slot() -> tokio::sync::OwnedSemaphorePermit {
-    Arc::new(tokio::sync::Semaphore::new(1)).acquire_owned().await.unwrap()
 }
 
 #[tokio::test]
@@ -100,7 +95,7 @@ async fn client_and_server_agree_on_the_version_of_http() {
             stream.shutdown().await.unwrap();
         };
         let server = async {
-            let mut stream = listener.accept(slot().await).await.unwrap().0.handshake().await.unwrap();
+            let mut stream = listener.accept_one().await.handshake().await.unwrap();
             let mut text = String::new();
             stream.read_to_string(&mut text).await.unwrap();
             (text, stream.is_http2(), stream.is_tls())
@@ -120,7 +115,7 @@ async fn a_new_certificate_is_served_after_sighup_and_a_broken_one_never() {
     echo(listener, &tasks);
     assert!(fixture.is_served(addr, "first.example").await);
 
-    // Half an exchange: the certificate is new, and the key is not.
+    // Half a replacement: the certificate is new, but the key is not.
     let (certificate, _) = fixture.authority.certificate_for(&["127.0.0.1", "second.example"]);
     fs::write(fixture.certificate_file(), certificate).unwrap();
     assert!(matches!(tls.reload(), Err(TlsError::Pair { .. })));
@@ -158,11 +153,11 @@ async fn a_client_that_does_not_speak_tls_is_sent_away() {
         Listener::bind("127.0.0.1:0".parse().unwrap(), "x", Some(fixture.load(Alpn::Http1).unwrap())).unwrap();
     let mut plain = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    assert!(listener.accept(slot().await).await.unwrap().0.handshake().await.is_err());
+    assert!(listener.accept_one().await.handshake().await.is_err());
 
-    // One that says nothing at all is waited for, but not for ever.
+    // A client that sends nothing at all is waited for, but not for ever.
     let _silent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let (accepted, _) = listener.accept(slot().await).await.unwrap();
+    let accepted = listener.accept_one().await;
     tokio::time::pause();
     assert_eq!(accepted.handshake().await.unwrap_err().kind(), io::ErrorKind::TimedOut);
 }

@@ -1,4 +1,4 @@
-//! The library's client for each kind of service, and in what they differ.
+//! The library's client for each kind of service, and the differences between them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -27,10 +27,10 @@ use crate::Version;
 
 const CONNECT: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(60);
-/// Where machines ask for their own credentials: never through a proxy.
+/// The hosts from which machines get their own credentials; a proxy is never used for them.
 const NEVER_BY_PROXY: &str = "localhost,127.0.0.1,169.254.0.0/16,metadata.google.internal";
 
-/// All that the library offers for a kind of service.
+/// Everything that the library offers for a kind of service.
 pub(super) trait Objects: ObjectStore + MultipartStore + PaginatedListStore {}
 
 impl<T: ObjectStore + MultipartStore + PaginatedListStore> Objects for T {}
@@ -39,7 +39,7 @@ impl<T: ObjectStore + MultipartStore + PaginatedListStore> Objects for T {}
 pub(super) struct Client {
     objects: Arc<dyn Objects>,
     mark: Mark,
-    /// What sends the requests that the library does not have, to a service of which we know them.
+    /// Sends the requests that the library lacks, to services for which we know them.
     signed: Option<Signed>,
 }
 
@@ -50,22 +50,22 @@ impl fmt::Debug for Client {
     }
 }
 
-/// What came of a request with a condition.
+/// The result of a conditional request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Conditional {
     Done,
-    /// The condition does not hold.
+    /// The condition is not met.
     NotSo,
 }
 
-/// What tells the values of an object apart.
+/// What distinguishes the values of an object.
 #[derive(Clone, Copy, Debug)]
 enum Mark {
     ETag,
     Generation,
 }
 
-/// The service did not say what it must say about an object.
+/// The service left out an object's version.
 #[derive(Debug, thiserror::Error)]
 #[error("the service did not say which version of the object this is")]
 struct NoVersion;
@@ -103,7 +103,7 @@ impl Client {
         self.objects.get_opts(path, options).await
     }
 
-    /// The uploads that are to become the object at `path`; none where the service does not list them.
+    /// The unfinished uploads for the object at `path`; empty if the service does not list them.
     pub(super) async fn uploads_of(&self, path: &Path) -> Result<Vec<MultipartId>, object_store::Error> {
         match &self.signed {
             Some(signed) => uploads::list(signed, path).await,
@@ -111,7 +111,7 @@ impl Client {
         }
     }
 
-    /// Deletes the object at `path` if it is at `version`; `None` where the service has no such request that we know.
+    /// Deletes the object at `path` if it is at `version`; `None` if we know no such request for this service.
     pub(super) async fn delete_if(
         &self,
         path: &Path,
@@ -124,7 +124,7 @@ impl Client {
         match response.status() {
             StatusCode::OK | StatusCode::NO_CONTENT => Ok(Some(Conditional::Done)),
             StatusCode::NOT_FOUND | StatusCode::PRECONDITION_FAILED => Ok(Some(Conditional::NotSo)),
-            // Another write was under way; the next try knows.
+            // Another write was under way; the next attempt will tell.
             other => Err(signed::generic(format!("the service answered {other}"))),
         }
     }
@@ -142,7 +142,7 @@ impl Client {
             Mark::ETag => e_tag,
             Mark::Generation => generation,
         };
-        // In lists, some services leave the quotes away that belong to it.
+        // In lists, some services omit the quotes that are part of it.
         let quoted = |mark: &str| match self.mark {
             Mark::ETag if !mark.ends_with('"') => format!("\"{mark}\""),
             Mark::ETag | Mark::Generation => mark.to_owned(),
@@ -150,7 +150,7 @@ impl Client {
         mark.map(|mark| Version::new(quoted(mark))).ok_or_else(|| Failure::Garbled(Box::new(NoVersion)))
     }
 
-    /// What the library wants to be told for a write that replaces `version` alone.
+    /// The form in which the library takes a version that a write may replace.
     pub(super) fn update_of(&self, version: &Version) -> UpdateVersion {
         let mark = Some(version.as_str().to_owned());
         match self.mark {
@@ -167,7 +167,7 @@ fn s3(config: &BucketConfig, options: ClientOptions) -> Result<Arc<AmazonS3>, Ca
         .with_region(region)
         .with_virtual_hosted_style_request(!path_style)
         .with_conditional_put(S3ConditionalPut::ETagMatch)
-        // One key is deleted by one DELETE, which every service has.
+        // A single key is deleted by a DELETE request, which every service has.
         .with_disable_bulk_delete(true);
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_endpoint(s3_endpoint(endpoint, &config.bucket, *path_style)?);
@@ -175,7 +175,7 @@ fn s3(config: &BucketConfig, options: ClientOptions) -> Result<Arc<AmazonS3>, Ca
     if let Some(key) = credentials {
         builder = builder.with_access_key_id(&key.id).with_secret_access_key(key.secret.expose());
     } else {
-        // Who we are comes from the environment, and nothing else: not where the bucket is, nor how to get there.
+        // Only the credentials come from the environment, not the address of the bucket nor the way to it.
         let environment = AmazonS3Builder::from_env();
         for key in [
             AmazonS3ConfigKey::AccessKeyId,
@@ -198,7 +198,7 @@ fn s3(config: &BucketConfig, options: ClientOptions) -> Result<Arc<AmazonS3>, Ca
     Ok(Arc::new(builder.with_client_options(options).with_retry(no_retries()).with_http_connector(Connector).build()?))
 }
 
-/// The library wants the bucket's name in the host already, where it belongs there.
+/// The library expects the bucket's name in the host already, unless it is part of the path.
 fn s3_endpoint(endpoint: &Url, bucket: &str, path_style: bool) -> Result<String, Cause> {
     let mut endpoint = endpoint.clone();
     if !path_style {
@@ -269,7 +269,7 @@ fn azure(config: &BucketConfig, options: ClientOptions) -> Result<Arc<dyn Object
     Ok(Arc::new(builder.with_client_options(options).with_retry(no_retries()).with_http_connector(Connector).build()?))
 }
 
-/// Limits are set around each call, where it is known what it is for.
+/// Limits are set around each call, where its purpose is known.
 fn options(config: &BucketConfig) -> Result<ClientOptions, Cause> {
     let mut options = ClientOptions::new()
         .with_user_agent(HeaderValue::from_static(concat!("entrepot/", env!("CARGO_PKG_VERSION"))))
@@ -284,13 +284,13 @@ fn options(config: &BucketConfig) -> Result<ClientOptions, Cause> {
     }
     Ok(match &config.proxy {
         Some(proxy) => options.with_proxy_url(proxy.expose().as_str()).with_proxy_excludes(NEVER_BY_PROXY),
-        // Without a proxy of its own, the HTTP client would take one from the environment. This one is for nobody:
-        // neither for names, which the star covers, nor for addresses, which it does not.
+        // Without a proxy of its own, the HTTP client would take one from the environment. So it gets one that is never
+        // used: the star excludes all names, and the networks exclude all addresses.
         None => options.with_proxy_url("http://127.0.0.1:9").with_proxy_excludes("*,0.0.0.0/0,::/0"),
     })
 }
 
-/// Repeating is decided above, where it is known what a repeated write may mean.
+/// The code above decides about repeating, as it knows what a repeated write may mean.
 fn no_retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
 }

@@ -1,4 +1,4 @@
-//! What may come of a request to a bucket instead of success.
+//! The ways in which a request to a bucket can fail.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -9,46 +9,46 @@ use super::Cause;
 use super::transport::Refusal;
 use crate::Error;
 
-/// Why a request came to nothing, sorted by what is done about it.
+/// Why a request failed, classified by what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// There is no such object, or no such upload.
+    /// There is no such object or upload.
     #[error("there is no such object")]
     Absent,
-    /// The object is there, or is another one, contrary to a write's condition.
+    /// The object exists, or is another one, so the condition of a write is not met.
     #[error("the condition does not hold")]
     Condition(#[source] Cause),
     /// Somebody else was writing the same object at that moment.
     #[error("another write was under way")]
     Raced(#[source] Cause),
-    /// The range begins behind the object's end.
+    /// The range begins after the object's end.
     #[error("the range begins behind the end")]
     BehindEnd,
     /// There is no such bucket.
     #[error("there is no such bucket")]
     NoBucket(#[source] Cause),
-    /// Not with these credentials.
+    /// These credentials do not permit it.
     #[error("access is refused")]
     Denied(#[source] Cause),
-    /// The service understood, and will not do it however often it is asked.
+    /// The service understood the request, and will refuse it every time.
     #[error("the bucket refused the request")]
     Refused(#[source] Cause),
-    /// The answer was not one that object storage gives.
+    /// The answer is not one of an object store.
     #[error("the answer is not one of object storage")]
     Garbled(#[source] Cause),
-    /// Anything that may be otherwise next time.
-    #[error("the bucket could not be asked")]
+    /// Anything that may be different next time.
+    #[error("the request to the bucket failed")]
     Other(#[source] Cause),
     /// No answer in time.
     #[error("the bucket did not answer within {0:?}")]
     TimedOut(Duration),
-    /// The object is not the one any more that was begun to be read.
+    /// The object was replaced after reading it had begun.
     #[error("the object was changed while it was read")]
     Changed,
 }
 
 impl Failure {
-    /// Whether the same request may succeed if it is made again at once.
+    /// Whether the same request may succeed if it is repeated at once.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Raced(_) | Self::Garbled(_) | Self::Other(_) | Self::TimedOut(_) => true,
@@ -62,7 +62,7 @@ impl Failure {
         }
     }
 
-    /// For calls to which a missing object is an answer.
+    /// For calls where a missing object is a valid answer.
     pub(super) fn absent_is_none<T>(result: Result<T, Self>) -> Result<Option<T>, Self> {
         match result {
             Ok(value) => Ok(Some(value)),
@@ -71,7 +71,7 @@ impl Failure {
         }
     }
 
-    /// What a refused put-once is called.
+    /// The error for a refused put-once.
     pub(super) fn of_put_once(self) -> Error {
         let error = Error::from(self);
         if matches!(error, Error::Conflict) { Error::AlreadyExists } else { error }
@@ -86,9 +86,9 @@ impl From<object_store::Error> for Failure {
                 Refusal::BehindEnd => Self::BehindEnd,
                 Refusal::Status { status, .. } => match status.as_u16() {
                     401 | 403 => Self::Denied(said(&error)),
-                    // The two that mean "later".
+                    // These two mean "later".
                     408 | 429 => Self::Other(said(&error)),
-                    // A redirect that comes up to here names another region; what is not implemented will not be.
+                    // A redirect that gets here names another region; a request that is not implemented never will be.
                     300..=499 | 501 => Self::Refused(said(&error)),
                     _ => Self::Other(said(&error)),
                 },
@@ -100,7 +100,7 @@ impl From<object_store::Error> for Failure {
             object_store::Error::Precondition { .. } | object_store::Error::NotModified { .. } => {
                 Self::Condition(said(&error))
             }
-            // The library says the same of 412 and of 409, and only for the first one it was a precondition before.
+            // The library reports 412 and 409 in the same way; only 412 means that a condition was not met beforehand.
             object_store::Error::AlreadyExists { ref source, .. } => {
                 let precondition = matches!(
                     source.downcast_ref(),
@@ -123,12 +123,12 @@ impl From<Failure> for Error {
     }
 }
 
-/// The library's errors say in their own text what their sources say again.
+/// The library's errors repeat the text of their sources.
 fn said(error: &object_store::Error) -> Cause {
     error.to_string().into()
 }
 
-/// An error of a certain kind in a chain of causes.
+/// The first error of a certain type in a chain of causes.
 fn find<'e, E: StdError + 'static>(error: &'e (dyn StdError + 'static)) -> Option<&'e E> {
     let mut next = Some(error);
     while let Some(error) = next {

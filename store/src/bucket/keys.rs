@@ -1,28 +1,28 @@
-//! The keys that a bucket's own work needs: what is tried out in it, and which uploads were begun.
+//! The keys for a bucket's own use: probes, and records of begun uploads.
 //!
-//! Nobody else writes below them.
+//! Nothing else is written below them.
 
 use entrepot_domain::ResourceId;
 use uuid::Uuid;
 
 use crate::{Key, Prefix};
 
-/// Something that is written to try out a bucket. `name` is written like a key.
+/// A key for trying out a bucket. `name` is spelled like a key.
 pub(super) fn probe(probe: Uuid, name: &str) -> Key {
-    Key::assembled(format!("probe/{probe}/{name}"))
+    Key::new_unchecked(format!("probe/{probe}/{name}"))
 }
 
-/// What one probe has written.
+/// All keys of one probe.
 pub(super) fn probe_prefix(probe: Uuid) -> Prefix {
-    Prefix::assembled(format!("probe/{probe}"))
+    Prefix::new_unchecked(format!("probe/{probe}"))
 }
 
-/// What all probes have written and not removed yet.
+/// All keys of all probes.
 pub(super) fn probes_prefix() -> Prefix {
-    Prefix::assembled("probe".to_owned())
+    Prefix::new_unchecked("probe".to_owned())
 }
 
-/// Which probe has written a key.
+/// The probe that has written a key.
 pub(super) fn probe_of(key: &Key) -> Option<Uuid> {
     let (probe, _) = key.as_str().strip_prefix("probe/")?.split_once('/')?;
     probe.parse().ok()
@@ -30,10 +30,10 @@ pub(super) fn probe_of(key: &Key) -> Option<Uuid> {
 
 /// The record of an upload that `owner` has begun.
 pub(super) fn upload(owner: &ResourceId, upload: Uuid) -> Key {
-    Key::assembled(format!("uploads/{owner}/{upload}"))
+    Key::new_unchecked(format!("uploads/{owner}/{upload}"))
 }
 
 /// The records of all uploads that `owner` has begun.
 pub(super) fn uploads_prefix(owner: &ResourceId) -> Prefix {
-    Prefix::assembled(format!("uploads/{owner}"))
+    Prefix::new_unchecked(format!("uploads/{owner}"))
 }

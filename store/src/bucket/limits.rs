@@ -1,4 +1,4 @@
-//! How long a bucket may take, and how often it is asked.
+//! How long a request to a bucket may take, and how often it is repeated.
 
 use std::time::Duration;
 
@@ -7,27 +7,27 @@ use uuid::Uuid;
 
 use super::failure::Failure;
 
-/// One try of a call that moves few bytes.
+/// One attempt of a call that moves few bytes.
 const SMALL: Duration = Duration::from_secs(5);
-/// All tries of such a call together.
+/// All attempts of such a call together.
 const SMALL_IN_ALL: Duration = Duration::from_secs(10);
-/// One try to send a part of an upload, or an object of that size.
+/// One attempt to send a part of an upload, or an object of that size.
 const PART: Duration = Duration::from_secs(60);
-/// One try to complete an upload: some services copy its parts together first.
+/// One attempt to complete an upload. Some services copy its parts together first.
 const COMPLETE: Duration = Duration::from_secs(30);
-/// How often a call is tried.
+/// How often a call is attempted.
 const TRIES: u32 = 3;
-/// Pauses between tries double from here, and vary by as much again.
+/// The first pause between attempts. Each next one doubles, and all vary by up to the same amount.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often at most.
+/// How often the pause doubles at most.
 const DOUBLINGS: u32 = 4;
 
-/// How long a body may give nothing before another request goes on where it stopped.
+/// How long a body may be silent before another request continues where it stopped.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long a reader of a body waits for its next bytes, in all.
+/// How long a reader of a body waits for its next bytes in total.
 const SILENCE_IN_ALL: Duration = Duration::from_secs(30);
 
-/// What is left to try of one call.
+/// The remaining attempts of one call.
 #[derive(Debug)]
 pub(super) struct Tries {
     each: Duration,
@@ -52,12 +52,12 @@ impl Tries {
         Self::new(COMPLETE, COMPLETE * TRIES)
     }
 
-    /// For tidying up, which somebody else does another time.
+    /// For cleaning up. If it fails, somebody else does it later.
     pub(super) fn single() -> Self {
         Self { most: 1, ..Self::small() }
     }
 
-    /// For going on with a body that broke off, whose reader waits.
+    /// For continuing a body that broke off, while its reader waits.
     pub(super) fn resume() -> Self {
         Self { most: u32::MAX, ..Self::new(SILENCE, SILENCE_IN_ALL) }
     }
@@ -66,12 +66,11 @@ impl Tries {
         Self { each, deadline: Instant::now() + all, most: TRIES, done: 0 }
     }
 
-    /// How many tries there were.
+    /// How many attempts were made.
     pub(super) fn done(&self) -> u32 {
         self.done
     }
 
-    /// One try.
     pub(super) async fn once<T>(
         &mut self,
         call: impl Future<Output = Result<T, object_store::Error>>,
@@ -80,18 +79,18 @@ impl Tries {
         self.within(call).await?.map_err(Failure::from)
     }
 
-    /// Waits for something that is no try of its own, with the limits of one.
+    /// Waits for something that is not an attempt, with the limits of one.
     pub(super) async fn within<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
         let limit = (Instant::now() + self.each).min(self.deadline);
         timeout_at(limit, work).await.map_err(|_| Failure::TimedOut(self.each))
     }
 
-    /// Waits until the next try, if there is one left and `failure` may pass.
+    /// Waits for the next attempt, if there is one left and `failure` may be temporary.
     pub(super) async fn again(&self, failure: &Failure) -> bool {
         failure.may_pass() && self.pause().await
     }
 
-    /// Waits until the next try; `false` if none is left.
+    /// Waits for the next attempt; `false` if none is left.
     pub(super) async fn pause(&self) -> bool {
         if self.done >= self.most {
             return false;
@@ -105,7 +104,7 @@ impl Tries {
         true
     }
 
-    /// Tries a call that may be repeated without harm.
+    /// Attempts a call that may be repeated without harm.
     pub(super) async fn idempotent<T, F>(&mut self, mut call: impl FnMut() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, object_store::Error>>,

@@ -1,8 +1,8 @@
-//! Listing keys in byte order, also from services that list in another one.
+//! Lists keys in byte order, even from services that list in another order.
 //!
-//! Keys order by bytes: `a-b/x` comes before `a/x`, because `-` comes before `/`. S3, Google and Azure list like that.
-//! Services that keep objects in folders list folder by folder, so there `a/x` comes before `a-b/x`, and "what comes
-//! after" means another set of keys. [`Walk`] brings their pages into our order.
+//! In byte order `a-b/x` comes before `a/x`, because `-` comes before `/`. S3, Google and Azure list like that.
+//! Services that keep objects in folders list folder by folder; there `a/x` comes before `a-b/x`, and "start after this
+//! key" selects another set of keys. [`Walk`] brings their pages into byte order.
 
 use object_store::list::PaginatedListOptions;
 
@@ -11,28 +11,28 @@ use super::failure::Failure;
 use super::limits::Tries;
 use crate::{Entry, Key, Prefix};
 
-/// The largest page that every service gives.
+/// The largest page that every service supports.
 const PAGE: usize = 1000;
-/// Smaller pages are not worth their request.
+/// Smaller pages are not worth a request.
 const SMALL_PAGE: usize = 16;
-/// Comes after whatever a key may go on with below a folder.
+/// Sorts after anything that can follow a folder's name in a key.
 const BEHIND_ALL: &str = "~";
 
-/// In which order a service lists.
+/// The order in which a service lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// By bytes, as we do.
+    /// In byte order, like us.
     Bytes,
     /// By the names of folders and files, one level after the other.
     Folders,
 }
 
-/// A service that lists by bytes did not.
+/// A service that should list in byte order did not.
 #[derive(Debug, thiserror::Error)]
 #[error("the service lists keys out of order")]
 struct OutOfOrder;
 
-/// At most `limit` objects below `prefix` and behind `start_after`, in byte order.
+/// At most `limit` objects below `prefix` and after `start_after`, in byte order.
 pub(super) async fn list(
     bucket: &Bucket,
     prefix: &Prefix,
@@ -70,7 +70,7 @@ async fn in_their_order(bucket: &Bucket, prefix: &str, after: &str, limit: usize
     loop {
         let page = bucket.page(prefix, &from, limit - found.len()).await?;
         for entry in page.entries {
-            // Some services do not know where to begin, and begin at the beginning.
+            // Some services ignore the starting point and begin at the start.
             if entry.key.as_str() > after {
                 if found.last().is_some_and(|last| last.key >= entry.key) {
                     return Err(Failure::Other(Box::new(OutOfOrder)));
@@ -87,22 +87,22 @@ async fn in_their_order(bucket: &Bucket, prefix: &str, after: &str, limit: usize
     Ok(found)
 }
 
-/// Where a page begins.
+/// The beginning of a page.
 enum From {
-    /// Behind a name, which need not be there; empty: at the beginning.
+    /// After a name, which need not exist; if empty, at the start.
     After(String),
-    /// Where the page before it ended.
+    /// Where the previous page ended.
     Token(String),
 }
 
 struct Page {
     entries: Vec<Entry>,
-    /// There is more.
+    /// The beginning of the next page, if there is one.
     next: Option<String>,
 }
 
 impl Bucket {
-    /// A page of objects, as the service orders them.
+    /// A page of objects in the order of the service.
     async fn page(&self, prefix: &str, from: &From, limit: usize) -> Result<Page, Failure> {
         let mut options = PaginatedListOptions { max_keys: Some(limit.min(PAGE)), ..PaginatedListOptions::default() };
         match from {
@@ -116,7 +116,7 @@ impl Bucket {
         let objects = self.client.objects();
         let page = Tries::small().idempotent(|| objects.list_paginated(asked, options.clone())).await?;
         let entries = page.result.objects.iter().filter_map(|meta| {
-            // What somebody else put there is not ours to show.
+            // Objects of others in the bucket are not shown.
             let key = Key::parse(meta.location.as_ref().strip_prefix(ours)?).ok()?;
             let version = self.client.version_of(meta).ok();
             Some(Entry { key, size_bytes: meta.size, modify_time: meta.last_modified, version })
@@ -125,7 +125,7 @@ impl Bucket {
     }
 }
 
-/// A walk through folders in byte order.
+/// A walk through the folders in byte order.
 struct Walk<'a> {
     bucket: &'a Bucket,
     after: &'a str,
@@ -133,21 +133,21 @@ struct Walk<'a> {
     found: Vec<Entry>,
 }
 
-/// A folder that comes after its siblings whose names go on with `-` or `.`, and so waits for them.
+/// A folder that comes after siblings whose names continue with `-` or `.`, so it has to wait for them.
 struct Held {
     name: String,
-    /// All that is in it, sorted, or `None` if that is not read yet.
+    /// Everything in it, sorted; `None` if it has not been read yet.
     entries: Option<Vec<Entry>>,
 }
 
 impl Walk<'_> {
-    /// Goes through `folder`, which is empty or ends with `/`.
+    /// Walks through `folder`, which is empty or ends with `/`.
     async fn folder(&mut self, folder: String) -> Result<(), Failure> {
         let mut held: Vec<Held> = Vec::new();
         let mut from = String::new();
         if let Some(inner) = self.after.strip_prefix(folder.as_str()).filter(|inner| !inner.is_empty()) {
             let (name, within) = inner.split_once('/').map_or((inner, false), |(name, _)| (name, true));
-            // The service has listed these before, and we have not.
+            // The service has listed these earlier, but we have not.
             let shorter = name.match_indices(['-', '.']).map(|(at, _)| &name[..at]);
             held.extend(shorter.map(|name| Held { name: name.to_owned(), entries: None }));
             if within {
@@ -167,7 +167,7 @@ impl Walk<'_> {
             if let Some(entries) = &mut end.below {
                 from = format!("{from}/{BEHIND_ALL}");
                 if !last {
-                    // There may be more in it than the page has.
+                    // It may contain more than is on this page.
                     *entries = None;
                 }
             }
@@ -196,7 +196,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Goes through the folders that wait, the last one first, until one has to wait on.
+    /// Walks through the waiting folders, the last one first, until one must keep waiting.
     async fn release(
         &mut self,
         folder: &str,
@@ -224,16 +224,16 @@ impl Walk<'_> {
     }
 }
 
-/// A file or a folder, one level below another folder.
+/// A file or a folder directly below another folder.
 struct Child {
     name: String,
-    /// The object, if it is a file.
+    /// The object, if there is a file of this name.
     file: Option<Entry>,
-    /// If it is a folder: all that is in it, sorted, or `None` if that is not known.
+    /// If there is a folder of this name: everything in it, sorted, or `None` if that is not known.
     below: Option<Option<Vec<Entry>>>,
 }
 
-/// The objects of a page, sorted into what is directly in `folder`.
+/// The objects of a page, grouped by the children of `folder`.
 fn children(folder: &str, entries: Vec<Entry>) -> Vec<Child> {
     let mut children: Vec<Child> = Vec::new();
     for entry in entries {

@@ -1,4 +1,4 @@
-//! Trying out what is relied on, before a bucket is used.
+//! Tries out what we rely on, before a bucket is used.
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -11,15 +11,15 @@ use super::list::Order;
 use super::{BucketStore, OpenError, keys, list};
 use crate::{Abilities, BlobStore as _, Error, Key, Version};
 
-/// How many writers race each other. SeaweedFS lets each loser wait a second for its lock, so more of them would hold up
-/// every start.
+/// How many writers race. SeaweedFS lets each loser wait a second for its lock, so more of them would delay every
+/// start.
 const RACERS: usize = 3;
-/// What earlier probes may have left that is removed by the way.
+/// How many leftovers of earlier probes are removed on the way.
 const LEFT: usize = 30;
-/// A probe that began this long ago is over.
+/// A probe that began this long ago has ended.
 const OVER_SECONDS: u64 = 3600;
 
-/// Finds out in which order the bucket lists and what else it can, and refuses one that would lose writes.
+/// Finds out in which order the bucket lists and what else it can do, and refuses one that would lose writes.
 pub(super) async fn run(store: &BucketStore, bucket: &str) -> Result<(Order, Abilities), OpenError> {
     let probe = Probe { store, bucket, id: Uuid::now_v7() };
     let found = probe.all().await;
@@ -27,7 +27,7 @@ pub(super) async fn run(store: &BucketStore, bucket: &str) -> Result<(Order, Abi
     found
 }
 
-/// What is at `endpoint` answers anything with something.
+/// The server at `endpoint` has an answer for anything.
 #[derive(Debug, thiserror::Error)]
 #[error("there is no object storage at `endpoint`: it has an object that nobody wrote")]
 struct Invented;
@@ -40,7 +40,7 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     async fn all(&self) -> Result<(Order, Abilities), OpenError> {
-        // Also says whether a missing object is called that, and not a lack of permission.
+        // This also shows that a missing object is reported as missing, not as forbidden.
         if self.store.get(&self.key("absent")).await.map_err(|error| self.refusal(error))?.is_some() {
             return Err(OpenError::BadConfig { bucket: self.bucket.to_owned(), source: Box::new(Invented) });
         }
@@ -62,12 +62,12 @@ impl Probe<'_> {
             return Err(self.ignores("an object was replaced that was not there"));
         }
         let deletes_if = self.deletes_if().await?;
-        // A list that lags does not say in which order it is.
+        // A list that lags behind does not show its order.
         let order = self.order().await?;
         Ok((order.unwrap_or(Order::Bytes), Abilities { deletes_if, lists_at_once: order.is_some() }))
     }
 
-    /// Whether the bucket deletes under a condition, and only then.
+    /// Whether the bucket supports deletes with a condition, and respects the condition.
     async fn deletes_if(&self) -> Result<bool, OpenError> {
         let key = self.key("deleted");
         let path = self.store.0.path(&key);
@@ -76,7 +76,7 @@ impl Probe<'_> {
         let old = put("old").await?;
         let new = put("new").await?;
         let delete = async |version| {
-            // However it says that it cannot do that, it is not done here.
+            // Any failure means that it does not support this.
             Tries::single().once(self.store.0.client.delete_if(&path, version)).await.ok().flatten()
         };
         let spares_others = delete(&old).await == Some(Conditional::NotSo) && self.is_there(&key).await?;
@@ -88,7 +88,7 @@ impl Probe<'_> {
         Ok(self.store.head(key).await.map_err(|error| self.refusal(error))?.is_some())
     }
 
-    /// Lets writers race for `key`, of whom one must win.
+    /// Lets writers race for `key`. Exactly one of them must win.
     async fn race(&self, key: &Key, expected: Option<&Version>, what: &'static str) -> Result<Version, OpenError> {
         let racers = (0..RACERS).map(|racer| {
             let bytes = format!("{racer} {}", Uuid::new_v4());
@@ -106,9 +106,9 @@ impl Probe<'_> {
         winner.ok_or_else(|| self.ignores("nobody could write a new object"))
     }
 
-    /// In which order the bucket lists; `None` if it does not list what was just written.
+    /// The order in which the bucket lists; `None` if it does not list what was just written.
     async fn order(&self) -> Result<Option<Order>, OpenError> {
-        // By bytes `-` comes before `/`; by folders `a` comes before `a-`.
+        // In byte order `-` comes before `/`; in folder order `a` comes before `a-`.
         let (in_folder, beside) = (self.key("a/1"), self.key("a-1"));
         for key in [&in_folder, &beside] {
             self.store.put(key, Bytes::new()).await.map_err(|error| self.refusal(error))?;
@@ -123,7 +123,7 @@ impl Probe<'_> {
         }
     }
 
-    /// Removes what this probe wrote, and what earlier ones could not.
+    /// Removes what this probe wrote, and leftovers of earlier ones.
     async fn tidy_up(&self) {
         let began = |id: Uuid| id.get_timestamp().map_or(0, |time| time.to_unix().0);
         let Ok(left) = list::raw(&self.store.0, &keys::probes_prefix()).await else { return };
@@ -132,7 +132,7 @@ impl Probe<'_> {
         };
         let deletes =
             left.iter().map(|entry| &entry.key).filter(|key| over(key)).take(LEFT).map(|key| self.store.delete(key));
-        // The next one tries again.
+        // The next probe tries again.
         let _ = join_all(deletes).await;
     }
 
@@ -152,7 +152,7 @@ impl Probe<'_> {
         let bucket = self.bucket.to_owned();
         let Error::Away(source) = error else { return OpenError::Away { bucket, source: Box::new(error) } };
         match source.downcast_ref() {
-            // A write that finds nothing has found no bucket.
+            // If a write finds nothing, the bucket is missing.
             Some(Failure::NoBucket(_) | Failure::Absent) => OpenError::NoBucket { bucket, source },
             Some(Failure::Denied(_)) => OpenError::Denied { bucket, source },
             Some(Failure::Refused(_) | Failure::Garbled(_)) => OpenError::BadConfig { bucket, source },

@@ -1,4 +1,4 @@
-//! Reading an object as a stream that goes on where a connection broke.
+//! Reads an object as a stream that continues where a connection broke.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,18 +14,23 @@ use super::limits::Tries;
 use crate::{ByteStream, Error};
 
 const CHUNK_BYTES: usize = 1024 * 1024;
-/// Services do not take ends that are larger than this.
+/// Services refuse range ends larger than this.
 const LAST_END: u64 = i64::MAX as u64;
 
-/// The service ended the body too early.
+/// The service ended a body too early.
 #[derive(Debug, thiserror::Error)]
 #[error("the body ended too early")]
 struct TooShort;
 
-/// The bytes of `range` that the object has.
-pub(super) async fn open(bucket: &Arc<Bucket>, path: Path, range: Range<u64>) -> Result<Option<ByteStream>, Failure> {
+/// The part of `range` that the object has, and the object's size.
+pub(super) async fn open(
+    bucket: &Arc<Bucket>,
+    path: Path,
+    range: Range<u64>,
+) -> Result<Option<(ByteStream, u64)>, Failure> {
+    let nothing = |size_bytes| (empty().boxed(), size_bytes);
     if range.is_empty() {
-        return Ok(bucket.size(&path).await?.map(|_| empty().boxed()));
+        return Ok(bucket.size(&path).await?.map(nothing));
     }
     let wanted = match range {
         Range { start: 0, end: LAST_END.. } => None,
@@ -34,30 +39,33 @@ pub(super) async fn open(bucket: &Arc<Bucket>, path: Path, range: Range<u64>) ->
     };
     let options = GetOptions { range: wanted, ..GetOptions::default() };
     match Tries::small().idempotent(|| bucket.client.get(&path, options.clone())).await {
-        Ok(result) => Ok(Some(Body::new(Arc::clone(bucket), path, result).stream())),
+        Ok(result) => {
+            let size_bytes = result.meta.size;
+            Ok(Some((Body::new(Arc::clone(bucket), path, result).stream(), size_bytes)))
+        }
         Err(Failure::Absent) => Ok(None),
-        // Empty objects refuse every range, too. Some services answer to a range behind the end with what the library
-        // does not accept.
+        // Empty objects refuse every range, too. Some services answer a range after the end in a way that the library
+        // refuses.
         Err(failure @ (Failure::BehindEnd | Failure::Garbled(_))) => match bucket.size(&path).await? {
             None => Ok(None),
-            Some(size) if size <= range.start => Ok(Some(empty().boxed())),
+            Some(size) if size <= range.start => Ok(Some(nothing(size))),
             Some(_) => Err(failure),
         },
         Err(failure) => Err(failure),
     }
 }
 
-/// What is still to be read of an object.
+/// The part of an object that is still to be read.
 struct Body {
     bucket: Arc<Bucket>,
     path: Path,
-    /// Which object it must be when it is asked for again.
+    /// The object that a further request must find.
     e_tag: Option<String>,
-    /// `None` after it broke off.
+    /// `None` after the connection broke.
     stream: Option<BoxStream<'static, object_store::Result<Bytes>>>,
-    /// What is still to come from the service.
+    /// The range that is still to come from the service.
     range: Range<u64>,
-    /// What came and was too much for one chunk.
+    /// Bytes that have arrived but did not fit into one chunk.
     rest: Bytes,
 }
 
@@ -78,7 +86,7 @@ impl Body {
         .boxed()
     }
 
-    /// The next bytes, by as many requests as it takes and the limits allow.
+    /// The next bytes, with as many requests as needed and permitted.
     async fn next(&mut self) -> Result<Bytes, Failure> {
         let mut tries = Tries::resume();
         loop {
@@ -92,7 +100,7 @@ impl Body {
             }
             match self.reopen(&mut tries).await {
                 Err(failure) if !failure.may_pass() => return Err(failure),
-                // What failed here fails again there, and is waited for.
+                // If it fails here, it fails again below, and is waited for there.
                 _ => {}
             }
         }
@@ -117,7 +125,7 @@ impl Body {
             ..GetOptions::default()
         };
         match tries.once(self.bucket.client.get(&self.path, options)).await {
-            // Services that do not know the condition say which object it is.
+            // Services that ignore the condition still tell which object they send.
             Ok(result) if result.meta.e_tag == self.e_tag => self.stream = Some(result.into_stream()),
             Ok(_) | Err(Failure::Absent | Failure::Condition(_) | Failure::BehindEnd) => return Err(Failure::Changed),
             Err(failure) => return Err(failure),
@@ -127,7 +135,7 @@ impl Body {
 }
 
 impl Error {
-    /// Nothing that happens to a body is a conflict of writers.
+    /// Reading a body never conflicts with writers.
     fn from_read(failure: Failure) -> Self {
         Self::Away(Box::new(failure))
     }

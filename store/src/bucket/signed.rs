@@ -1,4 +1,4 @@
-//! Requests to S3 that the library signs and does not send itself.
+//! Requests to S3 that the library can sign but does not offer to send.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use object_store::client::{HttpClient, HttpRequest, HttpRequestBody, HttpRespons
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer as _};
 
-/// How long the signature of a request is good.
+/// How long the signature of a request is valid.
 const SIGNED: Duration = Duration::from_secs(60);
 
 /// Signs requests and sends them.
@@ -21,7 +21,7 @@ pub(super) struct Signed {
 }
 
 impl Signed {
-    /// Sends a request without a body, and returns whatever it is answered.
+    /// Sends a request without a body, and returns any answer.
     pub(super) async fn send(
         &self,
         method: Method,

@@ -1,19 +1,26 @@
-//! The way to the service: the library's own HTTP client, with answers told apart that the library lumps together.
+//! The library's own HTTP client, extended to distinguish answers that the library treats alike, and to keep the time at
+//! which they were given.
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use http::header::DATE;
 use http::{Method, StatusCode};
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
 };
 use object_store::{ClientOptions, Result};
 
-/// How much of an answer that refuses is looked at and kept.
+/// How much of a refusing answer is examined and kept.
 const KEPT_BYTES: usize = 600;
-/// The longest answer that is read for it.
+/// The longest answer that is read for that.
 const READ_BYTES: u64 = 64 * 1024;
 
-/// What services say about a bucket that is not there, which a missing object is not.
+/// How services report a missing bucket, in contrast to a missing object.
 const NO_BUCKET: [&str; 3] = ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"];
+
+/// When the service gave an answer, by its own clock. The library hands it on with what is read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SaidAt(pub(super) DateTime<Utc>);
 
 /// An answer that the library would report without its status.
 #[derive(Debug, thiserror::Error)]
@@ -45,32 +52,36 @@ struct Transport {
 impl HttpService for Transport {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let is_head = request.method() == Method::HEAD;
-        let response = self.inner.execute(request).await?;
+        let mut response = self.inner.execute(request).await?;
+        let date = response.headers().get(DATE).and_then(|date| DateTime::parse_from_rfc2822(date.to_str().ok()?).ok());
+        if let Some(date) = date {
+            response.extensions_mut().insert(SaidAt(date.to_utc()));
+        }
         let status = response.status();
         match status.as_u16() {
-            // A HEAD that finds nothing says nothing either.
+            // An unsuccessful HEAD has no body.
             404 if is_head => Ok(response),
             404 => {
                 let (parts, text) = read(response).await?;
                 if NO_BUCKET.iter().any(|said| text.contains(said)) {
-                    return Err(refused(Refusal::NoBucket));
+                    return Err(refusal_error(Refusal::NoBucket));
                 }
                 Ok(HttpResponse::from_parts(parts, text.into()))
             }
-            416 => Err(refused(Refusal::BehindEnd)),
-            // Conditions are what the library tells apart itself.
+            416 => Err(refusal_error(Refusal::BehindEnd)),
+            // The library itself distinguishes conditions.
             100..300 | 304 | 409 | 412 => Ok(response),
             _ => {
                 let (_, mut text) = read(response).await?;
                 let end = (0..=KEPT_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
                 text.truncate(end.unwrap_or(0));
-                Err(refused(Refusal::Status { status, text }))
+                Err(refusal_error(Refusal::Status { status, text }))
             }
         }
     }
 }
 
-/// An answer with its body as text, which is empty where that is too long.
+/// An answer and its body as text; the text is empty if the body is too long.
 async fn read(response: HttpResponse) -> Result<(http::response::Parts, String), HttpError> {
     let (parts, body) = response.into_parts();
     let length = parts.headers.get(http::header::CONTENT_LENGTH);
@@ -82,7 +93,7 @@ async fn read(response: HttpResponse) -> Result<(http::response::Parts, String),
     Ok((parts, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn refused(refusal: Refusal) -> HttpError {
-    // Unknown: the library does not try such a request again, which is done above.
+fn refusal_error(refusal: Refusal) -> HttpError {
+    // The kind `Unknown` keeps the library from repeating the request, which is done above.
     HttpError::new(HttpErrorKind::Unknown, refusal)
 }

@@ -1,7 +1,7 @@
-//! Writing an object in parts, with bounded memory.
+//! Writes an object in parts, with bounded memory.
 
 use std::mem::take;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Buf as _, Bytes};
@@ -20,13 +20,14 @@ use super::write::Condition;
 use super::{Bucket, BucketStore, keys};
 use crate::{BlobStore as _, Entry, Error, Key, Upload};
 
-/// All parts but the last have exactly this size, since some services want them equal. None wants them larger.
+/// All parts except the last have exactly this size, since some services require equal parts. None requires larger ones.
 const PART_BYTES: usize = 8 * 1024 * 1024;
-/// How many records of left uploads are looked at together.
+/// How many records of leftover uploads are read at a time.
 const PAGE: usize = 100;
 
-/// An object on its way into a bucket. What fits into one part goes there by one plain write; before that nothing is
-/// begun. At most one part is being sent and less than another one is gathered, besides what the caller just handed in.
+/// An object that is being written to a bucket. If it fits into one part, one plain write stores it, and no upload is
+/// begun. At any time, at most one part is being sent and less than another one is gathered, not counting what the
+/// caller has just passed in.
 pub(super) struct BucketUpload {
     bucket: Arc<Bucket>,
     key: Key,
@@ -35,16 +36,16 @@ pub(super) struct BucketUpload {
     gathered_bytes: usize,
     size_bytes: u64,
     begun: Option<Begun>,
-    /// While a part is taken in, and for good if that fails or nobody waits for it.
+    /// True while a part is being accepted, and for good if that fails or its caller gives up.
     broken: bool,
 }
 
-/// An upload that was begun, or is about to be.
+/// The record of an upload that was begun, or is about to be.
 #[derive(Serialize, Deserialize)]
 struct UploadRecord {
-    /// The object that it is to become.
+    /// The object that it will become.
     key: Key,
-    /// What the bucket calls it; `None` before it has said so.
+    /// The service's id for it; `None` before the service has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     upload_id: Option<String>,
 }
@@ -52,7 +53,7 @@ struct UploadRecord {
 struct Begun {
     id: MultipartId,
     record: Key,
-    /// Whether it was begun more than once, as far as the service knows.
+    /// Whether the service may have begun it more than once.
     may_be_others: bool,
     _running: Running,
     sent: Vec<PartId>,
@@ -60,7 +61,7 @@ struct Begun {
     sending: JoinSet<Result<PartId, Failure>>,
 }
 
-/// Says that an upload is under way, so that it is not taken for one that was left.
+/// Marks an upload as under way, so that it is not taken for a leftover.
 struct Running {
     bucket: Arc<Bucket>,
     record: Key,
@@ -68,14 +69,14 @@ struct Running {
 
 impl Running {
     fn new(bucket: Arc<Bucket>, record: Key) -> Self {
-        bucket.running.lock().unwrap_or_else(PoisonError::into_inner).insert(record.clone());
+        bucket.running.lock().insert(record.clone());
         Self { bucket, record }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.bucket.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.record);
+        self.bucket.running.lock().remove(&self.record);
     }
 }
 
@@ -84,7 +85,7 @@ impl Drop for Running {
 #[error("an earlier part of the upload failed or was given up")]
 struct Interrupted;
 
-/// A service took an upload's end for none.
+/// The service does not know an upload when it is to be completed.
 #[derive(Debug, thiserror::Error)]
 #[error("the upload is not there any more, and neither is its object")]
 struct Lost;
@@ -100,7 +101,7 @@ impl BucketUpload {
         self.size_bytes += bytes.len() as u64;
         self.gathered_bytes += bytes.len();
         self.gathered.push(bytes);
-        // As long as the first part may be the last, nothing is begun.
+        // No upload is begun while the first part may be the last one.
         while self.gathered_bytes > PART_BYTES || (self.begun.is_some() && self.gathered_bytes == PART_BYTES) {
             let part = self.split_part();
             self.send(part).await?;
@@ -108,7 +109,7 @@ impl BucketUpload {
         Ok(())
     }
 
-    /// The first of what was gathered, a part's worth.
+    /// Takes the first gathered bytes, as many as a part has.
     fn split_part(&mut self) -> PutPayload {
         let mut wanted = PART_BYTES;
         let mut part = Vec::new();
@@ -126,7 +127,7 @@ impl BucketUpload {
         part.into_iter().collect()
     }
 
-    /// Begins to send a part, once the one before it was sent.
+    /// Sends a part, once the previous one was sent.
     async fn send(&mut self, part: PutPayload) -> Result<(), Failure> {
         if self.begun.is_none() {
             self.begun = Some(self.begin_parts().await?);
@@ -142,8 +143,8 @@ impl BucketUpload {
         Ok(())
     }
 
-    /// From here on there may be something to be tidied up, so it is written down before it is there, and its id as soon
-    /// as that is known: not every service lists what has been begun.
+    /// From here on there may be something to clean up. So it is recorded before it is begun, and its id as soon as
+    /// that is known: not every service can list begun uploads.
     async fn begin_parts(&self) -> Result<Begun, Failure> {
         let (objects, record) = (self.bucket.client.objects(), keys::upload(&self.bucket.owner, Uuid::now_v7()));
         let running = Running::new(Arc::clone(&self.bucket), record.clone());
@@ -153,7 +154,10 @@ impl BucketUpload {
         let (sent, sending, may_be_others) = (Vec::new(), JoinSet::new(), tries.done() > 1);
         let begun = Begun { id, record, may_be_others, _running: running, sent, sending };
         if let Err(failure) = self.note(&begun.record, Some(begun.id.clone()), Condition::Any).await {
-            self.bucket.abort(&self.path, Some(&begun.id), &begun.record, Tries::single).await.unwrap_or_else(left);
+            self.bucket
+                .abort(&self.path, Some(&begun.id), &begun.record, Tries::single)
+                .await
+                .unwrap_or_else(log_leftover);
             return Err(failure);
         }
         Ok(begun)
@@ -184,7 +188,7 @@ impl BucketUpload {
                 Ok(_) => return Ok(()),
                 Err(failure) => failure,
             };
-            // It may have succeeded without our hearing of it: then the upload is gone and the object is there.
+            // It may have succeeded although the answer was lost: then the upload is gone and the object is there.
             let gone = matches!(failure, Failure::Absent);
             if (gone || failure.may_pass()) && self.bucket.size(&self.path).await? == Some(self.size_bytes) {
                 return Ok(());
@@ -200,14 +204,14 @@ impl BucketUpload {
 
     async fn tidy_up(&mut self, tries: fn() -> Tries) -> Result<(), Failure> {
         let Some(mut begun) = self.begun.take() else { return Ok(()) };
-        // A part that arrives after the end would be kept, and paid for.
+        // A part that arrives after the end would be stored, and billed.
         begun.sending.shutdown().await;
         self.bucket.abort(&self.path, Some(&begun.id), &begun.record, tries).await
     }
 }
 
 impl Begun {
-    /// Waits until nothing is being sent.
+    /// Waits until no part is being sent.
     async fn sent(&mut self) -> Result<(), Failure> {
         while let Some(sent) = self.sending.join_next().await {
             self.sent.push(sent.map_err(|stopped| Failure::Other(Box::new(stopped)))??);
@@ -217,8 +221,8 @@ impl Begun {
 }
 
 impl Bucket {
-    /// Gives an upload up, with all that were begun for the same object, and forgets it once that is certain. One that is
-    /// gone is success.
+    /// Aborts an upload and all others that were begun for the same object, and forgets it once that is certain. An
+    /// upload that is already gone is a success.
     async fn abort(
         &self,
         path: &Path,
@@ -228,11 +232,11 @@ impl Bucket {
     ) -> Result<(), Failure> {
         let objects = self.client.objects();
         let abort = async |id: &MultipartId| match tries().idempotent(|| objects.abort_multipart(path, id)).await {
-            // What the service does not take for an upload, it does not keep either.
+            // If the service does not recognise an upload, it does not store it either.
             Ok(()) | Err(Failure::Absent | Failure::Refused(_)) => Ok(()),
             Err(failure) => Err(failure),
         };
-        // What is known needs no list.
+        // If the id is known, no list is needed.
         if let Some(id) = id {
             abort(id).await?;
         }
@@ -242,9 +246,9 @@ impl Bucket {
                     abort(other).await?;
                 }
             }
-            // Who does not list them now never will.
+            // A service that cannot list uploads now never will.
             Err(failure @ (Failure::Denied(_) | Failure::Refused(_) | Failure::Garbled(_))) => {
-                debug!("uploads cannot be listed, so that only those are aborted whose id is known: {failure}");
+                debug!("uploads cannot be listed, so only those with a known id are aborted: {failure}");
             }
             Err(failure) => return Err(failure),
         }
@@ -273,12 +277,12 @@ impl Upload for BucketUpload {
             return Err(Error::Away(Box::new(Interrupted)));
         }
         if let Err(failure) = self.finish().await {
-            self.tidy_up(Tries::single).await.unwrap_or_else(left);
+            self.tidy_up(Tries::single).await.unwrap_or_else(log_leftover);
             return Err(failure.into());
         }
-        // With others of the same object, it is left to who sweeps.
+        // If there may be others for the same object, it is left to the sweep.
         if let Some(begun) = self.begun.as_ref().filter(|begun| !begun.may_be_others) {
-            self.bucket.forget(&begun.record, Tries::single).await.unwrap_or_else(left);
+            self.bucket.forget(&begun.record, Tries::single).await.unwrap_or_else(log_leftover);
         }
         Ok(())
     }
@@ -288,7 +292,7 @@ impl Upload for BucketUpload {
     }
 }
 
-/// Aborts what is recorded under `owner`, but for what is under way in this process.
+/// Aborts the uploads recorded under `owner`, except those that are under way in this process.
 pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result<usize, Error> {
     let (prefix, mut after, mut aborted) = (keys::uploads_prefix(owner), None, 0);
     loop {
@@ -296,7 +300,7 @@ pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result
         let Some(last) = page.last() else { return Ok(aborted) };
         after = Some(last.key.clone());
         for Entry { key: record, .. } in &page {
-            if store.0.running.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
+            if store.0.running.lock().contains(record) {
                 continue;
             }
             let Some(object) = store.get(record).await? else { continue };
@@ -314,6 +318,6 @@ pub(super) async fn abort_all(store: &BucketStore, owner: &ResourceId) -> Result
     }
 }
 
-fn left(failure: Failure) {
-    debug!("what is left of an upload stays until its owner's uploads are aborted: {failure}");
+fn log_leftover(failure: Failure) {
+    debug!("an upload is left over until its owner's uploads are aborted: {failure}");
 }

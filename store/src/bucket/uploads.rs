@@ -1,6 +1,7 @@
-//! S3's list of uploads that are neither complete nor aborted, which the library does not have.
+//! S3's list of unfinished uploads, which the library lacks.
 //!
-//! An upload whose beginning was not answered, or not noted before a node died, is known to the service alone.
+//! If the answer to the beginning of an upload was lost, or its node died before recording it, only the service knows
+//! about it.
 
 use http::{HeaderMap, Method, StatusCode};
 use object_store::path::Path;
@@ -9,8 +10,8 @@ use serde::Deserialize;
 
 use super::signed::{Signed, generic};
 
-/// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html>. There may be further ones, which are
-/// listed when these are gone.
+/// <https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListMultipartUploads.html>. If there are more, they are listed
+/// once these are gone.
 #[derive(Debug, Deserialize)]
 struct Listed {
     #[serde(rename = "Upload", default)]
@@ -24,7 +25,7 @@ struct ListedUpload {
     upload_id: MultipartId,
 }
 
-/// The uploads that are to become the object at `path`: `ListMultipartUploads` with its key as the prefix.
+/// The unfinished uploads for the object at `path`: `ListMultipartUploads` with its key as the prefix.
 pub(super) async fn list(signed: &Signed, path: &Path) -> Result<Vec<MultipartId>, Error> {
     let query = [("uploads", ""), ("prefix", path.as_ref())];
     let response = signed.send(Method::GET, &Path::default(), &query, HeaderMap::new()).await?;
@@ -38,7 +39,7 @@ pub(super) async fn list(signed: &Signed, path: &Path) -> Result<Vec<MultipartId
 
 fn parse(text: &str, path: &Path) -> Result<Vec<MultipartId>, quick_xml::DeError> {
     let Listed { uploads } = quick_xml::de::from_str(text)?;
-    // The prefix is that of others, too.
+    // Other keys may begin with the same prefix.
     let of_path = uploads.into_iter().filter(|upload| upload.key == path.as_ref());
     Ok(of_path.map(|upload| upload.upload_id).collect())
 }

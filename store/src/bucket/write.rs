@@ -1,4 +1,4 @@
-//! Writing an object at once, if its condition holds.
+//! Writes an object in one request, if its condition is met.
 
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, GetOptions, PutMode, PutOptions, PutPayload};
@@ -9,12 +9,12 @@ use super::failure::Failure;
 use super::limits::Tries;
 use crate::Version;
 
-/// Objects carry the id of the write that they come from.
+/// Objects carry the id of the write that created them.
 const WRITE: Attribute = Attribute::Metadata(std::borrow::Cow::Borrowed("entrepotwrite"));
 /// An object above this size gets as much time as a part of an upload.
 const SMALL_BYTES: usize = 1024 * 1024;
 
-/// What must be so for a write to happen.
+/// The condition of a write.
 #[derive(Clone, Debug)]
 pub(super) enum Condition {
     Any,
@@ -25,9 +25,9 @@ pub(super) enum Condition {
 impl Bucket {
     /// Writes an object.
     ///
-    /// A try whose answer was lost may have happened, and then makes the next try fail its condition. So each write has
-    /// an id, by which its result is known again. If somebody replaced the object in between, the write is reported as
-    /// a conflict, like one that came too late.
+    /// An attempt whose answer was lost may have happened, and then makes the condition of the next attempt fail. So
+    /// each write has an id, by which its own result is recognised. If somebody replaced the object in between, the
+    /// write is reported as a conflict, like one that came too late.
     pub(super) async fn write(
         &self,
         path: &Path,
@@ -43,7 +43,7 @@ impl Bucket {
                 Err(failure) => failure,
             };
             match (&failure, &condition) {
-                // Nothing is there to be replaced.
+                // There is nothing to replace.
                 (Failure::Absent, Condition::Is(_)) => return Err(Failure::Condition(Box::new(failure))),
                 (Failure::Condition(_), _) => {
                     return match self.written(path).await? {
@@ -51,7 +51,7 @@ impl Bucket {
                         _ => Err(failure),
                     };
                 }
-                // Services answer like this to a create of what exists, or to one that loses a race and may try again.
+                // Services answer like this if the object exists, or to the loser of a race, who may try again.
                 (Failure::Raced(_), Condition::Absent) => match self.written(path).await? {
                     Some((by, version)) if by == id => return Ok(version),
                     Some(_) => return Err(Failure::Condition(Box::new(failure))),
@@ -77,7 +77,7 @@ impl Bucket {
         PutOptions { mode, attributes: Attributes::from_iter([(WRITE, id.to_owned())]), ..PutOptions::default() }
     }
 
-    /// Which write the object comes from, and its version.
+    /// The id of the write that created the object, and the object's version.
     async fn written(&self, path: &Path) -> Result<Option<(String, Version)>, Failure> {
         let head = Tries::small()
             .idempotent(|| self.client.get(path, GetOptions { head: true, ..GetOptions::default() }))

@@ -1,26 +1,28 @@
 //! The folder with cached blobs, each in a file that is named by its object: its key with `,` for `/`, then `.cached`, and
 //! `.tmp` behind that while it is written.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use entrepot_domain::Digest;
 use entrepot_domain::digest::Algorithm;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, warn};
 
 use super::OpenError;
-use super::index::{Checked, Index};
+use super::index::Index;
 use super::landing::{Landing, Tee};
 use crate::Key;
+use crate::verify::{Stamp, Verifications};
 
 /// How long the disk may take for one thing, when the store could do it instead.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
@@ -28,6 +30,8 @@ pub(super) const LIMIT: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_secs(10);
 /// How many blobs are brought here at once. Those beyond are just served.
 const LANDINGS: usize = 64;
+/// How long a use that was noted in a file's own times is recent enough.
+const NOTED_USE: Duration = Duration::from_secs(60);
 /// How often, and how long apart, a folder is tried that a process has which may be about to end.
 const LOCK_TRIES: (u32, Duration) = (20, Duration::from_millis(100));
 
@@ -48,6 +52,7 @@ pub(super) struct Disk {
     index: Mutex<Index>,
     pub(super) landings: Arc<Semaphore>,
     pub(super) counts: Counts,
+    pub(super) verifications: Verifications,
     reading: Pause,
     writing: Pause,
     /// Locked until the last user of the folder is gone.
@@ -67,7 +72,6 @@ pub(super) struct Counts {
 pub(super) struct Opened {
     pub(super) file: File,
     pub(super) size_bytes: u64,
-    pub(super) checked: Checked,
 }
 
 impl Disk {
@@ -82,7 +86,7 @@ impl Disk {
         let mut found = scan(&root).map_err(failed)?;
         found.sort_by_key(|found| found.used);
         for Found { key, size_bytes, .. } in found {
-            index.add(key, size_bytes, Checked::NotYet);
+            index.add(key, size_bytes);
         }
         let surplus = index.evict();
         let disk = Self {
@@ -90,6 +94,7 @@ impl Disk {
             index: Mutex::new(index),
             landings: Arc::new(Semaphore::new(LANDINGS)),
             counts: Counts::default(),
+            verifications: Verifications::default(),
             reading: Pause::default(),
             writing: Pause::default(),
             _lock: lock,
@@ -99,7 +104,7 @@ impl Disk {
     }
 
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.index.lock()
     }
 
     pub(super) fn path(&self, key: &Key) -> PathBuf {
@@ -123,23 +128,32 @@ impl Disk {
 
     /// Reads a cached blob that is known to be small, and verifies it.
     pub(super) async fn get(self: &Arc<Self>, key: &Key, digest: &Digest) -> Option<Bytes> {
-        let Opened { mut file, size_bytes, .. } = self.find(key).await?;
+        let Opened { mut file, size_bytes } = self.find(key).await?;
         let (disk, key, digest) = (Arc::clone(self), key.clone(), digest.clone());
         let read = move || {
             let mut bytes = Vec::with_capacity(size_bytes as usize);
             let read = io::Read::read_to_end(&mut file, &mut bytes);
-            if read.is_err() || Digest::of(digest.algorithm(), &bytes) != digest {
-                disk.damaged(&key, "it cannot be read as what it should be");
+            let is_known = || disk.verifications.knows(&key, &digest, &file);
+            if read.is_err() || !is_known() && Digest::of(digest.algorithm(), &bytes) != digest {
+                disk.discard(&key, "it cannot be read as what it should be");
                 return None;
             }
-            disk.index().note_checked(&key, &digest);
+            if let Ok(stamp) = Stamp::of(&file) {
+                disk.verifications.wrote(&key, &digest, stamp);
+            }
             Some(Bytes::from(bytes))
         };
         self.within_limit(read).await.flatten()
     }
 
-    /// Begins to bring a blob here, unless it is here, on its way, or there is no way now.
-    pub(super) fn tee(self: &Arc<Self>, key: &Key, algorithm: Algorithm, size_bytes: Option<u64>) -> Option<Tee> {
+    /// Begins to bring a blob here, unless it is here, on its way, or there is no way now. Without an algorithm its bytes
+    /// are those that they should be if they come to their end.
+    pub(super) fn tee(
+        self: &Arc<Self>,
+        key: &Key,
+        hashed_as: Option<Algorithm>,
+        size_bytes: Option<u64>,
+    ) -> Option<Tee> {
         let is_nameless = key.as_str().len() > LONGEST_KEY_BYTES;
         if is_nameless
             || self.writing.is_on()
@@ -147,12 +161,12 @@ impl Disk {
         {
             return None;
         }
-        Landing::begin(self, key, algorithm).map(Tee::new)
+        Landing::begin(self, key, hashed_as).map(Tee::new)
     }
 
-    /// Brings a blob here that is in hand, in the background.
-    pub(super) fn offer(self: &Arc<Self>, key: &Key, digest: &Digest, bytes: &Bytes) {
-        if let Some(tee) = self.tee(key, digest.algorithm(), Some(bytes.len() as u64)) {
+    /// Brings a blob here that is in hand, in the background. For the algorithm see [`Self::tee`].
+    pub(super) fn offer(self: &Arc<Self>, key: &Key, digest: &Digest, bytes: &Bytes, hashed_as: Option<Algorithm>) {
+        if let Some(tee) = self.tee(key, hashed_as, Some(bytes.len() as u64)) {
             tee.whole(bytes.clone(), digest.clone());
         }
     }
@@ -166,7 +180,7 @@ impl Disk {
     }
 
     /// Removes a blob whose file is not what it should be. Blocks.
-    pub(super) fn damaged(&self, key: &Key, why: &str) {
+    pub(super) fn discard(&self, key: &Key, why: &str) {
         warn!("a cached file is dropped, {why}: {}", self.path(key).display());
         if self.index().forget(key) {
             self.remove_files(std::slice::from_ref(key));
@@ -212,24 +226,39 @@ impl Disk {
     }
 
     fn open_file(&self, key: &Key) -> Option<Opened> {
-        let (size_bytes, checked) = self.index().touch(key)?;
+        let size_bytes = self.index().touch(key)?;
         let opened = File::open(self.path(key)).and_then(|file| Ok((file.metadata()?, file)));
         match opened {
             Ok((metadata, file)) if metadata.is_file() && metadata.len() == size_bytes => {
-                // So that the next process knows what was used last. It is no harm if it does not.
-                let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-                let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-                let _ = rustix::fs::futimens(&file, &Timestamps { last_access: omit, last_modification: now });
-                Some(Opened { file, size_bytes, checked })
+                self.note_use(key, &file, &metadata);
+                Some(Opened { file, size_bytes })
             }
             Ok(_) => {
-                self.damaged(key, "it has another size");
+                self.discard(key, "it has another size");
                 None
             }
             Err(error) => {
-                self.damaged(key, &error.to_string());
+                self.discard(key, &error.to_string());
                 None
             }
+        }
+    }
+}
+
+impl Disk {
+    /// Says in the file's own times that it is used, so that the next process knows what was used last. It is no harm if
+    /// it does not. What is known of the file stays known.
+    fn note_use(&self, key: &Key, file: &File, metadata: &Metadata) {
+        let was_noted = |time: SystemTime| time.elapsed().is_ok_and(|ago| ago < NOTED_USE);
+        if metadata.modified().is_ok_and(was_noted) {
+            return;
+        }
+        let Ok(before) = Stamp::of(file) else { return };
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let omit = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        let _ = rustix::fs::futimens(file, &Timestamps { last_access: omit, last_modification: now });
+        if let Ok(after) = Stamp::of(file) {
+            self.verifications.moved(key, before, after);
         }
     }
 }
@@ -242,12 +271,12 @@ impl Pause {
     /// Returns whether it was not on already.
     fn begin(&self) -> bool {
         let now = Instant::now();
-        let mut until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut until = self.0.lock();
         until.replace(now + REST).is_none_or(|until| until <= now)
     }
 
     fn is_on(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+        self.0.lock().is_some_and(|until| Instant::now() < until)
     }
 }
 

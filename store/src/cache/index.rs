@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use entrepot_domain::Digest;
-
 use crate::Key;
 
 /// What any file takes is a multiple of this: a block of a usual file system.
@@ -30,17 +28,7 @@ pub(super) struct Index {
 #[derive(Debug)]
 struct Blob {
     size_bytes: u64,
-    checked: Checked,
     last_use: u64,
-}
-
-/// Whether this process has seen what a file hashes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Checked {
-    /// To this.
-    As(Digest),
-    /// It was there when the cache was opened.
-    NotYet,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,29 +68,23 @@ impl Index {
         self.blobs.get(key).map(|blob| blob.size_bytes)
     }
 
-    /// Notes that a blob is used now; says how large it is and whether it was checked.
-    pub(super) fn touch(&mut self, key: &Key) -> Option<(u64, Checked)> {
+    /// Notes that a blob is used now; says how large it is.
+    pub(super) fn touch(&mut self, key: &Key) -> Option<u64> {
         let blob = self.blobs.get_mut(key)?;
         if let Some(key) = self.order.remove(&blob.last_use) {
             blob.last_use = self.next_use;
             self.order.insert(blob.last_use, key);
             self.next_use += 1;
         }
-        Some((blob.size_bytes, blob.checked.clone()))
-    }
-
-    pub(super) fn note_checked(&mut self, key: &Key, digest: &Digest) {
-        if let Some(blob) = self.blobs.get_mut(key) {
-            blob.checked = Checked::As(digest.clone());
-        }
+        Some(blob.size_bytes)
     }
 
     /// Adds a blob whose file is there, as the one that was used last.
-    pub(super) fn add(&mut self, key: Key, size_bytes: u64, checked: Checked) {
+    pub(super) fn add(&mut self, key: Key, size_bytes: u64) {
         self.remove(&key);
         self.taken_bytes += takes(size_bytes);
         self.order.insert(self.next_use, key.clone());
-        self.blobs.insert(key, Blob { size_bytes, checked, last_use: self.next_use });
+        self.blobs.insert(key, Blob { size_bytes, last_use: self.next_use });
         self.next_use += 1;
     }
 
@@ -134,14 +116,14 @@ impl Index {
         Some(self.evict())
     }
 
-    /// Ends what [`Self::begin`] began, with a file of that size and digest or with none. Returns whether it is kept: if
-    /// not, the file must go.
-    pub(super) fn end(&mut self, key: &Key, reserved_for_bytes: u64, landed: Option<(u64, Digest)>) -> bool {
+    /// Ends what [`Self::begin`] began, with a file of that size or with none. Returns whether it is kept: if not, the
+    /// file must go.
+    pub(super) fn end(&mut self, key: &Key, reserved_for_bytes: u64, landed: Option<u64>) -> bool {
         self.reserved_bytes -= takes(reserved_for_bytes);
         let wanted = self.landing.remove(key);
         match landed {
-            Some((size_bytes, digest)) if wanted == Some(Wanted::Yes) => {
-                self.add(key.clone(), size_bytes, Checked::As(digest));
+            Some(size_bytes) if wanted == Some(Wanted::Yes) => {
+                self.add(key.clone(), size_bytes);
                 true
             }
             Some(_) | None => false,
@@ -182,17 +164,12 @@ mod tests {
         format!("blobs/sha256/00/{number}").parse().unwrap()
     }
 
-    /// A file of that size, whatever it hashes to.
-    fn of(size_bytes: u64) -> (u64, Digest) {
-        (size_bytes, Digest::sha256(b""))
-    }
-
     /// Brings a blob in whole.
     fn land(index: &mut Index, number: u8, size_bytes: u64) -> Option<Vec<Key>> {
         assert!(index.begin(&key(number)));
         let gone = index.grow(0, size_bytes);
         let landed = gone.as_ref().map(|_| size_bytes);
-        index.end(&key(number), landed.unwrap_or(0), landed.map(of));
+        index.end(&key(number), landed.unwrap_or(0), landed);
         gone
     }
 
@@ -223,7 +200,7 @@ mod tests {
         index.grow(0, 10).unwrap();
         assert!(!index.forget(&key(0)));
         assert!(!index.begin(&key(0)), "the first is still at it");
-        assert!(!index.end(&key(0), 10, Some(of(10))));
+        assert!(!index.end(&key(0), 10, Some(10)));
         assert_eq!((index.blobs(), index.reserved_bytes, index.taken_bytes), (0, 0, 0));
     }
 
@@ -241,7 +218,7 @@ mod tests {
                         landing.insert(number, had + size_bytes);
                     },
                     3 => if let Some(has) = landing.remove(&number) {
-                        index.end(&key(number), has, Some(has).filter(|has| has % 3 > 0).map(of));
+                        index.end(&key(number), has, Some(has).filter(|has| has % 3 > 0));
                     },
                     4 => drop(index.forget(&key(number))),
                     _ => drop(index.touch(&key(number))),

@@ -16,6 +16,7 @@ use tracing::warn;
 
 use super::disk::{Counts, Disk, LIMIT};
 use crate::Key;
+use crate::verify::Stamp;
 
 /// How much is written at once, since bytes may come in very small pieces.
 const BATCH_BYTES: usize = 256 * 1024;
@@ -27,7 +28,8 @@ pub(super) struct Landing {
     key: Key,
     /// Made by the first write.
     file: Option<File>,
-    digester: Digester,
+    /// `None` if the bytes were verified before they came here.
+    digester: Option<Digester>,
     reserved_bytes: u64,
     ended: bool,
     _permit: OwnedSemaphorePermit,
@@ -35,13 +37,13 @@ pub(super) struct Landing {
 
 impl Landing {
     /// `None` if the blob is here or on its way already, or too many others are.
-    pub(super) fn begin(disk: &Arc<Disk>, key: &Key, algorithm: Algorithm) -> Option<Self> {
+    pub(super) fn begin(disk: &Arc<Disk>, key: &Key, hashed_as: Option<Algorithm>) -> Option<Self> {
         let permit = Arc::clone(&disk.landings).try_acquire_owned().ok()?;
         disk.index().begin(key).then(|| Self {
             disk: Arc::clone(disk),
             key: key.clone(),
             file: None,
-            digester: Digester::new(algorithm),
+            digester: hashed_as.map(Digester::new),
             reserved_bytes: 0,
             ended: false,
             _permit: permit,
@@ -60,7 +62,9 @@ impl Landing {
                 self.disk.rest_from_writing(&error);
                 return None;
             }
-            self.digester.update(&chunk);
+            if let Some(digester) = &mut self.digester {
+                digester.update(&chunk);
+            }
         }
         Some(self)
     }
@@ -91,7 +95,10 @@ impl Landing {
             }
         }
         self.ended = true;
-        let kept = self.disk.index().end(&self.key, self.reserved_bytes, Some((self.reserved_bytes, digest)));
+        if let Some(stamp) = self.file.as_ref().and_then(|file| Stamp::of(file).ok()) {
+            self.disk.verifications.wrote(&self.key, &digest, stamp);
+        }
+        let kept = self.disk.index().end(&self.key, self.reserved_bytes, Some(self.reserved_bytes));
         if !kept {
             self.disk.remove_files(std::slice::from_ref(&self.key));
         }
@@ -101,12 +108,12 @@ impl Landing {
     fn name(&mut self, digest: &Digest) -> io::Result<bool> {
         let (from, to) = (self.disk.temporary_path(&self.key), self.disk.path(&self.key));
         self.open()?;
-        let found = if digest.algorithm() == self.digester.algorithm() {
-            self.digester.clone().finish()
-        } else {
-            digest_of_file(&from, digest.algorithm())?
+        let found = match &self.digester {
+            None => None,
+            Some(digester) if digester.algorithm() == digest.algorithm() => Some(digester.clone().finish()),
+            Some(_) => Some(digest_of_file(&from, digest.algorithm())?),
         };
-        if found != *digest {
+        if found.is_some_and(|found| found != *digest) {
             return Ok(false);
         }
         // Once it has its name, its bytes must be there even after a loss of power.

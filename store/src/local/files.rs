@@ -1,27 +1,29 @@
-//! The folder, its lock, and what is done to single files. Everything here blocks.
+//! The folder, its lock, and operations on single files. Everything here blocks.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
+use chrono::Utc;
 use entrepot_domain::Digest;
 use entrepot_domain::digest::{Algorithm, Digester};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use rustix::fs::FlockOperation;
 use tracing::warn;
 use uuid::Uuid;
 
 use super::read::{CHUNK_BYTES, Room, read_chunk};
 use super::{OpenError, failed_to};
+use crate::verify::{Stamp, Verifications};
 use crate::{Deleted, Entry, Error, GET_LIMIT_BYTES, Key, Object, Version};
 
 /// No key begins with a dot.
 const LOCK: &str = ".lock";
 const TEMPORARY: &str = ".tmp";
-/// Lists say the versions of objects up to this size: records are smaller, and content is never replaced.
+/// Lists include the versions of objects up to this size: records are smaller, and content is never replaced.
 const LISTED_VERSION_BYTES: u64 = 1024 * 1024;
 /// Keys share this many mutexes.
 const TURNS: usize = 64;
@@ -29,16 +31,16 @@ const TURNS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Files {
     root: PathBuf,
-    /// Held by whoever compares a key's object and replaces it.
+    /// Locked while a key's object is compared and replaced.
     turns: [Mutex<()>; TURNS],
-    /// Held for writing while folders are made durable or removed, and for reading while a file is moved into one:
-    /// who finds a folder may rely on it.
+    /// Locked for writing while folders are made durable or removed, and for reading while a file is moved into one, so
+    /// that a folder that was found cannot disappear.
     folders: RwLock<()>,
     /// Locked until the last user of the folder is gone.
     _lock: File,
 }
 
-/// What must be so for a write to happen.
+/// The condition of a write.
 #[derive(Debug)]
 pub(super) enum Condition {
     Any,
@@ -67,7 +69,7 @@ impl Files {
         &self.root
     }
 
-    /// Writes an object at once.
+    /// Writes an object in one step.
     pub(super) fn write(&self, key: &Key, bytes: &Bytes, condition: &Condition) -> Result<Version, Error> {
         let mut temporary = self.begin()?;
         temporary.append(bytes)?;
@@ -85,24 +87,40 @@ impl Files {
         Ok(version_of(bytes))
     }
 
-    /// Makes what was written to `temporary` the object of `key`.
+    /// Makes the file `temporary` the object of `key`.
     pub(super) fn complete(&self, temporary: Temporary, key: &Key) -> Result<(), Error> {
         temporary.sync()?;
         let turn = self.turn(key);
         self.publish(temporary, key, turn)
     }
 
+    /// Remembers that a newly written object has this content, which was hashed while it was written.
+    pub(super) fn note_content(&self, verifications: &Verifications, key: &Key, digest: &Digest) -> Result<(), Error> {
+        if let Some((file, _)) = self.find(key)? {
+            let stamp = Stamp::of(&file).map_err(failed_to("look at", &self.path(key)))?;
+            verifications.wrote(key, digest, stamp);
+        }
+        Ok(())
+    }
+
     pub(super) fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
         let Some((mut file, size_bytes)) = self.find(key)? else { return Ok(None) };
         if size_bytes > GET_LIMIT_BYTES {
-            return Err(Error::TooLarge { key: key.clone(), size_bytes });
+            let version = version_of_file(&file, size_bytes).map_err(failed_to("read", &self.path(key)))?;
+            return Err(Error::TooLarge { key: key.clone(), size_bytes, version: Some(version) });
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a folder's clock is its machine's, whatever a test's clock says"
+        )]
+        let read_time = Some(Utc::now());
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(failed_to("read", &self.path(key)))?;
-        Ok(Some(Object { version: version_of(&bytes), bytes: bytes.into() }))
+        let modified = file.read_to_end(&mut bytes).and_then(|_| file.metadata()?.modified());
+        let modify_time = modified.map_err(failed_to("read", &self.path(key)))?.into();
+        Ok(Some(Object { version: version_of(&bytes), bytes: bytes.into(), modify_time, read_time }))
     }
 
-    /// What a list says of an object, if it is there.
+    /// The list entry of an object, if it exists.
     pub(super) fn entry(&self, key: Key) -> Result<Option<Entry>, Error> {
         let Some((file, size_bytes)) = self.find(&key)? else { return Ok(None) };
         let look = || {
@@ -119,7 +137,7 @@ impl Files {
         Ok(version_of_file(&file, size_bytes).map_err(failed_to("read", &self.path(key)))? == *version)
     }
 
-    /// Opens an object and says how large it is.
+    /// Opens an object, and returns it with its size.
     pub(super) fn find(&self, key: &Key) -> Result<Option<(File, u64)>, Error> {
         let path = self.path(key);
         let file = match File::open(&path) {
@@ -147,19 +165,19 @@ impl Files {
         self.remove(key, turn).map(|()| Deleted::Yes)
     }
 
-    /// Removes an object that is there, and the folders that are empty then.
+    /// Removes an existing object, and then all parent folders that are empty.
     fn remove(&self, key: &Key, _turn: MutexGuard<'_, ()>) -> Result<(), Error> {
         let path = self.path(key);
         fs::remove_file(&path).map_err(failed_to("delete", &path))?;
         let folders = || path.ancestors().skip(1).take_while(|folder| *folder != self.root);
         folders().take(1).try_for_each(sync_folder).map_err(failed_to("sync the folder of", &path))?;
-        let _folders = self.folders.write().unwrap_or_else(PoisonError::into_inner);
-        // The first that is not empty ends it.
+        let _folders = self.folders.write();
+        // The first folder that is not empty ends this.
         let _ = folders().try_for_each(fs::remove_dir);
         Ok(())
     }
 
-    /// A new file that is in nobody's way.
+    /// A new file with a name of its own.
     pub(super) fn begin(&self) -> Result<Temporary, Error> {
         let path = self.root.join(TEMPORARY).join(Uuid::new_v4().to_string());
         let file =
@@ -171,12 +189,12 @@ impl Files {
         let path = self.path(key);
         let folder = path.parent().unwrap_or(&self.root);
         let moved = {
-            let _folders = self.folders.read().unwrap_or_else(PoisonError::into_inner);
+            let _folders = self.folders.read();
             temporary.rename(&path)
         };
         match moved {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let _folders = self.folders.write().unwrap_or_else(PoisonError::into_inner);
+                let _folders = self.folders.write();
                 make_folder(folder).map_err(failed_to("make the folder", folder))?;
                 temporary.rename(&path)
             }
@@ -186,7 +204,7 @@ impl Files {
         temporary.keep();
         drop(turn);
         match sync_folder(folder) {
-            // Deleted again already.
+            // It has been deleted meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             synced => synced.map_err(failed_to("sync the folder", folder)),
         }
@@ -198,7 +216,7 @@ impl Files {
 
     fn turn(&self, key: &Key) -> MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(key);
-        self.turns[hash as usize % TURNS].lock().unwrap_or_else(PoisonError::into_inner)
+        self.turns[hash as usize % TURNS].lock()
     }
 }
 
@@ -242,8 +260,8 @@ impl Drop for Temporary {
     }
 }
 
-/// Versions are hashes, so the same one in a list and in a read. Who replaces an object writes bytes that it has never
-/// had, so that no version comes back.
+/// Versions are hashes, so lists and reads give the same one. A writer that replaces an object writes bytes that it
+/// never had before, so no version returns.
 fn version_of(bytes: &[u8]) -> Version {
     Version::new(Digest::sha256(bytes).hex().to_owned())
 }
@@ -258,7 +276,7 @@ fn version_of_file(file: &File, size_bytes: u64) -> io::Result<Version> {
     Ok(Version::new(digester.finish().hex().to_owned()))
 }
 
-/// Takes the folder for this process.
+/// Locks the folder for this process.
 fn lock(root: &Path) -> Result<File, OpenError> {
     let failed = |source| OpenError::Io { path: root.to_owned(), source };
     let mut file =
@@ -277,7 +295,7 @@ fn lock(root: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
-/// Makes a folder and those above it, durably.
+/// Creates a folder and its parents, durably.
 fn make_folder(folder: &Path) -> io::Result<()> {
     let parent = folder.parent().unwrap_or(folder);
     let made = match fs::create_dir(folder) {
@@ -293,7 +311,7 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes durable which files are in a folder.
+/// Makes it durable which files a folder contains.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -1,4 +1,4 @@
-//! Listing a folder as object storage lists keys.
+//! Lists a folder in the order in which object storage lists keys.
 
 use std::fs;
 use std::io;
@@ -8,7 +8,7 @@ use super::failed_to;
 use super::files::Files;
 use crate::{Entry, Error, Key, Prefix};
 
-/// At most `limit` objects below `prefix` and behind `start_after`, in byte order.
+/// At most `limit` objects below `prefix` and after `start_after`, in byte order.
 pub(super) fn list(
     files: &Files,
     prefix: &Prefix,
@@ -28,7 +28,7 @@ struct Listing<'a> {
 }
 
 impl Listing<'_> {
-    /// Goes through `folder`, which is empty or ends with `/`.
+    /// Walks through `folder`, which is empty or ends with `/`.
     fn walk(&mut self, folder: &str) -> Result<(), Error> {
         for path in entries(self.files.root(), folder)? {
             if self.found.len() >= self.limit {
@@ -39,23 +39,23 @@ impl Listing<'_> {
                     self.walk(&path)?;
                 }
             } else if self.start_after.is_none_or(|after| *path > *after)
-                // What somebody else put there is not ours to show.
+                // Files of others in the folder are not shown.
                 && let Ok(key) = Key::parse(&path)
             {
-                // It may have been deleted since.
+                // It may have been deleted meanwhile.
                 self.found.extend(self.files.entry(key)?);
             }
         }
         Ok(())
     }
 
-    /// Whether every key below `folder` was listed before.
+    /// Whether every key below `folder` comes before the part to list.
     fn is_behind_us(&self, folder: &str) -> bool {
         self.start_after.is_some_and(|after| !after.starts_with(folder) && folder < after)
     }
 }
 
-/// What is in a folder, sorted as the keys are: folders with their `/`, since `a-b` comes before `a/b`.
+/// The children of a folder in the order of keys. Folders have a trailing `/`, since `a-b` comes before `a/b`.
 fn entries(root: &Path, folder: &str) -> Result<Vec<String>, Error> {
     let path = root.join(folder);
     let read = || -> io::Result<_> {
@@ -72,7 +72,7 @@ fn entries(root: &Path, folder: &str) -> Result<Vec<String>, Error> {
         Ok(entries)
     };
     match read() {
-        // Never there, or removed meanwhile.
+        // It never existed, or was removed meanwhile.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
         result => result.map_err(failed_to("list", &path)),
     }

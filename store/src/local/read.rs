@@ -1,4 +1,4 @@
-//! Reading a file as a stream.
+//! Reads a file as a stream.
 
 use std::fs::File;
 use std::io;
@@ -14,8 +14,8 @@ use crate::{ByteStream, Error};
 /// How much is read at once.
 pub(crate) const CHUNK_BYTES: u64 = 256 * 1024;
 
-/// The bytes of `range`, which ends within the file. The open file outlives its name.
-pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
+/// The bytes of `range`, which ends within the file. The open file can be read even if its name is removed.
+pub(crate) fn stream(file: File, range: Range<u64>) -> ByteStream {
     try_unfold((file, range), async |(file, range)| {
         if range.is_empty() {
             return Ok(None);
@@ -32,8 +32,8 @@ pub(super) fn stream(file: File, range: Range<u64>) -> ByteStream {
     .boxed()
 }
 
-/// Memory for a chunk. The caller takes it, on whose thread it is freed, too: the threads that wait for disks are many,
-/// and each would keep some for itself.
+/// Memory for a chunk. The caller allocates it, so that it is also freed on the caller's thread: there are many threads
+/// for disk reads, and the allocator would keep some memory for each.
 pub(crate) struct Room {
     bytes: Vec<u8>,
     wanted: usize,
@@ -46,7 +46,7 @@ impl Room {
     }
 }
 
-/// As many bytes as there is room for, from `start` on.
+/// Reads from `start` on, as many bytes as fit into `chunk`.
 pub(crate) fn read_chunk(file: &File, start: u64, mut chunk: Room) -> io::Result<Bytes> {
     while chunk.bytes.len() < chunk.wanted {
         let at = start + chunk.bytes.len() as u64;
@@ -56,7 +56,7 @@ pub(crate) fn read_chunk(file: &File, start: u64, mut chunk: Room) -> io::Result
             Err(error) => return Err(error.into()),
         }
     }
-    // An allocation may be larger than asked for.
+    // An allocation may be larger than requested.
     chunk.bytes.truncate(chunk.wanted);
     Ok(chunk.bytes.into())
 }

@@ -1,4 +1,4 @@
-//! Writing an object in parts.
+//! Writes an object in parts.
 
 use std::sync::Arc;
 
@@ -8,13 +8,15 @@ use entrepot_domain::Digest;
 
 use super::blocking;
 use super::files::{Files, Temporary};
+use crate::verify::Verifications;
 use crate::{Error, Key, Upload};
 
-/// Parts go to a temporary file, one after the other.
+/// Appends the parts to a temporary file.
 pub(super) struct LocalUpload {
     files: Arc<Files>,
+    verifications: Arc<Verifications>,
     key: Key,
-    /// Gone while a part is written, and for good if that fails or nobody waits for it.
+    /// `None` while a part is being written, and for good if that fails or its caller gives up.
     temporary: Option<Temporary>,
 }
 
@@ -24,8 +26,8 @@ pub(super) struct LocalUpload {
 struct Interrupted;
 
 impl LocalUpload {
-    pub(super) fn begin(files: &Arc<Files>, key: Key) -> Result<Self, Error> {
-        Ok(Self { temporary: Some(files.begin()?), files: Arc::clone(files), key })
+    pub(super) fn begin(files: &Arc<Files>, verifications: Arc<Verifications>, key: Key) -> Result<Self, Error> {
+        Ok(Self { temporary: Some(files.begin()?), files: Arc::clone(files), verifications, key })
     }
 
     fn take(&mut self) -> Result<Temporary, Error> {
@@ -42,9 +44,13 @@ impl Upload for LocalUpload {
         Ok(())
     }
 
-    async fn complete(mut self: Box<Self>, _digest: Option<&Digest>) -> Result<(), Error> {
-        let temporary = self.take()?;
-        blocking(move || self.files.complete(temporary, &self.key)).await
+    async fn complete(mut self: Box<Self>, digest: Option<&Digest>) -> Result<(), Error> {
+        let (temporary, digest) = (self.take()?, digest.cloned());
+        blocking(move || {
+            self.files.complete(temporary, &self.key)?;
+            digest.map_or(Ok(()), |digest| self.files.note_content(&self.verifications, &self.key, &digest))
+        })
+        .await
     }
 
     async fn abort(mut self: Box<Self>) -> Result<(), Error> {

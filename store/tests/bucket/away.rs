@@ -1,4 +1,4 @@
-//! A bucket that is away, busy, or whose answers get lost.
+//! A bucket that is away or busy, or whose answers are lost.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use http::{Method, StatusCode};
 use crate::proxy::Fault;
 use crate::{behind_proxy, config, key, open, pattern};
 
-/// Far above what any of these calls may take.
+/// Far more than any of these calls may take.
 const LIMIT: Duration = Duration::from_secs(45);
 
 #[tokio::test]
@@ -31,9 +31,9 @@ async fn every_call_ends_while_the_bucket_is_frozen_or_stopped() {
     assert_eq!(store.get(&key("there")).await.unwrap().unwrap().bytes, "x");
 }
 
-/// Tries every kind of call, all at once.
+/// Makes every kind of call at once.
 async fn all_are_away(store: &dyn BlobStore, how: &str) {
-    // A write that ended thus may happen later, when the bucket runs on.
+    // A write that ended like this may happen later, when the bucket is back.
     let (there, written, all) = (key("there"), key("written"), Prefix::all());
     let owner = "node-1".parse().unwrap();
     let upload = async |size: usize| {
@@ -86,7 +86,7 @@ async fn a_busy_bucket_is_asked_again_and_not_forever() {
         assert!(matches!(error, Error::Away(_)), "{error:?}");
         assert_eq!(proxy.seen(key.as_str()).len(), 9, "{status}");
     }
-    // What will be the same next time is not asked again.
+    // A request that would fail in the same way again is not repeated.
     proxy.plan(Method::PUT, "refused", Fault::Answer(StatusCode::FORBIDDEN), usize::MAX);
     let error = store.put(&key("refused"), "x".into()).await.unwrap_err();
     assert!(matches!(error, Error::Away(_)), "{error:?}");
@@ -114,7 +114,7 @@ async fn a_write_whose_answer_was_lost_says_what_became_of_it() {
     let version = store.put(&once, "whatever".into()).await.unwrap();
     assert_eq!(read(&once).await.version, version);
 
-    // Somebody else was first, with the same bytes even.
+    // Somebody else was first, and wrote the same bytes.
     lose(&once);
     let error = store.put_once(&once, "whatever".into()).await.unwrap_err();
     assert!(matches!(error, Error::AlreadyExists), "{error:?}");

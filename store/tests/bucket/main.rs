@@ -1,4 +1,4 @@
-//! The bucket, with a real one.
+//! The bucket store with a real bucket.
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "what helps a test fails it, too, and tells what it saw")]
 #![expect(clippy::disallowed_methods, reason = "a test that runs itself again is told so by the environment")]
 
@@ -20,7 +20,7 @@ use entrepot_test_support::Seaweed;
 
 use proxy::Proxy;
 
-/// How to get at `bucket`.
+/// The configuration for `bucket`.
 fn config(seaweed: &Seaweed, bucket: &str, prefix: &str) -> BucketConfig {
     BucketConfig {
         bucket: bucket.to_owned(),
@@ -40,7 +40,7 @@ fn config(seaweed: &Seaweed, bucket: &str, prefix: &str) -> BucketConfig {
     }
 }
 
-/// A store in a new bucket of `seaweed`, and what all of its requests go through.
+/// A store in a new bucket of `seaweed`, and the proxy that all its requests pass through.
 async fn behind_proxy(seaweed: &Seaweed) -> (BucketStore, Proxy) {
     let bucket = seaweed.bucket().await;
     let proxy = Proxy::before(seaweed.address()).await;

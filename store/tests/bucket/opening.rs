@@ -1,4 +1,4 @@
-//! What a bucket must be, and what is said of one that is not.
+//! What a bucket must be able to do, and the errors for one that is not.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn refusal(config: BucketConfig) -> OpenError {
     BucketStore::open(config, "node-1".parse().unwrap()).await.unwrap_err()
 }
 
-/// What an operator reads.
+/// The text that an operator reads.
 fn told(error: &OpenError) -> String {
     let mut told = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -54,7 +54,7 @@ async fn a_list_that_lags_and_a_delete_without_conditions_are_abilities_that_lac
     proxy.plan(Method::GET, "list-type", Fault::ListNothing, 1);
     let store = open(config.clone()).await;
     assert!(!store.abilities().lists_at_once);
-    // A service that refuses the request, in whatever words.
+    // A service may refuse the request in several ways.
     for status in [StatusCode::NOT_IMPLEMENTED, StatusCode::BAD_REQUEST, StatusCode::INTERNAL_SERVER_ERROR] {
         proxy.plan(Method::DELETE, "if-match", Fault::Answer(status), 1);
         let store = open(config.clone()).await;
@@ -137,7 +137,7 @@ async fn opening_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn the_environment_names_no_proxy() {
-    // This test runs itself in a second process, whose environment names a proxy that is not there.
+    // This test runs itself in a second process, whose environment names a proxy that does not exist.
     const NAME: &str = "opening::the_environment_names_no_proxy";
     if let Some(endpoint) = std::env::var_os("TEST_ENDPOINT") {
         let mut config = plain(std::env::var_os("TEST_BUCKET").unwrap().to_str().unwrap());

@@ -1,8 +1,8 @@
-//! A way to a bucket on which things go wrong as a test says.
+//! A proxy in front of a bucket that makes requests fail as a test tells it to.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use entrepot_test_support::Seaweed;
@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use object_store::aws::{AwsAuthorizer, AwsCredential};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
@@ -26,21 +27,21 @@ type Body = BoxBody<Bytes, Failed>;
 /// What goes wrong with a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// It is done, and the connection closes without an answer.
+    /// The request is executed, and the connection closes without an answer.
     LoseAnswer,
-    /// It is not done, and this is the answer.
+    /// The request is not executed, and gets this answer.
     Answer(StatusCode),
-    /// It is not done, and the answer is a list of nothing.
+    /// The request is not executed, and the answer is an empty list.
     ListNothing,
-    /// It is done whatever its conditions are.
+    /// The request is executed without its conditions.
     Unconditionally,
-    /// The connection breaks after so many bytes of the answer's body.
+    /// The connection breaks after this many bytes of the answer's body.
     CutAfter(usize),
-    /// Nothing more comes after so many bytes of the answer's body.
+    /// The answer's body stalls after this many bytes.
     StallAfter(usize),
 }
 
-/// Stands before a server. It ends when it is dropped.
+/// A proxy in front of a server. It ends when it is dropped.
 pub(crate) struct Proxy {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -74,15 +75,15 @@ impl Proxy {
         format!("http://{}", self.address)
     }
 
-    /// The next `times` requests with this method, whose URL has `part_of_url` in it, go wrong.
+    /// Makes the next `times` requests fail that have this method and whose URL contains `part_of_url`.
     pub(crate) fn plan(&self, method: Method, part_of_url: &str, fault: Fault, times: usize) {
         let planned = Planned { method, part_of_url: part_of_url.to_owned(), fault, times };
-        self.shared.faults.lock().unwrap().push(planned);
+        self.shared.faults.lock().push(planned);
     }
 
-    /// The requests so far, for what has `part_of_url` in its URL: method, URL and range.
+    /// The requests so far whose URL contains `part_of_url`: method, URL and range.
     pub(crate) fn seen(&self, part_of_url: &str) -> Vec<String> {
-        let seen = self.shared.seen.lock().unwrap();
+        let seen = self.shared.seen.lock();
         seen.iter().filter(|request| request.contains(part_of_url)).cloned().collect()
     }
 }
@@ -93,7 +94,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             let service = service_fn(|request| pass(Arc::clone(&shared), request));
-            // That it breaks is what it is for.
+            // Broken connections are the purpose of this proxy.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
@@ -124,7 +125,7 @@ async fn pass(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respons
         Some(Fault::CutAfter(size)) => {
             let kept = body.collect().await?.to_bytes().slice(..size);
             let cut = stream::iter([Ok(Frame::data(kept)), Err("the connection breaks".into())]);
-            // What was written so far must get out before the break.
+            // The bytes written so far must be sent before the break.
             let cut = cut.then(async |frame| {
                 tokio::task::yield_now().await;
                 frame
@@ -142,8 +143,8 @@ async fn pass(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Respons
 impl Shared {
     fn fault(&self, request: &Parts) -> Option<Fault> {
         let range = request.headers.get(http::header::RANGE).map(|range| range.to_str().unwrap()).unwrap_or_default();
-        self.seen.lock().unwrap().push(format!("{} {} {range}", request.method, request.uri).trim_end().to_owned());
-        let mut faults = self.faults.lock().unwrap();
+        self.seen.lock().push(format!("{} {} {range}", request.method, request.uri).trim_end().to_owned());
+        let mut faults = self.faults.lock();
         let url = request.uri.to_string();
         let planned = faults.iter_mut().find(|planned| {
             planned.times > 0 && planned.method == request.method && url.contains(&planned.part_of_url)
@@ -153,7 +154,7 @@ impl Shared {
     }
 }
 
-/// The same request without its conditions. They were signed, so it is signed again.
+/// The same request without its conditions. They were part of the signature, so it is signed again.
 fn without_conditions(mut parts: Parts, body: &Bytes) -> Parts {
     for header in [IF_MATCH, IF_NONE_MATCH, AUTHORIZATION] {
         parts.headers.remove(header);
@@ -189,7 +190,7 @@ async fn forward(target: SocketAddr, request: Request<Full<Bytes>>) -> Result<Re
     }))
 }
 
-/// A server that is no store: it answers every request as `answer` says, and keeps the requests.
+/// A server that is not a store: it answers every request with `answer`, and keeps the requests.
 pub(crate) struct Stranger {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Parts>>>,
@@ -212,7 +213,7 @@ impl Stranger {
                         let (parts, body) = request.into_parts();
                         let _ = body.collect().await;
                         let response = answer(&parts.method).map(|text| whole(text.into()));
-                        seen.lock().unwrap().push(parts);
+                        seen.lock().push(parts);
                         Ok::<_, Infallible>(response)
                     });
                     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -222,12 +223,12 @@ impl Stranger {
         Self { address, seen, _serving: serving }
     }
 
-    /// It takes everything and forgets it, as if it did not know conditions.
+    /// A server that accepts everything and forgets it, as if it did not know conditions.
     pub(crate) async fn careless() -> Self {
         Self::answering(|method| {
             let response = Response::builder();
             let response = match *method {
-                // Each service has another word for what tells the values of an object apart.
+                // Each service has another name for an object's version.
                 Method::PUT => response.status(201).header("etag", "\"1\"").header("x-goog-generation", "1"),
                 Method::DELETE => response.status(204),
                 _ => response.status(404),
@@ -243,7 +244,7 @@ impl Stranger {
 
     /// The requests with this method.
     pub(crate) fn seen(&self, method: Method) -> Vec<Parts> {
-        self.seen.lock().unwrap().iter().filter(|request| request.method == method).cloned().collect()
+        self.seen.lock().iter().filter(|request| request.method == method).cloned().collect()
     }
 }
 

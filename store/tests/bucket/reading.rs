@@ -1,4 +1,4 @@
-//! Reading on after a connection broke.
+//! Reading continues after a connection broke.
 
 use bytes::Bytes;
 use entrepot_store::{BlobStore as _, Error};
@@ -28,7 +28,7 @@ async fn a_body_that_breaks_off_goes_on_where_it_stopped() {
     let begins: Vec<usize> = seen[1..].iter().map(|request| range_start(request)).collect();
     assert!(begins.len() == 5 && begins.is_sorted() && begins[1] > 1 && begins[4] > begins[1], "{begins:?}");
 
-    // A small object is read again.
+    // A small object is read again from the start.
     proxy.plan(Method::GET, "/cut", Fault::CutAfter(10), 2);
     assert!(store.get(&key("cut")).await.unwrap().unwrap().bytes == content);
 }
@@ -85,7 +85,7 @@ async fn a_body_that_breaks_off_again_and_again_comes_to_an_end() {
     println!("asked {} times", proxy.seen("/never").len() - 1);
 }
 
-/// Where the range of a request begins.
+/// The beginning of a request's range.
 fn range_start(request: &str) -> usize {
     let (_, range) = request.split_once("bytes=").expect(request);
     range.split('-').next().unwrap().parse().unwrap()

@@ -1,4 +1,4 @@
-//! Services other than S3: that they are asked as they want to be asked.
+//! Requests to services other than S3 have the form that these services expect.
 
 use entrepot_domain::Secret;
 use entrepot_store::Prefix;
@@ -9,7 +9,7 @@ use http::request::Parts;
 use crate::opening::plain;
 use crate::proxy::Stranger;
 
-/// Opens a bucket at a server that takes everything, and hands back the first write that it was asked for.
+/// Opens a bucket at a server that accepts everything, and returns the first write that it received.
 async fn first_write(service: Service) -> Parts {
     let server = Stranger::careless().await;
     let config = BucketConfig {
@@ -21,7 +21,7 @@ async fn first_write(service: Service) -> Parts {
     let error = BucketStore::open(config, "node-1".parse().unwrap()).await.unwrap_err();
     assert!(matches!(error, OpenError::IgnoresConditions { .. }), "{error:?}");
     let write = server.seen(Method::PUT).swap_remove(0);
-    // Google wants more of it escaped.
+    // Google requires more escaping.
     let path = write.uri.path().replace("%2D", "-").replace("%2F", "/");
     assert!(path.starts_with("/some-bucket/shared/probe/"), "{path}");
     write
@@ -35,7 +35,7 @@ fn header<'a>(request: &'a Parts, name: &str) -> &'a str {
 async fn google_is_asked_with_generations() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("account.json");
-    // What emulators want to be given.
+    // The form that emulators expect.
     let account = r#"{"disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": ""}"#;
     std::fs::write(&file, account).unwrap();
     let write = first_write(Service::Gcs { service_account_file: Some(file) }).await;

@@ -27,7 +27,7 @@ async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 1);
     assert_eq!(store.list(&Prefix::below("uploads").unwrap(), None, 10).await.unwrap().len(), 1);
 
-    // What is under way is not taken for left.
+    // An upload that is under way is not taken for a leftover.
     let mut running = store.begin_upload(&key("blobs/2")).await.unwrap();
     running.part(pattern(20 * MIB)).await.unwrap();
     assert_eq!(seaweed.unfinished_uploads(&bucket).await.len(), 2);
@@ -36,7 +36,7 @@ async fn an_upload_that_is_left_is_aborted_by_its_owner_and_nobody_else() {
     running.complete(None).await.unwrap();
     assert_eq!(store.head(&key("blobs/2")).await.unwrap(), Some(20 * MIB as u64));
 
-    // Its owner's next start does it, too.
+    // The next start of its owner aborts it, too.
     let mut upload = store.begin_upload(&blob).await.unwrap();
     upload.part(pattern(20 * MIB)).await.unwrap();
     let again = open(config(seaweed, &bucket, "some/where")).await;
@@ -76,11 +76,11 @@ async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
     config.endpoint = Some(proxy.endpoint().parse().unwrap());
     let (store, owner) = (open(config).await, "node-1".parse().unwrap());
 
-    // Begun twice, and one of them is completed.
+    // It is begun twice, and one of the two is completed.
     proxy.plan(Method::POST, "blobs/1?uploads", Fault::LoseAnswer, 1);
     let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
     upload.part(pattern(20 * MIB)).await.unwrap();
-    // Another object's, whose key begins with the same, is none of its.
+    // An upload of another object, whose key begins with the same characters, is left alone.
     let mut other = store.begin_upload(&key("blobs/10")).await.unwrap();
     other.part(pattern(20 * MIB)).await.unwrap();
     upload.complete(None).await.unwrap();
@@ -92,7 +92,7 @@ async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
         assert_eq!(store.head(&key(name)).await.unwrap(), Some(20 * MIB as u64), "{name}");
     }
 
-    // Begun as often as it was tried, and never heard of.
+    // It is begun as often as it was attempted, and none of the answers arrives.
     proxy.plan(Method::POST, "blobs/2?uploads", Fault::LoseAnswer, usize::MAX);
     let mut upload = store.begin_upload(&key("blobs/2")).await.unwrap();
     upload.part(pattern(20 * MIB)).await.unwrap_err();
@@ -107,7 +107,7 @@ async fn an_upload_whose_beginning_was_not_answered_is_found_and_aborted() {
 async fn where_uploads_are_not_listed_those_are_aborted_whose_id_is_known() {
     let Some(seaweed) = Seaweed::shared().await else { return };
     let (store, proxy) = behind_proxy(seaweed).await;
-    // No right to, not known, and an answer that is no list.
+    // Not permitted, not implemented, and an answer that is not a list.
     for status in [StatusCode::FORBIDDEN, StatusCode::NOT_IMPLEMENTED, StatusCode::OK] {
         proxy.plan(Method::GET, "uploads=", Fault::Answer(status), 1);
         let mut upload = store.begin_upload(&key("blobs/1")).await.unwrap();
@@ -124,7 +124,7 @@ async fn where_uploads_are_not_listed_those_are_aborted_whose_id_is_known() {
 async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
     let Some(seaweed) = Seaweed::shared().await else { return };
     let (store, proxy) = behind_proxy(seaweed).await;
-    // Below, at and above both what services want at least and what we send at once.
+    // Below, at and above both the services' minimum and the size that we send at once.
     let cases: [&[usize]; 6] =
         [&[8 * MIB], &[8 * MIB + 1], &[5 * MIB - 1, 5 * MIB - 1], &[1, 16 * MIB], &[17 * MIB, 1], &[3 * MIB; 6]];
     for (case, parts) in cases.into_iter().enumerate() {
@@ -134,7 +134,7 @@ async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
         proxy.plan(Method::PUT, &name, Fault::LoseAnswer, 1);
         let complete = format!("{name}?uploadId");
         proxy.plan(Method::POST, &complete, Fault::LoseAnswer, 1);
-        // Not every service knows an upload again that is complete.
+        // Some services no longer know an upload that is complete.
         proxy.plan(Method::POST, &complete, Fault::Answer(StatusCode::NOT_FOUND), 1);
         let content = pattern(parts.iter().sum());
         let mut upload = store.begin_upload(&key(&name)).await.unwrap();
@@ -147,7 +147,7 @@ async fn parts_come_out_in_order_however_large_and_whatever_goes_wrong() {
         let body = store.read(&key(&name), 0..u64::MAX, None).await.unwrap().unwrap();
         assert!(body.try_collect::<Vec<Bytes>>().await.unwrap().concat() == content, "{parts:?}");
     }
-    // What had to be begun twice is left to the next sweep, which looks for the other one.
+    // An upload that was begun twice is left to the next sweep, which looks for the other one.
     store.abort_uploads(&"node-1".parse().unwrap()).await.unwrap();
     assert!(store.list(&Prefix::below("uploads").unwrap(), None, 10).await.unwrap().is_empty());
 }
@@ -166,7 +166,7 @@ async fn an_upload_that_fails_leaves_nothing() {
         }
     }
     assert!(matches!(failed, Some(Error::Away(_))), "{failed:?}");
-    // Nor does it forget that it failed.
+    // It does not forget that it failed, either.
     assert!(matches!(upload.part("x".into()).await, Err(Error::Away(_))));
     assert!(matches!(upload.complete(None).await, Err(Error::Away(_))));
     assert_eq!(store.head(&key("failing")).await.unwrap(), None);
@@ -174,12 +174,12 @@ async fn an_upload_that_fails_leaves_nothing() {
     assert!(store.list(&entrepot_store::Prefix::all(), None, 10).await.unwrap().is_empty());
 }
 
-/// How much a process may grow by moving 256 MiB to a bucket and back.
+/// How much a process may grow by copying 256 MiB to a bucket and back.
 const GROWTH_BYTES: usize = 96 * MIB;
 
 #[tokio::test]
 async fn memory_is_bounded_however_large_an_object_is() {
-    // This test runs itself in a second process, whose memory is its own.
+    // This test runs itself in a second process, to measure the memory of that process alone.
     const NAME: &str = "uploading::memory_is_bounded_however_large_an_object_is";
     if let (Ok(endpoint), Ok(bucket)) = (std::env::var("TEST_ENDPOINT"), std::env::var("TEST_BUCKET")) {
         let mut config = crate::opening::plain(&bucket);
@@ -203,7 +203,7 @@ async fn move_much(store: &BucketStore) -> usize {
     let before = peak();
     let mut upload = store.begin_upload(&key("large")).await.unwrap();
     for _ in 0..256 {
-        // Each one is memory of its own.
+        // Each of them is a separate allocation.
         upload.part(vec![b'x'; MIB].into()).await.unwrap();
     }
     upload.complete(None).await.unwrap();
@@ -216,7 +216,7 @@ async fn move_much(store: &BucketStore) -> usize {
     peak() - before
 }
 
-/// The most memory that this process has had.
+/// The peak memory use of this process.
 fn peak() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();

@@ -9,8 +9,8 @@ mod switched;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use entrepot_store::{
 };
 use entrepot_test_support::{Seaweed, wait_until};
 use futures_util::TryStreamExt as _;
+use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use switched::Switched;
@@ -29,7 +30,7 @@ use switched::Switched;
 const LIMIT: Duration = Duration::from_secs(20);
 const MIB: u64 = 1 << 20;
 
-/// A local store that can fail, a cache in front of it, and where both are.
+/// A local store that can fail, a cache in front of it, and their folders.
 struct Fixture {
     folder: TempDir,
     inner: Arc<Switched>,
@@ -49,7 +50,7 @@ impl Fixture {
         Self { folder, inner, cache }
     }
 
-    /// The same as after a restart of the node.
+    /// The same fixture after a restart of the node.
     async fn restarted(self, size_bytes: u64) -> Self {
         let Self { folder, inner, cache } = self;
         drop(cache);
@@ -57,7 +58,7 @@ impl Fixture {
         Self { folder, inner, cache }
     }
 
-    /// A blob that is in the store, and not cached.
+    /// A blob that is in the store but not cached.
     async fn blob(&self, seed: u8, size: usize) -> (Key, Bytes) {
         let bytes = pattern(seed, size);
         let key = blob_key(&bytes);
@@ -75,7 +76,7 @@ impl Fixture {
 
     async fn until_cached(&self, key: &Key) {
         wait_until(LIMIT, &format!("`{key}` is cached"), async || self.file(key).exists()).await;
-        // The name is there a moment before it is known to be.
+        // The file has its name shortly before the cache knows it.
         wait_until(LIMIT, "no blob is on its way", async || self.files() == self.cache.stats().blobs as usize).await;
     }
 
@@ -87,7 +88,7 @@ impl Fixture {
         self.cache_dir().join(key.as_str().replace('/', ",") + ".cached")
     }
 
-    /// All files of the cache, but for its lock.
+    /// The number of files in the cache, except its lock.
     fn files(&self) -> usize {
         fs::read_dir(self.cache_dir()).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != ".lock").count()
     }
@@ -99,10 +100,10 @@ impl Fixture {
 
 async fn open(folder: &TempDir, inner: &Arc<Switched>, size_bytes: u64) -> NodeCache {
     let (dir, inner) = (folder.path().join("cache"), Arc::clone(inner) as Store);
-    NodeCache::open(inner, CacheConfig { dir, size_bytes, memory_bytes: MIB, records: record_folders() }).await.unwrap()
+    NodeCache::open(inner, CacheConfig { dir, size_bytes }).await.unwrap()
 }
 
-/// How to get at a folder of `bucket`.
+/// The configuration for a folder of `bucket`.
 fn in_bucket(seaweed: &Seaweed, bucket: &str, folder: &str) -> BucketConfig {
     BucketConfig {
         bucket: bucket.to_owned(),
@@ -126,26 +127,22 @@ async fn collect(stream: ByteStream) -> Result<Bytes, Error> {
     Ok(stream.try_collect::<Vec<Bytes>>().await?.concat().into())
 }
 
-fn record_folders() -> Vec<Prefix> {
-    vec![Prefix::below("repositories").unwrap()]
-}
-
 fn blob_key(bytes: &Bytes) -> Key {
     key_of(&Digest::sha256(bytes))
 }
 
-/// A key for content. Only the tests know that it says the digest.
+/// A key for content. Only these tests know that it contains the digest.
 fn key_of(digest: &Digest) -> Key {
     format!("blobs/{}/{}", digest.to_string().replace(':', "/"), uuid::Uuid::now_v7()).parse().unwrap()
 }
 
-/// What a key from [`key_of`] says.
+/// The digest in a key from [`key_of`].
 fn digest(key: &Key) -> Digest {
     let parts: Vec<&str> = key.as_str().split('/').collect();
     format!("{}:{}", parts[1], parts[2]).parse().unwrap()
 }
 
-/// Bytes that differ from place to place and from seed to seed.
+/// Bytes that differ by position and by seed.
 fn pattern(seed: u8, size: usize) -> Bytes {
     (0..size).map(|at| (at % 251) as u8 ^ seed).collect()
 }
@@ -155,7 +152,7 @@ async fn with_a_cache_a_folder_does_what_every_store_must_do() {
     let folders = Mutex::new(Vec::new());
     entrepot_store::conformance::run(async || {
         let Fixture { folder, cache, .. } = Fixture::new().await;
-        folders.lock().unwrap().push(folder);
+        folders.lock().push(folder);
         Arc::new(cache) as Store
     })
     .await;
@@ -169,8 +166,7 @@ async fn with_a_cache_a_bucket_does_what_every_store_must_do() {
         let name = format!("of-{}", next.fetch_add(1, Ordering::Relaxed));
         let config = in_bucket(seaweed, &bucket, &name);
         let inner = Arc::new(BucketStore::open(config, "node-1".parse().unwrap()).await.unwrap());
-        let (dir, records) = (folder.path().join(name), record_folders());
-        let config = CacheConfig { dir, size_bytes: 100 * MIB, memory_bytes: MIB, records };
+        let config = CacheConfig { dir: folder.path().join(name), size_bytes: 100 * MIB };
         Arc::new(NodeCache::open(inner, config).await.unwrap()) as Store
     })
     .await;
@@ -181,15 +177,12 @@ async fn a_folder_that_cannot_be_used_is_named() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
     let store: Store = Arc::new(LocalStore::open(folder.path().join("store")).unwrap());
-    let config = |dir: &str, size_bytes| {
-        let (dir, records) = (folder.path().join(dir), record_folders());
-        CacheConfig { dir, size_bytes, memory_bytes: 0, records }
-    };
+    let config = |dir: &str, size_bytes| CacheConfig { dir: folder.path().join(dir), size_bytes };
     let error = NodeCache::open(store.clone(), config("file/cache", MIB)).await.err().unwrap();
     assert!(matches!(&error, OpenError::Io { .. }) && error.to_string().contains("file/cache"), "{error}");
     let _first = NodeCache::open(store.clone(), config("cache", MIB)).await.unwrap();
     let error = NodeCache::open(store.clone(), config("cache", MIB)).await.err().unwrap();
     assert!(matches!(&error, OpenError::Taken { .. }) && error.to_string().contains("cache"), "{error}");
-    // Who caches nothing needs no folder.
+    // A cache of size 0 needs no folder.
     NodeCache::open(store, config("file/cache", 0)).await.unwrap();
 }

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::future::pending;
 use std::ops::Range;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +11,7 @@ use entrepot_domain::{Digest, ResourceId};
 use entrepot_store::{
     Abilities, BlobStore, ByteStream, Deleted, Entry, Error, Key, Object, Prefix, Store, Upload, Version,
 };
+use parking_lot::Mutex;
 
 /// What a call to it comes to.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,6 @@ pub(crate) enum Mode {
     Hangs,
     /// It begins late.
     Slow(Duration),
-    /// It is done at once, and the answer takes its time.
-    Late(Duration),
 }
 
 pub(crate) struct Switched {
@@ -37,19 +35,19 @@ impl Switched {
     }
 
     pub(crate) fn switch(&self, mode: Mode) {
-        *self.mode.lock().unwrap() = mode;
+        *self.mode.lock() = mode;
     }
 
     /// How often this was called since this was asked last.
     pub(crate) fn calls(&self, call: &str) -> usize {
-        self.calls.lock().unwrap().remove(call).unwrap_or(0)
+        self.calls.lock().remove(call).unwrap_or(0)
     }
 
     async fn pass(&self, call: &'static str) -> Result<&Store, Error> {
-        *self.calls.lock().unwrap().entry(call).or_default() += 1;
-        let mode = *self.mode.lock().unwrap();
+        *self.calls.lock().entry(call).or_default() += 1;
+        let mode = *self.mode.lock();
         match mode {
-            Mode::Works | Mode::Late(_) => Ok(&self.inner),
+            Mode::Works => Ok(&self.inner),
             Mode::Away => Err(Error::Away("it was told to be".into())),
             Mode::Hangs => pending().await,
             Mode::Slow(time) => {
@@ -75,12 +73,7 @@ impl BlobStore for Switched {
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Object>, Error> {
-        let answer = self.pass("get").await?.get(key).await;
-        let mode = *self.mode.lock().unwrap();
-        if let Mode::Late(time) = mode {
-            tokio::time::sleep(time).await;
-        }
-        answer
+        self.pass("get").await?.get(key).await
     }
 
     async fn get_content(&self, key: &Key, digest: &Digest) -> Result<Option<Bytes>, Error> {

@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use entrepot_test_support::program::probe;
+use parking_lot::Mutex;
 
 use crate::cluster::{Cluster, Member};
 
 /// A node that is paused says nothing; the others are still counted.
 const LIMIT: Duration = Duration::from_secs(1);
+/// How many more files than before a node may have open when all is quiet: connections that are kept.
+const MORE_FILES: usize = 100;
+/// What a quiet node may take: what docs/operate.md says of one that does nothing.
+const QUIET_MEMORY_KIB: u64 = (96 + 64) * 1024;
 
 /// How much there is of everything, by its name. A name is missing if somebody did not say.
 pub(super) type Counts = BTreeMap<&'static str, f64>;
@@ -22,7 +26,7 @@ pub(super) struct Most(Mutex<Counts>);
 
 impl Most {
     pub(super) fn see(&self, counts: Counts) {
-        let mut most = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut most = self.0.lock();
         for (name, count) in counts {
             let seen = most.entry(name).or_default();
             *seen = seen.max(count);
@@ -30,7 +34,7 @@ impl Most {
     }
 
     pub(super) fn counts(&self) -> Counts {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }
 
@@ -95,6 +99,11 @@ impl fmt::Display for Held {
 }
 
 impl Held {
+    /// Whether it is no more than a quiet node may hold that had `before` at first.
+    pub(super) fn is_little(&self, before: &Self) -> bool {
+        self.files <= before.files + MORE_FILES && self.memory_kib <= QUIET_MEMORY_KIB
+    }
+
     pub(super) fn by(member: &Member) -> Self {
         let id = member.program.id().unwrap_or_default();
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
@@ -106,7 +115,6 @@ impl Held {
     }
 }
 
-/// Counts as one line.
 pub(super) fn line(counts: &Counts) -> String {
     let mut line = String::new();
     for (name, count) in counts {

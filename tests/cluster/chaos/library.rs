@@ -1,14 +1,15 @@
 //! Images for the load: always new ones, and those of a while ago.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use entrepot_test_support::{FakeUpstream, images};
+use parking_lot::Mutex;
 
-use super::schedule::Dice;
 use super::strikes::Field;
+use crate::dice::Dice;
 use crate::reader::Wanted;
 
 /// How many images can be pulled again.
@@ -44,12 +45,12 @@ pub(super) struct Published {
 impl Published {
     /// Whether it is certainly in the bucket.
     pub(super) fn is_kept(&self, field: &Field) -> bool {
-        lock(&self.pulled).is_some_and(|pulled| field.is_kept(pulled))
+        self.pulled.lock().is_some_and(|pulled| field.is_kept(pulled))
     }
 
     /// Notes a pull that began then and has ended.
     pub(super) fn was_pulled(&self, began: Instant, field: &Field) {
-        let mut pulled = lock(&self.pulled);
+        let mut pulled = self.pulled.lock();
         if !pulled.is_some_and(|pulled| field.is_kept(pulled)) {
             *pulled = Some((began, Instant::now()));
         }
@@ -71,14 +72,14 @@ impl Library {
     /// An image to pull: a new one, one of a while ago, or the large one that others are pulling.
     pub(super) fn any(&self) -> Arc<Published> {
         let (kind, number) = {
-            let mut dice = lock(&self.dice);
+            let mut dice = self.dice.lock();
             (dice.below(100).unwrap_or_default(), dice.below(WINDOW).unwrap_or_default())
         };
         let known = match kind {
             0..32 => None,
-            32 => lock(&self.large).clone(),
+            32 => self.large.lock().clone(),
             _ => {
-                let images = lock(&self.images);
+                let images = self.images.lock();
                 number.checked_rem(images.len()).map(|number| images[number].clone())
             }
         };
@@ -90,7 +91,7 @@ impl Library {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
         let is_large = number % LARGE_EVERY == LARGE_EVERY - 1;
         let sizes = {
-            let mut dice = lock(&self.dice);
+            let mut dice = self.dice.lock();
             [(); 2].map(|()| SMALLEST + dice.below(LARGEST - SMALLEST).unwrap_or_default())
         };
         let sizes = if is_large { [LARGE, sizes[1]] } else { sizes };
@@ -109,7 +110,7 @@ impl Library {
         parts.extend(image.layers.iter().zip(layers).map(|(digest, layer)| wanted(digest, layer)));
         let published = Arc::new(Published { repository, parts, pulled: Mutex::default() });
         if is_large {
-            *lock(&self.large) = Some(published.clone());
+            *self.large.lock() = Some(published.clone());
         }
         self.shelve(published.clone());
         published
@@ -117,7 +118,7 @@ impl Library {
 
     /// Keeps an image, and forgets the oldest that nobody is pulling.
     fn shelve(&self, published: Arc<Published>) {
-        let mut images = lock(&self.images);
+        let mut images = self.images.lock();
         images.push(published);
         if images.len() <= WINDOW {
             return;
@@ -137,8 +138,4 @@ impl Library {
         layer[..8].copy_from_slice(&number.to_le_bytes());
         layer
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,11 @@
 //! Clients that pull whole images through the load balancer, whatever happens.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::excuse::Excuse;
@@ -125,7 +126,7 @@ impl Load {
     }
 
     /// What has come of it so far.
-    pub(super) fn tally(&self) -> std::sync::MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn tally(&self) -> parking_lot::MutexGuard<'_, Tally> {
+        self.tally.lock()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::dice::Dice;
+
 /// How often something goes wrong.
 const EVERY: Duration = Duration::from_secs(2);
 /// How long a run is that has every kind of fault, whatever its seed.
@@ -230,18 +232,7 @@ pub(super) fn schedule(seed: u64, length: Duration, nodes: usize, control_planes
     planned
 }
 
-/// Numbers that are the same for the same seed: SplitMix64.
-pub(super) struct Dice(pub(super) u64);
-
 impl Dice {
-    /// One of so many; `None` if there is none.
-    pub(super) fn below(&mut self, bound: usize) -> Option<usize> {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) >> 8).ok()?.checked_rem(bound)
-    }
-
     /// A fault of an area, of this kind or of any, and how many milliseconds it lasts at most, or a quarter more.
     fn fault(&mut self, area: Area, kind: Option<usize>, nodes: usize, control_planes: usize) -> (Fault, usize) {
         let node = self.below(nodes).unwrap_or_default();

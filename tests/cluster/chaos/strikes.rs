@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use entrepot_test_support::program::probe;
 use entrepot_test_support::{FakeUpstream, Fault as Script, Link, Partition, wait_until};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::sleep;
 
 use super::excuse::{self, Excuse, Strike};
@@ -192,7 +193,7 @@ impl Field {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Strike>> {
-        self.strikes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.strikes.lock()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Blobs, and how they come.
+//! Blobs, and how they are delivered.
 
 use anyhow::Result;
 use entrepot_test_support::{FakeUpstream, Fault, images};
@@ -41,7 +41,7 @@ async fn r_edge_18_a_head_of_an_uncached_blob_fetches_nothing() -> Result<()> {
     let answer = head(&registry, &path).await?;
     assert_eq!((answer.status, answer.header("content-length")), (StatusCode::OK, Some("3145728")));
     assert_eq!(asked(&upstream, "GET", &digest), 0);
-    // Where HEAD is refused, one byte says as much.
+    // If HEAD is refused, a request for one byte tells the size as well.
     let other = upstream.publish_blob("app", images::random_bytes(2, 3 << 20));
     upstream.script(format!("HEAD /v2/app/blobs/{other}"), Fault::Status(405, None));
     assert_eq!(

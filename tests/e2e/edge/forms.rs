@@ -1,4 +1,4 @@
-//! Manifests of all kinds: they are passed on as they are.
+//! Manifests of all kinds, which are passed on unchanged.
 
 use anyhow::Result;
 use entrepot_domain::Digest;
@@ -15,7 +15,7 @@ fn bytes(manifest: &Value) -> Vec<u8> {
     manifest.to_string().into_bytes()
 }
 
-/// Pulls an artifact by its tag, and all that it names.
+/// Pulls an artifact by its tag, with everything that it names.
 async fn pulled_whole(registry: &Registry, repository: &str, tag: &str, manifest: &[u8]) -> Result<()> {
     let answer = registry.manifest(repository, tag).await?;
     assert_eq!((answer.status, &answer.bytes[..]), (StatusCode::OK, manifest));
@@ -28,7 +28,7 @@ async fn pulled_whole(registry: &Registry, repository: &str, tag: &str, manifest
     Ok(())
 }
 
-/// Publishes an artifact with these layers, and says its manifest.
+/// Publishes an artifact with these layers, and returns its manifest.
 fn publish(upstream: &FakeUpstream, tag: &str, config: (&str, &[u8]), layers: &[(&str, &[u8])]) -> Vec<u8> {
     let layers_json: Vec<_> = layers.iter().map(|(media_type, layer)| descriptor(media_type, layer)).collect();
     for blob in layers.iter().map(|(_, layer)| *layer).chain([config.1]) {
@@ -88,7 +88,7 @@ async fn r_edge_11_a_layer_that_lives_elsewhere_is_not_fetched_from_there() -> R
     let missing = registry.blob("demo/app", &digest).await?;
     assert_eq!((missing.status, missing.code()), (StatusCode::NOT_FOUND, "BLOB_UNKNOWN".to_owned()));
     assert_eq!(elsewhere.request_count(), 0);
-    // An upstream that has it all the same is asked in vain for a minute, and then no more.
+    // The upstream has it anyway. For a minute a request for it fails, and afterwards it succeeds.
     upstream.publish_blob("app", b"licensed");
     registry.clock.advance(std::time::Duration::from_secs(61));
     assert_eq!(registry.blob("demo/app", &digest).await?.status, StatusCode::OK);

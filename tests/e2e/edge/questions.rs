@@ -1,4 +1,4 @@
-//! Questions that clients ask besides pulls.
+//! Requests of clients other than pulls.
 
 use anyhow::Result;
 use entrepot_test_support::images;

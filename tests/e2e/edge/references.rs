@@ -1,4 +1,4 @@
-//! Tags and digests: what they mean, when it changes, and when it is gone.
+//! Tags and digests: what they mean, when that changes, and when they are gone.
 
 use anyhow::Result;
 use entrepot_proto::v1 as pb;
@@ -21,7 +21,7 @@ async fn r_edge_04_a_pull_of_a_tag_with_a_digest_asks_for_the_digest_alone_and_i
     .await;
     assert_eq!(registry.image_list("demo/app").await?[0].tags, []);
     assert_eq!(asked(&upstream, "HEAD", "manifests/v1") + asked(&upstream, "GET", "manifests/v1"), 0);
-    // Both in one are no reference, and lead nowhere.
+    // A tag with a digest is not a reference, and leads nowhere.
     let both = registry.manifest("demo/app", format!("v1@{}", image.manifest)).await?;
     assert!(both.status.is_client_error(), "{}", both.status);
     Ok(())
@@ -40,7 +40,7 @@ async fn r_edge_06_a_tag_that_moves_between_two_questions_means_what_was_sent() 
         (answer.bytes.clone(), answer.header("docker-content-digest")),
         (moved.manifest_bytes, Some(&*moved.manifest))
     );
-    // The same for a client that looks at what is not here, and pulls what it was told of.
+    // The same for a client that looks at a missing tag by HEAD, and pulls the digest that it was told.
     let (upstream, registry) = ground().await?;
     let old = upstream.publish_image("app", "v1", &[images::random_bytes(3, 100)]);
     assert_eq!(
@@ -74,7 +74,7 @@ async fn r_edge_07_and_08_what_was_pulled_stays_whole_when_the_upstream_deletes_
     for blob in [&image.config, &image.layers[0]] {
         assert_eq!(registry.blob("demo/app", blob).await?.header("cache-status"), Some("entrepot; hit"));
     }
-    // What nobody has pulled is gone, and that is what a client is told.
+    // Content that nobody has pulled is gone, and the client is told so.
     let never = registry.blob("demo/app", &image.layers[1]).await?;
     assert_eq!((never.status, never.code()), (StatusCode::NOT_FOUND, "BLOB_UNKNOWN".to_owned()));
     Ok(())
@@ -175,21 +175,21 @@ async fn r_edge_38_a_head_of_an_uncached_tag_fetches_nothing_and_the_pull_behind
     assert!(upstream.log().iter().all(|entry| entry.method == "HEAD"), "nothing was fetched");
     assert_eq!((registry.object_count("repositories").await?, registry.object_count("blobs").await?), (0, 0));
 
-    // As containerd and Docker pull: they look at the tag, and ask for the digest that it means.
+    // Like containerd and Docker: they look at the tag, and pull the digest that it means.
     assert_eq!(registry.manifest("demo/app", &image.manifest).await?.bytes, image.manifest_bytes);
     registry.listed("demo/app", "v1").await;
     upstream.stop().await;
     let again = registry.manifest("demo/app", "v1").await?;
     assert_eq!((again.header("cache-status"), &again.bytes), (Some("entrepot; hit"), &image.manifest_bytes));
 
-    // What is cached by its digest alone is enough for the tag that is looked at next.
+    // Content cached only by digest is enough for a tag that is looked at next.
     upstream.resume().await;
     upstream.publish_manifest("app", Some("v2"), images::OCI_MANIFEST, &image.manifest_bytes);
     assert_eq!(head(&registry, "/v2/demo/app/manifests/v2").await?.status, StatusCode::OK);
     let noted = head(&registry, "/v2/demo/app/manifests/v2").await?;
     assert_eq!(noted.header("cache-status"), Some("entrepot; hit"));
 
-    // An upstream that does not say enough is asked for the manifest itself.
+    // If an upstream does not tell enough by HEAD, the manifest itself is fetched.
     let other = upstream.publish_image("app", "v3", &[images::random_bytes(3, 100)]);
     upstream.script("HEAD /v2/app/manifests/v3", Fault::Status(405, None));
     let fetched = head(&registry, "/v2/demo/app/manifests/v3").await?;

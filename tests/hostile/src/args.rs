@@ -1,4 +1,4 @@
-//! What the program is called with.
+//! The command line.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,44 +13,45 @@ use crate::fault::{self, Planned};
 #[derive(Debug, Parser)]
 #[command(name = "hostile-upstream", max_term_width = 100, after_help = fault::HELP)]
 pub(crate) struct Args {
-    /// Where to listen.
+    /// The address to listen on.
     #[arg(long, default_value = "127.0.0.1:5555")]
     pub(crate) listen: SocketAddr,
 
-    /// Where the origin listens that redirects lead to.
+    /// The address of the origin to which redirects lead.
     #[arg(long, default_value = "127.0.0.2:0")]
     pub(crate) elsewhere: SocketAddr,
 
-    /// Where the origin listens that nobody should be led to.
+    /// The address of the origin to which nobody should be led.
     #[arg(long, default_value = "127.0.0.3:0")]
     pub(crate) private: SocketAddr,
 
-    /// Decides the bytes of the images, and what --chaos does.
+    /// The seed for the bytes of the images, and for --chaos.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// Publish an image of N layers, such as `demo/app:v1=8MiBx3`; `@linux/amd64,linux/arm64` at the end makes it an
+    /// Publish an image with N layers, such as `demo/app:v1=8MiBx3`; with `@linux/amd64,linux/arm64` at the end, an
     /// index with an image for each platform.
     #[arg(long = "image", value_name = "NAME:TAG=SIZExN", value_parser = image)]
     pub(crate) images: Vec<ImageSpec>,
 
-    /// Play a fault in requests whose `METHOD PATH` contains PATTERN; `*TIMES` at the end bounds how often.
+    /// Play a fault in requests whose `METHOD PATH` contains PATTERN; `*TIMES` at the end limits how often.
     #[arg(long = "fault", value_name = "PATTERN=FAULT[:ARGS][*TIMES]", value_parser = fault::planned)]
     pub(crate) faults: Vec<Planned>,
 
-    /// Play faults in so many percent of all requests.
+    /// Play faults in this percentage of all requests.
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     pub(crate) chaos: Option<u8>,
 
-    /// Who may pull: `open`, `anonymous` (by a token for everybody), `token:USER:PASSWORD` or `basic:USER:PASSWORD`.
+    /// Who may pull: `open`, `anonymous` (with a token for everybody), `token:USER:PASSWORD` or `basic:USER:PASSWORD`.
     #[arg(long, default_value = "open", value_parser = auth)]
     pub(crate) auth: Auth,
 
-    /// Let so many manifests be fetched in so many seconds, and say what is left, as Docker Hub does: HEAD is free.
+    /// Limit how many manifests may be fetched in a number of seconds, and tell what is left, like Docker Hub: HEAD is
+    /// free.
     #[arg(long, value_name = "REQUESTS/SECONDS", value_parser = limit)]
     pub(crate) limit: Option<(u64, Duration)>,
 
-    /// For how many seconds tokens are said to be good.
+    /// The lifetime of tokens in seconds, as told to clients.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     token_lifetime: u64,
 }
@@ -68,7 +69,7 @@ pub(crate) struct ImageSpec {
     pub(crate) tag: String,
     pub(crate) layer_bytes: usize,
     pub(crate) layers: usize,
-    /// Those of an index; none for a plain image.
+    /// The platforms of an index; none for a plain image.
     pub(crate) platforms: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Faults as they are written on the command line.
+//! Parses faults on the command line.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use entrepot_test_support::{Fault, images};
 
 use crate::args::bytes;
 
-/// What `--help` tells about faults.
+/// The part of `--help` about faults.
 pub(crate) const HELP: &str = "\
 Faults; BYTES may be such as 64KiB or 8MiB:
   silence                  never answer
@@ -49,7 +49,7 @@ pub(crate) struct Planned {
     pub(crate) times: usize,
 }
 
-/// A fault, some of which need to know where the other origins are.
+/// A fault, which may need the addresses of the other origins.
 #[derive(Clone, Debug)]
 pub(crate) enum Word {
     Known(Fault),
@@ -117,7 +117,7 @@ fn plain(name: &str) -> Result<Word> {
         "no-digest" => Fault::NoDigestHeader,
         "html" => Fault::Html,
         "expire-tokens" => Fault::ExpireTokens,
-        // The query alone: the path stays, and meets the same fault again.
+        // Only the query changes: the path stays, and meets the same fault again.
         "redirect-loop" => Fault::Redirect(307, "?again".to_owned()),
         "redirect-elsewhere" => return Ok(Word::RedirectElsewhere),
         "redirect-private" => return Ok(Word::RedirectPrivate),

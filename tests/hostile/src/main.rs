@@ -1,16 +1,16 @@
-//! A registry that misbehaves, as a program: point any registry that pulls from others at it, and see what comes of it.
+//! A registry that misbehaves, as a program: use it as the upstream of any registry, and see what happens.
 //!
 //! ```sh
 //! hostile-upstream --listen 127.0.0.1:5555 --seed 7 --image demo/app:v1=8MiBx3 \
 //!     --fault 'GET /v2/demo/app/blobs/=cut-after:1MiB*5'
 //! ```
 //!
-//! It publishes images that the seed makes, plays the faults that it was told, or with `--chaos` those that the seed
-//! decides, and says each image with its digests as a line of JSON. `GET /_requests` tells how often each path was asked
-//! for and how many bytes went out; so does the last line of its output, when it is told to stop.
+//! It publishes images made from the seed, and plays the given faults, or with `--chaos` those that the seed chooses.
+//! It prints each image with its digests as a line of JSON. `GET /_requests` returns how often each path was requested
+//! and how many bytes were sent; so does the last line of output, when the program is told to stop.
 //!
-//! Redirects lead to two more origins of its own. The `elsewhere` one has the same content and wants no `Authorization`:
-//! who brings one is refused, and counted. The `private` one has nothing, and is there to see who comes.
+//! Redirects lead to two more origins. The `elsewhere` origin has the same content and expects no `Authorization`: a
+//! request with one is refused, and counted. The `private` origin is empty, and only shows who calls it.
 
 mod args;
 mod fault;
@@ -66,7 +66,7 @@ async fn origin(address: SocketAddr) -> Arc<FakeUpstream> {
     Arc::new(FakeUpstream::start_at(address).await)
 }
 
-/// Publishes an image, or an index of images, and tells what it is.
+/// Publishes an image, or an index of images, and returns its description.
 fn publish(upstream: &FakeUpstream, seed: u64, spec: &ImageSpec) -> Value {
     let ImageSpec { repository, tag, layer_bytes, layers, platforms } = spec;
     let reference = format!("{repository}:{tag}");
@@ -97,7 +97,7 @@ fn publish(upstream: &FakeUpstream, seed: u64, spec: &ImageSpec) -> Value {
     json!({ "image": reference, "index": digest, "children": told })
 }
 
-/// A line for whoever started this; it is there at once, also in a pipe.
+/// Prints a line, at once even in a pipe.
 fn say(line: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).context("nobody takes the output")

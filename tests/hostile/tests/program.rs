@@ -1,6 +1,4 @@
-//! The program itself, fetched from by a plain client.
-
-#![allow(missing_docs, reason = "tests are named by sentences")]
+//! The program itself, with a plain client.
 
 use std::time::Duration;
 
@@ -19,7 +17,7 @@ struct Hostile {
 }
 
 impl Hostile {
-    /// Starts it, and waits until it has said `lines` lines.
+    /// Starts it, and waits until it has printed `lines` lines.
     async fn start(arguments: &[&str], lines: usize) -> Self {
         let dir = TempDir::new().expect("a folder can be made");
         let program = Program::new("hostile-upstream", env!("CARGO_BIN_EXE_hostile-upstream"), dir.path());
@@ -124,7 +122,7 @@ async fn redirects_lead_to_its_other_origins_which_see_who_comes() {
     .await;
     let layer = hostile.lines()[1]["layers"][0]["digest"].as_str().unwrap().to_owned();
     let path = format!("/v2/app/blobs/{layer}");
-    // Both meet the same request; the later one decides where it leads.
+    // Both faults apply to the same request; the later one decides where it leads.
     let location = |response: &Response| response.headers()["location"].to_str().unwrap().to_owned();
     let first = hostile.get(&path).await.unwrap();
     assert_eq!(location(&first), format!("{}{path}", hostile.url("private")));
@@ -147,7 +145,7 @@ async fn its_seed_decides_the_same_faults_again() {
         let hostile = Hostile::start(&["--seed", "3", "--chaos", "50", "--image", "app:v1=1000x1"], 2).await;
         let mut seen = Vec::new();
         for _ in 0..12 {
-            // Some answers never come, or not whole.
+            // Some answers never arrive, or not completely.
             let answer = tokio::time::timeout(Duration::from_secs(3), hostile.body("/v2/app/manifests/v1")).await;
             seen.push(answer.ok().and_then(Result::ok).map(|bytes| images::sha256(&bytes)));
         }

@@ -1,4 +1,4 @@
-//! HAProxy as a program: the load balancer before nodes and control planes, with the settings of the compose file.
+//! HAProxy as a program: the load balancer in front of nodes and control planes, with the settings of the compose file.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use crate::program::{Host, Program, probe};
 use crate::wait_until;
 
-/// Where its own health page is, on its own host.
+/// The port of its own statistics page, on its own host.
 const STATS_PORT: u16 = 15_010;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
-/// What HAProxy stands before.
+/// A service that HAProxy balances.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// What it is called in HAProxy's log.
+    /// Its name in HAProxy's log.
     pub name: String,
     /// How it is balanced.
     pub mode: Mode,
@@ -27,9 +27,9 @@ pub struct Service {
 /// How a service is balanced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Request by request; those that no server has answered are tried again elsewhere.
+    /// By request. Requests that no server has answered are repeated at another server.
     Http,
-    /// Connection by connection, as gRPC wants it.
+    /// By connection, as gRPC needs it.
     Tcp,
 }
 
@@ -60,12 +60,11 @@ impl HaProxy {
         haproxy
     }
 
-    /// Where clients find the service with this port.
+    /// The address of the service with this port, for clients.
     pub fn at(&self, port: u16) -> SocketAddr {
         self.host.at(port)
     }
 
-    /// The program.
     pub fn program(&self) -> &Program {
         &self.program
     }
@@ -73,13 +72,13 @@ impl HaProxy {
     /// Waits until it sends requests to this server, or no longer does.
     ///
     /// # Panics
-    /// If that is not so within 30 s.
+    /// If this takes more than 30 s.
     pub async fn until_sees(&self, service: &str, server: &str, up: bool) {
         let what = format!("HAProxy sees `{server}` of `{service}` {}", if up { "up" } else { "down" });
         wait_until(LIMIT, &what, async || self.sees(service, server).await == Some(up)).await;
     }
 
-    /// Whether it sends requests to this server; `None` if it knows none of this name.
+    /// Whether it sends requests to this server; `None` if it knows no server with this name.
     async fn sees(&self, service: &str, server: &str) -> Option<bool> {
         let stats = self.stats().await?;
         let mut lines = stats.lines().map(|line| line.split(',').collect::<Vec<_>>());
@@ -93,7 +92,7 @@ impl HaProxy {
     }
 }
 
-/// What the compose file's configuration says, with checks quick enough for a test.
+/// The settings of the compose file, with checks that are fast enough for a test.
 const DEFAULTS: &str = "
 global
     log stderr format raw local0 notice
@@ -108,7 +107,7 @@ defaults
     default-server inter 500ms fastinter 200ms downinter 200ms fall 2 rise 1
 ";
 
-/// What it does with requests.
+/// The settings for balancing by request.
 const HTTP: &str = "
     mode http
     timeout http-request 10s
@@ -124,7 +123,7 @@ const HTTP: &str = "
     balance leastconn
 ";
 
-/// What it does with connections.
+/// The settings for balancing by connection.
 const TCP: &str = "
     mode tcp
     timeout client 10m

@@ -1,4 +1,4 @@
-//! Content for registries: bytes that look random and are the same for the same seed, and manifests.
+//! Content for registries: manifests, and bytes that look random and depend only on a seed.
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -13,15 +13,14 @@ pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.
 /// The media type of Docker's list of manifests.
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// What artifacts without a configuration have in its place.
+/// The configuration of artifacts that have none.
 pub const EMPTY: &[u8] = b"{}";
 
-/// An image that was published.
+/// A published image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// The digest of its manifest.
     pub manifest: String,
-    /// Its manifest.
     pub manifest_bytes: Bytes,
     /// The media type of its manifest.
     pub media_type: String,
@@ -38,12 +37,10 @@ impl Image {
     }
 }
 
-/// An index that was published.
+/// A published index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
-    /// Its digest.
     pub digest: String,
-    /// The index itself.
     pub bytes: Bytes,
     /// The images that it lists, in order.
     pub children: Vec<Image>,
@@ -54,7 +51,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Bytes that do not compress, and depend only on the seed.
 pub fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
     // SplitMix64.
     let mut state = seed;
@@ -117,7 +114,7 @@ pub fn referrer(subject: &[u8], artifact_type: &str, layer: &[u8]) -> Vec<u8> {
     }))
 }
 
-/// Points to `content`.
+/// A descriptor of `content`.
 pub fn descriptor(media_type: &str, content: &[u8]) -> Value {
     json!({ "mediaType": media_type, "digest": sha256(content), "size": content.len() })
 }

@@ -1,9 +1,10 @@
-//! A TCP connection with somebody in the middle, who slows it down, holds it up or cuts it.
+//! A proxy for TCP connections that can slow them down, stall or cut them.
 //!
-//! Whoever is given a link's address instead of its target's notices nothing, until the link is told to misbehave.
-//! Little is buffered on the way, so that what one end cannot send the other one soon cannot, either.
+//! A program that is given a link's address instead of its target's notices nothing until the link is told to
+//! misbehave. Little is buffered on the way, so if one end does not read, the other one soon cannot write.
 
 mod carry;
+mod requests;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -16,8 +17,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use carry::{Lane, carry};
+use requests::Requests;
 
-/// How much the kernel keeps for each end of a connection; it doubles that.
+/// How much the kernel buffers for each end of a connection; it doubles this number.
 const KERNEL_BYTES: u32 = 64 * 1024;
 const BACKLOG: u32 = 1024;
 
@@ -29,7 +31,7 @@ pub struct Link {
     _server: JoinSet<()>,
 }
 
-/// How a link is at the moment.
+/// The current state of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Condition {
     bytes_per_second: Option<u64>,
@@ -40,7 +42,7 @@ struct Condition {
     resets: u64,
 }
 
-/// What all connections of a link share.
+/// The state that all connections of a link share.
 struct Shared {
     target: SocketAddr,
     condition: watch::Sender<Condition>,
@@ -48,6 +50,7 @@ struct Shared {
     lanes: [Lane; 2],
     connections: AtomicUsize,
     bytes: AtomicU64,
+    requests: Requests,
 }
 
 impl Link {
@@ -59,7 +62,7 @@ impl Link {
     /// A link to `target` at `address`.
     ///
     /// # Panics
-    /// If the address is taken, or either is not of this machine alone.
+    /// If the address is taken, or if one of the two is not a loopback address.
     pub async fn start_at(address: SocketAddr, target: SocketAddr) -> Self {
         assert!(address.ip().is_loopback() && target.ip().is_loopback(), "links lead from loopback to loopback");
         let listener = listen(address).unwrap_or_else(|error| panic!("{address} is not free: {error}"));
@@ -70,35 +73,36 @@ impl Link {
             lanes: Default::default(),
             connections: AtomicUsize::default(),
             bytes: AtomicU64::default(),
+            requests: Requests::default(),
         });
         let mut server = JoinSet::new();
         server.spawn(serve(listener, shared.clone()));
         Self { address, target, shared, _server: server }
     }
 
-    /// Where it is.
+    /// Its own address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it leads to.
+    /// The address that it leads to.
     pub fn target(&self) -> SocketAddr {
         self.target
     }
 
-    /// At most this many bytes each second in each direction, over all connections.
+    /// From now on, at most this many bytes per second are carried in each direction, over all connections.
     pub fn slow(&self, bytes_per_second: u64) {
         self.shared.lanes.iter().for_each(Lane::clear);
         self.change(|condition| condition.bytes_per_second = Some(bytes_per_second.max(1)));
     }
 
-    /// Each byte arrives this much later.
+    /// From now on, each byte arrives this much later.
     pub fn delay(&self, delay: Duration) {
         self.change(|condition| condition.delay = delay);
     }
 
-    /// Nothing arrives any more, not even that an end has gone, until it is healed; connections stay. New ones are
-    /// taken, and wait as well.
+    /// From now on, nothing arrives, not even the end of a connection, until the link is healed. Connections stay open;
+    /// new ones are accepted, and wait as well.
     pub fn stall(&self) {
         self.change(|condition| condition.stalled = true);
     }
@@ -108,17 +112,17 @@ impl Link {
         self.change(|condition| condition.resets += 1);
     }
 
-    /// Cuts all connections by a reset, and new ones as soon as they are made.
+    /// Cuts all connections by a reset, and new ones as soon as they are opened.
     pub fn refuse(&self) {
         self.change(|condition| condition.refused = true);
     }
 
-    /// All is as it was at first. What was cut stays cut.
+    /// Returns to normal. Connections that were cut stay cut.
     pub fn heal(&self) {
         self.change(|condition| *condition = Condition { resets: condition.resets, ..Condition::default() });
     }
 
-    /// How many connections it has taken so far.
+    /// How many connections it has accepted so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
@@ -126,6 +130,12 @@ impl Link {
     /// How many bytes have arrived so far, in both directions.
     pub fn bytes(&self) -> u64 {
         self.shared.bytes.load(Ordering::SeqCst)
+    }
+
+    /// What has been requested by HTTP/1.1 since the last call, as `GET /path`. From the first call on requests are
+    /// recorded.
+    pub fn take_requests(&self) -> Vec<String> {
+        self.shared.requests.take()
     }
 
     fn change(&self, change: impl FnOnce(&mut Condition)) {
@@ -149,7 +159,7 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((near, _)) = listener.accept().await else { continue };
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        // From now on: a reset that comes while the target is being called is one of this connection, too.
+        // Subscribed before the target is called, so that a reset during the call affects this connection, too.
         let condition = shared.condition.subscribe();
         connections.spawn(connection(near, shared.clone(), condition));
         while connections.try_join_next().is_some() {}
@@ -175,7 +185,7 @@ async fn connection(mut near: TcpStream, shared: Arc<Shared>, mut condition: wat
     }
 }
 
-/// The other half of a connection. Behind a stall it is not yet made.
+/// Connects to the target. While the link is stalled, this waits.
 async fn connect(shared: &Shared, condition: &mut watch::Receiver<Condition>) -> io::Result<TcpStream> {
     until_moving(condition).await;
     let socket = TcpSocket::new_v4()?;
@@ -187,7 +197,7 @@ async fn connect(shared: &Shared, condition: &mut watch::Receiver<Condition>) ->
 
 /// Waits while the link is stalled.
 async fn until_moving(condition: &mut watch::Receiver<Condition>) {
-    // It errs when the link is gone, and its connections with it.
+    // An error means that the link is gone, and its connections with it.
     let _ = condition.wait_for(|now| !now.stalled).await;
 }
 
@@ -203,6 +213,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Closes a connection by a reset.
 fn end_hard(stream: TcpStream) {
-    // One that has ended already needs no reset.
+    // A connection that has ended already needs no reset.
     let _ = stream.set_zero_linger();
 }

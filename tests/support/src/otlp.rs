@@ -1,8 +1,8 @@
-//! A collector of telemetry: takes what OTLP brings over gRPC, and lets tests look at it.
+//! A collector of telemetry: it receives OTLP over gRPC, and lets tests examine it.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{Tra
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
+use parking_lot::{Mutex, MutexGuard};
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -30,12 +31,11 @@ pub struct OtlpCollector {
     _server: Mutex<JoinSet<()>>,
 }
 
-/// A span that has come.
+/// A received span.
 #[derive(Clone, Debug)]
 pub struct SeenSpan {
-    /// The service that made it.
+    /// The service that sent it.
     pub service: String,
-    /// Its name.
     pub name: String,
     /// Its trace, in hex.
     pub trace_id: String,
@@ -47,14 +47,12 @@ pub struct SeenSpan {
     pub attributes: BTreeMap<String, String>,
 }
 
-/// A metric that has come.
+/// A received metric.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SeenMetric {
-    /// The service that measured it.
+    /// The service that sent it.
     pub service: String,
-    /// Its name.
     pub name: String,
-    /// Its unit.
     pub unit: String,
 }
 
@@ -65,7 +63,7 @@ struct Seen(Arc<Mutex<Everything>>);
 struct Everything {
     spans: Vec<SeenSpan>,
     metrics: Vec<SeenMetric>,
-    /// All that has come, headers too, as bytes in which texts are as they are.
+    /// Everything received, including headers, as bytes in which texts can be found.
     raw: Vec<u8>,
 }
 
@@ -85,22 +83,22 @@ impl OtlpCollector {
         Self { address, seen, _server: Mutex::new(tasks) }
     }
 
-    /// Where it is, such as `http://127.0.0.1:40001`.
+    /// Its URL, such as `http://127.0.0.1:40001`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// All spans that have come so far.
+    /// All spans received so far.
     pub fn spans(&self) -> Vec<SeenSpan> {
         self.seen.lock().spans.clone()
     }
 
-    /// The spans of a trace, which is written in hex.
+    /// The spans of a trace, whose id is given in hex.
     pub fn trace(&self, trace_id: &str) -> Vec<SeenSpan> {
         self.spans().into_iter().filter(|span| span.trace_id == trace_id).collect()
     }
 
-    /// All metrics that have come so far, each once.
+    /// All metrics received so far, each once.
     pub fn metrics(&self) -> Vec<SeenMetric> {
         let mut metrics = self.seen.lock().metrics.clone();
         metrics.sort();
@@ -108,7 +106,7 @@ impl OtlpCollector {
         metrics
     }
 
-    /// Everything that has come so far, to be searched.
+    /// Everything received so far, to be searched.
     pub fn raw(&self) -> Vec<u8> {
         self.seen.lock().raw.clone()
     }
@@ -122,10 +120,10 @@ impl std::fmt::Debug for OtlpCollector {
 
 impl Seen {
     fn lock(&self) -> MutexGuard<'_, Everything> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// Keeps a request, and lends everything to add to.
+    /// Keeps a request, and returns everything so far, to be added to.
     fn keep(&self, headers: &MetadataMap, message: &[u8]) -> MutexGuard<'_, Everything> {
         let mut seen = self.lock();
         seen.raw.extend_from_slice(format!("{headers:?}\n").as_bytes());

@@ -1,8 +1,8 @@
-//! Packets that are lost: nftables drops them. Unlike a [`crate::Link`] that stalls, nobody acknowledges anything, and
-//! a new connection is not even made.
+//! Drops packets with nftables. In contrast to a [`crate::Link`] that stalls, nothing is acknowledged, and new
+//! connections cannot be opened.
 //!
-//! The rules name loopback addresses of this process alone, and belong to an `nft` that ends with this process, however
-//! that ends; the kernel then drops them.
+//! The rules name only loopback addresses of this process. They belong to an `nft` that ends with this process, however
+//! that ends; the kernel then removes them.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ static WORKS: LazyLock<bool> = LazyLock::new(|| match try_once() {
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// While it lives, no packet comes to some addresses, or from them.
+/// While this exists, no packet reaches or leaves some addresses.
 #[derive(Debug)]
 pub struct Partition {
     table: String,
@@ -33,15 +33,15 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Whether packets can be dropped: whether this is root, and `nft` and the kernel can do it. Says so once if not.
+    /// Whether packets can be dropped, which needs root, `nft` and kernel support. If not, this is printed once.
     pub fn works() -> bool {
         *WORKS
     }
 
-    /// Drops what is sent to these addresses, or from them, from now on.
+    /// From now on, drops packets to and from these addresses.
     ///
     /// # Panics
-    /// If it cannot; see [`Partition::works`].
+    /// If that is not possible; see [`Partition::works`].
     pub async fn of(addresses: &[SocketAddr]) -> Self {
         let table = format!("entrepot_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::SeqCst));
         let mut nft = start(&["-i"], Stdio::piped()).expect("nft can be started");
@@ -52,7 +52,7 @@ impl Partition {
         partition
     }
 
-    /// Whether all its rules are there.
+    /// Whether all its rules are active.
     fn is_in_force(&self, addresses: usize) -> bool {
         let listed = Command::new("nft").args(["list", "table", "inet", &self.table]).output();
         let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).matches(" drop").count());
@@ -62,7 +62,7 @@ impl Partition {
 
 impl Drop for Partition {
     fn drop(&mut self) {
-        // The kernel removes a table with its owner.
+        // The kernel removes a table together with its owner.
         let _ = self.nft.kill();
         let _ = self.nft.wait();
     }
@@ -80,7 +80,7 @@ fn rules(table: &str, addresses: &[SocketAddr]) -> String {
     text
 }
 
-/// Has `nft` check rules, and the kernel take them for a moment.
+/// Makes `nft` check rules, and the kernel accept them for a moment.
 fn try_once() -> Result<(), String> {
     let table = format!("entrepot_{}_probe", std::process::id());
     let mut nft = start(&["-f", "-"], Stdio::piped()).map_err(|error| format!("nft: {error}"))?;

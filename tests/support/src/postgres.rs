@@ -1,12 +1,12 @@
-//! The Postgres of this machine, in a folder that is gone when the test is.
+//! The Postgres of this machine, in a folder that is removed with the test.
 
 mod process;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio_postgres::NoTls;
 use uuid::Uuid;
@@ -15,8 +15,8 @@ use process::{Cluster, Server, Tls};
 
 use crate::tls::Authority;
 
-/// A running Postgres, reachable through a Unix socket only. Dropping it stops it and removes its data; if the process
-/// dies without dropping it, a small shell that waits for that does the same.
+/// A running Postgres that can be reached only through a Unix socket. Dropping it stops it and removes its data. If the
+/// process dies without dropping it, a small shell that waits for that does the same.
 pub struct Postgres {
     server: Mutex<Option<Server>>,
     cluster: Cluster,
@@ -25,12 +25,12 @@ pub struct Postgres {
 static SHARED: OnceCell<Postgres> = OnceCell::const_new();
 
 impl Postgres {
-    /// The one that all tests of a process share: started by whoever asks first. Take a [`Postgres::database`] of it.
+    /// The server that all tests of a process share, started on first use. Use a [`Postgres::database`] of it.
     pub async fn shared() -> &'static Self {
         SHARED.get_or_init(Self::start).await
     }
 
-    /// Starts one for a test that stops or kills it.
+    /// Starts a server for a test that stops or kills it.
     ///
     /// # Panics
     /// If Postgres is not installed, or does not start.
@@ -41,7 +41,7 @@ impl Postgres {
         postgres
     }
 
-    /// As [`Postgres::start`], reachable over TCP too: with TLS, a certificate of `authority` for `127.0.0.1`, and
+    /// As [`Postgres::start`], but also reachable over TCP: with TLS, a certificate of `authority` for `127.0.0.1`, and
     /// `password`. See [`Postgres::tls_url`].
     ///
     /// # Panics
@@ -57,28 +57,28 @@ impl Postgres {
         postgres
     }
 
-    /// How to connect to the database `name` over TLS, but for the password.
+    /// How to connect to the database `name` over TLS, without the password.
     ///
     /// # Panics
-    /// If this one was not started with TLS.
+    /// If this server was not started with TLS.
     pub fn tls_url(&self, name: &str) -> String {
         let port = self.cluster.tls_port().expect("this Postgres was started with TLS");
         format!("postgres://{}@127.0.0.1:{port}/{name}", process::SUPERUSER)
     }
 
-    /// Makes an empty database and says how to connect to it.
+    /// Creates an empty database, and returns how to connect to it.
     pub async fn database(&self) -> String {
         self.database_from("template1").await
     }
 
-    /// Makes a database that is a copy of `template`, to which nobody may be connected, and says how to connect to it.
+    /// Creates a copy of the database `template`, to which nobody may be connected, and returns how to connect to it.
     pub async fn database_from(&self, template: &str) -> String {
         let name = format!("test_{}", Uuid::new_v4().simple());
         self.create(&name, template).await;
         self.url(&name)
     }
 
-    /// Makes the database `name`, to be filled and then used as a template, and says how to connect to it.
+    /// Creates the database `name`, to be filled and used as a template, and returns how to connect to it.
     pub async fn template(&self, name: &str) -> String {
         self.create(name, "template1").await;
         self.url(name)
@@ -90,12 +90,12 @@ impl Postgres {
         format!("host={}{port} user={} dbname={name}", self.socket_folder().display(), process::SUPERUSER)
     }
 
-    /// Where its socket is.
+    /// The folder of its socket.
     pub fn socket_folder(&self) -> PathBuf {
         self.cluster.socket_folder()
     }
 
-    /// Stops it as an operator would: connections are closed, everything is written.
+    /// Stops it as an operator would: connections are closed, and everything is written.
     pub async fn stop(&self) {
         self.end(Server::stop).await;
     }
@@ -111,7 +111,7 @@ impl Postgres {
         let mut launches = 1;
         crate::wait_until(Duration::from_secs(60), "Postgres takes connections", async || {
             if let Some(log) = self.epitaph() {
-                // What a killed one has left behind needs a moment to notice and go.
+                // After a kill, remaining processes need a moment to notice and end.
                 assert!(launches < 100, "Postgres does not start:\n{log}");
                 launches += 1;
                 self.launch().await;
@@ -150,13 +150,13 @@ impl Postgres {
         }
     }
 
-    /// What its log says, if it has ended.
+    /// The end of its log, if it has ended.
     fn epitaph(&self) -> Option<String> {
         self.lock().as_mut().and_then(Server::epitaph)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Server>> {
-        self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Option<Server>> {
+        self.server.lock()
     }
 }
 

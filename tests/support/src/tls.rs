@@ -7,13 +7,13 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 
-/// A certificate authority that nobody trusts until told to.
+/// A certificate authority that is not trusted by default.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    /// Makes a new one.
+    /// Creates a new one.
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names are legal names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -22,18 +22,18 @@ impl Authority {
         Self { issuer: CertifiedIssuer::self_signed(params, key).expect("an authority can be made") }
     }
 
-    /// Its certificate, as those who shall trust it want it.
+    /// Its certificate in PEM, for those who should trust it.
     pub fn pem(&self) -> String {
         self.issuer.pem()
     }
 
-    /// A certificate and its key, both as PEM, for `names`, which may be addresses.
+    /// A certificate and its key, both in PEM, for `names`, which may be addresses.
     pub fn certificate_for(&self, names: &[&str]) -> (String, String) {
         let (certificate, key) = self.issue(names);
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// How a server named `127.0.0.1` and `localhost` speaks HTTP/1.1 over TLS.
+    /// The settings of a server named `127.0.0.1` and `localhost` that uses HTTP/1.1 over TLS.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         let (certificate, key) = self.issue(&["127.0.0.1", "localhost"]);
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));

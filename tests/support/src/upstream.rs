@@ -1,8 +1,9 @@
 //! A registry for tests: a real HTTP server that holds what is published to it, keeps a log, and follows a script of
 //! faults that can be changed while it runs.
 //!
-//! It serves manifests and blobs with GET, HEAD and ranges, lists tags page by page, says what refers to a manifest, gives out tokens at `/token`, and
-//! nothing else. It wants no test around it: a program that starts one and waits has an upstream.
+//! It serves manifests and blobs with GET, HEAD and ranges, lists tags page by page, lists referrers, issues tokens at
+//! `/token`, and does nothing else. It can be used outside of tests: a program that starts one and waits has an
+//! upstream.
 
 mod answer;
 mod auth;
@@ -16,10 +17,11 @@ mod serve;
 mod wire;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -36,7 +38,7 @@ use limit::Limit;
 use log::Log;
 use script::Script;
 
-/// Where it tells what it was asked, to whoever asks; that itself is not counted.
+/// The path at which it reports its requests to anybody; requests to this path are not counted.
 pub const REPORT_PATH: &str = "/_requests";
 
 /// A scripted registry on this machine. Dropping it stops it.
@@ -47,7 +49,7 @@ pub struct FakeUpstream {
     server: Mutex<JoinSet<()>>,
 }
 
-/// What all its connections share.
+/// The state that all its connections share.
 struct Core {
     base: String,
     content: Mutex<Content>,
@@ -63,12 +65,11 @@ impl FakeUpstream {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    /// Starts one at `address`.
     pub async fn start_at(address: SocketAddr) -> Self {
         Self::start_with(address, None).await
     }
 
-    /// Starts one at a free port of 127.0.0.1 that speaks TLS with a certificate of `authority`.
+    /// Starts one at a free port of 127.0.0.1 that uses TLS with a certificate of `authority`.
     pub async fn start_tls(authority: &Authority) -> Self {
         Self::start_with(SocketAddr::from(([127, 0, 0, 1], 0)), Some(authority.server_config())).await
     }
@@ -90,19 +91,19 @@ impl FakeUpstream {
         Self { core, address, tls, server }
     }
 
-    /// Where it is: host and port.
+    /// Its host and port.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where it is, such as `http://127.0.0.1:40001`.
+    /// Its URL, such as `http://127.0.0.1:40001`.
     pub fn url(&self) -> String {
         self.core.base.clone()
     }
 
     /// Goes away: closes the listener and every connection. Content, script and log stay.
     pub async fn stop(&self) {
-        let mut server = std::mem::take(&mut *lock(&self.server));
+        let mut server = std::mem::take(&mut *self.server.lock());
         server.shutdown().await;
     }
 
@@ -110,15 +111,15 @@ impl FakeUpstream {
     pub async fn resume(&self) {
         let listener = TcpListener::bind(self.address).await;
         let listener = listener.unwrap_or_else(|error| panic!("{} is not free: {error}", self.address));
-        *lock(&self.server) = serve::start(listener, self.tls.clone(), self.core.clone());
+        *self.server.lock() = serve::start(listener, self.tls.clone(), self.core.clone());
     }
 
-    /// Publishes a blob and says its digest.
+    /// Publishes a blob, and returns its digest.
     pub fn publish_blob(&self, repository: &str, bytes: impl AsRef<[u8]>) -> String {
-        lock(&self.core.content).put_blob(repository, Bytes::copy_from_slice(bytes.as_ref()))
+        self.core.content.lock().put_blob(repository, Bytes::copy_from_slice(bytes.as_ref()))
     }
 
-    /// Publishes a manifest, moves `tag` to it if there is one, and says its digest.
+    /// Publishes a manifest, moves `tag` to it if given, and returns its digest.
     pub fn publish_manifest(
         &self,
         repository: &str,
@@ -127,7 +128,7 @@ impl FakeUpstream {
         bytes: impl AsRef<[u8]>,
     ) -> String {
         let bytes = Bytes::copy_from_slice(bytes.as_ref());
-        lock(&self.core.content).put_manifest(repository, tag, media_type, bytes)
+        self.core.content.lock().put_manifest(repository, tag, media_type, bytes)
     }
 
     /// Publishes an image for `linux/amd64` with these layers.
@@ -159,7 +160,8 @@ impl FakeUpstream {
         Index { digest, bytes, children }
     }
 
-    /// Publishes an artifact of this type that refers to another manifest, such as its signature, and says its digest.
+    /// Publishes an artifact of this type that refers to another manifest, such as its signature, and returns its
+    /// digest.
     pub fn publish_referrer(
         &self,
         repository: &str,
@@ -174,100 +176,100 @@ impl FakeUpstream {
         self.publish_manifest(repository, tag, images::OCI_MANIFEST, manifest)
     }
 
-    /// Publishes all that `other` has by now, so that redirects can lead from there to here.
+    /// Publishes everything that `other` has now, so that redirects can lead from there to here.
     pub fn publish_all_of(&self, other: &Self) {
-        let content = lock(&other.core.content).clone();
-        *lock(&self.core.content) = content;
+        let content = other.core.content.lock().clone();
+        *self.core.content.lock() = content;
     }
 
-    /// Deletes a tag, a manifest or a blob, whichever has this name.
+    /// Deletes the tag, manifest or blob with this name.
     pub fn remove(&self, repository: &str, name: &str) {
-        lock(&self.core.content).remove(repository, name);
+        self.core.content.lock().remove(repository, name);
     }
 
-    /// Lists at most so many tags in one page from now on, whatever is asked for.
+    /// From now on, lists at most this many tags on a page, whatever is requested.
     pub fn set_tags_page(&self, count: usize) {
-        lock(&self.core.content).tags_page = count;
+        self.core.content.lock().tags_page = count;
     }
 
-    /// Says whether it knows the API for referrers from now on. One that does not has no such path.
+    /// From now on, supports the referrers API or not. Without support, the path does not exist.
     pub fn set_referrers_api(&self, is_known: bool) {
-        lock(&self.core.content).hides_referrers = !is_known;
+        self.core.content.lock().hides_referrers = !is_known;
     }
 
-    /// Lets so many manifests be fetched in a window from now on, and says with each answer about one what is left, as
-    /// Docker Hub does. Looking at them is free, and so is all else.
+    /// From now on, limits how many manifests may be fetched in a window, and tells with each answer about a manifest
+    /// what is left, like Docker Hub. HEAD requests and all other requests are free.
     pub fn set_limit(&self, requests: u64, window: Duration) {
-        lock(&self.core.limit).set(requests, window);
+        self.core.limit.lock().set(requests, window);
     }
 
-    /// Has others with the same account take so many of the limit.
+    /// Uses up a part of the limit, as if by others with the same account.
     pub fn take_of_limit(&self, requests: u64) {
-        lock(&self.core.limit).take(requests);
+        self.core.limit.lock().take(requests);
     }
 
-    /// How many requests would have counted at Docker Hub so far.
+    /// How many requests so far would have counted at Docker Hub.
     pub fn counted_requests(&self) -> usize {
-        lock(&self.core.limit).counted()
+        self.core.limit.lock().counted()
     }
 
-    /// Sets who may pull. Tokens that were given out before are no longer good.
+    /// Sets who may pull. Tokens that were issued before become invalid.
     pub fn set_auth(&self, auth: Auth) {
-        let mut tokens = lock(&self.core.tokens);
+        let mut tokens = self.core.tokens.lock();
         tokens.auth = auth;
         tokens.revoke();
     }
 
     /// Names another realm in challenges, instead of its own `/token`.
     pub fn set_realm(&self, realm: impl Into<String>) {
-        lock(&self.core.tokens).realm = Some(realm.into());
+        self.core.tokens.lock().realm = Some(realm.into());
     }
 
-    /// Puts this challenge word for word; an empty one leaves the header out.
+    /// Sends exactly this challenge; if it is empty, the header is left out.
     pub fn set_challenge(&self, challenge: impl Into<String>) {
-        lock(&self.core.tokens).challenge = Some(challenge.into());
+        self.core.tokens.lock().challenge = Some(challenge.into());
     }
 
-    /// What `expires_in` is in answers with tokens from now on. Tokens never expire by themselves: revoke them.
+    /// Sets `expires_in` in answers with tokens from now on. Tokens never expire by themselves: revoke them.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
-        lock(&self.core.tokens).lifetime = lifetime;
+        self.core.tokens.lock().lifetime = lifetime;
     }
 
-    /// Refuses all tokens that were given out so far.
+    /// Refuses all tokens that were issued so far.
     pub fn revoke_tokens(&self) {
-        lock(&self.core.tokens).revoke();
+        self.core.tokens.lock().revoke();
     }
 
-    /// Plays `fault` in every request that `pattern` matches: one whose `METHOD path` contains it, such as
-    /// `GET /v2/demo/app/manifests/latest`, `HEAD `, `/blobs/` or a digest. Several faults add up.
+    /// Plays `fault` in every request whose `METHOD path` contains `pattern`, such as `GET
+    /// /v2/demo/app/manifests/latest`, `HEAD `, `/blobs/` or a digest. Several faults are combined.
     pub fn script(&self, pattern: impl Into<String>, fault: Fault) {
         self.script_times(pattern, fault, usize::MAX);
     }
 
     /// Plays `fault` in the next `times` requests that `pattern` matches.
     pub fn script_times(&self, pattern: impl Into<String>, fault: Fault, times: usize) {
-        lock(&self.core.script).add(pattern.into(), fault, times);
+        self.core.script.lock().add(pattern.into(), fault, times);
     }
 
-    /// Plays faults in so many percent of all requests, beside what is scripted. The seed decides which request meets
-    /// which fault; the same requests meet the same again.
+    /// Plays faults in this percentage of all requests, in addition to the script. The seed decides which request gets
+    /// which fault; the same requests get the same faults again.
     pub fn chaos(&self, seed: u64, percent: u8) {
         self.chaos_in("", seed, percent);
     }
 
     /// As [`FakeUpstream::chaos`], in requests that `pattern` matches.
     pub fn chaos_in(&self, pattern: impl Into<String>, seed: u64, percent: u8) {
-        lock(&self.core.script).chaos = Some((pattern.into(), Chaos::new(seed, percent)));
+        self.core.script.lock().chaos = Some((pattern.into(), Chaos::new(seed, percent)));
     }
 
-    /// Holds back the answers to requests that `pattern` matches until the gate is released or dropped.
+    /// Holds back the answers to requests that `pattern` matches, until the gate is released or dropped.
     pub fn hold(&self, pattern: impl Into<String>) -> Gate {
-        lock(&self.core.script).hold(pattern.into())
+        self.core.script.lock().hold(pattern.into())
     }
 
-    /// Forgets the script. Gates stay.
+    /// Clears the script. Gates stay.
     pub fn heal(&self) {
-        lock(&self.core.script).clear();
+        self.core.script.lock().clear();
     }
 
     /// All requests so far, in the order in which they came.
@@ -275,24 +277,24 @@ impl FakeUpstream {
         self.core.log.entries()
     }
 
-    /// How many requests there were for each method and path, how many bytes they were sent, and what was answered: the
-    /// JSON that is also served at [`REPORT_PATH`].
+    /// For each method and path, the number of requests, the bytes sent, and the statuses: the JSON that is also served
+    /// at [`REPORT_PATH`].
     pub fn report(&self) -> serde_json::Value {
         self.core.log.report()
     }
 
-    /// How many requests there were, those for tokens included.
+    /// How many requests there were, including those for tokens.
     pub fn request_count(&self) -> usize {
         self.core.log.count(|_| true)
     }
 
-    /// How often something was fetched: GETs whose path ends with `what` (a whole path, a digest, or
-    /// `manifests/<tag>`) and that were answered with content, or not answered yet.
+    /// How often something was fetched: GETs whose path ends with `what` (a whole path, a digest, or `manifests/<tag>`)
+    /// and that were answered with content, or have not been answered yet.
     pub fn fetches_of(&self, what: &str) -> usize {
         self.core.log.count(|entry| entry.method == "GET" && entry.is_fetch() && entry.path.ends_with(what))
     }
 
-    /// How often a token was asked for.
+    /// How often a token was requested.
     pub fn token_requests(&self) -> usize {
         self.core.log.count(|entry| entry.path == auth::TOKEN_PATH)
     }
@@ -307,9 +309,4 @@ impl std::fmt::Debug for FakeUpstream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FakeUpstream").field("url", &self.core.base).finish_non_exhaustive()
     }
-}
-
-/// A lock that a panicking test has left behind is as good as any other.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -1,6 +1,4 @@
-//! The fixture itself: a link carries what it is given, and misbehaves as it is told.
-
-#![allow(missing_docs, reason = "tests are named by sentences")]
+//! Tests of the fixture: a link carries everything, and misbehaves when told to.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,12 +9,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// Longer than anything takes here.
+/// Longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How long something that must not come is waited for.
+/// How long to wait for something that must not happen.
 const MOMENT: Duration = Duration::from_millis(300);
 
-/// A server that says everything again, until this is dropped.
+/// A server that sends back everything it receives, until this is dropped.
 async fn echo() -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
     let (address, mut server) = (listener.local_addr().expect("it is bound"), JoinSet::new());

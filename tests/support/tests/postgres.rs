@@ -1,11 +1,11 @@
-//! The Postgres fixture, with the real thing.
+//! Tests of the fixture, with a real Postgres.
 
 use std::time::Duration;
 
 use entrepot_test_support::{Postgres, wait_until};
 use tokio_postgres::NoTls;
 
-/// Runs one statement that answers one text.
+/// Runs a statement that returns one text.
 async fn ask(url: &str, sql: &str) -> Result<String, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     let answered = async {
@@ -67,7 +67,7 @@ async fn one_that_was_stopped_or_killed_comes_back_with_its_data() {
 
 #[tokio::test]
 async fn a_process_that_is_killed_leaves_nothing_behind() {
-    // This test runs itself in a second process, which starts a Postgres, says where, and waits to be killed.
+    // This test runs itself in a second process, which starts a Postgres, prints its address, and waits to be killed.
     const NAME: &str = "a_process_that_is_killed_leaves_nothing_behind";
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.iter().any(|argument| argument == "--nocapture") && arguments.iter().any(|argument| argument == NAME) {

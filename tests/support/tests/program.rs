@@ -1,4 +1,4 @@
-//! The fixture for programs, with the programs of this machine.
+//! Tests of the fixture for programs, with programs of this machine.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
@@ -13,6 +13,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// A running program that prints something every 10 ms would be noticed in this time.
+const FIVE_TICKS: Duration = Duration::from_millis(50);
 
 #[tokio::test]
 async fn a_programs_log_can_be_searched_and_a_frozen_one_is_silent_until_it_is_thawed() {
@@ -26,8 +28,11 @@ async fn a_programs_log_can_be_searched_and_a_frozen_one_is_silent_until_it_is_t
     program.until_logged(0, "tick").await;
 
     program.freeze();
+    let stat = format!("/proc/{}/stat", program.id().unwrap());
+    let is_frozen = async || std::fs::read_to_string(&stat).unwrap().contains(") T ");
+    wait_until(LIMIT, "it is frozen", is_frozen).await;
     let mark = program.log_mark();
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::sleep(FIVE_TICKS).await;
     assert_eq!(program.log_mark(), mark);
     program.thaw();
     program.until_logged(mark, "tick").await;

@@ -1,6 +1,4 @@
-//! The fixture itself: each kind of Redis starts, does what it is told, and goes.
-
-#![allow(missing_docs, reason = "tests are named by sentences")]
+//! Tests of the fixture: each kind of Redis starts, obeys, and ends.
 
 use entrepot_test_support::redis::{Login, Options};
 use entrepot_test_support::tls::Authority;

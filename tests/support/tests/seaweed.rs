@@ -1,4 +1,4 @@
-//! The SeaweedFS fixture, with the real thing.
+//! Tests of the fixture, with a real SeaweedFS.
 
 use std::time::Duration;
 

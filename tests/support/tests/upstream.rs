@@ -1,4 +1,4 @@
-//! The scripted upstream, asked by a plain client.
+//! Tests of the scripted upstream, with a plain client.
 
 use std::time::Duration;
 

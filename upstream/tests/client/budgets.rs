@@ -1,46 +1,47 @@
-//! What counts, for whose sake, and what the upstream tells of its limit.
+//! Which requests count, with which priority, and what the upstream reports about its limit.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use entrepot_domain::budget::Told;
+use entrepot_domain::budget::ReportedLimit;
 use entrepot_domain::{Priority, Upstream, UpstreamKind};
 use entrepot_test_support::images::random_bytes;
 use entrepot_test_support::{FakeUpstream, Fault};
 use entrepot_upstream::{Account, Client, Error, Limits, RequestMetrics, State};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, ready};
+use parking_lot::Mutex;
 
-use crate::{digest, name, read_blob, reference, upstream_at};
+use crate::{REGISTRY, digest, name, read_blob, reference, upstream_at};
 
-/// An account that has nothing left but for clients that wait.
+/// An account that has something left only for clients that wait.
 #[derive(Default)]
 struct Kept {
     asked: Mutex<Vec<Priority>>,
-    told: Mutex<Vec<Told>>,
+    reported: Mutex<Vec<ReportedLimit>>,
 }
 
 impl Account for Kept {
     fn admit(&self, priority: Priority) -> BoxFuture<'_, Result<(), Duration>> {
-        self.asked.lock().expect("not poisoned").push(priority);
+        self.asked.lock().push(priority);
         ready(if priority == Priority::Pull { Ok(()) } else { Err(Duration::from_secs(60)) }).boxed()
     }
 
-    fn told(&self, told: Told) {
-        self.told.lock().expect("not poisoned").push(told);
+    fn observe(&self, reported: ReportedLimit) {
+        self.reported.lock().push(reported);
     }
 }
 
 impl Kept {
     fn asked(&self) -> Vec<Priority> {
-        std::mem::take(&mut self.asked.lock().expect("not poisoned"))
+        std::mem::take(&mut self.asked.lock())
     }
 }
 
 fn client(fake: &FakeUpstream, kind: UpstreamKind) -> (Client, Arc<Kept>) {
     let account = Arc::new(Kept::default());
     let upstream = Upstream { kind, ..upstream_at(&fake.url()) };
-    let client = Client::measured(&upstream, Limits::default(), &RequestMetrics::none(), account.clone());
+    let client = Client::with_metrics(&upstream, REGISTRY, Limits::default(), &RequestMetrics::none(), account.clone());
     (client.expect("a client"), account)
 }
 
@@ -78,7 +79,7 @@ async fn what_nobody_waits_for_is_not_asked_for_when_the_rest_is_kept() {
     }
     assert_eq!(fake.request_count(), 0);
     assert_eq!(client.health().state, State::Healthy, "that says nothing of the upstream");
-    // What does not count goes on, and so do clients.
+    // Uncounted requests continue, and so do those of clients.
     client.at(Priority::Warm).head_manifest(&name("demo"), &reference("v1")).await.unwrap();
     pull(&client).await.unwrap();
 }
@@ -90,16 +91,16 @@ async fn a_limit_is_heard_with_every_answer_about_a_manifest_and_from_the_endpoi
     fake.publish_image("demo", "v1", &[]);
     fake.set_limit(2, Duration::from_secs(3600));
     let (client, account) = client(&fake, UpstreamKind::DockerHub);
-    let remaining = || account.told.lock().unwrap().iter().map(|told| told.remaining).collect::<Vec<_>>();
+    let remaining = || account.reported.lock().iter().map(|reported| reported.remaining).collect::<Vec<_>>();
     client.head_manifest(&name("demo"), &reference("v1")).await.unwrap();
     client.manifest(&name("demo"), &reference("v1")).await.unwrap();
     client.manifest(&name("demo"), &reference("v1")).await.unwrap();
     let error = client.manifest(&name("demo"), &reference("v1")).await.unwrap_err();
     assert!(matches!(error, Error::Throttled { retry_after: None }), "{error:?}");
     assert_eq!(remaining(), [2, 1, 0, 0]);
-    let told = account.told.lock().unwrap()[0];
-    assert_eq!((told.budget.requests.get(), told.budget.window), (2, Duration::from_secs(3600)));
-    // What others say is about others.
+    let reported = account.reported.lock()[0];
+    assert_eq!((reported.budget.requests.get(), reported.budget.window), (2, Duration::from_secs(3600)));
+    // Reports of other hosts do not concern this upstream.
     other.script("/v2/", Fault::Header("ratelimit-limit".into(), "9;w=60".into()));
     other.script("/v2/", Fault::Header("ratelimit-remaining".into(), "9;w=60".into()));
     fake.script("HEAD ", Fault::RedirectToOrigin(other.url()));

@@ -1,12 +1,12 @@
 //! Manifests and blobs.
 
-use entrepot_domain::manifest;
+use entrepot_domain::{Hops, Upstream, manifest};
 use entrepot_test_support::images::{self, random_bytes, sha256};
 use entrepot_test_support::tls::Authority;
-use entrepot_test_support::{FakeUpstream, Fault};
-use entrepot_upstream::{BuildError, Client, Error, Limits, Trouble};
+use entrepot_test_support::{Auth, FakeUpstream, Fault};
+use entrepot_upstream::{BuildError, Client, Error, Limits, State, Trouble};
 
-use crate::{client, client_of, digest, name, read_blob, reference, upstream_at};
+use crate::{REGISTRY, client, client_of, digest, name, read_blob, reference, upstream_at};
 
 #[tokio::test]
 async fn manifests_and_blobs_come_as_they_are_over_one_connection() {
@@ -25,7 +25,7 @@ async fn manifests_and_blobs_come_as_they_are_over_one_connection() {
     assert_eq!(client.head_blob(&app, &digest(&image.layers[0])).await.unwrap(), Some(300_000));
     assert_eq!(client.blob(&app, &digest(&image.layers[0])).await.unwrap().size_bytes, Some(300_000));
     assert_eq!(read_blob(&client, "demo/app", &image.layers[0]).await.unwrap(), random_bytes(1, 300_000));
-    // The blob that nobody read took its connection with it.
+    // A blob that was not read to its end closed its connection.
     assert!(fake.connections() <= 2, "{} connections", fake.connections());
 }
 
@@ -38,7 +38,7 @@ async fn r_up_01_02_03_requests_say_who_asks_and_what_is_understood() {
     read_blob(&client, "demo", &image.config).await.unwrap();
     let log = fake.log();
     let header = |entry: usize, name| log[entry].headers.get_all(name).iter().collect::<Vec<_>>();
-    let all = [images::OCI_INDEX, images::DOCKER_LIST, images::OCI_MANIFEST, images::DOCKER_MANIFEST].join(", ");
+    let all = [images::OCI_INDEX, images::DOCKER_LIST, images::OCI_MANIFEST, images::DOCKER_MANIFEST, "*/*"].join(", ");
     assert_eq!(header(0, "accept"), [all.as_str()]);
     assert_eq!(header(1, "accept-encoding"), ["identity"]);
     assert!(header(1, "user-agent")[0].to_str().unwrap().starts_with("entrepot/"));
@@ -62,13 +62,18 @@ async fn r_up_04_a_head_that_is_refused_or_says_nothing_is_no_answer() {
     let image = fake.publish_image("demo", "v1", &[]);
     let client = client_of(&fake);
     let (demo, v1) = (name("demo"), reference("v1"));
-    for status in [403, 405, 501] {
+    for status in [400, 403, 405, 501] {
         fake.script_times("HEAD ", Fault::Status(status, None), 1);
         assert_eq!(client.head_manifest(&demo, &v1).await.unwrap(), None, "{status}");
         fake.script_times("HEAD ", Fault::Status(status, None), 1);
         let size_bytes = client.head_blob(&demo, &digest(&image.config)).await.unwrap();
         assert!(size_bytes.is_some_and(|size| size > 10), "{status}: {size_bytes:?}");
     }
+    // A host that supports neither HEAD nor ranges is asked for the whole blob, of which nothing is read.
+    fake.script_times("HEAD ", Fault::Status(400, None), 1);
+    fake.script_times("GET ", Fault::Status(400, None), 1);
+    let size_bytes = client.head_blob(&demo, &digest(&image.config)).await.unwrap();
+    assert!(size_bytes.is_some_and(|size| size > 10), "{size_bytes:?}");
     fake.script_times("HEAD ", Fault::NoDigestHeader, 1);
     assert_eq!(client.head_manifest(&demo, &v1).await.unwrap(), None);
     fake.script_times("HEAD ", Fault::DigestHeader("nonsense".into()), 1);
@@ -86,7 +91,7 @@ async fn r_up_05_a_manifest_with_another_digest_is_refused() {
     fake.script_times("GET ", Fault::FlipBit, 1);
     let spoiled = client.manifest(&name("demo"), &reference(&image.manifest)).await;
     assert!(matches!(spoiled, Err(Error::WrongDigest)), "{spoiled:?}");
-    // What the header says does not matter.
+    // The header does not matter here.
     fake.script_times("GET ", Fault::DigestHeader(sha256(b"another")), 1);
     assert!(client.manifest(&name("demo"), &reference(&image.manifest)).await.is_ok());
 }
@@ -143,7 +148,7 @@ async fn an_upstreams_own_authority_is_trusted_for_it_alone() {
     }
     for pem in ["nonsense", "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----"] {
         upstream.ca_certificates = pem.to_owned();
-        let built = Client::new(&upstream, Limits::default());
+        let built = Client::new(&upstream, REGISTRY, Limits::default());
         assert!(matches!(built, Err(BuildError::CaCertificates)), "{pem}: {built:?}");
     }
 }
@@ -157,13 +162,82 @@ async fn a_manifest_behind_a_tag_that_was_damaged_on_its_way_is_fetched_once_mor
     fake.script_times("GET ", Fault::FlipBit, 1);
     assert_eq!(fetch().await.unwrap().bytes, image.manifest_bytes);
     assert_eq!(fake.fetches_of("manifests/v1"), 2);
-    // What is said is wrong, and not the bytes.
+    // The header is wrong, not the bytes.
     fake.script_times("GET ", Fault::DigestHeader(sha256(b"another")), 2);
     assert_eq!(fetch().await.unwrap().bytes, image.manifest_bytes);
     assert_eq!(fake.fetches_of("manifests/v1"), 4);
-    // Damaged each time in another way.
+    // The bytes are damaged in a different way each time.
     fake.script_times("GET ", Fault::FlipBitAt(30), 2);
     fake.script_times("GET ", Fault::FlipBitAt(3), 1);
     let spoiled = fetch().await;
     assert!(matches!(spoiled, Err(Error::WrongDigest)), "{spoiled:?}");
+}
+
+#[tokio::test]
+async fn a_head_that_denies_a_known_tag_leaves_it_to_a_fetch() {
+    let fake = FakeUpstream::start().await;
+    let image = fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    let (demo, tag, known) = (name("demo"), "v1".parse().unwrap(), digest(&image.manifest));
+    assert_eq!(client.confirm_tag(&demo, &tag, &known).await.unwrap(), Some(known.clone()));
+    for status in [400, 404] {
+        fake.script_times("HEAD ", Fault::Status(status, None), 1);
+        assert_eq!(client.confirm_tag(&demo, &tag, &known).await.unwrap(), None, "{status}");
+    }
+    // For an unknown blob the answer is trusted.
+    fake.script_times("HEAD ", Fault::Status(404, None), 1);
+    assert!(matches!(client.head_manifest(&demo, &reference("v1")).await, Err(Error::NotFound)));
+}
+
+#[tokio::test]
+async fn all_that_goes_out_says_which_registries_it_comes_from() {
+    let (fake, other) = (FakeUpstream::start().await, FakeUpstream::start_at(([127, 0, 0, 3], 0).into()).await);
+    fake.set_auth(Auth::AnonymousToken);
+    let image = fake.publish_image("demo", "v1", &[random_bytes(1, 1000)]);
+    other.publish_all_of(&fake);
+    fake.script("/blobs/", Fault::RedirectToOrigin(other.url()));
+    let upstream = Upstream { allow_hosts: vec!["127.0.0.3".parse().unwrap()], ..upstream_at(&fake.url()) };
+    let (client, before) = (client(&upstream), uuid::Uuid::from_u128(7));
+    let all = async |client: &Client| {
+        let (demo, digest) = (name("demo"), digest(&image.layers[0]));
+        client.describe_manifest(&demo, &reference("v1")).await.unwrap();
+        client.manifest(&demo, &reference("v1")).await.unwrap();
+        client.head_blob(&demo, &digest).await.unwrap();
+        read_blob(client, "demo", &image.layers[0]).await.unwrap();
+        client.blob_part(&demo, &digest, 0..10).await.unwrap();
+        client.tags(&demo).await.unwrap();
+        client.referrers(&demo, &digest).await.unwrap();
+        client.probe(Some((&demo, &reference("v1")))).await;
+    };
+    all(&client).await;
+    let own = format!("1.1 {REGISTRY}");
+    for entry in fake.log().iter().chain(&other.log()) {
+        assert_eq!(entry.headers.get("via").unwrap(), &own, "{} {}", entry.method, entry.path);
+    }
+    let (seen, seen_there) = (fake.log().len(), other.log().len());
+    all(&client.behind(&Hops::default().and(before))).await;
+    let both = format!("1.1 {before}, {own}");
+    let (log, there) = (fake.log(), other.log());
+    assert!(log.len() > seen && there.len() > seen_there);
+    for entry in
+        log[seen..].iter().chain(&there[seen_there..]).filter(|entry| entry.path != "/token" && entry.path != "/v2/")
+    {
+        assert_eq!(entry.headers.get("via").unwrap(), &both, "{} {}", entry.method, entry.path);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_leads_back_is_not_away_and_is_not_asked_again() {
+    let fake = FakeUpstream::start().await;
+    fake.publish_image("demo", "v1", &[]);
+    let client = client_of(&fake);
+    for _ in 0..5 {
+        fake.script_times("GET ", Fault::Status(508, None), 1);
+        let asked = fake.request_count();
+        let error = client.manifest(&name("demo"), &reference("v1")).await.unwrap_err();
+        assert!(matches!(error, Error::Loop), "{error:?}");
+        assert_eq!(fake.request_count() - asked, 1);
+    }
+    assert_eq!(client.health().state, State::Healthy);
+    assert!(client.manifest(&name("demo"), &reference("v1")).await.is_ok());
 }

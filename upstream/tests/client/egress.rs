@@ -1,4 +1,4 @@
-//! Redirects, and addresses that nothing may go to.
+//! Redirects, and forbidden addresses.
 
 use entrepot_domain::Upstream;
 use entrepot_test_support::images::random_bytes;
@@ -14,7 +14,7 @@ async fn other_host() -> FakeUpstream {
     FakeUpstream::start_at(([127, 0, 0, 3], 0).into()).await
 }
 
-/// An upstream that may lead to `other`.
+/// An upstream that may redirect to `other`.
 fn leading_to(other: &FakeUpstream, upstream: Upstream) -> Upstream {
     Upstream { allow_hosts: vec![other.address().to_string().parse().expect("a host")], ..upstream }
 }
@@ -45,7 +45,7 @@ async fn r_authu_10_a_host_behind_a_redirect_that_wants_a_login_gets_an_anonymou
     let image = fake.publish_image("demo", "v1", &[]);
     other.publish_image("data/demo", "v1", &[]);
     let location = format!("{}/v2/data/demo/manifests/v1", other.url());
-    // Only who has logged in is redirected.
+    // Only callers that have logged in are redirected.
     let client = client(&leading_to(&other, upstream_with_credential(&fake.url())));
     client.manifest(&name("demo"), &reference("v1")).await.unwrap();
     fake.script("/manifests/", Fault::Redirect(307, location));
@@ -56,11 +56,11 @@ async fn r_authu_10_a_host_behind_a_redirect_that_wants_a_login_gets_an_anonymou
     assert_eq!(log.iter().map(|entry| entry.status).collect::<Vec<_>>(), [401, 200, 200]);
     assert_eq!(log[1].authorization(), None, "the token was asked for by nobody in particular");
     assert!(log[2].authorization().unwrap().starts_with("Bearer "));
-    // And that token stays there.
+    // That token is only sent to its own host.
     let own = fake.log().last().unwrap().authorization().unwrap().to_owned();
     assert_ne!(Some(own.as_str()), log[2].authorization());
 
-    // Its challenge cannot have the credential, whatever it asks for.
+    // The other host's challenge does not get the credential, whatever it asks for.
     other.set_auth(Auth::Basic("puller".into(), "pass-word-1".into()));
     let denied = client.manifest(&name("demo"), &reference("v1")).await;
     assert!(matches!(denied, Err(Error::Denied { .. })), "{denied:?}");
@@ -160,7 +160,7 @@ async fn an_endpoint_at_a_private_address_wants_leave_as_literal_and_as_name() {
 
 #[tokio::test]
 async fn a_name_without_address_is_told_apart() {
-    // No name server is asked for a label that is too long.
+    // A label that is too long is refused without asking a name server.
     let url = format!("http://{}.invalid", "x".repeat(64));
     let away = client(&upstream_at(&url)).manifest(&name("demo"), &reference("v1")).await;
     assert!(matches!(away, Err(Error::Away { trouble: Trouble::Name, .. })), "{away:?}");

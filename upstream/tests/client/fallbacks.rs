@@ -1,4 +1,4 @@
-//! Other endpoints, while an upstream's own is away or limits our requests.
+//! Fallback endpoints, while an upstream's own endpoint is away or limits our requests.
 
 use entrepot_domain::upstream::{Credential, Endpoint, PlainHttp};
 use entrepot_domain::{Reference, Secret, Tag, Upstream};
@@ -6,9 +6,9 @@ use entrepot_test_support::images::{random_bytes, sha256};
 use entrepot_test_support::{Auth, FakeUpstream, Fault};
 use entrepot_upstream::{Client, Error, Limits, State};
 
-use crate::{client, digest, name, read_blob, reference, short, upstream_at};
+use crate::{REGISTRY, client, digest, name, read_blob, reference, short, upstream_at};
 
-/// An upstream, and two more that have the same.
+/// An upstream with two fallbacks that have the same content.
 struct Three {
     own: FakeUpstream,
     first: FakeUpstream,
@@ -60,14 +60,14 @@ async fn fallbacks_are_asked_in_order_while_the_endpoint_is_away_or_throttled_an
         assert_eq!(read_blob(&client, "demo", &image.layers[0]).await.unwrap(), random_bytes(1, 1000));
         assert_eq!(three.second.request_count(), second, "the first one has it");
         assert!(three.first.request_count() > first);
-        // The first one is away, too.
+        // The first fallback is away, too.
         three.first.script("/v2/", trouble.clone());
         assert_eq!(read_blob(&client, "demo", &image.layers[0]).await.unwrap(), random_bytes(1, 1000));
         assert!(three.second.request_count() > second);
         three.own.heal();
         three.first.heal();
     }
-    // What the endpoint says counts, whatever others have.
+    // The endpoint's answer counts, whatever the fallbacks have.
     let client = client(&three.upstream());
     let before = three.asked();
     three.own.remove("demo", "v1");
@@ -102,7 +102,7 @@ async fn a_fallback_that_says_something_else_of_a_known_tag_is_not_believed() {
     three.own.stop().await;
     let client = client(&three.upstream());
     let (demo, v1, digest_) = (name("demo"), reference("v1"), digest(&known.manifest));
-    // The second one says what is known, and that is enough.
+    // The second fallback confirms what is known, and that is enough.
     assert_eq!(client.confirm_tag(&demo, &tag("v1"), &digest_).await.unwrap(), Some(digest_.clone()));
     let fetched = client.manifest_known_as(&demo, &v1, Some(&digest_)).await.unwrap();
     assert_eq!(sha256(&fetched.bytes), known.manifest);
@@ -111,11 +111,11 @@ async fn a_fallback_that_says_something_else_of_a_known_tag_is_not_believed() {
     assert_eq!((seen[0].known.to_string(), seen[0].reference.clone()), (known.manifest.clone(), v1.clone()));
     assert_eq!(seen[0].said.as_ref().map(ToString::to_string), Some(other.manifest.clone()));
     assert_eq!(seen[0].endpoint.to_string(), three.first.url());
-    // With nobody to say so, it is not confirmed: it fails as the endpoint does.
+    // If no fallback confirms it, the call fails with the endpoint's error.
     three.second.stop().await;
     let error = client.confirm_tag(&demo, &tag("v1"), &digest_).await.unwrap_err();
     assert!(matches!(error, Error::Away { .. }), "{error:?}");
-    // A tag that nobody knows is taken from the first whose content is what it says.
+    // An unknown tag is taken from the first fallback whose content matches its digest.
     let unknown = client.manifest(&demo, &v1).await.unwrap();
     assert_eq!(sha256(&unknown.bytes), other.manifest);
     three.first.script("manifests/", Fault::FlipBit);
@@ -133,7 +133,7 @@ async fn a_fallback_whose_content_does_not_have_its_digest_is_passed_over() {
     let by_digest = Reference::Digest(digest(&image.manifest));
     let fetched = client.manifest(&name("demo"), &by_digest).await.unwrap();
     assert_eq!(sha256(&fetched.bytes), image.manifest);
-    // Whoever verifies a blob says that it was wrong.
+    // The caller that verifies a blob reports that it was wrong.
     let layer = digest(&image.layers[0]);
     assert_ne!(sha256(&read_blob(&client, "demo", &image.layers[0]).await.unwrap()), image.layers[0]);
     assert!(client.was_wrong(&name("demo"), &layer));
@@ -166,7 +166,7 @@ async fn a_silent_endpoint_leaves_time_for_a_fallback() {
     three.share();
     three.own.script("/v2/", Fault::Silence);
     let limits = Limits { retries: 0, ..short() };
-    let client = Client::new(&three.upstream(), limits).expect("a client");
+    let client = Client::new(&three.upstream(), REGISTRY, limits).expect("a client");
     for _ in 0..4 {
         client.manifest(&name("demo"), &reference("v1")).await.unwrap();
     }

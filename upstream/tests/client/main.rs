@@ -1,4 +1,4 @@
-//! The client against a scripted registry over real HTTP.
+//! The client with a scripted registry over real HTTP.
 
 mod budgets;
 mod content;
@@ -18,7 +18,10 @@ use entrepot_domain::{Digest, Reference, RepositoryName, Secret, Upstream, Upstr
 use entrepot_test_support::FakeUpstream;
 use entrepot_upstream::{Client, Error, Limits};
 
-/// An upstream at `url` that may be at a private address.
+/// The id of the registry that asks.
+const REGISTRY: uuid::Uuid = uuid::Uuid::from_u128(0x000e_117e_2e90);
+
+/// An upstream at `url` that may have a private address.
 fn upstream_at(url: &str) -> Upstream {
     Upstream {
         uid: uuid::Uuid::from_u128(1),
@@ -35,13 +38,12 @@ fn upstream_at(url: &str) -> Upstream {
     }
 }
 
-/// An upstream at `url` with a credential.
 fn upstream_with_credential(url: &str) -> Upstream {
     let credential = Credential { username: "puller".into(), password: Secret::new("pass-word-1".into()) };
     Upstream { credential: Some(credential), ..upstream_at(url) }
 }
 
-/// Limits that are short enough for tests of what takes too long.
+/// Limits that are short enough for tests of timeouts.
 fn short() -> Limits {
     Limits {
         connect: Duration::from_millis(300),
@@ -55,7 +57,7 @@ fn short() -> Limits {
 
 fn client(upstream: &Upstream) -> Client {
     let limits = Limits { retry_wait: Duration::from_millis(1), ..Limits::default() };
-    Client::new(upstream, limits).expect("a client")
+    Client::new(upstream, REGISTRY, limits).expect("a client")
 }
 
 fn client_of(fake: &FakeUpstream) -> Client {
@@ -86,7 +88,7 @@ async fn read_blob(client: &Client, repository: &str, blob: &str) -> Result<Vec<
         .await
 }
 
-/// A listener at another loopback address that counts who connects to it.
+/// A listener at another loopback address that counts connections.
 struct Canary {
     address: SocketAddr,
     listener: std::net::TcpListener,
@@ -103,7 +105,7 @@ impl Canary {
         format!("http://{}", self.address)
     }
 
-    /// Panics if anybody has connected. A connection that was made is in the queue by then.
+    /// Panics if anybody has connected. The connection would be in the queue by now.
     fn assert_untouched(&self) {
         let error = self.listener.accept().expect_err("nobody connects to the canary");
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);

@@ -1,4 +1,4 @@
-//! Upstreams that are slow, away, or want less.
+//! Upstreams that are slow, away, or throttling.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use entrepot_test_support::{Auth, FakeUpstream, Fault, wait_until};
 use entrepot_upstream::{Client, Error, Limits, State, Trouble};
 use futures_util::StreamExt as _;
 
-use crate::{client_of, name, read_blob, reference, short, upstream_at};
+use crate::{REGISTRY, client_of, digest, name, read_blob, reference, short, upstream_at};
 
 fn hasty(fake: &FakeUpstream) -> Client {
-    Client::new(&upstream_at(&fake.url()), short()).expect("a client")
+    Client::new(&upstream_at(&fake.url()), REGISTRY, short()).expect("a client")
 }
 
 async fn pull(client: &Client) -> Result<(), Error> {
@@ -66,14 +66,14 @@ async fn an_upstream_that_wants_no_requests_for_a_while_gets_none() {
     let fake = FakeUpstream::start().await;
     fake.publish_image("demo", "v1", &[]);
     let limits = Limits { pause: Duration::from_secs(2), ..Limits::default() };
-    let client = Client::new(&upstream_at(&fake.url()), limits).expect("a client");
+    let client = Client::new(&upstream_at(&fake.url()), REGISTRY, limits).expect("a client");
     fake.script_times("GET ", Fault::Status(429, Some("60".into())), 1);
     pull(&client).await.unwrap_err();
     let asked = fake.request_count();
     let Err(Error::Throttled { retry_after: Some(left) }) = pull(&client).await else { panic!("not throttled") };
     assert!(left <= limits.pause, "{left:?}");
     assert_eq!(fake.request_count(), asked);
-    // Another login is another matter.
+    // Another login is not affected.
     pull(&client_of(&fake)).await.unwrap();
     wait_until(Duration::from_secs(10), "it is asked again", async || pull(&client).await.is_ok()).await;
 }
@@ -85,7 +85,7 @@ async fn one_request_finds_out_whether_an_upstream_is_back_however_many_wait() {
     for trouble in [Fault::Status(429, Some("60".into())), Fault::Status(429, None), Fault::Status(503, None)] {
         let pause = Duration::from_secs(2);
         let limits = Limits { pause, probe: pause, retry_wait: Duration::from_millis(1), ..Limits::default() };
-        let client = Client::new(&upstream_at(&fake.url()), limits).expect("a client");
+        let client = Client::new(&upstream_at(&fake.url()), REGISTRY, limits).expect("a client");
         fake.script("GET ", trouble.clone());
         while client.health().state == State::Healthy {
             pull(&client).await.unwrap_err();
@@ -95,7 +95,7 @@ async fn one_request_finds_out_whether_an_upstream_is_back_however_many_wait() {
         assert_eq!(fake.request_count(), asked, "{trouble:?}: nobody asks before the time");
         let gate = fake.hold("GET ");
         let probing = async {
-            // All that come before the time are refused at once; the first one after it finds out.
+            // All requests before that time are refused at once; the first one after it probes.
             while fake.request_count() == asked {
                 if let Err(Error::NotFound) = pull(&client).await {
                     break;
@@ -165,7 +165,7 @@ async fn a_blob_that_breaks_off_or_stalls_is_gone_on_with() {
     let blob = fake.publish_blob("demo", bytes.clone());
     for (fault, client) in [(Fault::CutAfter(150_000), client_of(&fake)), (Fault::StallAfter(150_000), hasty(&fake))] {
         let asked = fake.request_count();
-        // Five times, the first one included; the rest is less than that.
+        // Five times, including the first one; the rest is less than that.
         fake.script_times("/blobs/", fault, 5);
         assert_eq!(read_blob(&client, "demo", &blob).await.unwrap(), bytes);
         fake.heal();
@@ -175,7 +175,7 @@ async fn a_blob_that_breaks_off_or_stalls_is_gone_on_with() {
     fake.script_times("/blobs/", Fault::NoLength, 1);
     fake.script_times("/blobs/", Fault::CutAfter(500_000), 1);
     assert_eq!(read_blob(&client_of(&fake), "demo", &blob).await.unwrap(), bytes);
-    // Whoever does not know ranges sends all of it again, and has what was read passed over.
+    // A host that does not support ranges sends everything again, and the part that was read is skipped.
     fake.script_times("/blobs/", Fault::CutAfter(400_000), 3);
     fake.script("/blobs/", Fault::NoRanges);
     assert_eq!(read_blob(&client_of(&fake), "demo", &blob).await.unwrap(), bytes);
@@ -187,7 +187,7 @@ async fn a_blob_is_gone_on_with_under_another_token() {
     fake.set_auth(Auth::AnonymousToken);
     let bytes = random_bytes(4, 500_000);
     let blob = fake.publish_blob("demo", bytes.clone());
-    // The first request is the one that learns where tokens come from.
+    // The first request learns where tokens come from.
     fake.script_times("/blobs/", Fault::CutAfter(150_000), 2);
     let mut body = client_of(&fake).blob(&name("demo"), &blob.parse().expect("a digest")).await.unwrap();
     let mut read = body.stream.next().await.expect("it has begun").unwrap().to_vec();
@@ -217,16 +217,93 @@ async fn a_blob_that_does_not_get_on_ends_with_an_error() {
 }
 
 #[tokio::test]
-async fn another_range_or_another_size_is_not_gone_on_with() {
+async fn a_range_that_is_not_served_as_asked_has_the_blob_begun_anew() {
+    let fake = FakeUpstream::start().await;
+    let bytes = random_bytes(3, 500_000);
+    let blob = fake.publish_blob("demo", bytes.clone());
+    let header = |name: &str, value: &str| Fault::Header(name.to_owned(), value.to_owned());
+    let odd = [
+        vec![Fault::Status(416, None)],
+        vec![Fault::Status(400, None)],
+        vec![Fault::Status(403, None)],
+        vec![header("content-range", "bytes 0-499999/500000")],
+        vec![header("content-range", "bytes 100001-499999/500000")],
+        vec![header("content-range", "bytes 100000-499999/500001")],
+        vec![header("content-range", "nonsense")],
+        vec![header("content-encoding", "gzip")],
+        vec![Fault::NoRanges],
+    ];
+    for faults in odd {
+        for length in [None, Some(Fault::NoLength)] {
+            if length.is_some() && matches!(&faults[..], [Fault::Header(_, range)] if range.ends_with("/500001")) {
+                // The size is not known, so nobody can tell.
+                continue;
+            }
+            let asked = fake.request_count();
+            fake.script_times("/blobs/", Fault::CutAfter(100_000), 1);
+            if let Some(fault) = &length {
+                fake.script_times("/blobs/", fault.clone(), 1);
+            }
+            let gate = fake.hold("/blobs/");
+            let client = client_of(&fake);
+            let playing = async {
+                gate.until_waiting(1).await;
+                for fault in &faults {
+                    fake.script_times("/blobs/", fault.clone(), 1);
+                }
+                gate.release();
+            };
+            let (read, ()) = futures_util::future::join(read_blob(&client, "demo", &blob), playing).await;
+            fake.heal();
+            assert!(read.is_ok_and(|read| read == bytes), "{faults:?}");
+            let ranges: Vec<_> = fake.log()[asked..].iter().map(|entry| entry.headers.get("range").cloned()).collect();
+            let is_whole = matches!(faults[..], [Fault::NoRanges]);
+            assert_eq!(ranges.len(), if is_whole { 2 } else { 3 }, "{faults:?}");
+            assert_eq!(ranges.iter().filter(|range| range.is_some()).count(), 1, "{faults:?}: once, and not again");
+            let range = ranges[1].as_ref().unwrap().to_str().unwrap();
+            assert_eq!(
+                range.ends_with("-499999"),
+                length.is_none(),
+                "{range}: it ends where the blob does, if that is known"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_is_another_by_now_has_broken_off_and_is_no_bad_one() {
     let fake = FakeUpstream::start().await;
     let blob = fake.publish_blob("demo", random_bytes(3, 500_000));
-    let header = |name: &str, value: &str| Fault::Header(name.to_owned(), value.to_owned());
-    for range in ["bytes 0-499999/500000", "bytes 100001-499999/500000", "bytes 100000-499999/500001", "nonsense"] {
+    for odd in [Fault::Body(vec![1; 400_000]), Fault::Status(206, None), Fault::Status(418, None)] {
         fake.script_times("/blobs/", Fault::CutAfter(100_000), 1);
-        fake.script("/blobs/", header("content-range", range));
-        let error = read_blob(&client_of(&fake), "demo", &blob).await.unwrap_err();
+        let gate = fake.hold("/blobs/");
+        let client = client_of(&fake);
+        let playing = async {
+            gate.until_waiting(1).await;
+            fake.script("/blobs/", Fault::NoRanges);
+            fake.script("/blobs/", odd.clone());
+            gate.release();
+        };
+        let (read, ()) = futures_util::future::join(read_blob(&client, "demo", &blob), playing).await;
         fake.heal();
-        assert!(matches!(error, Error::BadAnswer { .. }), "{range}: {error:?}");
+        let error = read.unwrap_err();
+        assert!(matches!(error, Error::Away { trouble: Trouble::BrokenOff, .. }), "{odd:?}: {error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_part_that_is_not_served_as_asked_is_none() {
+    let fake = FakeUpstream::start().await;
+    let blob = fake.publish_blob("demo", random_bytes(3, 500_000));
+    for odd in [
+        Fault::Status(416, None),
+        Fault::Status(400, None),
+        Fault::NoRanges,
+        Fault::Header("content-range".into(), "bytes 0-499999/500000".into()),
+    ] {
+        fake.script_times("/blobs/", odd.clone(), 1);
+        let part = client_of(&fake).blob_part(&name("demo"), &digest(&blob), 100_000..200_000).await;
+        assert!(matches!(part, Ok(None)), "{odd:?}");
     }
 }
 

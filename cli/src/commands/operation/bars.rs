@@ -1,21 +1,21 @@
-//! Progress bars for a terminal, and a line for each item that has ended for everything else.
+//! Progress bars on a terminal, and otherwise a line for each ended item.
 
 use std::collections::HashMap;
 use std::io::{self, IsTerminal as _};
-use std::sync::{Mutex, PoisonError};
 
 use entrepot_proto::v1::{Operation, OperationItem};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 
 use super::short;
 use crate::output::note;
 
-/// How many items have a bar of their own.
+/// How many items get a bar of their own.
 const ITEMS: usize = 8;
 
-/// How an operation stands, on standard error.
+/// The progress of an operation, on standard error.
 pub(super) enum Bars {
-    /// One bar for all, and one for each item that nodes work at.
+    /// One bar for the operation, and one for each running item.
     Drawn(Box<Drawn>),
     /// Lines only.
     Lines,
@@ -29,7 +29,7 @@ pub(super) struct Drawn {
 }
 
 impl Bars {
-    /// What suits standard error.
+    /// The form that suits standard error.
     pub(super) fn new() -> Self {
         if !io::stderr().is_terminal() {
             return Self::Lines;
@@ -39,16 +39,16 @@ impl Bars {
         Self::Drawn(Box::new(Drawn { screen, all, items: Mutex::default() }))
     }
 
-    /// Tells of an item that has ended.
+    /// Reports an item that has ended.
     pub(super) fn ended(&self, line: &str) {
         match self {
-            // A terminal that has gone hears nothing.
+            // If the terminal has gone, there is nobody to tell.
             Self::Drawn(drawn) => drop(drawn.screen.println(line)),
             Self::Lines => note(line),
         }
     }
 
-    /// Shows how all of it stands.
+    /// Shows the current progress.
     pub(super) fn show(&self, operation: &Operation, running: &[OperationItem]) {
         let Self::Drawn(drawn) = self else { return };
         drawn.all.set_length(count(operation.item_count.into()));
@@ -56,7 +56,7 @@ impl Bars {
         if operation.failed_count > 0 {
             drawn.all.set_message(format!("({} failed)", operation.failed_count));
         }
-        let mut items = drawn.items.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut items = drawn.items.lock();
         items.retain(|image, bar| {
             let runs = running.iter().any(|item| item.image == *image);
             if !runs {

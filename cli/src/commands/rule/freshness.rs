@@ -1,4 +1,4 @@
-//! The flags that say how far a rule's tags are trusted, and how that is shown.
+//! The options for the freshness of a rule's tags, and how it is shown.
 
 use std::time::Duration;
 
@@ -9,140 +9,125 @@ use entrepot_proto::v1::rule::{Mode, WhenDeleted, WhenDenied};
 use entrepot_proto::v1::{AutomaticSync, Rule, TagWindow};
 use entrepot_runtime::config::Setting as _;
 
+use crate::commands::mask::Mask;
 use crate::output::Cells;
 
-/// What is given of a rule's freshness.
+/// The given options.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Flags {
-    /// How long a tag is trusted after the upstream has confirmed it, such as 12h; 0 asks at every pull; 24h unless set.
+    /// How long a tag is trusted after the upstream has confirmed it, such as 12h; 0 asks at every pull; 24h unless
+    /// set.
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     window: Option<Duration>,
-    /// What happens to a pull of a tag that is not trusted any more; blocking unless set.
+    /// What happens to a pull of a tag that is no longer trusted; blocking unless set.
     #[arg(long)]
     mode: Option<ModeFlag>,
-    /// Tags that never move, such as 'v*' or '*-release': what is known of one is never asked for again. Can be given
-    /// several times; '' for none.
+    /// Tags that never move, such as 'v*' or '*-release'. Once the meaning of such a tag is known, the upstream is not
+    /// asked again. Can be given several times; '' for none.
     #[arg(long = "immutable-tag", value_name = "PATTERN")]
     immutable_tags: Vec<String>,
-    /// How long after its last validation a tag is served that the upstream does not confirm, such as 7d; `ever`
-    /// unless set.
+    /// How long after its last validation a tag may be served although the upstream does not confirm it, such as 7d;
+    /// `ever` unless set.
     #[arg(long, value_name = "LENGTH", value_parser = limit)]
     max_stale: Option<Limit>,
-    /// What is done with a tag that the upstream has no more; keep unless set.
+    /// What happens to a tag that no longer exists at the upstream; keep unless set.
     #[arg(long)]
     when_deleted: Option<WhenDeletedFlag>,
-    /// What is done when the upstream denies access to a tag that is cached; keep unless set.
+    /// What happens to a cached tag when the upstream denies access; keep unless set.
     #[arg(long)]
     when_denied: Option<WhenDeniedFlag>,
     /// Another window or mode for some tags, such as 'latest=5m', 'edge*=off' or 'dev=1m,background'; the first one
-    /// that matches counts. Can be given several times; '' for none.
+    /// that matches applies. Can be given several times; '' for none.
     #[arg(long = "tag-window", value_name = "PATTERN=LENGTH,MODE", value_parser = tag_window)]
     tag_windows: Vec<Own>,
-    /// How long a repository's list of tags is served before the upstream is asked for it again; 5m unless set.
+    /// How long a repository's list of tags is served before the upstream is asked again; 5m unless set.
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     tag_list_window: Option<Duration>,
-    /// The same for the list of what refers to a manifest, such as signatures; 6h unless set.
+    /// The same for a manifest's list of referrers, such as signatures; 6h unless set.
     #[arg(long, value_name = "LENGTH", value_parser = length)]
     referrers_window: Option<Duration>,
-    /// Whether tags in use are revalidated before their window ends, without a pull asking for it; on unless set.
+    /// Whether tags in use are revalidated before their window ends, even without a pull; on unless set.
     #[arg(long)]
     automatic_sync: Option<AutomaticSyncFlag>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AutomaticSyncFlag {
-    /// They are.
+    /// Yes.
     On,
-    /// They are not.
+    /// No.
     Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ModeFlag {
-    /// It waits until the upstream has been asked.
+    /// The pull waits until the upstream has been asked.
     Blocking,
-    /// It gets what is cached, and the upstream is asked behind it.
+    /// The pull gets what is cached, and the upstream is asked in the background.
     Background,
-    /// It gets what is cached, and the upstream is never asked by itself.
+    /// The pull gets what is cached, and the upstream is asked only when somebody requests a sync.
     Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum WhenDeletedFlag {
-    /// What is cached goes on being served.
+    /// What is cached is still served.
     Keep,
-    /// The tag is dropped here, too.
+    /// The tag is deleted here, too.
     Drop,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum WhenDeniedFlag {
-    /// What is cached goes on being served.
+    /// What is cached is still served.
     Keep,
     /// The pull is denied, too.
     Fail,
 }
 
-/// A limit in time, which may be none.
+/// A time limit, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Limit {
     Ever,
     Of(Duration),
 }
 
-/// What differs for some tags; `None` where an empty text says that nothing does.
+/// An exception for some tags; `None` stands for an empty text, which clears the list.
 #[derive(Clone, Debug, PartialEq)]
 struct Own(Option<TagWindow>);
 
 impl Flags {
-    /// Writes what is given into `rule`, and says into which fields.
-    pub(super) fn write(self, rule: &mut Rule) -> Vec<&'static str> {
-        let mut paths = Vec::new();
-        let mut given = |path, is_given: bool| {
-            if is_given {
-                paths.push(path);
-            }
-        };
-        given("window", self.window.is_some());
-        given("mode", self.mode.is_some());
-        given("immutable_tags", !self.immutable_tags.is_empty());
-        given("max_stale", self.max_stale.is_some());
-        given("when_deleted", self.when_deleted.is_some());
-        given("when_denied", self.when_denied.is_some());
-        given("tag_windows", !self.tag_windows.is_empty());
-        given("tag_list_window", self.tag_list_window.is_some());
-        given("referrers_window", self.referrers_window.is_some());
-        given("automatic_sync", self.automatic_sync.is_some());
-
-        rule.window = self.window.map(convert::duration);
-        rule.mode = self.mode.map_or(Mode::Unspecified, Mode::from).into();
-        rule.immutable_tags = self.immutable_tags.into_iter().filter(|pattern| !pattern.is_empty()).collect();
-        rule.max_stale = match self.max_stale {
-            Some(Limit::Of(length)) => Some(convert::duration(length)),
-            Some(Limit::Ever) | None => None,
-        };
-        rule.when_deleted = match self.when_deleted {
-            None => WhenDeleted::Unspecified,
-            Some(WhenDeletedFlag::Keep) => WhenDeleted::Keep,
-            Some(WhenDeletedFlag::Drop) => WhenDeleted::Drop,
-        }
-        .into();
-        rule.when_denied = match self.when_denied {
-            None => WhenDenied::Unspecified,
-            Some(WhenDeniedFlag::Keep) => WhenDenied::Keep,
-            Some(WhenDeniedFlag::Fail) => WhenDenied::Fail,
-        }
-        .into();
-        rule.tag_windows = self.tag_windows.into_iter().filter_map(|own| own.0).collect();
-        rule.tag_list_window = self.tag_list_window.map(convert::duration);
-        rule.referrers_window = self.referrers_window.map(convert::duration);
-        rule.automatic_sync = match self.automatic_sync {
-            None => AutomaticSync::Unspecified,
-            Some(AutomaticSyncFlag::On) => AutomaticSync::On,
-            Some(AutomaticSyncFlag::Off) => AutomaticSync::Off,
-        }
-        .into();
-        paths
+    /// Writes the given options into `rule`.
+    pub(super) fn write(self, rule: &mut Rule, mask: &mut Mask) {
+        let length = |length: Option<Duration>| length.map(|length| Some(convert::duration(length)));
+        mask.set("window", &mut rule.window, length(self.window));
+        mask.set("mode", &mut rule.mode, self.mode.map(|mode| Mode::from(mode).into()));
+        mask.set_list("immutable_tags", &mut rule.immutable_tags, self.immutable_tags);
+        let max_stale = self.max_stale.map(|limit| match limit {
+            Limit::Of(length) => Some(convert::duration(length)),
+            Limit::Ever => None,
+        });
+        mask.set("max_stale", &mut rule.max_stale, max_stale);
+        let when_deleted = self.when_deleted.map(|flag| match flag {
+            WhenDeletedFlag::Keep => WhenDeleted::Keep.into(),
+            WhenDeletedFlag::Drop => WhenDeleted::Drop.into(),
+        });
+        mask.set("when_deleted", &mut rule.when_deleted, when_deleted);
+        let when_denied = self.when_denied.map(|flag| match flag {
+            WhenDeniedFlag::Keep => WhenDenied::Keep.into(),
+            WhenDeniedFlag::Fail => WhenDenied::Fail.into(),
+        });
+        mask.set("when_denied", &mut rule.when_denied, when_denied);
+        let has_windows = !self.tag_windows.is_empty();
+        let windows = self.tag_windows.into_iter().filter_map(|own| own.0).collect();
+        mask.set("tag_windows", &mut rule.tag_windows, has_windows.then_some(windows));
+        mask.set("tag_list_window", &mut rule.tag_list_window, length(self.tag_list_window));
+        mask.set("referrers_window", &mut rule.referrers_window, length(self.referrers_window));
+        let automatic_sync = self.automatic_sync.map(|flag| match flag {
+            AutomaticSyncFlag::On => AutomaticSync::On.into(),
+            AutomaticSyncFlag::Off => AutomaticSync::Off.into(),
+        });
+        mask.set("automatic_sync", &mut rule.automatic_sync, automatic_sync);
     }
 }
 
@@ -156,12 +141,12 @@ impl From<ModeFlag> for Mode {
     }
 }
 
-/// What a list of rules says of it.
+/// The columns in a list of rules.
 pub(super) fn row(rule: &Rule) -> Cells {
     vec![("WINDOW", shown(rule.window.as_ref())), ("MODE", mode(rule.mode()).to_owned())]
 }
 
-/// All else that a rule says of it.
+/// All further details of a rule.
 pub(super) fn details(rule: &Rule) -> Cells {
     let deleted = match rule.when_deleted() {
         WhenDeleted::Unspecified => "",
@@ -186,12 +171,12 @@ pub(super) fn details(rule: &Rule) -> Cells {
     ]
 }
 
-/// A length of time as flags take it; nothing if it is absent.
+/// A duration in the form of the options; empty if it is absent.
 pub(super) fn shown(length: Option<&prost_types::Duration>) -> String {
     length.and_then(convert::length).map(exact).unwrap_or_default()
 }
 
-/// A mode as flags take it.
+/// A mode in the form of the options.
 pub(super) fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Unspecified => "",
@@ -201,7 +186,7 @@ pub(super) fn mode(mode: Mode) -> &'static str {
     }
 }
 
-/// What differs for some tags, as the flag takes it.
+/// An exception in the form of the option.
 fn said(own: &TagWindow) -> String {
     let parts = [shown(own.window.as_ref()), mode(own.mode()).to_owned()];
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
@@ -263,10 +248,15 @@ mod tests {
             ..Flags::default()
         };
         let mut rule = Rule::default();
-        assert_eq!(flags.write(&mut rule), ["window", "immutable_tags", "max_stale", "when_deleted"]);
+        let mut mask = Mask::default();
+        flags.write(&mut rule, &mut mask);
+        let paths = mask.finish("rule").unwrap().unwrap().paths;
+        assert_eq!(paths, ["window", "immutable_tags", "max_stale", "when_deleted"]);
         assert_eq!((shown(rule.window.as_ref()), rule.max_stale), ("0s".to_owned(), None));
         assert!(rule.immutable_tags.is_empty() && rule.when_deleted() == WhenDeleted::Drop);
-        assert!(Flags::default().write(&mut Rule::default()).is_empty());
+        let mut nothing = Mask::default();
+        Flags::default().write(&mut Rule::default(), &mut nothing);
+        assert!(nothing.finish("rule").is_err());
         assert_eq!(limit("7d"), Ok(Limit::Of(Duration::from_secs(604_800))));
         assert!(limit("long").unwrap_err().ends_with("or `ever`"));
     }

@@ -1,4 +1,4 @@
-//! How an upstream is, for people.
+//! The health of an upstream, for people.
 
 use entrepot_domain::freshness::exact;
 use entrepot_proto::convert;
@@ -8,7 +8,7 @@ use prost_types::Timestamp;
 use crate::names;
 use crate::output::{Cells, time};
 
-/// What is shown of one upstream.
+/// The details of one upstream.
 pub(super) fn details(health: &UpstreamHealth) -> Cells {
     let mut cells = vec![("TROUBLE", health.trouble.clone()), ("ENDPOINT IN USE", health.endpoint_in_use.clone())];
     if let Some(left) = &health.budget_left {
@@ -22,7 +22,7 @@ pub(super) fn details(health: &UpstreamHealth) -> Cells {
     cells
 }
 
-/// A state, and until when it lasts.
+/// A state, with the time until which it lasts.
 pub(super) fn state(state: UpstreamState, until: Option<&Timestamp>) -> String {
     let word = match state {
         UpstreamState::Unspecified => return String::new(),
@@ -38,7 +38,6 @@ pub(super) fn state(state: UpstreamState, until: Option<&Timestamp>) -> String {
     }
 }
 
-/// What is left of a budget.
 pub(super) fn left(left: &BudgetLeft) -> String {
     match &left.budget {
         Some(of) => format!("{} of {}", left.left_requests, budget(of)),
@@ -46,7 +45,7 @@ pub(super) fn left(left: &BudgetLeft) -> String {
     }
 }
 
-/// A budget, as its flag takes it.
+/// A budget, in the form of its option.
 pub(super) fn budget(budget: &Budget) -> String {
     let window = budget.window.as_ref().and_then(convert::length).map(exact).unwrap_or_default();
     format!("{}/{window}", budget.requests)

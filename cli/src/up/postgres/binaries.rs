@@ -1,4 +1,4 @@
-//! Which Postgres this machine has.
+//! The Postgres installations of this machine.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -10,22 +10,22 @@ use tokio::process::Command;
 
 use super::Error;
 
-/// The oldest major version that our SQL runs on.
+/// The oldest major version that our SQL works with.
 pub(super) const OLDEST: u32 = 15;
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// The programs of one installed Postgres.
+/// The programs of one Postgres installation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Binaries {
-    /// Where they are.
+    /// Their folder.
     pub(super) folder: PathBuf,
     /// The major version.
     pub(super) major: u32,
-    /// The version in full, as it says itself.
+    /// The full version, as the program reports it.
     pub(super) version: String,
 }
 
-/// All usable ones: those on `path` first, then the packaged ones, the newest first.
+/// All usable installations: first those on `path`, then the packaged ones, the newest first.
 pub(super) async fn find(path: &OsStr) -> Result<Vec<Binaries>, Error> {
     let mut folders: Vec<PathBuf> = std::env::split_paths(path).filter(|folder| folder.is_absolute()).collect();
     folders.extend(versioned("/usr/lib/postgresql", "", "bin"));
@@ -33,7 +33,7 @@ pub(super) async fn find(path: &OsStr) -> Result<Vec<Binaries>, Error> {
 
     let mut found: Vec<Binaries> = vec![];
     for folder in folders {
-        // A link leads to where the rest of that installation is.
+        // A link leads to the folder of the rest of the installation.
         let Ok(program) = fs::canonicalize(folder.join("postgres")) else { continue };
         let Some(folder) = program.parent().filter(|folder| folder.join("initdb").is_file()) else { continue };
         if found.iter().any(|known| known.folder == folder) {
@@ -46,7 +46,7 @@ pub(super) async fn find(path: &OsStr) -> Result<Vec<Binaries>, Error> {
     if found.is_empty() { Err(Error::NotInstalled) } else { Ok(found) }
 }
 
-/// The ones to use for the data in `data`: of the version that made it, else the first.
+/// The installation for the data in `data`: of the version that created it, or else the first.
 pub(super) fn choose(installed: Vec<Binaries>, data: &Path) -> Result<Binaries, Error> {
     let made_by = fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| text.trim().parse::<u32>().ok());
     let majors: Vec<_> = installed.iter().map(|binaries| binaries.major.to_string()).collect();
@@ -71,7 +71,7 @@ fn versioned(parent: &str, prefix: &str, rest: &str) -> Vec<PathBuf> {
     folders.into_iter().map(|(_, folder)| folder).collect()
 }
 
-/// What a program says that its version is, if it is a Postgres server at all.
+/// The version that a program reports, if it is a Postgres server at all.
 async fn version(program: &Path) -> Option<(u32, String)> {
     let mut command = Command::new(program);
     command.arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);

@@ -1,8 +1,8 @@
-//! Where the embedded Postgres keeps its things, and whom they belong to.
+//! The folders of the embedded Postgres, and their owner.
 //!
 //! ```text
-//! data        the database; absent until initdb has wholly succeeded
-//! data.new    a database in the making; of no use to anybody else
+//! data        the database; absent until initdb has succeeded completely
+//! data.new    an unfinished database, which nothing else uses
 //! socket/     the socket, or a link to a folder with a shorter path
 //! ```
 
@@ -18,43 +18,36 @@ use uuid::Uuid;
 
 use super::Error;
 use super::binaries::Binaries;
+use crate::up::privileges::become_user;
 
-/// What the kernel takes of a socket's path.
+/// The longest path of a socket that the kernel accepts.
 const SOCKET_PATH_MAX_BYTES: usize = 107;
 /// The name that Postgres gives to its socket for its default port.
 const SOCKET: &str = ".s.PGSQL.5432";
+const ROOT: u32 = 0;
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
 
-/// Whom Postgres runs as.
+/// The user that runs Postgres.
 #[derive(Clone, Debug)]
 pub(super) enum Account {
-    /// Whoever we are.
+    /// Our own user.
     Ourselves,
-    /// Somebody else, since we are root.
-    Other {
-        /// The name.
-        name: String,
-        /// The ids.
-        uid: u32,
-        /// The ids.
-        gid: u32,
-    },
+    /// Another user, since we are root.
+    Other { name: String, uid: u32, gid: u32 },
 }
 
-/// The paths that are used.
+/// The paths in use.
 #[derive(Debug)]
 pub(super) struct Layout {
     folder: PathBuf,
-    /// The database.
     pub(super) data: PathBuf,
-    /// The database in the making.
+    /// The unfinished database.
     pub(super) new_data: PathBuf,
-    /// The folder of the socket.
     pub(super) socket_folder: PathBuf,
 }
 
 impl Account {
-    /// Ourselves, unless we are root: then the user `name`.
+    /// Our own user, unless we are root; then the user `name`.
     pub(super) async fn of(name: &str) -> Result<Self, Error> {
         if !rustix::process::geteuid().is_root() {
             return Ok(Self::Ourselves);
@@ -65,7 +58,17 @@ impl Account {
         }
     }
 
-    /// Makes `command` run as this account, in an empty environment, away from any folder that it may not enter.
+    /// Switches this thread to this account from now on, so that its files and processes are handled with its rights
+    /// and not with root's.
+    pub(super) fn take_on(&self) -> Result<(), Error> {
+        match self {
+            Self::Ourselves => Ok(()),
+            Self::Other { uid, gid, .. } => become_user(*uid, *gid)
+                .map_err(|error| Error::Failed { what: "becoming Postgres' user", why: error.to_string() }),
+        }
+    }
+
+    /// Makes `command` run as this account, in an empty environment and outside any folder that it may not enter.
     pub(super) fn apply(&self, command: &mut Command) {
         command.env_clear().env("PATH", "/usr/bin:/bin").env("TZ", "UTC").current_dir("/");
         if let Self::Other { uid, gid, .. } = self {
@@ -73,7 +76,7 @@ impl Account {
         }
     }
 
-    /// Fails if this account cannot run the programs or enter the folders, naming the first folder that bars it.
+    /// Fails if this account cannot run the programs or enter the folders; names the first folder that it cannot enter.
     pub(super) async fn check_can_use(&self, binaries: &Binaries, layout: &Layout) -> Result<(), Error> {
         let Self::Other { name, .. } = self else { return Ok(()) };
         let program = binaries.folder.join("postgres");
@@ -102,11 +105,11 @@ impl Account {
     }
 }
 
-/// The folder of the socket; elsewhere if its path here is too long for a socket.
+/// The folder of the socket. It is elsewhere if its path here is too long for a socket.
 fn socket_folder(folder: &Path) -> Result<PathBuf, Error> {
     let path = folder.join("socket");
     if let Ok(earlier) = fs::read_link(&path) {
-        // It lies where others can make folders too; ours has the owner of all the rest.
+        // Others can create folders there, too, but ours has the same owner as everything else.
         let owner = fs::metadata(folder).map_err(file("look at", folder))?.uid();
         if fs::symlink_metadata(&earlier).is_ok_and(|earlier| earlier.is_dir() && earlier.uid() == owner) {
             return Ok(earlier);
@@ -117,14 +120,14 @@ fn socket_folder(folder: &Path) -> Result<PathBuf, Error> {
         private_folder(&path)?;
         return Ok(path);
     }
-    // Nobody can have made a folder of this name before us.
+    // Nobody can have created a folder with this name before us.
     let short = PathBuf::from(format!("/tmp/entrepot-{}", Uuid::new_v4().simple()));
     private_folder(&short)?;
     symlink(&short, &path).map_err(file("make the link", &path))?;
     Ok(short)
 }
 
-/// Makes a folder that only its owner may enter.
+/// Creates a folder that only its owner may enter.
 fn private_folder(path: &Path) -> Result<(), Error> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => Ok(()),
@@ -134,26 +137,32 @@ fn private_folder(path: &Path) -> Result<(), Error> {
 }
 
 impl Layout {
-    /// Makes the folders around the database that are missing.
+    /// Creates missing folders around the database.
     pub(super) fn make(folder: &Path) -> Result<Self, Error> {
         private_folder(folder)?;
-        // Postgres is given these paths, and works in another folder than we.
+        // Postgres gets these paths, and has another working folder than we.
         let folder = fs::canonicalize(folder).map_err(file("find", folder))?;
         let socket_folder = socket_folder(&folder)?;
         Ok(Self { data: folder.join("data"), new_data: folder.join("data.new"), socket_folder, folder })
     }
 
-    /// Gives the folders to `account`, and to nobody else.
+    /// Gives the folders to `account`, and to nobody else. Root's group may pass through, so we need no privilege to
+    /// connect.
     pub(super) fn hand_over(&self, account: &Account) -> Result<(), Error> {
         for path in [&self.folder, &self.socket_folder] {
             let metadata = fs::metadata(path).map_err(file("look at", path))?;
-            if let Account::Other { uid, gid, .. } = account
-                && metadata.uid() != *uid
-            {
-                chown(path, Some(*uid), Some(*gid)).map_err(file("change the owner of", path))?;
-            }
-            if metadata.mode() & 0o777 != 0o700 {
-                fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(file("protect", path))?;
+            let mode = metadata.mode() & 0o777;
+            let protect = |mode| fs::set_permissions(path, Permissions::from_mode(mode)).map_err(file("protect", path));
+            let give = |uid| chown(path, Some(uid), Some(ROOT)).map_err(file("change the owner of", path));
+            match account {
+                Account::Other { uid, .. } if (metadata.uid(), metadata.gid(), mode) != (*uid, ROOT, 0o710) => {
+                    // Only the owner of a folder may change its mode.
+                    give(ROOT)?;
+                    protect(0o710)?;
+                    give(*uid)?;
+                }
+                Account::Ourselves if mode != 0o700 && (metadata.gid(), mode) != (ROOT, 0o710) => protect(0o700)?,
+                Account::Other { .. } | Account::Ourselves => {}
             }
         }
         Ok(())
@@ -164,20 +173,20 @@ impl Layout {
         !self.data.exists()
     }
 
-    /// How to connect, as tokio-postgres reads it.
+    /// How to connect, in the form for tokio-postgres.
     pub(super) fn connection(&self) -> String {
         let folder = self.socket_folder.display().to_string().replace('\\', "\\\\").replace('\'', "\\'");
         format!("host='{folder}' user={} dbname=postgres", super::server::SUPERUSER)
     }
 }
 
-/// Puts the system's reason into an error.
+/// Adds the system's reason to an error.
 pub(super) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |error| Error::File { what, path, why: error.to_string() }
 }
 
-/// A user's number as the system knows it, also from a directory service.
+/// A user's number according to the system, including directory services.
 async fn id_of(flag: &str, name: &str) -> Option<u32> {
     let mut command = Command::new("id");
     command.args([flag, "--", name]).stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);

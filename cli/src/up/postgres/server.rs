@@ -1,4 +1,4 @@
-//! One run of Postgres: made if need be, started, watched, stopped.
+//! One run of Postgres: created if needed, started, watched, stopped.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -19,22 +19,22 @@ use super::folder::{Account, Layout, file};
 use super::{Error, State};
 use crate::up::parent_death::end_with_parent;
 
-/// The role that everything belongs to.
+/// The role that owns everything.
 pub(super) const SUPERUSER: &str = "entrepot";
 
 const INITDB_LIMIT: Duration = Duration::from_secs(120);
-/// Replaying what was in flight when it was killed takes its time.
+/// Recovery after a kill takes its time.
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// How long Postgres may take to end open sessions and write everything out.
 const FAST_SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 const IMMEDIATE_SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
-/// Makes the database aside and moves it into place when it is whole.
+/// Creates the database in a temporary place, and moves it when it is complete.
 pub(super) async fn initdb(binaries: &Binaries, account: &Account, layout: &Layout) -> Result<(), Error> {
     end_leftovers(&layout.new_data).await;
     if layout.new_data.exists() {
-        warn!("an earlier attempt to make a database did not finish; it is made anew");
+        warn!("an earlier attempt to create a database did not finish; creating it again");
         fs::remove_dir_all(&layout.new_data).map_err(file("remove", &layout.new_data))?;
     }
     let mut command = Command::new(binaries.folder.join("initdb"));
@@ -57,7 +57,7 @@ pub(super) async fn initdb(binaries: &Binaries, account: &Account, layout: &Layo
     fs::File::open(parent).and_then(|folder| folder.sync_all()).map_err(file("write out", parent))
 }
 
-/// A Postgres that has been started.
+/// A started Postgres.
 pub(super) struct Server {
     child: Child,
     pid: Pid,
@@ -84,7 +84,8 @@ impl Server {
             command.args(["-c", &setting]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-        // Quits at once, as in a crash; the next start recovers. A shutdown that takes longer could meet that start.
+        // It quits at once, as in a crash, and the next start recovers. A slower shutdown could overlap with that
+        // start.
         end_with_parent(&mut command, Signal::QUIT);
         let failed = |why: String| Error::Failed { what: "starting Postgres", why };
         let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;
@@ -93,7 +94,7 @@ impl Server {
         Ok(Self { child, pid, log, data: layout.data.clone() })
     }
 
-    /// Says when it is ready, and stays with it until it is stopped or ends otherwise, which is an error.
+    /// Reports when it is ready, and stays until it is stopped. If it ends in any other way, that is an error.
     pub(super) async fn run(mut self, state: &watch::Sender<State>, stop: &CancellationToken) -> Result<(), Error> {
         let deadline = Instant::now() + READY_LIMIT;
         let mut ready = false;
@@ -127,7 +128,7 @@ impl Server {
         }
     }
 
-    /// Asks it to end its sessions and write everything out; then to quit; then ends it.
+    /// Asks it to end its sessions and write everything out; after that, tells it to quit; after that, kills it.
     async fn shut_down(&mut self) {
         for (signal, limit) in [(Signal::INT, FAST_SHUTDOWN_LIMIT), (Signal::QUIT, IMMEDIATE_SHUTDOWN_LIMIT)] {
             let _ = kill_process(self.pid, signal);
@@ -151,7 +152,7 @@ impl Server {
     }
 }
 
-/// What Postgres logs: the last lines are kept for the reason of its end.
+/// The log of Postgres. Its last lines are kept, to explain its end.
 struct Log {
     reader: Option<tokio::io::Lines<BufReader<ChildStderr>>>,
     lines: VecDeque<String>,
@@ -164,7 +165,7 @@ impl Log {
         Self { reader: stderr.map(|stderr| BufReader::new(stderr).lines()), lines: VecDeque::new() }
     }
 
-    /// Takes the next line; never returns once there are no more.
+    /// Reads the next line; never returns once there are no more.
     async fn follow(&mut self) {
         let Some(reader) = &mut self.reader else { return std::future::pending().await };
         match reader.next_line().await {
@@ -179,13 +180,13 @@ impl Log {
         }
     }
 
-    /// Takes what has been written already.
+    /// Reads what has been written already.
     async fn drain(&mut self) {
         while self.reader.is_some() && timeout(Duration::from_millis(200), self.follow()).await.is_ok() {}
     }
 }
 
-/// Why a program ended, by its own words as far as it has some.
+/// Why a program ended, from its own output as far as possible.
 fn last_words(lines: &[String], status: ExitStatus) -> String {
     let marked = lines.iter().rev().find(|line| ["FATAL:", "PANIC:", "error:"].iter().any(|mark| line.contains(mark)));
     let hint = lines.iter().rev().find(|line| line.contains("HINT:"));
@@ -197,7 +198,7 @@ fn last_words(lines: &[String], status: ExitStatus) -> String {
     }
 }
 
-/// Whether the Postgres with this pid has written that it takes connections.
+/// Whether the Postgres with this pid has written that it accepts connections.
 fn is_ready(data: &Path, pid: Pid) -> bool {
     let Ok(text) = fs::read_to_string(data.join("postmaster.pid")) else { return false };
     let mut lines = text.lines();
@@ -205,10 +206,10 @@ fn is_ready(data: &Path, pid: Pid) -> bool {
     own && lines.nth(6).is_some_and(|state| state.trim() == "ready")
 }
 
-/// Ends what an earlier run left working in `data`, and removes its stale pid file.
+/// Ends processes that an earlier run has left working in `data`, and removes a stale pid file.
 ///
-/// The folder is ours alone, so a Postgres that works in it cannot be anybody else's. A pid file whose number belongs
-/// to another process by now would make Postgres refuse to start.
+/// The folder is ours alone, so any Postgres that works in it is ours. If the number in a pid file belongs to another
+/// process by now, Postgres would refuse to start.
 async fn end_leftovers(data: &Path) {
     let deadline = Instant::now() + FAST_SHUTDOWN_LIMIT;
     loop {
@@ -227,12 +228,12 @@ async fn end_leftovers(data: &Path) {
         sleep(POLL).await;
     }
     if working_in(data).is_empty() {
-        // Absent is what it should be.
+        // It is fine if it does not exist.
         let _ = fs::remove_file(data.join("postmaster.pid"));
     }
 }
 
-/// The Postgres processes whose working folder is `data`; each process of a Postgres has it as such.
+/// The Postgres processes whose working folder is `data`; all processes of a Postgres work in its data folder.
 fn working_in(data: &Path) -> Vec<Pid> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries

@@ -1,4 +1,4 @@
-//! Automatic syncs: which tags may be due, and the turns that they get.
+//! Automatic syncs: which tags may be due, and when each gets its turn.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::super::row::{column, corrupt, parsed};
 use super::super::{Error, Tx, repositories};
 
-/// Keeps two control planes from scheduling at once.
+/// Prevents two control planes from scheduling at once.
 const LOCK: i64 = 0x656e_7472_6570_6f74;
 
 /// A tag that may be due.
@@ -28,7 +28,7 @@ pub(crate) struct Candidate {
     pub(crate) settings: RepositorySettings,
 }
 
-/// Where a look at candidates ended.
+/// The position at which a look at candidates ended.
 pub(crate) type Position = (DateTime<Utc>, Uuid, String);
 
 impl Candidate {
@@ -43,14 +43,15 @@ impl Candidate {
         })
     }
 
-    /// Where it is among all.
+    /// Its position among all candidates.
     pub(crate) fn position(&self) -> Position {
         (self.validate_time, self.incarnation, self.tag.as_str().to_owned())
     }
 }
 
-/// At most `limit` tags under a rule that were validated before `validated_before` and pulled since `pulled_since`, the
-/// longest unvalidated first, behind `after`. Repositories that say otherwise are left out, and tags that are scheduled.
+/// At most `limit` tags under a rule that were validated before `validated_before` and pulled since `pulled_since`,
+/// those with the oldest validation first, after `after`. Tags are left out if they are already scheduled, or if their
+/// repository has automatic syncs turned off.
 pub(crate) async fn candidates(
     tx: &Tx<'_>,
     rule_uid: Uuid,
@@ -77,10 +78,10 @@ pub(crate) async fn candidates(
     rows.iter().map(Candidate::from_row).collect()
 }
 
-/// How long from now on each of the next turns at an upstream is, from the first that is free to the last before
-/// `horizon`: one each `every`. `None` if another control plane is scheduling.
+/// How long from now until each of the next turns at an upstream, from the first free one to the last before `horizon`,
+/// one per `every`. `None` if another control plane is scheduling.
 ///
-/// The turns are this transaction's: it says by [`schedule`] how many of them it takes.
+/// The turns are reserved for this transaction, which takes some of them by [`schedule`].
 pub(crate) async fn pace(
     tx: &Tx<'_>,
     upstream_uid: Uuid,
@@ -104,7 +105,7 @@ pub(crate) async fn pace(
     Ok(Some(turns.collect()))
 }
 
-/// Schedules syncs, each at its turn, and leaves the turns behind `next` to the ones after.
+/// Schedules syncs, each at its turn, and leaves the turns after `next` for later.
 pub(crate) async fn schedule(
     tx: &Tx<'_>,
     upstream_uid: Uuid,
@@ -144,8 +145,8 @@ fn payload(due: &Candidate) -> Result<Value, Error> {
     serde_json::to_value(payload).map_err(|error| corrupt("payload", error))
 }
 
-/// Drops automatic syncs that no node has taken for a minute: they would all be taken at once, and their tags are
-/// scheduled anew.
+/// Drops automatic syncs that no node has taken for a minute. Otherwise they would all be taken at once later; their
+/// tags are scheduled again.
 pub(crate) async fn drop_unleased(tx: &Tx<'_>) -> Result<u64, Error> {
     const SQL: &str = "-- jobs.drop_unleased
         DELETE FROM jobs
@@ -157,7 +158,7 @@ pub(crate) async fn drop_unleased(tx: &Tx<'_>) -> Result<u64, Error> {
     tx.execute(SQL, &[&SyncTag::NAME]).await
 }
 
-/// Forgets automatic syncs that have failed a while ago, so that their tags are scheduled again.
+/// Forgets automatic syncs that failed some time ago, so that their tags are scheduled again.
 pub(crate) async fn forget_ended(tx: &Tx<'_>) -> Result<u64, Error> {
     const SQL: &str = "-- jobs.forget_ended
         DELETE FROM jobs

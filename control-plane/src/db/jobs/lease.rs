@@ -1,9 +1,9 @@
-//! Jobs in the hands of nodes.
+//! Jobs leased to nodes.
 //!
-//! Which job comes next is a matter of turns: jobs of one kind at one upstream stand in one line, and the lines take
-//! turns, those first of which nodes have the least. So a million jobs of one kind do not keep another kind waiting, and
-//! one upstream does not have all turns. Within a line it is by age, which a better priority is worth a minute of. And a
-//! quarter of what a node works at is left to other lines, so that long jobs of one do not fill it.
+//! The next job is chosen by turns. Jobs of one kind at one upstream form a queue, and the queues take turns; those
+//! with the fewest jobs on nodes come first. So a million jobs of one kind do not delay another kind, and one upstream
+//! does not get all turns. Within a queue, jobs are ordered by age, and each step of priority is worth a minute. A
+//! quarter of a node's jobs is reserved for other queues, so that the long jobs of one queue do not fill the node.
 
 use std::time::Duration;
 
@@ -19,18 +19,18 @@ use super::super::row::column;
 use super::super::{Error, Tx};
 use super::Outcome;
 
-/// Shows that a job is the node's.
+/// Proves that a job belongs to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(crate) job: Uuid,
     pub(crate) token: Uuid,
 }
 
-/// A job that a node has got.
+/// A job that was leased to a node.
 #[derive(Clone, Debug)]
 pub(crate) struct Leased {
     pub(crate) ticket: Ticket,
-    /// Until when it is the node's, unless the node reports before that.
+    /// The end of the lease, unless the node reports earlier.
     pub(crate) until: DateTime<Utc>,
     pub(crate) kind: String,
     pub(crate) payload: Value,
@@ -47,34 +47,34 @@ impl Leased {
     }
 }
 
-/// Why a word on a job is not taken.
+/// Why a report on a job is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LeaseError {
-    /// The job has ended, or is another node's by now.
+    /// The job has ended, or belongs to another node by now.
     #[error("the lease is lost: the job has ended, or is another node's")]
     Lost,
     #[error(transparent)]
     Db(#[from] Error),
 }
 
-/// Whether a node goes on with a job whose lease it has renewed.
+/// Whether a node continues with a job after renewing its lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Renewal {
     GoesOn,
     Cancelled,
 }
 
-/// How far a job is.
+/// The progress of a job.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) done_bytes: i64,
     pub(crate) total_bytes: i64,
 }
 
-/// How a job ended, as its node says.
+/// How a job ended, according to its node.
 #[derive(Clone, Debug)]
 pub(crate) enum Settled {
-    /// With this result, which `stays` for a while also if nobody asked for the job.
+    /// It succeeded with this result. If `stays` is true, the row is kept for a while even if nobody asked for the job.
     Done {
         result: Value,
         reason: String,
@@ -83,19 +83,19 @@ pub(crate) enum Settled {
     Failed(Failure),
 }
 
-/// How a job failed.
+/// The failure of a job.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reason: String,
-    /// Whether it is tried once more, unless it was tried often enough.
+    /// Whether it may be tried again, as long as there are attempts left.
     pub(crate) may_retry: bool,
-    /// How long the upstream wants to be left alone before that.
+    /// How long the upstream wants no requests before that.
     pub(crate) retry_after: Option<Duration>,
-    /// Whether it has only waited for the upstream's budget, which was no attempt.
+    /// Whether it only waited for the upstream's budget, which does not count as an attempt.
     pub(crate) is_over_budget: bool,
 }
 
-/// Who wants jobs, and which.
+/// A node's request for jobs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeasePlea<'a> {
     pub(crate) node: &'a ResourceId,
@@ -104,8 +104,8 @@ pub(crate) struct LeasePlea<'a> {
     pub(crate) limit: i64,
 }
 
-/// Gives jobs to a node, for `length`: those that are due, that no node has, and that were not tried `attempts` times
-/// yet, in turns.
+/// Leases jobs to a node for `length`, in turns: jobs that are due, that no node has, and that have had fewer than
+/// `attempts` attempts.
 pub(crate) async fn lease(
     tx: &Tx<'_>,
     plea: LeasePlea<'_>,
@@ -158,7 +158,7 @@ pub(crate) async fn lease(
     rows.iter().map(Leased::from_row).collect()
 }
 
-/// Renews a lease by what its node says of the job.
+/// Renews a lease, with the progress that the node reports.
 pub(crate) async fn report(
     tx: &Tx<'_>,
     ticket: Ticket,
@@ -175,7 +175,7 @@ pub(crate) async fn report(
     Ok(if is_cancelled { Renewal::Cancelled } else { Renewal::GoesOn })
 }
 
-/// Takes a job back that its node did not end. It was no attempt; a cancelled one is over.
+/// Takes back a job that its node did not finish. This does not count as an attempt; a cancelled job ends.
 pub(crate) async fn give_back(tx: &Tx<'_>, Ticket { job, token }: Ticket) -> Result<(), LeaseError> {
     const SQL: &str = "-- jobs.give_back
         UPDATE jobs
@@ -192,7 +192,7 @@ pub(crate) async fn give_back(tx: &Tx<'_>, Ticket { job, token }: Ticket) -> Res
     }
 }
 
-/// Ends a job as its node says, or has it rest before its next attempt.
+/// Ends a job as its node reports, or lets it rest until its next attempt.
 pub(crate) async fn settle(
     tx: &Tx<'_>,
     ticket: Ticket,
@@ -220,7 +220,7 @@ pub(crate) async fn settle(
     Ok(())
 }
 
-/// Has a job rest before its next attempt.
+/// Lets a job rest until its next attempt.
 async fn rest_after(tx: &Tx<'_>, job: Uuid, attempt: i32, progress: Progress, failure: &Failure) -> Result<(), Error> {
     const SQL: &str = "-- jobs.settle: rest
         UPDATE jobs
@@ -262,7 +262,7 @@ async fn end(
             let failed = i32::from(outcome == Outcome::Failed);
             operations::count(tx, operation, Ended { count: 1, failed, cancelled: 0, done_bytes }).await
         }
-        // What ended well is over; what did not keeps the same from being scheduled at once.
+        // A successful job is over; the row of a failed one prevents that the same job is scheduled again at once.
         None if !stays => tx.execute(FORGET, &[&job]).await.map(drop),
         None => Ok(()),
     }

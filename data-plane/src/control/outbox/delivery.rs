@@ -1,16 +1,16 @@
-//! Brings what is in the queue to the control plane, and what is in the store into the queue.
+//! Delivers the queue to the control plane, and fills the queue from the store.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBuilder};
 use chrono::{DateTime, Utc};
 use entrepot_proto::convert::event::{self, Kind};
 use entrepot_proto::node::v1 as pb;
 use entrepot_records::layout;
-use entrepot_runtime::chain;
+use entrepot_runtime::retry::jittered;
+use entrepot_runtime::{Backoff, chain};
 use entrepot_store::Key;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
@@ -22,35 +22,35 @@ use tracing::{debug, error, warn};
 use super::queue::Report;
 use super::{Inner, Pulled};
 use crate::config::limits;
-use crate::control::line::Line;
-use crate::jitter::about;
+use crate::control::channels::ControlChannels;
 
 /// How many keys are listed at a time, and how many pulls go into one report.
 const BATCH: usize = 200;
-/// How many objects are read or deleted at the same time.
+/// How many objects are read or deleted at once.
 const AT_ONCE: usize = 16;
 /// How many keys of kept reports are remembered. Further ones are offered again when the store is listed.
 const KEPT: usize = 10_000;
-/// How many kept reports are offered to find out whether there is a control plane that takes them.
+/// How many kept reports are offered to find out whether some control plane takes them.
 const OFFERS: usize = 10;
 
-/// The one who delivers.
+/// Delivers reports.
 pub(super) struct Delivery {
     outbox: Arc<Inner>,
-    line: Line,
+    channels: ControlChannels,
     kept: Kept,
-    /// When the store is listed again, also if nothing seems to be lacking.
+    /// When the store is listed again, even if nothing seems to be missing.
     list_at: Instant,
 }
 
-/// Reports that no control plane has taken yet, because it is of an earlier release.
+/// Reports that no control plane has taken yet, because they are of a later release, or because their repository's
+/// record is damaged.
 struct Kept {
     keys: VecDeque<Key>,
     offer_at: Instant,
     pause: Duration,
 }
 
-/// What became of a report.
+/// What happened to a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Taken,
@@ -58,30 +58,25 @@ enum Fate {
 }
 
 impl Delivery {
-    pub(super) fn new(outbox: Arc<Inner>, line: Line) -> Self {
+    pub(super) fn new(outbox: Arc<Inner>, channels: ControlChannels) -> Self {
         let now = Instant::now();
         let kept = Kept { keys: VecDeque::new(), offer_at: now, pause: limits::KEPT_EVENTS.0 };
-        Self { outbox, line, kept, list_at: now }
+        Self { outbox, channels, kept, list_at: now }
     }
 
-    /// Delivers until the node stops, and what can be delivered at once then.
+    /// Delivers until the node stops, and then whatever can be delivered at once.
     pub(super) async fn run(mut self, stopping: &CancellationToken) {
-        let backoff = ExponentialBuilder::default()
-            .with_jitter()
-            .with_min_delay(Duration::from_millis(200))
-            .with_max_delay(Duration::from_secs(5))
-            .without_max_times();
-        let mut delays = backoff.build();
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
         loop {
             let wait = match self.pass().await {
                 Ok(()) => {
-                    delays = backoff.build();
-                    // Pulls are reported once a second; events wake at once.
+                    backoff.reset();
+                    // Pulls are reported once a second; events wake this at once.
                     Duration::from_secs(1)
                 }
                 Err(problem) => {
                     debug!("events wait for the control plane: {problem}");
-                    delays.next().unwrap_or(Duration::from_secs(5))
+                    backoff.next_wait()
                 }
             };
             if stopping.is_cancelled() {
@@ -95,7 +90,7 @@ impl Delivery {
         }
     }
 
-    /// Delivers everything that waits. Without anything it asks nobody.
+    /// Delivers everything that waits. If nothing waits, no request is made.
     async fn pass(&mut self) -> Result<(), String> {
         let events = self.deliver_events().await;
         let pulls = self.deliver_pulls().await;
@@ -125,12 +120,12 @@ impl Delivery {
         }
     }
 
-    /// Brings reports into the queue that only the store has, as far as there is room; says how many.
+    /// Adds reports that are only in the store to the queue, as far as there is room. Returns how many.
     async fn list(&mut self) -> Result<usize, String> {
         self.outbox.queue().begin_listing();
         let listed = self.list_all().await;
         match &listed {
-            Ok(_) => self.list_at = Instant::now() + about(limits::LIST_EVENTS),
+            Ok(_) => self.list_at = Instant::now() + jittered(limits::LIST_EVENTS),
             Err(_) => self.outbox.queue().note_lack(),
         }
         listed
@@ -156,14 +151,14 @@ impl Delivery {
         }
     }
 
-    /// Reads reports, in the order of their keys.
+    /// Reads reports in the order of their keys.
     async fn read_all(&self, keys: Vec<Key>) -> Result<Vec<Report>, String> {
         let reads = stream::iter(keys).map(|key| self.read(key)).buffered(AT_ONCE);
         let read: Vec<Option<Report>> = reads.try_collect().await?;
         Ok(read.into_iter().flatten().collect())
     }
 
-    /// The report at `key`. What is no report is dropped.
+    /// Reads the report at `key`. Anything else is dropped.
     async fn read(&self, key: Key) -> Result<Option<Report>, String> {
         let Some(object) = self.outbox.store.get(&key).await.map_err(away)? else { return Ok(None) };
         match pb::ReportEventsRequest::decode(object.bytes) {
@@ -176,20 +171,22 @@ impl Delivery {
     }
 
     /// Delivers reports as one. If the control plane does not take all of that, they go in smaller parts, so that neither a
-    /// bad one nor one of a later release takes any other along.
+    /// bad one nor one of a later release nor one that is too large takes any other along.
     async fn deliver(&mut self, reports: &[Report]) -> Result<Fate, String> {
         let sent = self.send(reports.iter().flat_map(|report| report.events.iter().cloned()).collect()).await;
         match (sent, reports) {
             (Ok(()), _) => {}
-            (Err(status), [report]) if status.code() == Code::Unimplemented => {
+            (Err(status), [report]) if is_for_later(&status) || is_too_large(&status) => {
                 self.keep(&report.key, &status);
                 return Ok(Fate::Kept);
             }
-            // It will never be taken; the reconciling pass finds what it told of.
+            // It will never be accepted; the reconciling pass finds what it was about.
             (Err(status), [Report { key, .. }]) if status.code() == Code::InvalidArgument => {
                 error!("the control plane refuses the events of `{key}`, which are dropped: {status}");
             }
-            (Err(status), _) if matches!(status.code(), Code::InvalidArgument | Code::Unimplemented) => {
+            (Err(status), _)
+                if status.code() == Code::InvalidArgument || is_for_later(&status) || is_too_large(&status) =>
+            {
                 let (older, newer) = reports.split_at(reports.len() / 2);
                 Box::pin(self.deliver(older)).await?;
                 return Box::pin(self.deliver(newer)).await;
@@ -203,20 +200,20 @@ impl Delivery {
         Ok(Fate::Taken)
     }
 
-    /// Leaves a report in the store for a control plane that knows what it says.
+    /// Leaves a report in the store, to be offered again.
     fn keep(&mut self, key: &Key, status: &Status) {
         self.outbox.queue().remove(key);
         if !self.kept.keys.contains(key) && self.kept.keys.len() < KEPT {
-            warn!("the events of `{key}` wait for a control plane of a later release: {status}");
+            warn!("the events of `{key}` are not taken, and are offered again later: {status}");
             if self.kept.keys.is_empty() {
-                self.kept.offer_at = Instant::now() + about(self.kept.pause);
+                self.kept.offer_at = Instant::now() + jittered(self.kept.pause);
             }
             self.kept.keys.push_back(key.clone());
         }
         self.count_kept();
     }
 
-    /// Offers the kept reports again, if that is due: a few of them, and all once one is taken.
+    /// Offers the kept reports again, if that is due: first a few of them, and once one is accepted all of them.
     async fn offer_kept(&mut self) -> Result<(), String> {
         if self.kept.keys.is_empty() || Instant::now() < self.kept.offer_at {
             return Ok(());
@@ -243,7 +240,7 @@ impl Delivery {
         }
         let (first, longest) = limits::KEPT_EVENTS;
         self.kept.pause = if taken > 0 { first } else { (self.kept.pause * 2).min(longest) };
-        self.kept.offer_at = Instant::now() + about(self.kept.pause);
+        self.kept.offer_at = Instant::now() + jittered(self.kept.pause);
         self.count_kept();
         Ok(())
     }
@@ -261,7 +258,7 @@ impl Delivery {
             });
             let events: Vec<pb::Event> = events.collect();
             if let Err(status) = self.send(event::report(self.outbox.node.as_str(), &events).events).await {
-                if matches!(status.code(), Code::InvalidArgument | Code::Unimplemented) {
+                if status.code() == Code::InvalidArgument || is_for_later(&status) {
                     warn!("the control plane refuses a report of pulls, which is dropped: {status}");
                     continue;
                 }
@@ -272,9 +269,9 @@ impl Delivery {
         Ok(())
     }
 
-    /// Reports to the replica in use. One that does not take a report is left for the next, which may know more.
+    /// Reports to the replica in use. If it does not accept a report, the next one is used, which may know more.
     async fn send(&self, events: Vec<bytes::Bytes>) -> Result<(), Status> {
-        let Some((replica, mut client)) = self.line.client() else {
+        let Some((replica, mut client)) = self.channels.client() else {
             return Err(Status::unavailable("there is no control plane"));
         };
         let report = pb::ReportEventsRequest { node_id: self.outbox.node.to_string(), events };
@@ -282,11 +279,23 @@ impl Delivery {
         request.set_timeout(limits::REPORT);
         let answer = tokio::time::timeout(limits::REPORT, client.report_events(request)).await;
         let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("the control plane took too long")));
-        if answer.as_ref().is_err_and(|status| status.code() != Code::InvalidArgument) {
-            self.line.move_on(replica);
+        let has_said_all = |status: &Status| matches!(status.code(), Code::InvalidArgument | Code::FailedPrecondition);
+        if answer.as_ref().is_err_and(|status| !has_said_all(status) && !is_too_large(status)) {
+            self.channels.fail_over(replica);
         }
         answer.map(drop)
     }
+}
+
+/// Whether a control plane has applied a whole report except for what it cannot accept now: a later release may, or
+/// this one once a damaged record has been rewritten.
+fn is_for_later(status: &Status) -> bool {
+    matches!(status.code(), Code::Unimplemented | Code::FailedPrecondition)
+}
+
+/// Whether a message was refused for its size, by the control plane or by what stands before it.
+fn is_too_large(status: &Status) -> bool {
+    matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted)
 }
 
 fn away(error: entrepot_store::Error) -> String {

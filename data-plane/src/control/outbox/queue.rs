@@ -1,43 +1,45 @@
-//! The reports that are in memory, and whether the store may have others.
+//! The reports in memory, and whether there may be others in the store.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use entrepot_store::Key;
 
-/// How much the reports in memory may take.
+/// How much memory the reports may take.
 const MAX_BYTES: usize = 8 * 1024 * 1024;
-/// What a report takes besides its events.
+/// The memory that a report takes in addition to its events.
 const OVERHEAD_BYTES: usize = 256;
 /// How many events the control plane takes at a time.
 pub(super) const EVENTS: usize = 1000;
+/// How large those are that go together: what gRPC takes is four times as much, and the database has a few seconds for it.
+const TOGETHER_BYTES: usize = 1024 * 1024;
 
-/// A report as it is in the store, its events as they were written.
+/// A report as in the store, with its events as they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) key: Key,
     pub(super) events: Vec<Bytes>,
 }
 
-/// Reports in memory, by key and so by age.
+/// The reports in memory, by key and therefore by age.
 #[derive(Debug)]
 pub(super) struct Queue {
     reports: BTreeMap<Key, Vec<Bytes>>,
     bytes: usize,
     max_bytes: usize,
-    /// Whether the store may have reports that are not here.
+    /// Whether the store may have reports that are not in memory.
     may_lack: bool,
 }
 
 impl Default for Queue {
-    /// Empty. What an earlier life has left in the store is not here.
+    /// Empty. Reports of an earlier run may be in the store.
     fn default() -> Self {
         Self { reports: BTreeMap::new(), bytes: 0, max_bytes: MAX_BYTES, may_lack: true }
     }
 }
 
 impl Queue {
-    /// Takes a report that is in the store. Without room for it, it is noted that one is lacking.
+    /// Adds a report that is in the store. If there is no room, it is noted that one is missing here.
     pub(super) fn add(&mut self, report: Report) {
         let bytes = weight(&report.events);
         if self.reports.contains_key(&report.key) {
@@ -51,7 +53,6 @@ impl Queue {
         self.reports.insert(report.key, report.events);
     }
 
-    /// Forgets a report.
     pub(super) fn remove(&mut self, key: &Key) {
         if let Some(events) = self.reports.remove(key) {
             self.bytes -= weight(&events);
@@ -64,11 +65,12 @@ impl Queue {
 
     /// The oldest reports, as many as the control plane takes at a time.
     pub(super) fn oldest(&self) -> Vec<Report> {
-        let (mut oldest, mut events): (Vec<Report>, usize) = (Vec::new(), 0);
+        let (mut oldest, mut events, mut bytes): (Vec<Report>, usize, usize) = (Vec::new(), 0, 0);
         for (key, own) in &self.reports {
             events += own.len();
+            bytes += weight(own);
             // One that is too large by itself is the control plane's to refuse.
-            if events > EVENTS && !oldest.is_empty() {
+            if (events > EVENTS || bytes > TOGETHER_BYTES) && !oldest.is_empty() {
                 break;
             }
             oldest.push(Report { key: key.clone(), events: own.clone() });
@@ -76,17 +78,17 @@ impl Queue {
         oldest
     }
 
-    /// Notes that the store may have reports that are not here.
+    /// Notes that the store may have reports that are not in memory.
     pub(super) fn note_lack(&mut self) {
         self.may_lack = true;
     }
 
-    /// Whether the store may have reports that are not here.
+    /// Whether the store may have reports that are not in memory.
     pub(super) fn may_lack(&self) -> bool {
         self.may_lack
     }
 
-    /// The store is about to be listed: what it lists is here afterwards, unless that is said otherwise.
+    /// Prepares for listing the store: afterwards nothing counts as missing, unless that is noted again.
     pub(super) fn begin_listing(&mut self) {
         self.may_lack = false;
     }
@@ -123,6 +125,20 @@ mod tests {
         assert_eq!(sizes(&queue), [1]);
         queue.remove(&report(3, 0).key);
         assert_eq!(sizes(&queue), [1001], "one that is too large by itself is the control plane's to refuse");
+    }
+
+    #[test]
+    fn what_is_large_goes_in_several_reports_whatever_its_number() {
+        let mut queue = Queue::default();
+        for (number, bytes) in [(1, 700_000), (2, 300_000), (3, 300_000), (4, 3_000_000)] {
+            let key = report(number, 0).key;
+            queue.add(Report { key, events: vec![Bytes::from(vec![0; bytes])] });
+        }
+        for together in [vec![1, 2], vec![3], vec![4]] {
+            let keys: Vec<Key> = queue.oldest().into_iter().map(|report| report.key).collect();
+            assert_eq!(keys, together.iter().map(|number| report(*number, 0).key).collect::<Vec<_>>());
+            keys.iter().for_each(|key| queue.remove(key));
+        }
     }
 
     #[test]

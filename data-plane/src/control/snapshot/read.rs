@@ -1,14 +1,14 @@
-//! Reads a snapshot as far as this release understands it.
+//! Reads a snapshot, as far as this release understands it.
 //!
-//! A fleet has nodes of two releases while it is upgraded. What an older one does not understand is left out, item by
-//! item, so that everything else, and above all what was revoked, goes on arriving.
+//! During an upgrade, a fleet has nodes of two releases. An older node leaves out single items that it does not
+//! understand, so that everything else, and above all revocations, continues to arrive.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::DateTime;
-use entrepot_domain::{Action, NamespacePrefix, PrefixMap, Rule, Secret};
+use entrepot_domain::{Action, NamespacePrefix, PrefixMap, Rule, Secret, future};
 use entrepot_proto::convert::access::PermissionSet;
 use entrepot_proto::convert::{READER, Violations, snapshot as convert, template};
 use entrepot_proto::node::v1 as pb;
@@ -23,54 +23,47 @@ use super::{AccessKey, Clients, Item, LeftOut, Principal, Snapshot, Source, Vers
 use crate::budget::AccountHandle;
 use crate::config::limits;
 
-/// Why a snapshot cannot be run, or something in it not be understood.
+/// Why a snapshot cannot be run, or an item in it is not understood.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SnapshotError {
-    /// Not the bytes of a snapshot.
+    /// The bytes are not a snapshot.
     #[error("the snapshot cannot be decoded")]
     Decode(#[from] prost::DecodeError),
-    /// The control plane says that this release must not run it, or not use an item of it.
+    /// The control plane says that this release must not run it, or must not use an item of it.
     #[error("it is for readers from {minimum} on, and this release is reader {READER}: upgrade this node")]
     TooNew {
-        /// The least reader that may.
+        /// The lowest reader number that may.
         minimum: i32,
     },
     /// Something in it breaks a rule that the control plane should have kept, or follows a rule of a later release.
     #[error(transparent)]
     Malformed(#[from] Violations),
-    /// A uid in it is none.
+    /// A uid in it is invalid.
     #[error("{field} `{value}` is no uid")]
     Uid {
-        /// Which field.
         field: &'static str,
-        /// What it holds.
+        /// The text in it.
         value: String,
     },
     /// A permission set that this release does not know.
     #[error("the permission set `{0}` is not known here")]
     PermissionSet(String),
-    /// A rule without its upstream.
+    /// The upstream of a rule is missing.
     #[error("the upstream {0} is not there or not understood here")]
     Upstream(Uuid),
-    /// A secret in it does not open with this node's cluster key.
+    /// A secret in it cannot be unsealed with this node's cluster key.
     #[error("a secret of the snapshot does not open with this node's cluster key: {what}")]
-    Sealed {
-        /// Which secret.
-        what: String,
-    },
-    /// A secret in it was sealed in the manner of a later release.
+    Sealed { what: String },
+    /// A secret in it was sealed in the form of a later release.
     #[error("{what} was sealed in a manner that is not known here")]
-    Seal {
-        /// Which secret.
-        what: String,
-    },
+    Seal { what: String },
     /// The hash of a secret is of a kind that this release does not know.
     #[error(transparent)]
     Hash(#[from] HashError),
-    /// A password is no text.
+    /// A password is not text.
     #[error("the password is no text")]
     Password,
-    /// A client cannot be made for one of its upstreams.
+    /// No client can be made for one of its upstreams.
     #[error("no client can be made for it")]
     Client(#[from] entrepot_upstream::BuildError),
 }
@@ -78,14 +71,15 @@ pub(crate) enum SnapshotError {
 /// Reads the items of one snapshot.
 struct Reader<'r> {
     key: &'r ClusterKey,
+    registry_id: Uuid,
     previous: Option<&'r Snapshot>,
     clients: &'r Clients,
     left_out: Vec<LeftOut>,
 }
 
 impl Snapshot {
-    /// Reads a snapshot whose signature was checked. Clients of upstreams that have not changed are taken over from
-    /// `previous`, with their connections and tokens. Takes time: it does not belong on a thread that serves.
+    /// Reads a snapshot whose signature was checked. Clients of unchanged upstreams are taken from `previous`, with
+    /// their connections and tokens. This takes time, so it must not run on a thread that serves.
     pub(crate) fn decode(
         bytes: &[u8],
         key: &ClusterKey,
@@ -97,7 +91,9 @@ impl Snapshot {
         let version = wire.version.unwrap_or_default();
         let version = Version { epoch: version.epoch, revision: version.revision };
         let registry_id = uid("registry_id", &wire.registry_id)?;
-        let mut read = Reader { key, previous, clients, left_out: Vec::new() };
+        // Clients tell upstreams which registry is asking.
+        let previous = previous.filter(|previous| previous.registry_id == registry_id);
+        let mut read = Reader { key, registry_id, previous, clients, left_out: Vec::new() };
         let upstreams = read.upstreams(&wire.upstreams)?;
         let rules = read.rules(&wire.rules, &upstreams)?;
         let templates = read.templates(&wire.templates)?;
@@ -122,10 +118,10 @@ impl Snapshot {
 }
 
 impl Reader<'_> {
-    /// The item, or the note that it is left out.
+    /// The item, or a note that it is left out.
     ///
     /// # Errors
-    /// If this node has another cluster key: then it is nothing that a release does not understand.
+    /// If this node has another cluster key, which is not a matter of releases.
     fn item<T>(&mut self, item: String, read: Result<T, SnapshotError>) -> Result<Item<T>, SnapshotError> {
         match read {
             Ok(value) => Ok(Item::Understood(Arc::new(value))),
@@ -149,7 +145,7 @@ impl Reader<'_> {
         Ok(upstreams)
     }
 
-    /// The upstream with its client: the one of the previous snapshot, if nothing has changed.
+    /// The upstream with its client, which is taken from the previous snapshot if nothing has changed.
     fn source(&self, wire: &pb::SnapshotUpstream) -> Result<Source, SnapshotError> {
         readable(wire.minimum_reader)?;
         let uid = uid("the uid", &wire.uid)?;
@@ -160,8 +156,9 @@ impl Reader<'_> {
         let password = if wire.username.is_empty() { None } else { Some(self.password(uid, wire)?) };
         let upstream = convert::upstream(wire, password)?;
         let account = self.clients.budgets.account(&upstream);
-        let client = entrepot_upstream::Client::measured(
+        let client = entrepot_upstream::Client::with_metrics(
             &upstream,
+            self.registry_id,
             self.clients.limits,
             &self.clients.metrics,
             Arc::new(AccountHandle(account.clone())),
@@ -170,7 +167,7 @@ impl Reader<'_> {
     }
 
     fn password(&self, uid: Uuid, wire: &pb::SnapshotUpstream) -> Result<Secret<String>, SnapshotError> {
-        let password = self.unsealed(convert::password_purpose(uid), &wire.sealed_password)?;
+        let password = self.unseal(convert::password_purpose(uid), &wire.sealed_password)?;
         let password = String::from_utf8(password.expose().clone()).map_err(|_| SnapshotError::Password)?;
         Ok(Secret::new(password))
     }
@@ -206,7 +203,7 @@ impl Reader<'_> {
         Ok(templates.into_iter().collect())
     }
 
-    /// Who may call, and with which keys.
+    /// The principals and their keys.
     #[expect(clippy::type_complexity, reason = "two maps of one list")]
     fn principals(
         &mut self,
@@ -217,7 +214,7 @@ impl Reader<'_> {
             let item = format!("principals/{}", principal.principal_id);
             let read = principal_uid(&principal);
             let Item::Understood(uid) = self.item(item.clone(), read)? else { continue };
-            // An action that is not known here grants nothing.
+            // Actions that are not known here grant nothing.
             let actions = principal.actions.iter().filter_map(|name| Action::from_name(name)).collect();
             principals.insert(*uid, Principal { id: principal.principal_id.into(), actions });
             for key in principal.access_keys {
@@ -233,11 +230,11 @@ impl Reader<'_> {
 
     fn hash(&self, key: &pb::SnapshotAccessKey) -> Result<AccessKeyHash, SnapshotError> {
         readable(key.minimum_reader)?;
-        let hash = self.unsealed(convert::access_key_purpose(&key.key_id), &key.sealed_hash)?;
+        let hash = self.unseal(convert::access_key_purpose(&key.key_id), &key.sealed_hash)?;
         Ok(AccessKeyHash::decode(hash.expose())?)
     }
 
-    fn unsealed(&self, what: String, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SnapshotError> {
+    fn unseal(&self, what: String, sealed: &[u8]) -> Result<Secret<Vec<u8>>, SnapshotError> {
         self.key.unseal(&what, sealed).map_err(|error| match error {
             UnsealError::Refused => SnapshotError::Sealed { what },
             UnsealError::Malformed => SnapshotError::Seal { what },
@@ -248,11 +245,13 @@ impl Reader<'_> {
 fn principal_uid(principal: &pb::SnapshotPrincipal) -> Result<Uuid, SnapshotError> {
     readable(principal.minimum_reader)?;
     let set = &principal.permission_set;
-    PermissionSet::from_name(set).ok_or_else(|| SnapshotError::PermissionSet(set.clone()))?;
+    if PermissionSet::from_name(set).is_none() && future::actions(set).is_none() {
+        return Err(SnapshotError::PermissionSet(set.clone()));
+    }
     uid("the uid", &principal.uid)
 }
 
-/// Whether this release may use what is for readers from `minimum` on.
+/// Whether this release may use something with this minimum reader number.
 fn readable(minimum: i32) -> Result<(), SnapshotError> {
     if minimum > READER { Err(SnapshotError::TooNew { minimum }) } else { Ok(()) }
 }

@@ -1,4 +1,4 @@
-//! The part of a fill that is had from the upstream: in order, and ahead of that.
+//! The part of a fill that comes from the upstream: in order, and ahead.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::upstream;
 impl Driver<'_> {
     pub(super) async fn take_turn(&mut self) -> Result<(), PullError> {
         if self.lease.is_none() && self.uncoordinated.is_none() {
-            self.uncoordinated = Some(self.fills.uncoordinated_turn().await?);
+            self.uncoordinated = Some(self.fills.uncoordinated_turn(self.fill).await?);
         }
         if self.turn.is_none() {
-            self.turn = Some(Arc::new(self.fills.turn().await?));
+            self.turn = Some(Arc::new(self.fills.turn(self.fill).await?));
         }
         Ok(())
     }
@@ -37,35 +37,45 @@ impl Driver<'_> {
                     self.body = Some(body);
                     return None;
                 }
-                // It comes from the start again, and what is known of it is passed over.
+                // It comes from the start again, and what has landed is skipped.
                 Ok(None) => {}
                 Err(error) => return Some(self.broken(error)),
             }
         }
-        let client = &self.fill.source.client;
-        let body = match upstream::request(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await {
-            Ok(body) => body,
-            Err(error) => return Some(self.broken(upstream::failure(self.fill, Asked::Blob, &error))),
+        let said = match self.fetch_whole(from).await {
+            Ok(said) => said,
+            Err(error) => return Some(self.broken(error)),
         };
-        let size_bytes = match body.size_bytes {
+        let size_bytes = match said {
             Some(size) => Some(size),
-            // A size that is only said on asking lets clients see that a body was cut short.
-            None => upstream::request(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest))
-                .await
-                .ok()
-                .flatten(),
+            // The size in the manifest is enough: a client with the manifest notices if the body is cut short.
+            None if self.landing.limit().is_some() => None,
+            // If the size is known after asking for it, clients can notice that.
+            None => {
+                let client = self.fill.pull_client();
+                let asked = client.head_blob(&self.fill.repository, self.digest);
+                upstream::request(self.fill, "HEAD", asked).await.ok().flatten()
+            }
         };
         failpoint::hit("fill.after_head");
-        let fill = self.fill.clone();
-        self.body = Some(body.stream.map_err(move |error| upstream::failure(&fill, Asked::Blob, &error)).boxed());
-        self.passed_over_bytes = from;
-        self.open(size_bytes);
-        size_bytes.map(Event::Sized)
+        self.open(size_bytes).or_else(|| size_bytes.map(Event::Sized))
     }
 
-    /// Requests a part; `None` if the upstream gives none.
+    /// Requests the whole blob, of which the first bytes have landed already. Returns its size, if the upstream gives
+    /// it.
+    async fn fetch_whole(&mut self, known_bytes: u64) -> Result<Option<u64>, PullError> {
+        let client = self.fill.pull_client();
+        let body = upstream::request(self.fill, "GET", client.blob(&self.fill.repository, self.digest)).await;
+        let body = body.map_err(|error| upstream::failure(self.fill, Asked::Blob, &error))?;
+        let fill = self.fill.clone();
+        self.body = Some(body.stream.map_err(move |error| upstream::failure(&fill, Asked::Blob, &error)).boxed());
+        self.passed_over_bytes = known_bytes;
+        Ok(body.size_bytes)
+    }
+
+    /// Requests a part; `None` if the upstream does not support ranges.
     pub(super) async fn part(&mut self, part: Range<u64>) -> Result<Option<Body>, PullError> {
-        let client = &self.fill.source.client;
+        let client = self.fill.pull_client();
         let body =
             upstream::request(self.fill, "GET", client.blob_part(&self.fill.repository, self.digest, part)).await;
         let body = body.map_err(|error| upstream::failure(self.fill, Asked::Blob, &error))?;
@@ -85,7 +95,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Lands the next bytes in their order: spool, hash and upload take the same ones.
+    /// Lands the next bytes in order: in the spool, in the hash and in the upload.
     pub(super) async fn land(&mut self, chunk: Option<Result<Bytes, PullError>>, state: &Fill) -> Event {
         let mut chunk = match chunk {
             Some(Ok(chunk)) => chunk,
@@ -108,21 +118,32 @@ impl Driver<'_> {
         if state.size_bytes().is_some_and(|size| landed + chunk.len() as u64 > size) {
             return self.broken(self.bad("it is larger than the upstream said"));
         }
-        // What has landed ahead is not landed again.
+        if state.size_bytes().is_none() && landed + chunk.len() as u64 > self.limit() {
+            return self.broken(self.bad("it is larger than any manifest says"));
+        }
+        // Bytes that have landed ahead do not land again.
         chunk.truncate(usize::try_from(state.room_bytes()).unwrap_or(usize::MAX));
         self.land_in_order(chunk, landed).await
     }
 
-    /// Requests what is missing of a body that has come to a proper end too early. No upstream that has it all does
-    /// that twice.
+    /// Requests the missing bytes after a body that ended properly, but too early. An upstream that has the whole blob
+    /// does not do that twice.
     pub(super) async fn fetch_rest(&mut self, rest: Range<u64>) -> Event {
-        let is_first = !std::mem::replace(&mut self.has_ended_early, true);
-        match if is_first { self.part(rest).await } else { Ok(None) } {
+        if std::mem::replace(&mut self.has_ended_early, true) {
+            return self.broken(self.bad("it is smaller than the upstream said"));
+        }
+        let from = rest.start;
+        let fetched = match self.part(rest).await {
             Ok(Some(body)) => {
                 self.body = Some(body);
-                Event::Landed(0)
+                Ok(())
             }
-            Ok(None) => self.broken(self.bad("it is smaller than the upstream said")),
+            // An upstream without ranges is asked for the whole blob.
+            Ok(None) => self.fetch_whole(from).await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        match fetched {
+            Ok(()) => Event::Landed(0),
             Err(error) => self.broken(error),
         }
     }
@@ -130,7 +151,7 @@ impl Driver<'_> {
     pub(super) async fn land_ahead(&mut self, chunk: Option<Result<Bytes, PullError>>) -> Event {
         let (at, chunk) = match (&mut self.ahead, chunk) {
             (Some((_, at, _)), Some(Ok(chunk))) => (std::mem::replace(at, *at + chunk.len() as u64), chunk),
-            // What is missing then comes in its turn.
+            // The missing bytes come later, in order.
             _ => {
                 self.ahead = None;
                 return Event::AheadEnded;

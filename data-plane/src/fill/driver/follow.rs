@@ -1,4 +1,4 @@
-//! The part of a fill that is had from another node.
+//! The part of a fill that comes from another node.
 
 use entrepot_domain::fill::{Event, Fill};
 use entrepot_runtime::chain;
@@ -11,7 +11,7 @@ use crate::peers::{Following, Lost};
 use crate::upstream;
 
 impl Driver<'_> {
-    /// Follows the holder of the lease from the byte `from` on, for a repository that the upstream has confirmed.
+    /// Follows the holder of the lease from the byte `from` on, if the upstream has confirmed our repository.
     pub(super) async fn follow(&mut self, from: u64) -> Option<Event> {
         let following = match self.call_leader(from).await {
             Ok((following, is_confirmed)) => {
@@ -21,7 +21,7 @@ impl Driver<'_> {
             Err(lost) => return Some(self.leader_lost(&lost)),
         };
         if !self.is_confirmed {
-            let client = &self.fill.source.client;
+            let client = self.fill.pull_client();
             let seen = upstream::request(self.fill, "HEAD", client.head_blob(&self.fill.repository, self.digest)).await;
             if let Err(error) = seen {
                 return Some(self.broken(upstream::failure(self.fill, Asked::Blob, &error)));
@@ -34,7 +34,7 @@ impl Driver<'_> {
 
     pub(super) async fn call_leader(&mut self, from: u64) -> Result<(Following, bool), Lost> {
         let peers = &self.fills.inner.peers;
-        // A lease of this node is that of an earlier life, or of a fill that has ended.
+        // A lease of this node belongs to an earlier run, or to a fill that has ended.
         let leader = self.leader.as_ref().filter(|node| *node != peers.id()).ok_or(Lost::Stale)?;
         peers.follow(leader, (self.fill.origin, self.digest), from, self.landing.begun_for()).await
     }
@@ -51,15 +51,12 @@ impl Driver<'_> {
         Event::LeaderLost
     }
 
-    /// What the leader says next, or why it is lost.
+    /// The leader's next message, or why it is lost.
     pub(super) async fn hear(&mut self, word: Result<Word, Lost>, state: &Fill) -> Event {
         match word {
             Ok(Word::Beat) => Event::Landed(0),
-            Ok(Word::Open(size)) => {
-                self.open(size);
-                size.map_or(Event::Landed(0), Event::Sized)
-            }
-            // More than there is of it.
+            Ok(Word::Open(size)) => self.open(size).unwrap_or_else(|| size.map_or(Event::Landed(0), Event::Sized)),
+            // These are more bytes than the content has.
             Ok(Word::Content(bytes)) if bytes.len() as u64 > state.room_bytes() || !self.is_open => {
                 self.leader_lost(&Lost::Malformed)
             }
@@ -73,7 +70,7 @@ impl Driver<'_> {
                 self.following = None;
                 Event::LeaderLost
             }
-            // One that works breaks off only by accident, and is there for another try.
+            // If a working leader breaks off, this is an accident, and another attempt can reach it.
             Err(Lost::Broken) => match self.call_leader(state.landed_bytes()).await {
                 Ok((following, _)) => {
                     self.following = Some(following);

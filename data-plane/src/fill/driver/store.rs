@@ -1,4 +1,5 @@
-//! The end of a fill: verified, into the store, and shown; or from the store, where another has brought it.
+//! The end of a fill: verified content goes into the store and is linked, or is read from the store, where another node
+//! has put it.
 
 use std::time::Instant;
 
@@ -21,8 +22,7 @@ use crate::failpoint;
 use crate::repository::within_limit;
 
 impl Driver<'_> {
-    /// Lets what has landed, and what lands from now on, go into the store.
-    /// What keeps it from that is told by what comes next.
+    /// Begins to upload what has landed and will land. If this fails, the next event tells so.
     pub(super) async fn begin_upload(&mut self, state: &Fill) {
         self.failure = self.take_turn().await.err();
         if self.open_spool().await.is_some() {
@@ -38,13 +38,20 @@ impl Driver<'_> {
         }
     }
 
-    /// Lets the rest come from the store.
+    /// Reads the rest from the store.
     pub(super) async fn read_store(&mut self, from: u64) -> Event {
-        let store = &self.fills.inner.repositories.store;
+        let repositories = &self.fills.inner.repositories;
         let Some(Content { object, size_bytes: size }) = self.found.clone() else { return Event::Broken };
-        let read = store.read(&object, from..size, Some(self.digest));
+        let read = repositories.open(&object, from..size, self.digest);
         let Ok(Some(body)) = within_limit(read).await else { return Event::Broken };
-        self.body = Some(body.map_err(|_| PullError::StoreAway).boxed());
+        let damaged = repositories.damaged.clone();
+        self.body = Some(
+            body.map_err(move |error| {
+                damaged.note_if(&error);
+                PullError::StoreAway
+            })
+            .boxed(),
+        );
         self.passed_over_bytes = 0;
         Event::Sized(size)
     }
@@ -52,7 +59,7 @@ impl Driver<'_> {
     pub(super) async fn verify(&mut self) -> Event {
         let verifier = std::mem::replace(&mut self.verifier, Verifier::new(self.digest.clone()));
         if !verifier.finish() {
-            // Another endpoint may have the right one, so that is no word of the upstream's.
+            // Another endpoint may have the right content, so this says nothing about the upstream.
             let is_fallback = self.fill.source.client.was_wrong(&self.fill.repository, self.digest);
             self.failure = Some(if is_fallback { self.away() } else { self.bad("it does not hash to its digest") });
             return Event::Wrong;
@@ -62,8 +69,9 @@ impl Driver<'_> {
         Event::Right
     }
 
-    /// The store has the content whole, or does not take it: gives it its pointer, and shows it.
-    pub(super) async fn completed(&mut self, is_stored: bool, state: &Fill) -> Event {
+    /// The store has the whole content, or has refused it. In the first case the content gets its pointer and its
+    /// links.
+    pub(super) async fn finish_store(&mut self, is_stored: bool, state: &Fill) -> Event {
         self.completing = None;
         if !is_stored {
             self.fills.inner.metrics.commit_failed("blob");
@@ -80,23 +88,30 @@ impl Driver<'_> {
         }
     }
 
-    /// Shows content that another fill has brought.
+    /// Links content that another fill has stored.
     pub(super) async fn commit_found(&mut self) {
         self.commit(None).await;
     }
 
-    /// Claims the content, and lets the repositories that may show it show it.
+    /// Claims the content, and links it in the repositories that may show it.
     async fn commit(&mut self, own: Option<Content>) -> Committed {
         let platform = self.config.as_deref().and_then(platform_of_config);
         let repositories = &self.fills.inner.repositories;
         let host = self.fill.provenance().origin.host;
         let mut claim = Claim::new(&*repositories.store, repositories, self.digest, Claimer::Fill);
+        let has_bytes = own.is_some();
         if let Some(own) = own {
             claim = claim.with_own(own, self.own.begin_time).delivered_by(&host);
         }
         let landing = self.landing;
         let more = || std::iter::from_fn(|| landing.next_to_link()).collect();
-        let committed = within_limit(repositories.claim_and_link(claim, self.digest, platform, more)).await;
+        let committed = async {
+            if has_bytes {
+                repositories.make_way(self.digest).await?;
+            }
+            repositories.claim_and_link(claim, self.digest, platform, more).await
+        };
+        let committed = within_limit(committed).await;
         match committed {
             Ok(Some(linked)) => {
                 (0..linked.failed).for_each(|_| self.fills.inner.metrics.commit_failed("link"));
@@ -111,7 +126,7 @@ impl Driver<'_> {
     }
 }
 
-/// Whether content has its pointer now.
+/// Whether the content has its pointer now.
 enum Committed {
     Yes,
     No,
@@ -120,7 +135,7 @@ enum Committed {
 /// The object that one attempt of a fill writes.
 pub(super) struct OwnObject {
     object: Key,
-    /// When it was begun.
+    /// When the upload was begun.
     begin_time: DateTime<Utc>,
 }
 

@@ -1,4 +1,4 @@
-//! Fetches an image ahead.
+//! Fetches an image in advance.
 
 use entrepot_domain::Priority;
 use entrepot_domain::job::{Synced, WarmImage, WarmPayload};
@@ -6,17 +6,17 @@ use entrepot_domain::job::{Synced, WarmImage, WarmPayload};
 use super::Work;
 use crate::control::Snapshot;
 use crate::error::PullError;
-use crate::resolve::{Ahead, Resolver};
+use crate::resolve::{FetchProgress, Resolver};
 
 impl Work for WarmImage {
     async fn work(
         resolver: &Resolver,
         snapshot: &Snapshot,
         payload: &WarmPayload,
-        ahead: &Ahead,
+        progress: &FetchProgress,
     ) -> Result<Synced, PullError> {
         let location = snapshot.locate(&payload.repository).with(Priority::Warm);
-        resolver.warm(location, &payload.reference, &payload.platforms, ahead).await
+        resolver.warm(location, &payload.reference, &payload.platforms, progress).await
     }
 
     fn outcome(synced: &Synced) -> &'static str {

@@ -1,9 +1,9 @@
-//! The steps of whoever claims a digest.
+//! The steps of actors that claim a digest.
 
 use super::*;
 
 impl World {
-    /// Sends a planned write of the pointer. Says how it ended, or nothing if it cannot end that way.
+    /// Sends a planned write of the pointer. Returns how it ended, or `None` if it cannot end that way.
     pub(super) fn send(&mut self, plan: Plan, outcome: Outcome, mutant: Mutant) -> Option<Written> {
         let removes_blindly = mutant == Mutant::RemovesBlindly && plan.write == Write::Remove;
         let is_current = self.is_current(plan.seen, mutant) || removes_blindly;
@@ -26,7 +26,7 @@ impl World {
         }
     }
 
-    /// The next step of a writer: a push of a blob, which has the bytes, or a mount, which has none.
+    /// The next step of a writer: a push of a blob (with the bytes) or a mount (without them).
     pub(super) fn step_writer(&mut self, at: usize, outcome: Outcome, setup: &Setup) -> Option<Progress> {
         let mut writer = self.writers[at];
         let mut progress = Progress::Moved;
@@ -42,13 +42,13 @@ impl World {
                 let written = self.send(plan, outcome, setup.mutant)?;
                 let is_own = writer.own.is_some_and(|(own, _)| plan.write == Write::Change(Change::Live(own)));
                 match (is_own, written) {
-                    // It is the pointer's from now on.
+                    // The content belongs to the pointer from now on.
                     (true, Written::Done) => writer.own = setup.mutant.own_when_named(writer.own),
                     (true, Written::Unknown) if setup.mutant == Mutant::DropsInDoubt => {
                         self.delete(writer.own.take()?.0);
                     }
                     (true, Written::Unknown) => {
-                        // Others' writes have made it so where this one was not done but theirs were.
+                        // Even if this write was not done, writes of others may have had the same effect.
                         let is_current = self.is_current(plan.seen, setup.mutant);
                         let named = if is_current { Named::NotYet } else { Named::Perhaps };
                         writer.own = writer.own.map(|(own, _)| (own, named));
@@ -111,29 +111,33 @@ impl World {
         }
     }
 
-    /// The next step of the commit of a manifest that names the digest. Its own digest is claimed as a push does.
+    fn write_as_commit(&mut self, plan: Plan, then: Then, outcome: Outcome, setup: &Setup) -> Option<CommitStep> {
+        Some(match (self.send(plan, outcome, setup.mutant)?, then, plan.write) {
+            (Written::Done, Then::First, Write::Change(Change::Live(object))) => CommitStep::Event(object),
+            (Written::Done, Then::Second(object), _) => CommitStep::SecondLink(object),
+            (_, Then::First, _) => CommitStep::Look,
+            (_, Then::Second(object), _) => CommitStep::Second(object),
+        })
+    }
+
+    fn note_as_commit(&mut self, object: Object, me: By, setup: &Setup) -> Option<CommitStep> {
+        if setup.mutant == Mutant::ReusesLinks && self.own_link(me) == OwnLink::Others {
+            return Some(CommitStep::Second(object));
+        }
+        let revision = self.link.revision + 1;
+        self.add_event(revision, true, setup)?;
+        Some(CommitStep::Link { object, fresh: true, revision })
+    }
+
+    /// The next step of a commit whose manifest names the digest. The manifest's own digest is claimed as in a push.
     pub(super) fn step_commit(&mut self, at: usize, outcome: Outcome, setup: &Setup) -> Option<Progress> {
         let mut commit = self.commits[at];
         let me = By::Commit(at as u8);
         let mut progress = Progress::Moved;
         commit.step = match commit.step {
             CommitStep::Look => self.look_as_commit(setup),
-            CommitStep::Write(plan, then) => match (self.send(plan, outcome, setup.mutant)?, then, plan.write) {
-                (Written::Done, Then::First, Write::Change(Change::Live(object))) => CommitStep::Event(object),
-                (Written::Done, Then::Second(_), _) => CommitStep::SecondLink,
-                (_, Then::First, _) => CommitStep::Look,
-                (_, Then::Second(object), _) => CommitStep::Second(object),
-            },
-            CommitStep::Event(object)
-                if setup.mutant == Mutant::ReusesLinks && self.own_link(me) == OwnLink::Others =>
-            {
-                CommitStep::Second(object)
-            }
-            CommitStep::Event(object) => {
-                let revision = self.link.revision + 1;
-                self.add_event(revision, true, setup)?;
-                CommitStep::Link { object, fresh: true, revision }
-            }
+            CommitStep::Write(plan, then) => self.write_as_commit(plan, then, outcome, setup)?,
+            CommitStep::Event(object) => self.note_as_commit(object, me, setup)?,
             CommitStep::Link { object, fresh, revision } => {
                 let link = Link { state: LinkState::Live, by: me, revision };
                 let written = self.send_link(link, fresh, outcome)?;
@@ -151,18 +155,23 @@ impl World {
             CommitStep::Second(object) => {
                 let (pointer, seen) = self.read();
                 match setup.mutant.look_again(&pointer, object, Claimer::Named) {
-                    Second::Done => CommitStep::SecondLink,
+                    Second::Done => CommitStep::SecondLink(object),
                     Second::Write(change) => {
                         CommitStep::Write(Plan { seen, write: Write::Change(change) }, Then::Second(object))
                     }
                     Second::Again => CommitStep::Look,
                 }
             }
-            CommitStep::SecondLink => {
-                if link_holds(self.own_link(me)) {
-                    progress = Progress::Promised;
+            CommitStep::SecondLink(object) => {
+                let stood = commit.others_link.replace(self.link.revision) == Some(self.link.revision);
+                match setup.mutant.look_again_at_link(self.own_link(me), stood) {
+                    SecondLink::Done => {
+                        progress = Progress::Promised;
+                        CommitStep::Look
+                    }
+                    SecondLink::LookOnceMore => CommitStep::Second(object),
+                    SecondLink::Again => CommitStep::Look,
                 }
-                CommitStep::Look
             }
             CommitStep::GiveUp => match self.give_up(me, commit.any_unknown, setup)? {
                 Some(link) => CommitStep::Undo { fresh: true, link },
@@ -180,6 +189,9 @@ impl World {
                 }
             }
         };
+        if commit.step == CommitStep::Look {
+            commit.others_link = None;
+        }
         self.commits[at] = commit;
         self.end_commit(at, progress);
         Some(progress)
@@ -194,7 +206,7 @@ impl World {
         }
     }
 
-    /// What a commit that cannot go on writes in place of the link, if anything.
+    /// What a commit that has to give up writes in place of the link, if anything.
     fn give_up(&mut self, me: By, any_unknown: bool, setup: &Setup) -> Option<Option<Link>> {
         let tombstone = Link { state: LinkState::Tombstone, by: me, revision: self.link.revision + 1 };
         Some(match setup.mutant.give_up(self.own_link(me), any_unknown) {
@@ -228,7 +240,7 @@ impl World {
         }
     }
 
-    /// As [`World::send`], for the link.
+    /// Like [`World::send`], for the link.
     fn send_link(&mut self, link: Link, is_current: bool, outcome: Outcome) -> Option<Written> {
         match outcome {
             Outcome::Known if is_current => self.land_link(link),
@@ -247,7 +259,7 @@ impl World {
         Some(Written::Done)
     }
 
-    /// Somebody deletes the manifest: the event first, then the tombstone. In between they may stop for ever.
+    /// Somebody deletes the manifest: first the event, then the tombstone. They may stop for ever between the two.
     pub(super) fn step_deletion(&mut self, setup: &Setup) -> Option<()> {
         match self.deletion.take() {
             None if self.link.state == LinkState::Live => {

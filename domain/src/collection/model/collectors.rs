@@ -3,7 +3,7 @@
 use super::*;
 
 impl World {
-    /// The next step of a collector. It reads the pointer, and goes on by what that says.
+    /// The next step of a collector: it reads the pointer and continues according to what it says.
     pub(super) fn step_collector(&mut self, at: usize, outcome: Outcome, setup: &Setup) -> Option<()> {
         use CollectorStep as S;
         let mutant = setup.mutant;
@@ -70,7 +70,7 @@ impl World {
         if is_named { Naming::Named } else { Naming::Unnamed }
     }
 
-    /// A run that has ended has a name that no later run has.
+    /// Gives an ended run a name that no later run has.
     pub(super) fn forget_run(&mut self, at: usize) {
         self.index.forget_run(at);
         if let Some(backup) = &mut self.backup {
@@ -85,8 +85,8 @@ impl World {
             Candidate::Compare(object) => Some(CollectorStep::Begin(seen, object)),
             Candidate::Delete(object) if self.is_stored(object) => Some(CollectorStep::Delete(object)),
             Candidate::Delete(_) | Candidate::Leave => {
-                // Whoever has slept for the removal's age while a record came and went is out of the model, but for one
-                // mutant.
+                // An actor that has slept through the removal's age while a record was created and removed is not
+                // modelled, except for one mutant.
                 let is_early = self.is_absence_relied_on() && mutant != Mutant::RemovesAtOnce;
                 let age = if is_early { Duration::ZERO } else { REMOVAL_AGE };
                 may_remove(&pointer, false, age).then_some(CollectorStep::Write(Plan { seen, write: Write::Remove }))
@@ -94,7 +94,7 @@ impl World {
         }
     }
 
-    /// The next step of the sweep about an object, which is of interest only where it begins.
+    /// The next step of the sweep for one object. Only its first step depends on the object.
     pub(super) fn step_sweep(&mut self, object: Object, outcome: Outcome, setup: &Setup) -> Option<()> {
         use SweepStep as S;
         let (pointer, seen) = self.read();

@@ -1,4 +1,4 @@
-//! What takes minutes: `scripts/suite model` runs these.
+//! The explorations that take minutes; `scripts/suite model` runs them.
 
 use super::*;
 
@@ -8,12 +8,6 @@ const COMMIT: Setup = Setup { commits: 1, collectors: 1, ..Setup::NOBODY };
 #[ignore = "millions of states: `scripts/suite model` runs it"]
 fn two_writers_and_a_collector() {
     holds("2 writers, 1 collector", Setup { writers: 2, collectors: 1, ..Setup::NOBODY });
-}
-
-#[test]
-#[ignore = "millions of states: `scripts/suite model` runs it"]
-fn two_writers_and_the_sweep() {
-    holds("2 writers, sweep", Setup { writers: 2, sweep: true, ..Setup::NOBODY });
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Random runs of all actors at once: too much to be tried in every order.
 
 use super::*;
+use crate::draw::Draw;
 
 /// Everybody at once.
 pub(super) const WHOLE: Setup = Setup {
@@ -22,44 +23,76 @@ const SEEDS: u64 = 400;
 const STEPS: usize = 2_000;
 
 impl Setup {
-    /// One random run. Says what was reached, or which property does not hold.
+    /// One random run. Says what was reached, or which property does not hold, and a short way to where it does not.
     pub(super) fn run(&self, seed: u64) -> Result<Reached, String> {
-        let mut random = seed;
-        let mut draw = |below: usize| {
-            // SplitMix64, by Steele, Lea and Flood.
-            random = random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = (random ^ (random >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) % below as u64) as usize
-        };
+        let mut draw = Draw::new(seed);
         // How rarely each kind of fault happens differs from run to run.
-        let rarity = 2 << draw(6);
+        let rarity = 2 << draw.below(6);
         // Who sleeps, for a while.
         let mut asleep = 0;
         let mut world = self.init_states().remove(0);
         let mut reached = Reached::default();
-        let properties = self.properties();
-        for step in 0..STEPS {
+        let mut way = Vec::new();
+        for _ in 0..STEPS {
             let mut actions = Vec::new();
             self.actions(&world, &mut actions);
-            let action = actions[draw(actions.len())];
-            if draw(40) == 0 {
-                asleep = draw(1 << 8) | draw(1 << 8);
+            let action = actions[draw.below(actions.len())];
+            if draw.below(40) == 0 {
+                asleep = draw.below(1 << 8) | draw.below(1 << 8);
             }
-            if asleep & action.actor() != 0 || action.is_fault() && draw(rarity) > 0 {
+            if asleep & action.actor() != 0 || action.is_fault() && draw.below(rarity) > 0 {
                 continue;
             }
             let Some(next) = self.next_state(&world, action) else { continue };
             reached.note(&world, &next);
-            world = next;
-            // What cleaning up takes is found by exploring all.
-            for property in properties.iter().filter(|property| matches!(property.name, "C1" | "C2" | "C3")) {
-                if !(property.condition)(self, &world) {
-                    return Err(format!("{} does not hold after {step} steps, the last {action:?}", property.name));
-                }
+            way.push(action);
+            if let Some(property) = self.broken_by(&next) {
+                let way = self.shorten(way, property);
+                return Err(format!("{property} does not hold after {} steps: {way:?}", way.len()));
             }
+            world = next;
         }
         Ok(reached)
+    }
+
+    /// A property that does not hold. What cleaning up takes is found by exploring all.
+    fn broken_by(&self, world: &World) -> Option<&'static str> {
+        let mut properties =
+            self.properties().into_iter().filter(|property| ["C1", "C2", "C3"].contains(&property.name));
+        properties.find(|property| !(property.condition)(self, world)).map(|property| property.name)
+    }
+
+    /// The same way without all that it can do without.
+    fn shorten(&self, mut way: Vec<Action>, property: &str) -> Vec<Action> {
+        let mut length = way.len() / 2;
+        while length > 0 {
+            let mut at = 0;
+            while at + length <= way.len() {
+                let without = [&way[..at], &way[at + length..]].concat();
+                match self.replay(&without, property) {
+                    Some(shorter) => way = shorter,
+                    None => at += 1,
+                }
+            }
+            length /= 2;
+        }
+        way
+    }
+
+    /// Takes the steps that can be taken, until the property does not hold; those steps, if that is so.
+    fn replay(&self, way: &[Action], property: &str) -> Option<Vec<Action>> {
+        let mut world = self.init_states().remove(0);
+        let mut taken = Vec::new();
+        for action in way {
+            if let Some(next) = self.next_state(&world, *action) {
+                taken.push(*action);
+                if self.broken_by(&next) == Some(property) {
+                    return Some(taken);
+                }
+                world = next;
+            }
+        }
+        None
     }
 }
 
@@ -166,4 +199,5 @@ fn random_runs_catch_mutants_too() {
     };
     caught(Mutant::LooksOnce);
     caught(Mutant::TrustsUnnaming);
+    caught(Mutant::TrustsOthersLinks);
 }

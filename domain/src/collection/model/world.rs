@@ -70,7 +70,7 @@ pub(in crate::collection) enum CommitStep {
     Event(Object),
     Link { object: Object, fresh: bool, revision: u8 },
     Second(Object),
-    SecondLink,
+    SecondLink(Object),
     GiveUp,
     Undo { fresh: bool, link: Link },
 }
@@ -80,6 +80,12 @@ pub(in crate::collection) struct Commit {
     pub(super) step: CommitStep,
     /// Whether the outcome of a write of its link is not known.
     pub(super) any_unknown: bool,
+    /// The revision of another's link that was there before the last look at the pointer.
+    pub(super) others_link: Option<u8>,
+}
+
+impl Commit {
+    pub(super) const NEW: Self = Self { step: CommitStep::Look, any_unknown: false, others_link: None };
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -243,7 +249,7 @@ impl World {
             promised: 0,
             is_committed: false,
             writers,
-            commits: vec![Commit { step: CommitStep::Look, any_unknown: false }; setup.commits.into()],
+            commits: vec![Commit::NEW; setup.commits.into()],
             deletion: None,
             collectors: vec![CollectorStep::Look; setup.collectors.into()],
             sweep: setup.sweep.then_some(SweepStep::Look),
@@ -453,6 +459,7 @@ impl World {
             visit(revision);
         }
         for commit in &mut self.commits {
+            commit.others_link.iter_mut().for_each(&mut visit);
             match &mut commit.step {
                 CommitStep::Link { revision, .. } => visit(revision),
                 CommitStep::Undo { link, .. } => visit(&mut link.revision),
@@ -528,6 +535,7 @@ impl World {
                 CommitStep::Event(object)
                 | CommitStep::Link { object, .. }
                 | CommitStep::Second(object)
+                | CommitStep::SecondLink(object)
                 | CommitStep::Write(_, Then::Second(object)) => visit(object),
                 _ => {}
             }

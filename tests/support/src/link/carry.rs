@@ -1,37 +1,38 @@
-//! Bytes on their way from one end of a connection to the other.
+//! Carries bytes from one end of a connection to the other.
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::requests::Scanner;
 use super::{Condition, Shared, until_moving};
 
-/// How much is read at once, and how many such pieces are on their way at most.
+/// How much is read at once, and how many such pieces may be on their way.
 const PIECE_BYTES: usize = 16 * 1024;
 const PIECES: usize = 16;
-/// A slow link sends this many pieces each second.
+/// How many pieces a slow link sends per second.
 const PIECES_PER_SECOND: u64 = 20;
 
-/// When the next byte may go in one direction of a slow link.
+/// When the next byte may be sent in one direction of a slow link.
 #[derive(Default)]
 pub(super) struct Lane(Mutex<Option<Instant>>);
 
 impl Lane {
-    /// Forgets what was booked.
+    /// Forgets all reservations.
     pub(super) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.0.lock() = None;
     }
 
-    /// Takes the next place, and says when it is.
+    /// Reserves the next slot, and returns its time.
     fn book(&self, bytes: usize, bytes_per_second: u64) -> Instant {
-        let mut free = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.0.lock();
         let now = Instant::now();
         let takes = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
         let due = free.map_or(now, |free| free.max(now)) + takes;
@@ -40,8 +41,8 @@ impl Lane {
     }
 }
 
-/// Carries bytes both ways until both ends have said all that they had to say. What an end's failure means to the other
-/// one is not told before the link moves.
+/// Carries bytes both ways until both ends have finished. The failure of one end is passed on to the other only while
+/// the link is not stalled.
 pub(super) async fn carry(
     near: &mut TcpStream,
     far: &mut TcpStream,
@@ -51,9 +52,10 @@ pub(super) async fn carry(
     near.set_nodelay(true)?;
     let ((from_near, to_near), (from_far, to_far)) = (near.split(), far.split());
     let [there, back] = &shared.lanes;
+    let scanner = Scanner::new(&shared.requests);
     let carried = tokio::try_join!(
-        one_way(from_near, to_far, there, shared, condition.clone()),
-        one_way(from_far, to_near, back, shared, condition.clone()),
+        one_way(from_near, to_far, there, Some(scanner), shared, condition.clone()),
+        one_way(from_far, to_near, back, None, shared, condition.clone()),
     );
     until_moving(condition).await;
     carried.map(|_| ())
@@ -63,17 +65,25 @@ async fn one_way(
     from: impl AsyncRead + Unpin,
     to: impl AsyncWrite + Unpin,
     lane: &Lane,
+    scanner: Option<Scanner<'_>>,
     shared: &Shared,
     condition: watch::Receiver<Condition>,
 ) -> io::Result<()> {
     let (taken, given) = mpsc::channel(PIECES);
-    tokio::try_join!(take(from, taken), give(given, to, lane, shared, condition)).map(|_| ())
+    tokio::try_join!(take(from, taken, scanner), give(given, to, lane, shared, condition)).map(|_| ())
 }
 
-async fn take(mut from: impl AsyncRead + Unpin, taken: mpsc::Sender<(Instant, Bytes)>) -> io::Result<()> {
+async fn take(
+    mut from: impl AsyncRead + Unpin,
+    taken: mpsc::Sender<(Instant, Bytes)>,
+    mut scanner: Option<Scanner<'_>>,
+) -> io::Result<()> {
     let mut buffer = vec![0; PIECE_BYTES];
     loop {
         let length = from.read(&mut buffer).await?;
+        if let Some(scanner) = &mut scanner {
+            scanner.read(&buffer[..length]);
+        }
         let piece = (Instant::now(), Bytes::copy_from_slice(&buffer[..length]));
         if length == 0 || taken.send(piece).await.is_err() {
             return Ok(());
@@ -93,7 +103,7 @@ async fn give(
             until_moving(&mut condition).await;
             let now = *condition.borrow_and_update();
             if let Some(due) = Some(came + now.delay).filter(|due| *due > Instant::now()) {
-                // Another condition may have another delay.
+                // A new condition may have another delay.
                 until(due, &mut condition).await;
                 continue;
             }
@@ -111,7 +121,7 @@ async fn give(
     to.shutdown().await
 }
 
-/// Waits for an instant, or for a change.
+/// Waits for a time, or for a change of the condition.
 async fn until(due: Instant, condition: &mut watch::Receiver<Condition>) {
     tokio::select! {
         () = sleep_until(due) => {}

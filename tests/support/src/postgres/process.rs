@@ -1,4 +1,4 @@
-//! Postgres as a process: where it is, who it runs as, and how it goes.
+//! Postgres as a process: its programs, its user, and its end.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,30 +13,29 @@ use tempfile::TempDir;
 /// The superuser of the databases.
 pub(super) const SUPERUSER: &str = "postgres";
 
-/// A folder with a data folder and a socket folder in it. Clones mean the same one.
+/// A folder that contains a data folder and a socket folder. Clones share it.
 #[derive(Clone)]
 pub(super) struct Cluster(Arc<Folder>);
 
 struct Folder {
-    /// The shell that removes what a dying process leaves. It reads a pipe of which this process alone has the other
-    /// end, so it goes on when that is closed, by whatever end of this process.
+    /// The shell that removes what a dying process leaves. It reads from a pipe whose other end only this process has,
+    /// so it continues when this process ends in any way.
     janitor: Child,
     folder: TempDir,
     programs: PathBuf,
     user: Option<User>,
-    /// The port where TLS is spoken, if it is.
+    /// The port for TLS, if it is used.
     tls_port: Option<u16>,
 }
 
-/// What a Postgres needs that is reached over TLS.
+/// The settings of a Postgres that is reached over TLS.
 pub(super) struct Tls {
-    /// Where.
     pub(super) port: u16,
-    /// Certificate and key, as PEM.
+    /// Certificate and key, in PEM.
     pub(super) certificate: (String, String),
 }
 
-/// Whom a process runs as.
+/// The user that a process runs as.
 #[derive(Clone, Copy)]
 struct User {
     uid: u32,
@@ -44,7 +43,7 @@ struct User {
 }
 
 impl Cluster {
-    /// Makes a new one.
+    /// Creates a new one.
     pub(super) fn create(tls: Option<&Tls>) -> Self {
         // Not in `TMPDIR`, which may be too long for a socket's path or closed to the user `postgres`.
         let folder = tempfile::Builder::new().prefix("pg-").tempdir_in("/tmp").expect("/tmp can be written to");
@@ -62,7 +61,7 @@ impl Cluster {
         cluster
     }
 
-    /// Makes the data folder: a copy of what `initdb` has made once, which takes a fifth of the time that it takes.
+    /// Creates the data folder as a copy of what `initdb` has made once, which takes a fifth of the time.
     fn make_data_folder(&self) {
         let version = self.run("initdb", &["--version"]);
         let version: String = version.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').collect();
@@ -76,20 +75,20 @@ impl Cluster {
         self.run("initdb", &[&arguments[..], &["--pgdata", data_folder_text]].concat());
         let folder = kept.parent().expect("it is in a folder of its own");
         fs::create_dir_all(folder).expect("the cache can be written to");
-        // Under its name only once it is whole. Another process may have been faster, with the same.
+        // It gets its name only when it is complete. Another process may have been faster, with the same content.
         let copy = tempfile::Builder::new().prefix(".").tempdir_in(folder).expect("the cache can be written to");
         copy_folder(&data_folder, &copy.path().join("data"));
         let _ = fs::rename(copy.path().join("data"), &kept);
     }
 
-    /// Runs a program of Postgres to its end, and returns what it says.
+    /// Runs a program of Postgres to its end, and returns its output.
     fn run(&self, program: &str, arguments: &[&str]) -> String {
         let output = self.command(program).args(arguments).output().expect("Postgres' programs can be started");
         assert!(output.status.success(), "{program} failed:\n{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Puts certificate and key where Postgres looks for them; over the network, a password is asked for then.
+    /// Puts certificate and key where Postgres looks for them; passwords are then required over the network.
     fn prepare_tls(&self, tls: &Tls) {
         let rules = "local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n";
         let (certificate, key) = &tls.certificate;
@@ -131,7 +130,7 @@ impl Cluster {
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.0.programs.join(program));
         command.env_clear().env("PATH", "/usr/bin:/bin").env("LC_ALL", "C").current_dir(self.0.folder.path());
-        // A Ctrl-C for the tests is none for it.
+        // A Ctrl-C for the tests must not reach it.
         command.stdin(Stdio::null()).process_group(0);
         if let Some(User { uid, gid }) = self.0.user {
             command.uid(uid).gid(gid);
@@ -172,7 +171,7 @@ impl Server {
         Self { child, cluster: cluster.clone() }
     }
 
-    /// What its log says, if it has ended.
+    /// The end of its log, if it has ended.
     pub(super) fn epitaph(&mut self) -> Option<String> {
         match self.child.try_wait() {
             Ok(None) => None,
@@ -186,7 +185,7 @@ impl Server {
         let _ = self.child.wait();
     }
 
-    /// SIGKILL. Its children notice and go by themselves.
+    /// SIGKILL. Its children notice, and end by themselves.
     pub(super) fn kill(mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -207,7 +206,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits until this process is gone, ends the Postgres of `folder`, and removes it.
+/// Waits until this process is gone, then ends the Postgres of `folder` and removes it.
 fn janitor(folder: &Path) -> Child {
     const SCRIPT: &str = r#"
         trap '' INT TERM HUP
@@ -231,7 +230,7 @@ fn janitor(folder: &Path) -> Child {
         .expect("a shell can be started")
 }
 
-/// Copies a folder with all that is in it, and whose it is.
+/// Copies a folder with everything in it, including owners.
 fn copy_folder(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg("--").arg(from).arg(to).status();
     assert!(status.is_ok_and(|status| status.success()), "{} cannot be copied to {}", from.display(), to.display());

@@ -1,4 +1,4 @@
-//! What a program says of itself on its operations listener.
+//! Requests to a program's operations listener.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,21 +9,20 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// A frozen program answers never.
+/// A frozen program never answers.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Probed {
-    /// Its status.
     pub status: u16,
     /// Its body.
     pub text: String,
 }
 
 impl Probed {
-    /// From metrics in Prometheus' text format: the sum of all values whose name is `name` and whose labels contain
-    /// all of `labels`, which are written as `key="value"`.
+    /// A value from metrics in Prometheus' text format: the sum over all lines with this name whose labels contain all
+    /// of `labels`, each written as `key="value"`.
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let lines = self.text.lines().filter(|line| !line.starts_with('#'));
         let values = lines.filter_map(|line| {
@@ -60,7 +59,7 @@ async fn get(address: SocketAddr, path: &str) -> Result<Probed, Box<dyn std::err
     let mut exchange = std::pin::pin!(exchange);
     tokio::select! {
         answer = &mut exchange => answer,
-        // It may end with its last byte, before that was looked at.
+        // The connection may end with the last byte, before that was read.
         ended = connection => {
             ended?;
             exchange.await

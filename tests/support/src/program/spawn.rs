@@ -1,5 +1,5 @@
-//! Starts processes from a thread that lives as long as this process: a parent-death signal comes when the thread ends
-//! that started the child, and a test's thread does not live long.
+//! Starts processes from a thread that lives as long as this process: a parent-death signal is sent when the thread
+//! that started the child ends, and a test's thread does not live long.
 
 use std::io;
 use std::process::{Child, Command};
@@ -13,7 +13,7 @@ static ORDERS: LazyLock<Sender<Order>> = LazyLock::new(|| {
     let (sender, orders) = channel::<Order>();
     let work = move || {
         for (mut command, answer) in orders {
-            // Whoever asked may have gone with its test.
+            // The caller may have ended with its test.
             let _ = answer.send(command.spawn());
         }
     };

@@ -15,10 +15,10 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts one that wants `password`.
+    /// Starts one that requires `password`.
     ///
     /// # Panics
-    /// If Redis is not installed, or the cluster does not come about.
+    /// If Redis is not installed, or the cluster cannot be formed.
     pub async fn start(password: &str) -> Self {
         let folder = process::folder();
         let options = Options { login: Some(Login::Password(password.to_owned())), tls: None };
@@ -53,7 +53,7 @@ impl RedisCluster {
         this
     }
 
-    /// Where its members are.
+    /// The URLs of its members.
     pub fn urls(&self) -> Vec<String> {
         self.servers.iter().map(Server::url).collect()
     }
@@ -67,7 +67,7 @@ impl RedisCluster {
         keys
     }
 
-    /// Ends one member; a third of the keys has no place then.
+    /// Ends one member, so that a third of the keys cannot be stored.
     pub async fn stop_one(&self) {
         self.servers[0].program().stop().await;
     }

@@ -12,12 +12,12 @@ use super::{Login, Options};
 use crate::program::{self, Host, Program};
 use crate::wait_until;
 
-/// Where servers listen, each on a host of its own.
+/// The port of each server, on a host of its own.
 pub(super) const PORT: u16 = 16_379;
-/// How long anything may take.
+/// The limit of every wait.
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
-/// Who the fixture itself is, where servers want to know.
+/// The fixture's own login.
 const FIXTURE: (&str, &str) = ("fixture", "of-these-tests");
 
 /// A server, running or not.
@@ -25,11 +25,11 @@ pub(super) struct Server {
     program: Program,
     address: SocketAddr,
     tls: bool,
-    /// What `redis-cli` needs to get in.
+    /// The arguments with which `redis-cli` logs in.
     login: Vec<OsString>,
 }
 
-/// What a server is.
+/// The role of a server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Server,
@@ -37,7 +37,7 @@ pub(super) enum Role {
 }
 
 impl Server {
-    /// A server called `name` at `address`. `extra` are lines of its configuration.
+    /// A server called `name` at `address`. `extra` are lines for its configuration.
     pub(super) fn new(
         name: &str,
         role: Role,
@@ -129,7 +129,7 @@ fn configuration(role: Role, address: SocketAddr, folder: &Path, options: &Optio
     let (host, port) = (address.ip(), address.port());
     let mut text = format!("bind {host}\nprotected-mode no\ndir {}\n", folder.display());
     if role == Role::Server {
-        // Nothing is written: what it holds is gone with it.
+        // Nothing is written to disk: its content is lost when it ends.
         text += "save \"\"\nappendonly no\n";
     }
     match &options.tls {

@@ -1,4 +1,4 @@
-//! A master, a replica, and Sentinels that put the replica in the master's place when it is gone.
+//! A master, a replica, and Sentinels that replace the master by the replica when it is gone.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use super::process::{self, LIMIT, Role, Server};
 use super::{Login, Options};
 use crate::wait_until;
 
-/// What the Sentinels call the master.
+/// The master's name at the Sentinels.
 const MASTER: &str = "leases";
 
 /// Two servers and their Sentinels. A master that does not answer for a second is replaced.
@@ -19,8 +19,8 @@ pub struct RedisSentinels {
 }
 
 impl RedisSentinels {
-    /// Starts them, with `count` Sentinels, of which more than half must agree. The servers want `password`, the
-    /// Sentinels want that of [`RedisSentinels::password_of_sentinels`].
+    /// Starts them, with `count` Sentinels, more than half of which must agree. The servers require `password`, and the
+    /// Sentinels require [`RedisSentinels::password_of_sentinels`].
     ///
     /// # Panics
     /// If Redis is not installed, or one of them does not start.
@@ -28,7 +28,7 @@ impl RedisSentinels {
         let folder = process::folder();
         let at = [process::place(), process::place()];
         let options = Options { login: Some(Login::Password(password.to_owned())), tls: None };
-        // A server's own address is not what others see of its connections, so it says it.
+        // Others see another address on a server's connections, so the server announces its own.
         let extra = |at: SocketAddr| {
             format!("masterauth {password}\nreplica-announce-ip {}\nreplica-announce-port {}\n", at.ip(), at.port())
         };
@@ -62,7 +62,7 @@ impl RedisSentinels {
         this
     }
 
-    /// Waits until all Sentinels know each other, and a replica that could take over.
+    /// Waits until all Sentinels know each other and a replica that could take over.
     async fn until_settled(&self) {
         let others = self.sentinels.len() - 1;
         wait_until(LIMIT, "the Sentinels know all servers", async || {
@@ -80,22 +80,22 @@ impl RedisSentinels {
         .await;
     }
 
-    /// What the Sentinels call the master.
+    /// The master's name at the Sentinels.
     pub fn master_name(&self) -> &'static str {
         MASTER
     }
 
-    /// Where the Sentinels are.
+    /// The URLs of the Sentinels.
     pub fn urls(&self) -> Vec<String> {
         self.sentinels.iter().map(Server::url).collect()
     }
 
-    /// The password of the Sentinels of servers with `password`.
+    /// The password of the Sentinels, given the servers' `password`.
     pub fn password_of_sentinels(password: &str) -> String {
         format!("{password}-of-sentinels")
     }
 
-    /// Where the master is, as the first Sentinel has it.
+    /// The master's address, according to the first Sentinel.
     pub async fn master(&self) -> SocketAddr {
         let answer = self.sentinels[0].command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]).await;
         let mut lines = answer.lines();
@@ -111,7 +111,7 @@ impl RedisSentinels {
         server.expect("the master is one of the two").program().kill().await;
     }
 
-    /// Waits until another one than `old` is the master.
+    /// Waits until a server other than `old` is the master.
     pub async fn until_master_is_not(&self, old: SocketAddr) {
         wait_until(LIMIT, "there is another master", async || self.master().await != old).await;
     }

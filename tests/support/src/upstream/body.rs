@@ -18,7 +18,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// How a body comes.
+/// How a body is sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Delivery {
     pub(super) stall_after: Option<u64>,
@@ -26,7 +26,7 @@ pub(super) struct Delivery {
     pub(super) end_after: Option<u64>,
     /// Whether the body ends before its declared length.
     pub(super) ends_short: bool,
-    /// How the connection ends when the body is cut.
+    /// Whether the connection ends with a reset when the body is cut.
     pub(super) resets: bool,
     pub(super) bytes_per_second: Option<u64>,
 }
@@ -40,7 +40,7 @@ struct Sending {
     began: Instant,
 }
 
-/// A body that sends `bytes` as `delivery` says, and counts them in the log. `hard` ends its connection.
+/// A body that sends `bytes` according to `delivery`, and counts them in the log. `hard` ends its connection.
 pub(super) fn body(mut bytes: Bytes, delivery: Delivery, live: Arc<Live>, hard: HardEnd) -> Body {
     bytes.truncate(delivery.end_after.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX));
     let sending = Sending { rest: bytes, sent_bytes: 0, delivery, live, hard, began: Instant::now() };
@@ -66,9 +66,9 @@ async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)
     }
     let mut size = CHUNK_BYTES;
     if let Some(rate) = sending.delivery.bytes_per_second {
-        // Twenty pieces each second.
+        // Twenty pieces per second.
         size = usize::try_from(rate / 20).unwrap_or(size).clamp(1, size);
-        // By the clock from the beginning, since each sleep is a little too long.
+        // Measured from the beginning, since each sleep is a little too long.
         let due = (sending.sent_bytes as f64 + size as f64) / rate as f64;
         tokio::time::sleep_until(sending.began + Duration::from_secs_f64(due)).await;
     }
@@ -79,8 +79,7 @@ async fn next(mut sending: Sending) -> io::Result<Option<(Frame<Bytes>, Sending)
     Ok(Some((Frame::data(chunk), sending)))
 }
 
-/// What was sent so far leaves the buffer when the body has nothing to give for a moment; otherwise it would be lost
-/// with the connection.
+/// Buffered data is sent when the body has nothing more for a moment; otherwise it would be lost with the connection.
 async fn leave_the_buffer() {
     tokio::task::yield_now().await;
 }

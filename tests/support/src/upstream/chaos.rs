@@ -1,4 +1,4 @@
-//! Faults that a seed decides.
+//! Faults that depend on a seed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::script::Fault;
 use crate::images::random_bytes;
 
-/// Something happens within the first so many bytes of a body, as a power of two; small content is hit as often.
+/// Faults occur within the first bytes of a body, up to this power of two; small content is affected as often.
 const REACH: u64 = 21;
 
-/// Decides which request meets which fault. The decision about a request depends on the seed, on its method and path,
-/// and on how many of the same came before, so that it does not matter in which order different ones come.
+/// Decides which request gets which fault. The decision depends on the seed, on the request's method and path, and on
+/// how many equal requests came before. So the order of different requests does not matter.
 pub(super) struct Chaos {
     pub(super) seed: u64,
     pub(super) percent: u8,
@@ -22,7 +22,7 @@ impl Chaos {
         Self { seed, percent, seen: HashMap::new() }
     }
 
-    /// The fault that this request meets, if it meets one.
+    /// The fault for this request, if any.
     pub(super) fn fault(&mut self, request: &str) -> Option<Fault> {
         let seen = self.seen.entry(request.to_owned()).or_default();
         let mut dice = Dice::new(self.seed, request, *seen);
@@ -31,7 +31,7 @@ impl Chaos {
     }
 }
 
-/// A fault that a registry could show on any day, and that a later request may not meet.
+/// A fault that any registry could show, and that a later request may not have.
 fn any_fault(dice: &mut Dice) -> Fault {
     let reach = dice.below(REACH);
     let at = dice.below(1 << reach);
@@ -53,7 +53,7 @@ fn any_fault(dice: &mut Dice) -> Fault {
     }
 }
 
-/// Numbers that are the same for the same seed and request.
+/// Numbers that depend only on the seed and the request.
 struct Dice(u64);
 
 impl Dice {

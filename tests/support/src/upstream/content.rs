@@ -1,4 +1,4 @@
-//! What a registry holds.
+//! The content of the registry.
 
 use std::collections::HashMap;
 
@@ -11,9 +11,9 @@ use crate::images::sha256;
 #[derive(Clone, Default)]
 pub(super) struct Content {
     repositories: HashMap<String, Repository>,
-    /// How many tags a page has at most, whatever is asked for; 0 is no limit.
+    /// How many tags a page has at most, whatever is requested; 0 is no limit.
     pub(super) tags_page: usize,
-    /// Whether it does not know the API for referrers.
+    /// Whether it does not support the referrers API.
     pub(super) hides_referrers: bool,
 }
 
@@ -74,7 +74,7 @@ impl Content {
         Some(tags)
     }
 
-    /// The descriptors of what refers to a digest, in the order of their own.
+    /// The descriptors of a digest's referrers, in the order of their own digests.
     pub(super) fn referrers(&self, repository: &str, subject: &str) -> Vec<Value> {
         let manifests = self.repositories.get(repository).map(|repository| &repository.manifests);
         let refers = |(digest, (media_type, bytes)): (&String, &(String, Bytes))| {

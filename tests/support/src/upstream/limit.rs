@@ -1,20 +1,20 @@
-//! A limit of requests as Docker Hub sets it: fetches of manifests count, looking at them does not, nor does anything else;
-//! what is left comes with the answers.
+//! A limit of requests like Docker Hub's: only fetches of manifests count, not HEAD requests or anything else; what is
+//! left is reported in the answers.
 
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// A limit, and what has been taken of it.
+/// A limit, and how much of it was used.
 #[derive(Debug, Default)]
 pub(super) struct Limit {
     set: Option<(u64, Duration)>,
     /// When the window began.
     began: Option<Instant>,
-    /// What was counted in this window.
+    /// How much was counted in this window.
     taken: u64,
-    /// What was ever counted.
+    /// How much was counted in total.
     counted: usize,
 }
 
@@ -34,7 +34,7 @@ impl Limit {
         self.counted
     }
 
-    /// Others with the same account take so many.
+    /// Uses up a part of the limit, as if by others with the same account.
     pub(super) fn take(&mut self, requests: u64) {
         self.begin();
         self.taken += requests;
@@ -54,7 +54,7 @@ impl Limit {
         }
     }
 
-    /// Says with the answer to a request for a manifest what is left.
+    /// Adds to the answer to a request for a manifest what is left.
     pub(super) fn tell(&self, request: &Parts, headers: &mut HeaderMap) {
         let Some((requests, window)) = self.set.filter(|_| is_manifest(request)) else { return };
         let seconds = window.as_secs();

@@ -1,39 +1,34 @@
-//! What was asked and what was answered.
+//! The requests and their answers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use http::request::Parts;
 use http::{HeaderMap, header};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::lock;
-
-/// One request.
+/// A request.
 #[derive(Clone, Debug, Default)]
 pub struct LogEntry {
-    /// Its method.
     pub method: String,
-    /// Its path.
     pub path: String,
     /// Its query; empty for none.
     pub query: String,
-    /// Its headers.
     pub headers: HeaderMap,
-    /// The status that was answered; 0 if there was no answer yet.
+    /// The status of the answer; 0 if there is none yet.
     pub status: u16,
     /// How many bytes of the answer's body were sent so far.
     pub sent_bytes: u64,
 }
 
 impl LogEntry {
-    /// Whether it was answered with content, or not answered yet.
+    /// Whether it was answered with content, or has not been answered yet.
     pub fn is_fetch(&self) -> bool {
         matches!(self.status, 0 | 200 | 206)
     }
 
-    /// Its `Authorization`.
     pub fn authorization(&self) -> Option<&str> {
         self.headers.get(header::AUTHORIZATION)?.to_str().ok()
     }
@@ -80,7 +75,7 @@ impl Log {
             sent_bytes: 0,
         };
         let live = Arc::new(Live { asked, status: AtomicU16::default(), sent_bytes: AtomicU64::default() });
-        lock(&self.requests).push(live.clone());
+        self.requests.lock().push(live.clone());
         live
     }
 
@@ -93,10 +88,10 @@ impl Log {
     }
 
     pub(super) fn entries(&self) -> Vec<LogEntry> {
-        lock(&self.requests).iter().map(|live| live.entry()).collect()
+        self.requests.lock().iter().map(|live| live.entry()).collect()
     }
 
-    /// What was asked and sent, summed for each method and path.
+    /// The requests and bytes sent, summed for each method and path.
     pub(super) fn report(&self) -> Value {
         let mut paths: BTreeMap<String, Value> = BTreeMap::new();
         for entry in self.entries() {
