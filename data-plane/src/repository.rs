@@ -406,19 +406,20 @@ impl Repositories {
         Ok(committed)
     }
 
-    /// Notes that the upstream has just confirmed what a tag means. Somebody else's change in between wins.
+    /// Notes that a tag means what it meant: the upstream has said so, which was asked at `asked` or later. Somebody else's
+    /// change in between wins.
     pub(crate) async fn confirm_tag(
         &self,
         live: &Live,
         fill: &FillFrom,
         tag: &Tag,
-        digest: &Digest,
+        (digest, asked): (&Digest, DateTime<Utc>),
     ) -> Result<(), Error> {
         let from = fill.provenance();
-        filled_tag(live, &from, tag).confirm(&*self.store, self, digest).await
+        filled_tag(live, &from, tag).confirm(&*self.store, self, digest, asked).await
     }
 
-    /// Notes what the upstream said at `validated` that a tag means, unless it has said something since. The manifest is
+    /// Notes what an upstream that was asked at `validated` said that a tag means, unless it was asked since. The manifest is
     /// linked already. Somebody else's change in between wins.
     pub(crate) async fn note_tag(
         &self,
@@ -449,7 +450,7 @@ impl Repositories {
         Ok(record.record().map(|record| record.revision))
     }
 
-    /// Lets a tag mean `digest`, as the upstream said at `said`, if its record is still at revision `base`. Says whether
+    /// Lets a tag mean `digest`, as an upstream said that was asked at `said`, if its record is still at revision `base`. Says whether
     /// it was.
     pub(crate) async fn move_tag(
         &self,
@@ -463,10 +464,17 @@ impl Repositories {
         filled_tag(live, &from, tag).set_if(&*self.store, self, base, said).await
     }
 
-    /// Notes that the upstream has just said that a tag is gone. Somebody else's change in between wins.
-    pub(crate) async fn drop_tag(&self, live: &Live, fill: &FillFrom, tag: &Tag, digest: &Digest) -> Result<(), Error> {
+    /// Notes that a tag that meant `digest` is gone: the upstream has said so, which was asked at `asked` or later.
+    /// Somebody else's change in between wins.
+    pub(crate) async fn drop_tag(
+        &self,
+        live: &Live,
+        fill: &FillFrom,
+        tag: &Tag,
+        (digest, asked): (&Digest, DateTime<Utc>),
+    ) -> Result<(), Error> {
         let from = fill.provenance();
-        filled_tag(live, &from, tag).forget(&*self.store, self, digest).await
+        filled_tag(live, &from, tag).forget(&*self.store, self, digest, asked).await
     }
 
     /// Lets the repository show a blob that the store has, as its upstream has just said that it may. Returns where the

@@ -6,6 +6,10 @@
 #[path = "several/ground.rs"]
 mod ground;
 
+use std::time::Duration;
+
+use entrepot_domain::{RepositoryName, Tag};
+use entrepot_records::{RepositoryRecord, layout, tombstone};
 use entrepot_store::Prefix;
 use entrepot_test_support::{Fault, images, wait_until};
 use reqwest::{Method, StatusCode};
@@ -35,6 +39,36 @@ async fn a_tag_that_one_node_looked_at_is_noted_when_another_pulls_what_it_means
     for node in [&one, &two] {
         assert_eq!(node.get("app/manifests/v1").await.unwrap(), (StatusCode::OK, image.manifest.clone()));
     }
+}
+
+#[tokio::test]
+async fn a_head_that_is_answered_late_does_not_undo_a_deletion() {
+    let ground = Ground::new().await;
+    let (name, tag): (RepositoryName, Tag) = ("demo/app".parse().unwrap(), "v1".parse().unwrap());
+    let second = || ground.clock.advance(Duration::from_secs(1));
+    let old = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let node = ground.node("node-1").await;
+    let pull = async |reference: &str| node.get(&format!("app/manifests/{reference}")).await.unwrap();
+    assert_eq!(pull(&old.manifest).await, (StatusCode::OK, old.manifest.clone()), "its manifest is here");
+    ground.upstream.script("HEAD /v2/app/manifests/v1", Fault::DigestHeader(old.manifest.clone()));
+    let gate = ground.upstream.hold("HEAD /v2/app/manifests/v1");
+    let meanwhile = async {
+        gate.until_waiting(1).await;
+        second();
+        assert_eq!(pull("v1").await, (StatusCode::OK, old.manifest.clone()));
+        second();
+        let new = ground.upstream.publish_image("app", "v1", &[images::random_bytes(2, 100)]);
+        let key = layout::repository(&name);
+        let (record, _) = entrepot_records::read::<RepositoryRecord>(&*ground.store, &key).await.unwrap().unwrap();
+        let of = (&name, record.incarnation);
+        tombstone::bury_tag(&*ground.store, of, &tag, ground.clock.now(), |_| true).await.unwrap().unwrap();
+        second();
+        gate.release();
+        new
+    };
+    let (told, new) = tokio::join!(head(&node, "app/manifests/v1"), meanwhile);
+    assert_eq!(told, StatusCode::OK);
+    assert_eq!(pull("v1").await, (StatusCode::OK, new.manifest));
 }
 
 #[tokio::test]

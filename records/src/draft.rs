@@ -31,10 +31,10 @@ pub(crate) struct RepositoryDraft {
     is_changed: bool,
 }
 
-/// Whether something was deleted after an upstream had been asked. A deletion in the future says nothing: some clock is
-/// wrong.
-fn is_since(deleted: DateTime<Utc>, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
-    asked < deleted && deleted <= now
+/// Whether something was deleted, or asked for by others, after an upstream had been asked. A time in the future says
+/// nothing: some clock is wrong.
+fn is_since(time: DateTime<Utc>, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    asked < time && time <= now
 }
 
 impl RepositoryDraft {
@@ -197,12 +197,12 @@ impl TagDraft {
         Ok(Self { key, tag: tag.clone(), old, version, record })
     }
 
-    /// Whether an upstream has told somebody else something newer since ours was asked, or the tag was deleted since. It
+    /// Whether an upstream was asked by somebody else after ours was, or the tag was deleted since. It
     /// happens without leases, and to a node that does not know of a new rule yet: what an older rule brings must not
     /// replace what a newer one has brought.
     pub(crate) fn is_overtaken(&self, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
-        let is_newer = self.old.as_ref().is_some_and(|old| old.validate_time > Some(asked));
-        is_newer || self.was_deleted_since(asked, now)
+        let validated = self.old.as_ref().and_then(|old| old.validate_time);
+        validated.is_some_and(|validated| is_since(validated, asked, now)) || self.was_deleted_since(asked, now)
     }
 
     /// Whether the tag was deleted after an upstream had been asked.

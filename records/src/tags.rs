@@ -19,26 +19,40 @@ pub struct FilledTag<'a> {
 }
 
 impl FilledTag<'_> {
-    /// Notes that the upstream has just confirmed that the tag means `digest`, if its record still says so.
+    /// Notes that the upstream, asked at `validated`, has confirmed that the tag means `digest`, if its record still says
+    /// so, and nothing newer.
     ///
     /// # Errors
     /// If the store is away.
-    pub async fn confirm(&self, store: &dyn BlobStore, writer: &dyn Writer, digest: &Digest) -> Result<(), Error> {
-        let draft = self.draft(store, writer, Some(digest), writer.now()).await?;
-        self.settle(store, writer, draft, digest).await
+    pub async fn confirm(
+        &self,
+        store: &dyn BlobStore,
+        writer: &dyn Writer,
+        digest: &Digest,
+        validated: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let draft = self.draft(store, writer, Some(digest), validated).await?;
+        self.settle(store, writer, draft, (digest, validated)).await
     }
 
-    /// Notes that the upstream has just reported the tag as gone, if its record still means `digest`.
+    /// Notes that the upstream, asked at `validated`, has reported the tag as gone, if its record still means `digest`, and
+    /// is no newer.
     ///
     /// # Errors
     /// If the store is away.
-    pub async fn forget(&self, store: &dyn BlobStore, writer: &dyn Writer, digest: &Digest) -> Result<(), Error> {
-        let draft = self.draft(store, writer, None, writer.now()).await?;
-        self.settle(store, writer, draft, digest).await
+    pub async fn forget(
+        &self,
+        store: &dyn BlobStore,
+        writer: &dyn Writer,
+        digest: &Digest,
+        validated: DateTime<Utc>,
+    ) -> Result<(), Error> {
+        let draft = self.draft(store, writer, None, validated).await?;
+        self.settle(store, writer, draft, (digest, validated)).await
     }
 
-    /// Notes the meaning that the upstream gave for the tag at `validated`, unless the record is newer or the tag was
-    /// deleted since. If somebody else changes the record meanwhile, their change wins.
+    /// Notes the meaning that the upstream, asked at `validated`, gave for the tag, unless the record is newer or the tag
+    /// was deleted since. If somebody else changes the record meanwhile, their change wins.
     ///
     /// # Errors
     /// If the store is away.
@@ -51,15 +65,14 @@ impl FilledTag<'_> {
     ) -> Result<(), Error> {
         let draft = self.draft(store, writer, Some(digest), validated).await?;
         // Whichever rule the record's meaning comes from: an older rule's must not replace a newer one's.
-        if draft.old.as_ref().is_some_and(|known| known.validate_time >= Some(validated))
-            || draft.was_deleted_since(validated, writer.now())
-        {
+        let is_known = draft.old.as_ref().is_some_and(|known| known.validate_time == Some(validated));
+        if is_known || draft.is_overtaken(validated, writer.now()) {
             return Ok(());
         }
         self.write(store, writer, draft).await
     }
 
-    /// Sets the tag to `digest`, which the upstream gave at `said`, if its record is still at revision `base`. Returns
+    /// Sets the tag to `digest`, which the upstream gave that was asked at `said`, if its record is still at revision `base`. Returns
     /// whether it was.
     ///
     /// # Errors
@@ -91,15 +104,16 @@ impl FilledTag<'_> {
         TagDraft::read(store, (self.name, self.incarnation), self.tag, meaning, writer.now()).await
     }
 
-    /// Updates a tag, if it still means `digest`.
+    /// Updates a tag, if it still means `digest`, and was not validated later.
     async fn settle(
         &self,
         store: &dyn BlobStore,
         writer: &dyn Writer,
         draft: TagDraft,
-        digest: &Digest,
+        (digest, validated): (&Digest, DateTime<Utc>),
     ) -> Result<(), Error> {
-        if draft.old.as_ref().and_then(|old| old.digest.as_ref()) != Some(digest) {
+        let means_it = draft.old.as_ref().and_then(|old| old.digest.as_ref()) == Some(digest);
+        if !means_it || draft.is_overtaken(validated, writer.now()) {
             return Ok(());
         }
         self.write(store, writer, draft).await

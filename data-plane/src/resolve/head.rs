@@ -89,6 +89,8 @@ impl Resolver {
 
     async fn request_head(&self, fill: &FillFrom, reference: &Reference) -> Result<Option<UpstreamHead>, PullError> {
         let client = fill.pull_client();
+        // Before the question: what is deleted while it is on its way is newer than its answer.
+        let at = self.now();
         let question = client.describe_manifest(&fill.repository, reference);
         let said = upstream::request(fill, "HEAD", question)
             .await
@@ -104,7 +106,7 @@ impl Resolver {
         let (Some(digest), Some(media_type), Some(size_bytes)) = (digest, said.media_type, size_bytes) else {
             return Ok(None);
         };
-        Ok(Some(UpstreamHead { digest, media_type, size_bytes, at: self.now() }))
+        Ok(Some(UpstreamHead { digest, media_type, size_bytes, at }))
     }
 
     /// Makes a tag known at once if its manifest is here, or else when it comes.

@@ -173,6 +173,7 @@ impl Resolver {
                 trail::note(Note::NoRepository(place.repository.clone()));
                 return Ok(Cached::Nothing);
             };
+            let read_time = self.now();
             let (digest, tag, validated, revision) = match reference {
                 Reference::Digest(digest) => (digest.clone(), None, None, 0),
                 Reference::Tag(tag) => match self.repositories.tag(live, tag, fill).await? {
@@ -216,7 +217,7 @@ impl Resolver {
                 None => Cached::Fresh(resolved),
                 Some(tag) => {
                     let (tag, live) = (tag.clone(), live.clone());
-                    Cached::Stale(Box::new(Stale { tag, resolved, live, decision, revision }))
+                    Cached::Stale(Box::new(Stale { tag, resolved, live, decision, revision, read_time }))
                 }
             })
         })
@@ -337,7 +338,7 @@ impl Resolver {
             // Readers get verified bytes even if the store does not accept them.
             outcome: if incarnation.is_some() { Outcome::Miss } else { Outcome::Bypass },
             incarnation,
-            validated: matches!(reference, Reference::Tag(_)).then(|| self.now()),
+            validated: matches!(reference, Reference::Tag(_)).then_some(asked),
         })
     }
 }

@@ -53,7 +53,8 @@ pub(crate) struct FetchProgress {
 enum TagCheck {
     /// What it means was validated, just now or since what was known of it.
     Valid(Resolved),
-    /// It means something else than here, where its record is at revision `base`. The manifest is here by its digest.
+    /// It means something else than here, where its record is at revision `base`, as an upstream says that was asked at `said`.
+    /// The manifest is here by its digest.
     Moved { base: Option<i64>, to: Resolved, said: DateTime<Utc> },
     /// The upstream does not have it.
     Deleted,
@@ -257,6 +258,7 @@ impl Resolver {
             }
             Cached::Stale(stale) => self.check_stale_tag(key, place, fill, *stale, see).await,
             Cached::Nothing => {
+                let asked = self.now();
                 let looked = async {
                     let base = within_limit(self.repositories.tag_revision(&place.repository, tag)).await?;
                     let to = self.fetch_by_digest(place, fill, tag, None, None).await?;
@@ -264,7 +266,7 @@ impl Resolver {
                 };
                 match looked.await {
                     Ok((base, to)) => {
-                        see(Ok(TagCheck::Moved { base, to: to.clone(), said: self.now() }));
+                        see(Ok(TagCheck::Moved { base, to: to.clone(), said: asked }));
                         Ok(to)
                     }
                     Err(error) => {
@@ -305,7 +307,8 @@ impl Resolver {
                 Ok(resolved)
             }
             Ok(to) => {
-                see(Ok(TagCheck::Moved { base: Some(stale.revision), to: to.clone(), said: self.now() }));
+                let (base, said) = (Some(stale.revision), stale.read_time);
+                see(Ok(TagCheck::Moved { base, to: to.clone(), said }));
                 Ok(to)
             }
             // It tells nothing of the upstream, which pulls may ask.

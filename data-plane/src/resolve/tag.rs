@@ -27,6 +27,8 @@ pub(crate) struct Stale {
     pub(super) decision: Decision,
     /// The revision of its record.
     pub(super) revision: i64,
+    /// When its record was read. What the upstream is asked because of that, it is asked later.
+    pub(super) read_time: DateTime<Utc>,
 }
 
 /// The upstream's answer about a known tag.
@@ -196,17 +198,19 @@ impl Resolver {
 
     /// Records that a tag still means the same, and returns its content.
     pub(super) async fn note_confirmed(&self, fill: &FillFrom, stale: &Stale) -> Resolved {
-        let Stale { tag, resolved: held, live, .. } = stale;
-        if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, &held.digest)).await {
+        let Stale { tag, resolved: held, live, read_time, .. } = stale;
+        let said = (&held.digest, *read_time);
+        if let Err(error) = within_limit(self.repositories.confirm_tag(live, fill, tag, said)).await {
             warn!("`{}:{tag}` was confirmed, which could not be noted: {error}", fill.name);
         }
-        Resolved { outcome: Outcome::Revalidated, validated: Some(self.now()), ..held.clone() }
+        Resolved { outcome: Outcome::Revalidated, validated: Some(*read_time), ..held.clone() }
     }
 
     /// Drops a tag that no longer exists at the upstream. If that cannot be recorded, the next pull tries again.
     async fn drop_tag(&self, fill: &FillFrom, stale: Stale) {
-        let Stale { tag, resolved, live, .. } = stale;
-        let dropped = within_limit(self.repositories.drop_tag(&live, fill, &tag, &resolved.digest)).await;
+        let Stale { tag, resolved, live, read_time, .. } = stale;
+        let said = (&resolved.digest, read_time);
+        let dropped = within_limit(self.repositories.drop_tag(&live, fill, &tag, said)).await;
         let key = (fill.origin, fill.name.clone(), Reference::Tag(tag.clone()));
         // If the tag returns, what was said about it before does not matter.
         self.unconfirmed.invalidate(&key).await;

@@ -478,6 +478,27 @@ async fn what_an_older_rule_brings_does_not_replace_what_a_newer_one_has_brought
     assert_eq!(meaning().await, old.digest, "what was asked for later counts");
 }
 
+#[tokio::test]
+async fn a_tag_is_validated_as_of_when_its_upstream_was_asked() {
+    let (ground, image, from) = (Ground::new(), image(), from());
+    let second = |number: i64| *NOW + Duration::seconds(number);
+    let (name, tag) = ("demo/app".parse().unwrap(), "v1".parse().unwrap());
+    ground.set_node_time(second(10));
+    let incarnation = commit_asked(&ground, &image, &from, second(5)).await.unwrap().unwrap();
+    let key = layout::tag(&name, incarnation, &tag);
+    let known = async || read::<TagRecord>(&ground, &key).await.unwrap().unwrap().0;
+    let filled = FilledTag { name: &name, incarnation, from: &from, tag: &tag };
+
+    filled.confirm(&ground, &ground, &image.digest, second(4)).await.unwrap();
+    assert_eq!(known().await.validate_time, Some(second(5)), "it was asked later already");
+    filled.forget(&ground, &ground, &image.digest, second(4)).await.unwrap();
+    assert_eq!(known().await.digest, Some(image.digest.clone()));
+    filled.confirm(&ground, &ground, &image.digest, second(7)).await.unwrap();
+    assert_eq!(known().await.validate_time, Some(second(7)), "not as of when it was answered");
+    filled.forget(&ground, &ground, &image.digest, second(8)).await.unwrap();
+    assert_eq!((known().await.digest, known().await.validate_time), (None, Some(second(8))));
+}
+
 /// Adds a field to an object of a record, as a later release may.
 fn note(value: &mut serde_json::Value, pointer: &str, word: &str) {
     let object = value.pointer_mut(pointer).and_then(serde_json::Value::as_object_mut);
