@@ -191,7 +191,7 @@ async fn write_manifest(
     let tag = match tag {
         Some(tag) => {
             let link_revision = Some(link.link.revision);
-            let meaning = Meaning { digest: Some(digest), link_revision, from, validate_time: now };
+            let meaning = Meaning { digest: Some(digest), link_revision, from, validate_time: asked };
             let draft = TagDraft::read(store, (name, incarnation), tag, meaning, now).await?;
             Some(draft).filter(|draft| !draft.is_overtaken(asked, writer.now()))
         }

@@ -20,7 +20,7 @@ pub struct TagRecord {
     /// When and where it last got a meaning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stamp: Option<Stamp>,
-    /// When the upstream last confirmed it.
+    /// When the upstream was asked that has last confirmed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validate_time: Option<DateTime<Utc>>,
     /// The rule under which it was resolved.
