@@ -114,6 +114,7 @@ pub(crate) async fn run(args: Box<Args>, environment: Environment) -> Result<Exi
     // A taken port is told before anything is made.
     let sockets = Sockets::bind(&args)?;
     drop_most_privileges();
+    entrepot_runtime::allocator::give_back_in_background();
     let place = args.place.open(&environment).await?;
     let tls = args.tls.files(&place.folder, &sockets.names(&args))?;
     let options = Options {

@@ -1,6 +1,7 @@
 //! What every Entrepot process needs: configuration, a clock, tasks that shutdown can wait for, readiness, listeners
 //! with TLS, logs, metrics and traces, and the listener for operators.
 
+pub mod allocator;
 pub mod clock;
 pub mod config;
 pub mod descriptors;

@@ -71,6 +71,7 @@ impl Program {
         crate::tls::install_provider();
         let telemetry = Telemetry::init(config)?;
         crate::descriptors::raise();
+        crate::allocator::give_back_in_background();
         Self::assemble(telemetry).map_err(StartError::Signals)
     }
 

@@ -15,8 +15,7 @@ const KEPT: CapabilitySet =
     CapabilitySet::CHOWN.union(CapabilitySet::SETUID).union(CapabilitySet::SETGID).union(CapabilitySet::KILL);
 
 /// Gives up all of root's capabilities except [`KEPT`], for this thread and all threads that it starts later. Other
-/// users have none that matter. The allocator's own thread, which exists before any of our code runs, keeps its
-/// capabilities.
+/// users have none that matter.
 pub(crate) fn drop_most_privileges() {
     let reduced = capabilities(None).and_then(|has| {
         let kept = CapabilitySets {
