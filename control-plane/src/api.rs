@@ -3,6 +3,7 @@
 mod access_keys;
 mod answers;
 mod caller;
+mod callers_fault;
 mod damaged_objects;
 mod deletion;
 mod fills;
@@ -50,11 +51,11 @@ use entrepot_proto::v1::upstreams_server::UpstreamsServer;
 use entrepot_runtime::listen::Bounds;
 use entrepot_runtime::{Listener, descriptors};
 use futures_util::stream::select_all;
-use tonic::Response;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::{Request, Response};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
@@ -64,15 +65,16 @@ use tracing::warn;
 use crate::plane::{Plane, Reflection, Stage};
 use crate::snapshot::Version;
 
+use callers_fault::CallersFault;
 use observe::Observe;
 
 /// How long a call may take until its answer begins. Validating a rule takes longest.
 const CALL_LIMIT: Duration = Duration::from_secs(60);
-/// How often a silent connection is asked whether it lives, and how long it may take to answer.
 /// How long a connection may take to its first call.
 const FIRST_CALL: Duration = Duration::from_secs(10);
 /// The share of the process's file descriptors that connections may use. A node in the same process uses others.
 const DESCRIPTORS_PART: u64 = 6;
+/// How often a silent connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
 /// How many calls one connection may have open.
 const STREAMS: u32 = 256;
@@ -142,7 +144,8 @@ pub(crate) async fn serve(plane: Arc<Plane>, listeners: Vec<Listener>) -> Result
 fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
     let api = Api(Arc::clone(plane));
     let reporter = HealthReporter::new();
-    let mut services = Services::new(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
+    let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+    let mut services = Services::new(CallersFault(health))
         .with(UpstreamsServer::new(api.clone()))
         .with(RulesServer::new(api.clone()))
         .with(TemplatesServer::new(api.clone()))
@@ -155,8 +158,15 @@ fn routes(plane: &Arc<Plane>) -> Result<Routes, ServeError> {
         .with(DamagedObjectsServer::new(api.clone()))
         .with(FillsServer::new(api.clone()))
         .with(AnswersServer::new(api.clone()))
-        .with(OperationsServer::new(api.clone()))
-        .with(NodesServer::new(api));
+        .with(OperationsServer::new(api.clone()));
+    let caller = api.clone();
+    // Of strangers' messages nothing is read.
+    let only_nodes = move |request: Request<()>| {
+        caller.node(&request)?;
+        Ok(request)
+    };
+    services.names.push(NodesServer::<Api>::NAME);
+    services.routes = services.routes.add_service(NodesServer::with_interceptor(api, only_nodes));
     if plane.reflection == Reflection::Open {
         let describe = || {
             tonic_reflection::server::Builder::configure()
@@ -177,7 +187,7 @@ struct Services {
 
 impl Services {
     /// The health service, in which the empty name stands for all services together.
-    fn new(health: HealthServer<HealthService>) -> Self {
+    fn new(health: CallersFault<HealthServer<HealthService>>) -> Self {
         Self { routes: Routes::new(health), names: vec![""] }
     }
 

@@ -1,4 +1,5 @@
-//! No text in any field of any request may cause a server error. The requests are generated from the .proto files.
+//! No text in any field of any request may cause a server error. The requests are generated from the .proto files, those
+//! of the health service among them.
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "only some kinds and codes matter here")]
 
@@ -33,6 +34,12 @@ struct Method {
     path: String,
     input: String,
     is_stream: bool,
+}
+
+impl Method {
+    fn is_for_nodes(&self) -> bool {
+        self.path.contains(".node.v1.")
+    }
 }
 
 /// The path to a string field: its number after the numbers of the messages around it.
@@ -78,9 +85,10 @@ impl Decoder for Raw {
 
 /// All methods with a single request, for operators and for nodes, and all messages by name.
 fn contract() -> (Vec<Method>, HashMap<String, DescriptorProto>) {
-    let set = FileDescriptorSet::decode(DESCRIPTORS).unwrap();
+    let sets = [DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET];
+    let files = sets.into_iter().flat_map(|set| FileDescriptorSet::decode(set).unwrap().file);
     let (mut methods, mut messages) = (vec![], HashMap::new());
-    for file in set.file {
+    for file in files {
         let package = file.package().to_owned();
         let mut left: Vec<_> =
             file.message_type.iter().map(|m| (format!(".{package}.{}", m.name()), m.clone())).collect();
@@ -141,7 +149,12 @@ fn base(path: &str) -> Vec<u8> {
 /// How a call ends. A stream that has begun, or waits, is fine.
 async fn end(fixture: &Fixture, method: &Method, message: Vec<u8>) -> Code {
     let node = fixture.world.cluster_key().tokens().issue_node("node-1", "entrepot.node.v1", fixture.world.clock.now());
-    let key = if method.path.contains(".node.v1.") { node.expose().clone() } else { ADMIN.to_owned() };
+    let key = if method.is_for_nodes() { node.expose().clone() } else { ADMIN.to_owned() };
+    end_of(fixture, method, message, &key).await
+}
+
+/// The same, for whoever has this key.
+async fn end_of(fixture: &Fixture, method: &Method, message: Vec<u8>, key: &str) -> Code {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", MetadataValue::try_from(format!("Bearer {key}")).unwrap());
     let mut client = Grpc::new(fixture.channel.clone());
@@ -210,6 +223,18 @@ async fn no_text_in_any_field_is_an_error_of_the_server() {
     let wrong: Vec<_> = stream::iter(judged).buffer_unordered(AT_ONCE).filter_map(async |wrong| wrong).collect().await;
     assert!(count > 500, "{count} calls are not all");
     assert!(wrong.is_empty(), "{} of {count}: {wrong:#?}", wrong.len());
+}
+
+#[tokio::test]
+async fn of_what_strangers_send_to_the_service_for_nodes_nothing_is_read() {
+    let fixture = Fixture::start().await;
+    let (methods, _) = contract();
+    let methods: Vec<_> = methods.iter().filter(|method| method.is_for_nodes()).collect();
+    assert!(methods.len() > 2, "{}", methods.len());
+    for method in methods {
+        assert_eq!(end(&fixture, method, vec![0xff; 50]).await, Code::InvalidArgument, "{}", method.path);
+        assert_eq!(end_of(&fixture, method, vec![0xff; 50], ADMIN).await, Code::Unauthenticated, "{}", method.path);
+    }
 }
 
 #[tokio::test]
