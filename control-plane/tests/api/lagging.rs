@@ -1,4 +1,4 @@
-//! Answers say how many nodes did not say in time that they know of a change.
+//! Answers say how many nodes did not say in time that they know of a change; one that fails midway is told of, too.
 
 use std::time::{Duration, Instant};
 
@@ -7,8 +7,10 @@ use entrepot_proto::node::v1 as node;
 use entrepot_proto::node::v1::take_questions_request::Reply;
 use entrepot_proto::node::v1::take_questions_response::Kind;
 use entrepot_proto::v1 as pb;
+use entrepot_records::{ManifestLink, Word, layout};
 use entrepot_test_support::wait_until;
 use entrepot_trust::NodeRecord;
+use tokio::sync::mpsc;
 
 use crate::content::{Repository, report};
 use crate::fills::Played;
@@ -68,4 +70,37 @@ async fn where_no_node_can_be_told_a_change_waits_as_long_as_they_hold_and_count
     assert_eq!(changes(&fixture).await, [2, 2, 2], "of three, two hold");
     let took = begun.elapsed();
     assert!((3 * HOLD..3 * HOLD + Duration::from_secs(5)).contains(&took), "three changes took {took:?}");
+}
+
+#[tokio::test]
+async fn a_deletion_that_fails_midway_has_nodes_forget_what_it_may_have_deleted() {
+    let fixture = Fixture::start().await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let _node = Played::replying(&fixture, "n1", move |_, kind| {
+        if let Kind::Forget(forget) = kind {
+            tell.send(forget.clone()).unwrap();
+        }
+        Reply::Told(node::ToldNodes { lagging_count: 0 })
+    })
+    .await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    let content = Digest::sha256(b"a");
+    // Its tags can be deleted. What the state of the image means only a later release knows.
+    let link = ManifestLink { state: Word::Unknown("MOVED_AWAY".into()), ..app.link() };
+    app.write_link(&fixture.world, &content, &link).await;
+    let mut delete_it = async || {
+        app.write_tag(&fixture.world, "v1", Some(&content), 1).await;
+        let delete = pb::DeleteImageRequest { name: format!("repositories/demo/app/images/{content}") };
+        fixture.images().delete_image(delete).await.unwrap_err();
+        assert_eq!(app.read_tag(&fixture.world, "v1").await.unwrap().digest, None);
+        told.try_recv().ok()
+    };
+    let prefix = layout::incarnation_prefix(&app.name, app.incarnation);
+    let mut heard = None;
+    wait_until(LIMIT, "the node is told", async || {
+        heard = delete_it().await;
+        heard.is_some()
+    })
+    .await;
+    assert_eq!(heard, Some(node::ForgetRecords { keys: vec![], prefix: prefix.as_str().to_owned() }));
 }
