@@ -13,6 +13,7 @@ mod strangers;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use entrepot_data_plane::Capacity;
@@ -20,6 +21,8 @@ use entrepot_test_support::{FakeUpstream, Fault, Image, images, wait_until};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use reqwest::StatusCode;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tracing::span;
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt as _};
@@ -286,6 +289,59 @@ async fn a_node_that_stops_hands_its_fill_over_to_the_node_that_follows() {
     assert!(sent() < 58 << 20, "{} bytes were fetched for {}", sent(), blob.len());
     assert_eq!(two.get(&path).await.unwrap(), ok(&digest));
     assert_eq!(ground.upstream.fetches_of(&digest), 2, "it is stored");
+}
+
+/// Passes connections on to `target`, and closes each behind the first bytes of its answer. Counts them.
+async fn break_each(listener: TcpListener, target: String, count: Arc<AtomicUsize>) {
+    loop {
+        let (mut caller, _) = listener.accept().await.unwrap();
+        let mut called = TcpStream::connect(&target).await.unwrap();
+        count.fetch_add(1, Ordering::SeqCst);
+        tokio::spawn(async move {
+            let mut piece = vec![0; 64 << 10];
+            loop {
+                let asked = caller.read(&mut piece).await.unwrap_or_default();
+                if asked == 0 || called.write_all(&piece[..asked]).await.is_err() {
+                    return;
+                }
+                if piece[..asked].windows(4).any(|end| end == b"\r\n\r\n") {
+                    break;
+                }
+            }
+            let answered = called.read(&mut piece).await.unwrap_or_default();
+            drop(caller.write_all(&piece[..answered]).await);
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_leader_on_a_way_that_breaks_again_and_again_is_called_with_pauses() {
+    let ground = Ground::new().await;
+    let digest = ground.upstream.publish_blob("app", images::random_bytes(7, 500_000));
+    let (listener, count) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(AtomicUsize::default()));
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let mut target = String::new();
+    let one = ground.node_on("node-1", ground.store.clone(), |config| {
+        let own = config.peer_address.replace(address.parse().unwrap()).unwrap();
+        target = own.authority().to_owned();
+    });
+    let one = one.await;
+    tokio::spawn(break_each(listener, target, count.clone()));
+    let two = ground.node("node-2").await;
+    let (gate, path) = (ground.upstream.hold(&digest), format!("app/blobs/{digest}"));
+    let first = one.get(&path);
+    gate.until_waiting(1).await;
+    let (since, before) = (Instant::now(), count.load(Ordering::SeqCst));
+    let second = two.get(&path);
+    wait_until(LIMIT, "the leader is called again and again", async || count.load(Ordering::SeqCst) >= before + 7)
+        .await;
+    // The third call waits first, for 50 ms at least, and each one after it twice as long as the one before.
+    assert!(since.elapsed() >= Duration::from_millis(50 + 100 + 200 + 400), "after {:?}", since.elapsed());
+    gate.release();
+    for client in [first, second] {
+        assert_eq!(client.await.unwrap(), ok(&digest));
+    }
+    assert_eq!(ground.upstream.fetches_of(&digest), 1);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use entrepot_domain::fill::{Effect, Event, Fill, Outcome, Phase, Unread, is_worth_fetching_ahead, longest};
 use entrepot_domain::{Digest, ResourceId, Verifier};
 use entrepot_records::Content;
-use entrepot_runtime::chain;
+use entrepot_runtime::{Backoff, chain};
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -59,6 +59,8 @@ pub(super) async fn drive(
         holder: None,
         leader: None,
         following: None,
+        called_at: None,
+        rest: Backoff::new(follow::REST.0, follow::REST.1),
         is_confirmed: false,
         uncoordinated: None,
         turn: None,
@@ -121,6 +123,9 @@ struct Driver<'a> {
     leader: Option<ResourceId>,
     /// That node's fill.
     following: Option<Following>,
+    /// How many bytes had landed when that node was called again because it had broken off, and the waits between such calls.
+    called_at: Option<u64>,
+    rest: Backoff,
     /// Whether the upstream has confirmed that our repository has the blob.
     is_confirmed: bool,
     /// The permission to fetch without a lease.

@@ -215,12 +215,13 @@ impl PeerClient {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let mut connection = async { drop(connection.await) }.boxed();
+        let mut connection = async { drop(connection.await) }.fuse().boxed();
         let request = self.request(Method::GET, address, path, Empty::<Bytes>::new())?;
         let mut exchange = pin!(sender.send_request(request));
         let response = tokio::select! {
             response = &mut exchange => response?,
-            () = &mut connection => return Err(exchange.await.err().map_or(ProbeError::Slow, ProbeError::Http)),
+            // An answer that has arrived counts.
+            () = &mut connection => exchange.await?,
         };
         if response.status() != StatusCode::OK {
             return Err(ProbeError::Status(response.status()));

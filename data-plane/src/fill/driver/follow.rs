@@ -1,5 +1,7 @@
 //! The part of a fill that comes from another node.
 
+use std::time::Duration;
+
 use entrepot_domain::fill::{Event, Fill};
 use entrepot_runtime::chain;
 use tracing::info;
@@ -9,6 +11,9 @@ use crate::error::Asked;
 use crate::peers::words::Word;
 use crate::peers::{Following, Lost};
 use crate::upstream;
+
+/// How long a follower waits at least and at most before it calls its leader again, if the last call brought nothing.
+pub(super) const REST: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 impl Driver<'_> {
     /// Follows the holder of the lease from the byte `from` on, if the upstream has confirmed our repository.
@@ -71,13 +76,20 @@ impl Driver<'_> {
                 Event::LeaderLost
             }
             // If a working leader breaks off, this is an accident, and another attempt can reach it.
-            Err(Lost::Broken) => match self.call_leader(state.landed_bytes()).await {
-                Ok((following, _)) => {
-                    self.following = Some(following);
-                    Event::Landed(0)
+            Err(Lost::Broken) => {
+                if self.called_at.replace(state.landed_bytes()) == Some(state.landed_bytes()) {
+                    self.rest.wait().await;
+                } else {
+                    self.rest.reset();
                 }
-                Err(lost) => self.leader_lost(&lost),
-            },
+                match self.call_leader(state.landed_bytes()).await {
+                    Ok((following, _)) => {
+                        self.following = Some(following);
+                        Event::Landed(0)
+                    }
+                    Err(lost) => self.leader_lost(&lost),
+                }
+            }
             Err(lost) => self.leader_lost(&lost),
         }
     }
