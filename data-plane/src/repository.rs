@@ -2,40 +2,38 @@
 //! In which order that is written is said in [`entrepot_records::commit`].
 
 mod aside;
+mod content;
 mod damaged;
 mod lists;
+mod tags;
 mod writer;
 
 use std::future::Future;
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use entrepot_domain::claim::Claimer;
 use entrepot_domain::{Digest, Manifest, RepositoryName, Tag};
-use entrepot_records::claim::Lookup;
 use entrepot_records::commit::{self, FilledBlob, FilledManifest};
-use entrepot_records::layout::Parsed;
-use entrepot_records::tags::FilledTag;
 use entrepot_records::{
-    self as records, BlobLink, Claim, Claimed, Content, Kind, ManifestLink, Mendable, Origin, RepositoryRecord,
-    SettingsRecord, TagRecord, claim, layout,
+    self as records, BlobLink, Claim, Claimed, Content, Kind, ManifestLink, Origin, RepositoryRecord, SettingsRecord,
+    layout,
 };
 use entrepot_runtime::{Clock, chain};
-use entrepot_store::{ByteStream, Error, Key, SMALL_BYTES, Store};
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use entrepot_store::{Error, Key, Store};
 use tracing::{error, warn};
 use uuid::Uuid;
 
 use crate::config::limits;
 use crate::control::{FillFrom, LeftOut, Outbox};
 use crate::error::PullError;
-use crate::memory::{Forgetful, Holdable, ManifestBytes, Memory, Presence, Question, Record, Source};
-use crate::peers::{Forget, Peers};
+use crate::memory::{Forgetful, Holdable, Memory, Question, Record, Source};
+use crate::peers::Peers;
 use crate::trail::{self, Note};
 
 pub(crate) use aside::Aside;
+pub(crate) use content::Ready;
 pub(crate) use damaged::Damaged;
 
 /// How often content that others change meanwhile is claimed and linked anew.
@@ -80,23 +78,6 @@ pub(crate) struct Verified {
     pub(crate) digest: Digest,
     pub(crate) bytes: Bytes,
     pub(crate) manifest: Manifest,
-}
-
-/// A blob that is in the store, ready to be served.
-pub(crate) enum Ready {
-    /// In hand, and right.
-    Small(Bytes),
-    /// To be read from there, and verified on its way.
-    Large(Content),
-}
-
-impl Ready {
-    pub(crate) fn size_bytes(&self) -> u64 {
-        match self {
-            Self::Small(bytes) => bytes.len() as u64,
-            Self::Large(content) => content.size_bytes,
-        }
-    }
 }
 
 /// A blob that is in the store, linked where it could be.
@@ -172,18 +153,6 @@ impl Repositories {
         Ok(Some(link).filter(|link| is_live && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
     }
 
-    /// What a tag means, or that it is gone, as far as what fills the repository now may use it.
-    pub(crate) async fn tag(
-        &self,
-        live: &Live,
-        tag: &Tag,
-        fill: Option<&FillFrom>,
-    ) -> Result<Option<TagRecord>, Error> {
-        let key = layout::tag(&live.name, live.record.incarnation, tag);
-        let record = self.read::<TagRecord>(live, &key).await?;
-        Ok(record.filter(|record| carries_over(record.rule_uid, record.origin.as_ref(), fill)))
-    }
-
     /// A tag or a link. What is damaged is as good as absent where an upstream has it, too.
     async fn read<T: Holdable>(&self, live: &Live, key: &Key) -> Result<Option<T>, Error> {
         let is_cached = live.record.kind == Kind::Cached;
@@ -201,179 +170,6 @@ impl Repositories {
             trail::note(Note::LastKnown);
         }
         Ok(found.answer)
-    }
-
-    /// At most `limit` tags that mean something, as far as what fills the repository now may use them, in byte order,
-    /// those behind `last` only.
-    pub(crate) async fn tags(
-        &self,
-        live: &Live,
-        fill: Option<&FillFrom>,
-        last: &str,
-        limit: usize,
-    ) -> Result<Vec<Tag>, Error> {
-        let prefix = layout::tags_prefix(&live.name, live.record.incarnation);
-        // What is no tag cannot be a key, and is compared with instead.
-        let mut after = last.parse().ok().map(|last| layout::tag(&live.name, live.record.incarnation, &last));
-        let mut tags = Vec::new();
-        while tags.len() < limit {
-            let entries = self.store.list(&prefix, after.as_ref(), limits::TAG_RECORDS).await?;
-            let is_last = entries.len() < limits::TAG_RECORDS;
-            after = entries.last().map(|entry| entry.key.clone());
-            let parsed = entries.iter().filter_map(|entry| match layout::parse(&entry.key) {
-                Some(Parsed::Tag { tag, .. }) if tag.as_str() > last => Some(tag),
-                Some(_) | None => None,
-            });
-            let behind: Vec<Tag> = parsed.collect();
-            let mut meant = stream::iter(behind)
-                .map(|tag| async move {
-                    let record = self.tag(live, &tag, fill).await?;
-                    Ok::<_, Error>(record.and_then(|record| record.digest).map(|_| tag))
-                })
-                .buffered(limits::TAG_READS);
-            while let Some(tag) = meant.try_next().await? {
-                tags.extend(tag);
-                if tags.len() == limit {
-                    break;
-                }
-            }
-            if is_last {
-                break;
-            }
-        }
-        Ok(tags)
-    }
-
-    /// The content of a digest, if the store has it and the upstream of `fill` has delivered it before.
-    pub(crate) async fn find_delivered(&self, digest: &Digest, fill: &FillFrom) -> Result<Option<Content>, Error> {
-        let host = fill.provenance().origin.host;
-        let found = claim::find(&*self.store, digest, Some(&host)).await?;
-        Ok(self.sound(digest, found))
-    }
-
-    /// The bytes of a manifest that is linked. Where the link's object is missing or is something else, the pointer's is
-    /// taken, and linked.
-    pub(crate) async fn manifest_bytes(
-        &self,
-        live: &Live,
-        digest: &Digest,
-        link: &ManifestLink,
-    ) -> Result<Option<Bytes>, Error> {
-        let fits = |bytes: &Bytes| bytes.len() as u64 == link.size_bytes;
-        let linked = ManifestBytes { object: link.object.clone(), digest: digest.clone() };
-        let read = self.ask(live.reads, &linked).await;
-        if let Some(bytes) = self.unless_damaged(read)?.filter(fits) {
-            return Ok(Some(bytes));
-        }
-        let Some(content) = self.elsewhere(digest, &link.object, link.size_bytes).await? else { return Ok(None) };
-        let bytes = self.small(digest, &content).await?.filter(fits);
-        if bytes.is_some() {
-            let key = layout::manifest_link(&live.name, live.record.incarnation, digest);
-            commit::move_manifest_link(&*self.store, &key, &link.object, &content.object).await?;
-        }
-        Ok(bytes)
-    }
-
-    /// The blob that is linked, ready to be served. Where the link's object is missing or is something else, the pointer's
-    /// is taken, and linked.
-    pub(crate) async fn linked_blob(
-        &self,
-        live: &Live,
-        digest: &Digest,
-        link: &BlobLink,
-    ) -> Result<Option<Ready>, Error> {
-        let linked = Content { object: link.object.clone(), size_bytes: link.size_bytes };
-        let is_small = link.size_bytes <= SMALL_BYTES;
-        let held = if is_small { None } else { self.ask(live.reads, &Presence(link.object.clone())).await? };
-        let is_there = is_small || held == Some(link.size_bytes);
-        if is_there && let Some(ready) = self.ready(digest, linked).await? {
-            return Ok(Some(ready));
-        }
-        let Some(content) = self.elsewhere(digest, &link.object, link.size_bytes).await? else {
-            if held.is_some() {
-                trail::note(Note::Damaged);
-            }
-            return Ok(None);
-        };
-        let ready = self.ready(digest, content.clone()).await?;
-        if ready.is_some() {
-            let key = layout::blob_link(&live.name, live.record.incarnation, digest);
-            commit::move_blob_link(&*self.store, &key, &link.object, &content.object).await?;
-        }
-        Ok(ready)
-    }
-
-    /// Content that is there with its size, ready to be served, unless it is damaged: what is small is in hand, and
-    /// right.
-    pub(crate) async fn ready(&self, digest: &Digest, content: Content) -> Result<Option<Ready>, Error> {
-        if self.damaged.is_known(&content.object) {
-            trail::note(Note::Damaged);
-            return Ok(None);
-        }
-        if content.size_bytes > SMALL_BYTES {
-            return Ok(Some(Ready::Large(content)));
-        }
-        let fits = |bytes: &Bytes| bytes.len() as u64 == content.size_bytes;
-        Ok(self.small(digest, &content).await?.filter(fits).map(Ready::Small))
-    }
-
-    /// The bytes of `range` of an object that is to have the content `digest`; `None` if it is missing, or known to be
-    /// damaged. What those find who are further on, their streams say.
-    pub(crate) async fn open(
-        &self,
-        object: &Key,
-        range: Range<u64>,
-        digest: &Digest,
-    ) -> Result<Option<ByteStream>, Error> {
-        let read = self.store.read(object, range, Some(digest)).await;
-        self.unless_damaged(read)
-    }
-
-    /// Reads small content; `None` if it is missing or damaged.
-    async fn small(&self, digest: &Digest, content: &Content) -> Result<Option<Bytes>, Error> {
-        let read = self.store.get_content(&content.object, digest).await;
-        self.unless_damaged(read)
-    }
-
-    /// What is damaged is as good as missing, and is noted.
-    fn unless_damaged<T>(&self, read: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
-        match read {
-            Err(Error::Damaged { key, digest }) => {
-                self.damaged.note(&key, &digest);
-                trail::note(Note::Damaged);
-                Ok(None)
-            }
-            read => read,
-        }
-    }
-
-    /// The content of the pointer, if that is another object, of this size.
-    async fn elsewhere(&self, digest: &Digest, object: &Key, size_bytes: u64) -> Result<Option<Content>, Error> {
-        let found = claim::find(&*self.store, digest, None).await?;
-        let found = self.sound(digest, found);
-        Ok(found.filter(|content| content.object != *object && content.size_bytes == size_bytes))
-    }
-
-    /// Content of which nothing bad is known. The pointer to what is damaged stays: whoever has the right bytes replaces
-    /// it, and without any it takes more than one node's word.
-    fn sound(&self, digest: &Digest, found: Lookup) -> Option<Content> {
-        match found {
-            Lookup::Content(content) => Some(content).filter(|content| !self.damaged.is_known(&content.object)),
-            Lookup::Lost(content) => {
-                self.damaged.note(&content.object, digest);
-                trail::note(Note::Damaged);
-                None
-            }
-            Lookup::Nothing => None,
-        }
-    }
-
-    /// Lets content that is in hand take the place of what this node has seen to be damaged.
-    pub(crate) async fn make_way(&self, digest: &Digest) -> Result<(), Error> {
-        match self.damaged.of_digest(digest) {
-            Some(object) => claim::disown(&*self.store, digest, &object, self.clock.now()).await,
-            None => Ok(()),
-        }
     }
 
     /// Stores a verified manifest and makes it visible, under a tag where there is one, unless the tag has been validated
@@ -404,77 +200,6 @@ impl Repositories {
             warn!(repository.name = %name, "`{name}` is not created here, since `{item}` is left out: {reason}");
         }
         Ok(committed)
-    }
-
-    /// Notes that a tag means what it meant: the upstream has said so, which was asked at `asked` or later. Somebody else's
-    /// change in between wins.
-    pub(crate) async fn confirm_tag(
-        &self,
-        live: &Live,
-        fill: &FillFrom,
-        tag: &Tag,
-        (digest, asked): (&Digest, DateTime<Utc>),
-    ) -> Result<(), Error> {
-        let from = fill.provenance();
-        filled_tag(live, &from, tag).confirm(&*self.store, self, digest, asked).await
-    }
-
-    /// Notes what an upstream that was asked at `validated` said that a tag means, unless it was asked since. The manifest is
-    /// linked already. Somebody else's change in between wins.
-    pub(crate) async fn note_tag(
-        &self,
-        live: &Live,
-        fill: &FillFrom,
-        tag: &Tag,
-        digest: &Digest,
-        validated: DateTime<Utc>,
-    ) -> Result<(), Error> {
-        let from = fill.provenance();
-        filled_tag(live, &from, tag).note(&*self.store, self, digest, validated).await
-    }
-
-    /// Waits until no node believes any more what a tag meant before it was moved. Returns how many did not say that they
-    /// know.
-    pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<u32, PullError> {
-        let Some(live) = within_limit(self.live(name)).await? else { return Ok(0) };
-        let key = layout::tag(name, live.record.incarnation, tag);
-        let lagging = self.peers.tell(&Forget::key(&key)).wait().await;
-        Ok(u32::try_from(lagging).unwrap_or(u32::MAX))
-    }
-
-    /// The revision of a tag's record, whatever that says; `None` if there is none, or no such repository.
-    pub(crate) async fn tag_revision(&self, name: &RepositoryName, tag: &Tag) -> Result<Option<i64>, Error> {
-        let Some(live) = self.live(name).await? else { return Ok(None) };
-        let key = layout::tag(name, live.record.incarnation, tag);
-        let record: Mendable<TagRecord> = records::read_mendable(&*self.store, &key).await?;
-        Ok(record.record().map(|record| record.revision))
-    }
-
-    /// Lets a tag mean `digest`, as an upstream said that was asked at `said`, if its record is still at revision `base`. Says whether
-    /// it was.
-    pub(crate) async fn move_tag(
-        &self,
-        live: &Live,
-        fill: &FillFrom,
-        tag: &Tag,
-        base: Option<i64>,
-        said: (&Digest, DateTime<Utc>),
-    ) -> Result<bool, Error> {
-        let from = fill.provenance();
-        filled_tag(live, &from, tag).set_if(&*self.store, self, base, said).await
-    }
-
-    /// Notes that a tag that meant `digest` is gone: the upstream has said so, which was asked at `asked` or later.
-    /// Somebody else's change in between wins.
-    pub(crate) async fn drop_tag(
-        &self,
-        live: &Live,
-        fill: &FillFrom,
-        tag: &Tag,
-        (digest, asked): (&Digest, DateTime<Utc>),
-    ) -> Result<(), Error> {
-        let from = fill.provenance();
-        filled_tag(live, &from, tag).forget(&*self.store, self, digest, asked).await
     }
 
     /// Lets the repository show a blob that the store has, as its upstream has just said that it may. Returns where the
@@ -536,10 +261,6 @@ impl Repositories {
         }
         Ok(true)
     }
-}
-
-fn filled_tag<'a>(live: &'a Live, from: &'a records::Provenance, tag: &'a Tag) -> FilledTag<'a> {
-    FilledTag { name: &live.name, incarnation: live.record.incarnation, from, tag }
 }
 
 /// Whether a record that came from there means anything to a repository that is filled so. Without a rule there is nothing
