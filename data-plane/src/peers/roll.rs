@@ -191,9 +191,19 @@ mod tests {
             Moment::now(&self.clock)
         }
 
+        /// Writes a record until its file shows a later time: the kernel's times stand still for some milliseconds.
         async fn write(&self, record: &NodeRecord) {
             let bytes = Bytes::from(self.key.sign_node_record(record));
-            self.store.put(&layout::node(&record.node_id), bytes).await.unwrap();
+            let before = self.write_time(record).await;
+            while self.write_time(record).await == before {
+                self.store.put(&layout::node(&record.node_id), bytes.clone()).await.unwrap();
+            }
+        }
+
+        async fn write_time(&self, record: &NodeRecord) -> Option<DateTime<Utc>> {
+            let entries = self.store.list(&layout::nodes_prefix(), None, 100).await.unwrap();
+            let key = layout::node(&record.node_id);
+            entries.into_iter().find(|entry| entry.key == key).map(|entry| entry.modify_time)
         }
 
         /// Lists the records, and reads those that must be read.
