@@ -238,6 +238,25 @@ async fn a_thousand_warm_pulls_read_each_record_three_times_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_is_written_without_being_read() {
+    let world = World::new().await;
+    let node = world.node("node-1").await;
+    node.is_warm("/v2/demo/app/manifests/v1").await;
+    let reads_of_list = || {
+        let reads = world.slow.take_reads().into_iter().filter(|(key, _)| key.ends_with("/lists/tags"));
+        reads.map(|(_, count)| count).sum::<usize>()
+    };
+    for _ in 0..2 {
+        world.slow.take_reads();
+        assert_eq!(node.pull("/v2/demo/app/tags/list").await.0, 200);
+        // Who looks for it, and looks once more when it is his turn to ask the upstream.
+        assert_eq!(reads_of_list(), 2);
+        world.clock.advance(Duration::from_secs(3600));
+    }
+    assert_eq!(world.upstream.log().iter().filter(|entry| entry.path.ends_with("/tags/list")).count(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_serves_what_it_holds_until_it_is_told_to_forget_it() {
     let world = World::new().await;
     let node = world.node("node-1").await;

@@ -118,3 +118,24 @@ async fn a_repository_whose_record_cannot_be_read_is_503_with_the_reason_and_not
         assert!(node.tasks.drain(LIMIT).await);
     }
 }
+
+#[tokio::test]
+async fn a_manifest_that_the_store_does_not_take_is_served_and_counted() {
+    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    ground.publish(1, &upstream).await;
+    let node = ground.node("node-1").await;
+    let gate = upstream.hold("/v2/app/manifests/v1");
+    let (answer, ()) = tokio::join!(node.get("/v2/demo/app/manifests/v1"), async {
+        gate.until_waiting(1).await;
+        ground.store.set_away(true);
+        gate.release();
+    });
+    assert_eq!(answer.status(), 200);
+    assert_eq!(images::sha256(&answer.bytes().await.unwrap()), image.manifest);
+    let failed = || node.metric("entrepot_commit_failed_total", &["content=\"manifest\""]);
+    assert_eq!(failed(), 1.0);
+    ground.store.set_away(false);
+    assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
+    assert_eq!(failed(), 1.0);
+}
