@@ -25,7 +25,7 @@ use crate::lease::Leases;
 use crate::memory::{Hold, Memory};
 use crate::metrics::{FillMetrics, HttpMetrics, JobMetrics, PullMetrics};
 use crate::peer_api::PeerServer;
-use crate::peers::{Ground, Me, PeerClient, PeerTlsError, Peers};
+use crate::peers::{Me, PeerClient, PeerTlsError, Peers, PeersDeps};
 use crate::pull::Node;
 use crate::questions::Questions;
 use crate::readers::Readers;
@@ -106,8 +106,8 @@ impl DataPlane {
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
         let fill_metrics = FillMetrics::new(&deps.metrics);
         let (key, store) = (deps.cluster_key.clone(), deps.store.clone());
-        let ground = Ground { store, key, clock: clock.clone(), control: control.clone(), memory: memory.clone() };
-        let peers = Peers::new(me.clone(), ground, client, &deps.metrics);
+        let known = PeersDeps { store, key, clock: clock.clone(), control: control.clone(), memory: memory.clone() };
+        let peers = Peers::new(me.clone(), known, client, &deps.metrics);
         let (damaged, told) = Damaged::new(&deps.metrics);
         let repositories =
             Repositories::new(deps.store.clone(), memory, peers.clone(), outbox.clone(), clock.clone(), damaged);

@@ -31,7 +31,7 @@ const ACCOUNT_DIGITS: usize = 32;
 /// The budgets of all upstreams. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Budgets {
-    ground: Ground,
+    deps: BudgetDeps,
     accounts: Arc<Mutex<Accounts>>,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Budgets {
 type Accounts = HashMap<(Uuid, String), Arc<BudgetAccount>>;
 
 #[derive(Clone)]
-struct Ground {
+struct BudgetDeps {
     /// Where nodes share buckets; `None` if this is the only node.
     redis: Option<RedisClient>,
     /// Returns how many nodes are alive.
@@ -51,7 +51,7 @@ struct Ground {
 
 /// The budget of one upstream for one user name.
 pub(crate) struct BudgetAccount {
-    ground: Ground,
+    deps: BudgetDeps,
     shared: Option<Shared>,
     state: Mutex<State>,
 }
@@ -89,8 +89,8 @@ impl Budgets {
         nodes: impl Fn() -> u32 + Send + Sync + 'static,
         tasks: Tasks,
     ) -> Self {
-        let ground = Ground { redis, nodes: Arc::new(nodes), tasks, began: Instant::now() };
-        Self { ground, accounts: Arc::default() }
+        let deps = BudgetDeps { redis, nodes: Arc::new(nodes), tasks, began: Instant::now() };
+        Self { deps, accounts: Arc::default() }
     }
 
     /// The account for `upstream`. It stays the same when the upstream's settings change, unless the user name changes.
@@ -103,8 +103,8 @@ impl Budgets {
         let account = accounts.entry(key).or_insert_with_key(|(uid, user)| {
             // Others may be able to read Redis, and should not learn the user name.
             let name = Digest::sha256(format!("{uid}\n{user}").as_bytes()).hex()[..ACCOUNT_DIGITS].to_owned();
-            let shared = self.ground.redis.clone().map(|redis| Shared::new(redis, &name));
-            Arc::new(BudgetAccount { ground: self.ground.clone(), shared, state: Mutex::default() })
+            let shared = self.deps.redis.clone().map(|redis| Shared::new(redis, &name));
+            Arc::new(BudgetAccount { deps: self.deps.clone(), shared, state: Mutex::default() })
         });
         account.lock().set(upstream.budget);
         account.clone()
@@ -159,7 +159,7 @@ impl BudgetAccount {
 
     /// Takes a request from this node's own bucket: the whole budget if it is the only node, else its share.
     fn take_own(&self, budget: Budget, priority: Priority) -> Admission {
-        let budget = if self.shared.is_some() { budget.share((self.ground.nodes)()) } else { budget };
+        let budget = if self.shared.is_some() { budget.share((self.deps.nodes)()) } else { budget };
         let (now, mut state) = (self.now(), self.lock());
         let bucket = state.bucket.unwrap_or_else(|| Bucket::full(budget, now));
         let (bucket, admission) = bucket.take(budget, priority, now);
@@ -168,7 +168,7 @@ impl BudgetAccount {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.ground.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.deps.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -197,7 +197,7 @@ impl Account for AccountHandle {
         // Only one report at a time: the next one is more recent anyway.
         if account.shared.is_some() && !std::mem::replace(&mut state.is_sharing, true) {
             let account = account.clone();
-            self.0.ground.tasks.spawn("budget", async move {
+            self.0.deps.tasks.spawn("budget", async move {
                 if let Some(shared) = &account.shared {
                     shared.tell(budget, reported.remaining, source).await;
                 }

@@ -82,7 +82,7 @@ struct Inner {
 }
 
 /// What is needed to know the others.
-pub(crate) struct Ground {
+pub(crate) struct PeersDeps {
     pub(crate) store: Store,
     pub(crate) key: ClusterKey,
     pub(crate) clock: Clock,
@@ -91,8 +91,8 @@ pub(crate) struct Ground {
 }
 
 impl Peers {
-    pub(crate) fn new(me: Me, ground: Ground, client: PeerClient, metrics: &Metrics) -> Self {
-        let Ground { store, key, clock, control, memory } = ground;
+    pub(crate) fn new(me: Me, deps: PeersDeps, client: PeerClient, metrics: &Metrics) -> Self {
+        let PeersDeps { store, key, clock, control, memory } = deps;
         let roll = Arc::new(Mutex::default());
         let metrics = SurveyMetrics::new(metrics, &roll, &clock);
         let (double, last_written) = (Mutex::default(), tokio::sync::Mutex::default());

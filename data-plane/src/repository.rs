@@ -1,5 +1,5 @@
-//! Repositories as the store's records have them: what may be shown, and what a node writes when content is verified.
-//! In which order that is written is said in [`entrepot_records::commit`].
+//! Repositories according to the store's records: what they may show, and what a node writes when it has verified
+//! content. The order of the writes is documented in [`entrepot_records::commit`].
 
 mod aside;
 mod content;
@@ -36,21 +36,21 @@ pub(crate) use aside::Aside;
 pub(crate) use content::Ready;
 pub(crate) use damaged::Damaged;
 
-/// How often content that others change meanwhile is claimed and linked anew.
+/// How often content is claimed and linked again because others have changed it meanwhile.
 const TRIES: usize = 3;
 
 /// Reads and writes the records of repositories.
 #[derive(Clone)]
 pub(crate) struct Repositories {
-    /// Where is written, and where is read what is to be written.
+    /// For writes, and for reads on which writes depend.
     pub(crate) store: Store,
-    /// What pulls read.
+    /// For the reads of pulls.
     pub(crate) memory: Memory,
-    /// Who is told of what is replaced.
+    /// The nodes that are told which records were replaced.
     pub(crate) peers: Peers,
     pub(crate) outbox: Outbox,
     pub(crate) clock: Clock,
-    /// What this node has seen to be wrong.
+    /// The damaged content that this node has found.
     pub(crate) damaged: Damaged,
 }
 
@@ -59,11 +59,11 @@ pub(crate) struct Repositories {
 pub(crate) struct Live {
     pub(crate) name: RepositoryName,
     pub(crate) record: RepositoryRecord,
-    /// Where the record was read, and what is in the repository is read.
+    /// Where its record was read, and where its other records are to be read.
     reads: Reads,
 }
 
-/// Where something is read.
+/// Where records are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reads {
     /// From memory, within the hold time.
@@ -80,15 +80,15 @@ pub(crate) struct Verified {
     pub(crate) manifest: Manifest,
 }
 
-/// A blob that is in the store, linked where it could be.
+/// A stored blob, after it was linked in some repositories.
 pub(crate) struct Linked {
     pub(crate) content: Content,
-    /// In how many repositories it could not be linked.
+    /// The number of repositories in which it could not be linked.
     pub(crate) failed: usize,
 }
 
 impl Repositories {
-    /// Those of a store. What this node writes there is forgotten at once.
+    /// The repositories of a store. `memory` forgets every record that is written through them.
     pub(crate) fn new(
         store: Store,
         memory: Memory,
@@ -101,12 +101,12 @@ impl Repositories {
         Self { store, memory, peers, outbox, clock, damaged }
     }
 
-    /// The repository of this name, if it exists, as the store says now.
+    /// The repository of this name, if it exists, read from the store.
     pub(crate) async fn live(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
         self.find(name, Reads::Store).await
     }
 
-    /// The repository of this name, if it exists, as a pull may have it.
+    /// The repository of this name, if it exists, read for a pull: perhaps from memory.
     pub(crate) async fn live_held(&self, name: &RepositoryName) -> Result<Option<Live>, Error> {
         self.find(name, Reads::Memory).await
     }
@@ -121,7 +121,7 @@ impl Repositories {
         Ok(record.is_live().then(|| Live { name: name.clone(), record, reads }))
     }
 
-    /// What lets the repository show a manifest, as far as what fills it now may use it.
+    /// The link that lets the repository show a manifest, if whatever fills the repository now may use it.
     pub(crate) async fn manifest_link(
         &self,
         live: &Live,
@@ -137,7 +137,7 @@ impl Repositories {
         Ok(Some(link).filter(|link| is_live && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
     }
 
-    /// What lets the repository show a blob, as far as what fills it now may use it.
+    /// The link that lets the repository show a blob, if whatever fills the repository now may use it.
     pub(crate) async fn blob_link(
         &self,
         live: &Live,
@@ -153,14 +153,15 @@ impl Repositories {
         Ok(Some(link).filter(|link| is_live && carries_over(link.rule_uid, link.origin.as_ref(), fill)))
     }
 
-    /// A tag or a link. What is damaged is as good as absent where an upstream has it, too.
+    /// Reads a tag or a link. In cached repositories a damaged record counts as absent, since the upstream has the
+    /// content.
     async fn read<T: Holdable>(&self, live: &Live, key: &Key) -> Result<Option<T>, Error> {
         let is_cached = live.record.kind == Kind::Cached;
         let record = if is_cached { Record::mendable(key.clone()) } else { Record::strict(key.clone()) };
         self.ask(live.reads, &record).await
     }
 
-    /// What memory or the store says. What is only known from before, since the store is away, is noted.
+    /// Asks memory or the store. Notes if the answer is an old one because the store is away.
     async fn ask<Q: Question>(&self, reads: Reads, question: &Q) -> Result<Option<Q::Answer>, Error> {
         let found = match reads {
             Reads::Memory => self.memory.read(question).await?,
@@ -172,10 +173,10 @@ impl Repositories {
         Ok(found.answer)
     }
 
-    /// Stores a verified manifest and makes it visible, under a tag where there is one, unless the tag has been validated
-    /// since the upstream was asked at that time. Creates the repository if need be. Returns the incarnation that it is in; `None`
-    /// if it is not to be visible: its repository is not to be created here, since its template is not understood, or what
-    /// it would bring back was deleted since.
+    /// Stores a verified manifest and makes it visible; also under a tag, if one is given and was not validated after
+    /// `asked`, when the upstream was asked. Creates the repository if necessary. Returns the repository's incarnation;
+    /// `None` if the manifest must not be visible, because the repository's template is not understood here, or because
+    /// it was deleted after `asked`.
     pub(crate) async fn commit_manifest(
         &self,
         name: &RepositoryName,
@@ -202,8 +203,8 @@ impl Repositories {
         Ok(committed)
     }
 
-    /// Lets the repository show a blob that the store has, as its upstream has just said that it may. Returns where the
-    /// blob is; `None` if its content has gone meanwhile.
+    /// Links a stored blob in the repository, after the repository's upstream has confirmed that it has the blob.
+    /// Returns where the blob is; `None` if it was removed meanwhile.
     pub(crate) async fn link_known(
         &self,
         fill: &FillFrom,
@@ -215,8 +216,8 @@ impl Repositories {
         Ok(linked.map(|linked| linked.content))
     }
 
-    /// Claims a blob, and lets repositories show it. `more` says which are to be linked by now besides those before.
-    /// Returns what came of it; `None` if there is no content to claim.
+    /// Claims a blob and links it in repositories. Each attempt asks `more` for further repositories. Returns the
+    /// linked blob; `None` if there is no content to claim.
     pub(crate) async fn claim_and_link(
         &self,
         mut claim: Claim<'_>,
@@ -263,13 +264,13 @@ impl Repositories {
     }
 }
 
-/// Whether a record that came from there means anything to a repository that is filled so. Without a rule there is nothing
-/// to compare with: what was cached goes on being served.
+/// Whether a repository that `fill` fills may use a record with this rule and origin. Without a rule it may: cached
+/// content is still served then.
 fn carries_over(rule_uid: Option<Uuid>, origin: Option<&Origin>, fill: Option<&FillFrom>) -> bool {
     fill.is_none_or(|fill| fill.provenance().covers(rule_uid, origin))
 }
 
-/// Waits for the store, for as long as it may take, and turns its failures into the reader's.
+/// Waits for the store within its time limit, and turns its errors into those of a pull.
 pub(crate) async fn within_limit<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, PullError> {
     match tokio::time::timeout(limits::STORE, work).await {
         Ok(Ok(value)) => Ok(value),

@@ -1,4 +1,4 @@
-//! What a node reads from its configuration. All mistakes are told together.
+//! The settings of a node. All mistakes in them are reported together.
 
 #![warn(missing_docs)]
 
@@ -21,32 +21,32 @@ use crate::lease::{RedisConfig, RedisMode, RedisServer};
 /// The sections that only the control plane reads.
 pub const FOREIGN: &[&str] = &["api", "postgres", "records"];
 
-/// Everything that a node is told before it starts.
+/// All settings of a node.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where clients connect.
+    /// The listener for clients.
     pub registry: RegistrySettings,
-    /// Where other nodes connect.
+    /// The listener for other nodes.
     pub peer: PeerSettings,
-    /// What it is called, and what it may use of its machine.
+    /// The node's id, and its limits on this machine.
     pub node: NodeSettings,
-    /// Where the control plane is.
+    /// The addresses of the control plane.
     pub control: ControlSettings,
-    /// What it fetches.
+    /// Limits of fills.
     pub fill: FillSettings,
-    /// Where leases are; without it, this node leads all of its fills.
+    /// Redis, which keeps leases; without it, this node leads all of its fills.
     pub redis: Option<RedisConfig>,
-    /// Where probes and Prometheus connect.
+    /// The listener for probes and Prometheus.
     pub operations: OperationsSettings,
     /// The bucket.
     pub store: StoreSettings,
-    /// What it shares with the control plane.
+    /// The keys that it shares with the control plane.
     pub keys: NodeKeys,
     /// Logs, traces, metrics.
     pub telemetry: TelemetrySettings,
-    /// How it ends.
+    /// How it stops.
     pub drain: DrainSettings,
-    /// Whose registry this is.
+    /// The account that the registry belongs to.
     pub account: AccountSettings,
 }
 
@@ -55,9 +55,9 @@ pub struct Settings {
 pub struct RegistrySettings {
     /// The listener.
     pub listener: ListenerSettings,
-    /// Where clients reach it, if something stands between.
+    /// The URL at which clients reach it, if there is a proxy.
     pub external_url: Option<Url>,
-    /// Whose word on the client is believed.
+    /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -66,28 +66,28 @@ pub struct RegistrySettings {
 pub struct PeerSettings {
     /// The listener.
     pub listener: ListenerSettings,
-    /// Where other nodes reach it.
+    /// The URL at which other nodes reach it.
     pub address: Option<Url>,
-    /// Who vouches for other nodes, as PEM.
+    /// The authorities for other nodes' certificates, as PEM.
     pub ca: Option<String>,
 }
 
 /// `[node]`
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// What it is called.
+    /// The node's id.
     pub id: ResourceId,
-    /// Where its spools and its cache are.
+    /// The folder for spools and the cache.
     pub data_dir: PathBuf,
-    /// How much of the disk verified blobs may take.
+    /// How much disk verified blobs may take.
     pub cache_bytes: u64,
-    /// How much of the memory records may take.
+    /// How much memory records may take.
     pub memory_bytes: u64,
-    /// How much memory the node may use, if that is not what its control group or its machine says.
+    /// How much memory the node may use, if not as much as its control group or its machine has.
     pub memory_limit_bytes: Option<u64>,
     /// How many children of an index are linked, reported and fetched ahead.
     pub index_children: usize,
-    /// For how long damaged objects are kept.
+    /// How long damaged objects are kept.
     pub damaged_kept: Duration,
 }
 
@@ -101,17 +101,17 @@ pub struct FillSettings {
 /// `[control]`
 #[derive(Clone, Debug)]
 pub struct ControlSettings {
-    /// Its replicas, or a load balancer before them.
+    /// The URLs of its replicas, or of a load balancer in front of them.
     pub apis: Vec<Uri>,
-    /// Who vouches for it, as PEM.
+    /// The authorities for its certificate, as PEM.
     pub ca: Option<String>,
 }
 
 impl Settings {
-    /// Reads everything.
+    /// Reads all settings.
     ///
     /// # Errors
-    /// All mistakes.
+    /// All mistakes in them.
     pub fn read(reader: &mut Reader) -> Result<Self, Problems> {
         let registry = RegistrySettings::read(reader);
         let peer = PeerSettings::read(reader);
@@ -250,7 +250,7 @@ fn redis(reader: &mut Reader) -> Result<Option<RedisConfig>, Reported> {
     }
 }
 
-/// A URL that is scheme, host and perhaps port.
+/// Parses a URL with a scheme, a host and perhaps a port.
 fn own_url(section: &mut Section<'_>, key: &'static str, example: &str) -> Result<Option<Url>, Reported> {
     let Some(url) = section.optional::<Url>(key)? else { return Ok(None) };
     if bare(&url).is_some() {
@@ -259,7 +259,7 @@ fn own_url(section: &mut Section<'_>, key: &'static str, example: &str) -> Resul
     Err(section.problem(key, format!("must be scheme, host and perhaps port, such as `{example}`")))
 }
 
-/// What has scheme, host and perhaps port, and nothing else.
+/// A URL with a scheme, a host, perhaps a port, and nothing else.
 fn bare(url: &Url) -> Option<Uri> {
     let is_bare = matches!(url.scheme(), "http" | "https")
         && url.has_host()
@@ -271,7 +271,7 @@ fn bare(url: &Url) -> Option<Uri> {
     if is_bare { url.as_str().parse().ok() } else { None }
 }
 
-/// What the node is called: as configured, or as its machine is.
+/// The node's id: the configured one, or the machine's name.
 fn node_id(section: &mut Section<'_>) -> Result<ResourceId, Reported> {
     const KEY: &str = "id";
     if let Some(Parsed(id)) = section.optional(KEY)? {

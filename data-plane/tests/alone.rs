@@ -30,14 +30,14 @@ use published::KEY;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A store and keys, as a control plane would leave them.
-struct Ground {
+struct Fixture {
     dir: TempDir,
     store: Store,
     cluster_key: ClusterKey,
     signer: SnapshotSigner,
 }
 
-impl Ground {
+impl Fixture {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let store: Store = Arc::new(LocalStore::open(dir.path().join("store")).unwrap());
@@ -127,11 +127,11 @@ impl Drop for Node {
 
 #[tokio::test]
 async fn first_pulls_and_cached_pulls_need_only_the_published_snapshot() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20)]);
-    ground.publish(1, &upstream, &ground.signer).await;
+    fixture.publish(1, &upstream, &fixture.signer).await;
 
-    let node = ground.node().await;
+    let node = fixture.node().await;
     node.ready().await;
     let manifest = node.get("/v2/demo/app/manifests/v1").await;
     assert_eq!(manifest.bytes().await.unwrap(), image.manifest_bytes);
@@ -140,41 +140,41 @@ async fn first_pulls_and_cached_pulls_need_only_the_published_snapshot() {
         assert_eq!(images::sha256(&bytes), blob);
     }
     // What it has learned waits in the store until a control plane takes it.
-    let waiting = ground.store.list(&layout::events_prefix(&"node-1".parse().unwrap()), None, 100).await.unwrap();
+    let waiting = fixture.store.list(&layout::events_prefix(&"node-1".parse().unwrap()), None, 100).await.unwrap();
     assert!(!waiting.is_empty());
 
     node.tasks.drain(LIMIT).await;
     upstream.stop().await;
-    let node = ground.node().await;
+    let node = fixture.node().await;
     node.ready().await;
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200, "another start serves the same");
 }
 
 #[tokio::test]
 async fn a_snapshot_that_others_have_signed_is_not_run() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &SnapshotSigner::generate()).await;
-    let node = ground.node().await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &SnapshotSigner::generate()).await;
+    let node = fixture.node().await;
     let answer = node.get("/v2/").await;
     assert_eq!(answer.status(), 503);
     assert!(!node.health.is_ready());
 
     // It keeps checking, so it runs a correct snapshot as soon as one is there.
-    ground.publish(2, &upstream, &ground.signer).await;
+    fixture.publish(2, &upstream, &fixture.signer).await;
     node.ready().await;
     assert_eq!(node.get("/v2/").await.status(), 200);
 }
 
 #[tokio::test]
 async fn spools_leave_nothing_behind() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20)]);
-    ground.publish(1, &upstream, &ground.signer).await;
-    let node = ground.node().await;
+    fixture.publish(1, &upstream, &fixture.signer).await;
+    let node = fixture.node().await;
     node.ready().await;
     node.get(&format!("/v2/demo/app/blobs/{}", image.layers[0])).await.bytes().await.unwrap();
     let mut files = 0;
-    for entry in std::fs::read_dir(ground.dir.path()).unwrap() {
+    for entry in std::fs::read_dir(fixture.dir.path()).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() && path.file_name().is_some_and(|name| name != "store") {
             files += std::fs::read_dir(path).unwrap().count();

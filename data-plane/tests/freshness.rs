@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
-#[path = "several/ground.rs"]
-mod ground;
+#[path = "several/fixture.rs"]
+mod fixture;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use parking_lot::Mutex;
 use reqwest::StatusCode;
 
-use ground::{Ground, LIMIT, Node};
+use fixture::{Fixture, LIMIT, Node};
 
 const NODES: usize = 3;
 const CLIENTS: usize = 100;
@@ -28,7 +28,7 @@ const LEFT_ALONE: Duration = Duration::from_secs(15);
 
 /// Three nodes under one rule, `demo`.
 struct Cluster {
-    ground: Ground,
+    fixture: Fixture,
     nodes: Vec<Node>,
     /// How many requests for each tag were counted in earlier rounds.
     counted: Mutex<BTreeMap<(&'static str, String), usize>>,
@@ -62,23 +62,23 @@ impl Cluster {
     async fn start(freshness: pb::SnapshotFreshness) -> Self {
         // One failure is one request, so that they can be counted, and nothing waits for the real clock.
         let limits = Limits { retries: 0, probe: Duration::ZERO, pause: Duration::ZERO, ..Limits::default() };
-        let ground = Ground::with(&[("demo", freshness)], limits).await;
+        let fixture = Fixture::with(&[("demo", freshness)], limits).await;
         let mut nodes = Vec::new();
         for number in 1..=NODES {
-            nodes.push(ground.node(&format!("node-{number}")).await);
+            nodes.push(fixture.node(&format!("node-{number}")).await);
         }
-        Self { ground, nodes, counted: Mutex::default() }
+        Self { fixture, nodes, counted: Mutex::default() }
     }
 
     fn publish(&self, tag: &str, seed: u64) -> Image {
-        self.ground.upstream.publish_image("app", tag, &[images::random_bytes(seed, 100)])
+        self.fixture.upstream.publish_image("app", tag, &[images::random_bytes(seed, 100)])
     }
 
     /// How often the upstream was asked about the tag since the last round. Late requests are counted in the next
     /// round.
     fn asked(&self, method: &'static str, tag: &str) -> usize {
         let path = format!("/v2/app/manifests/{tag}");
-        let log = self.ground.upstream.log();
+        let log = self.fixture.upstream.log();
         let count = log.iter().filter(|entry| entry.method == method && entry.path == path).count();
         count - self.counted.lock().get(&(method, tag.to_owned())).copied().unwrap_or_default()
     }
@@ -120,7 +120,7 @@ impl Cluster {
     async fn round_with_work_behind(&self, tag: &str, upstream: Upstream) -> Round {
         let outcome = if upstream == Upstream::Confirms { "" } else { "granted" };
         let before = self.claims(outcome);
-        let gate = self.ground.upstream.hold(format!("HEAD /v2/app/manifests/{tag}"));
+        let gate = self.fixture.upstream.hold(format!("HEAD /v2/app/manifests/{tag}"));
         let answers = self.pull(tag).await;
         gate.release();
         let each_has_claimed = || self.claims(outcome).iter().zip(&before).all(|(now, before)| now > before);
@@ -140,7 +140,7 @@ impl Cluster {
 
     /// Waits until no node is asking the upstream.
     async fn settled(&self) {
-        let redis = &self.ground.redis;
+        let redis = &self.fixture.redis;
         wait_until(LIMIT, "all leases are given back", async || redis.dump().await.is_empty()).await;
     }
 }
@@ -199,7 +199,7 @@ const BEHIND: &str = "entrepot; hit; detail=background";
 #[tokio::test]
 async fn blocking_asks_once_in_a_window_and_before_it_serves() {
     let cluster = Cluster::start(pb::SnapshotFreshness::default()).await;
-    let (clock, upstream) = (&cluster.ground, &cluster.ground.upstream);
+    let (clock, upstream) = (&cluster.fixture, &cluster.fixture.upstream);
     let old = cluster.publish("latest", 1);
     cluster.round("latest").await.asked(0, 1).got(&old);
     clock.advance(DAY / 2).await;
@@ -243,7 +243,7 @@ async fn blocking_asks_once_in_a_window_and_before_it_serves() {
 async fn background_serves_what_is_cached_and_asks_once_behind_it() {
     let freshness = pb::SnapshotFreshness { mode: "BACKGROUND".to_owned(), ..Default::default() };
     let cluster = Cluster::start(freshness).await;
-    let (clock, upstream) = (&cluster.ground, &cluster.ground.upstream);
+    let (clock, upstream) = (&cluster.fixture, &cluster.fixture.upstream);
     let old = cluster.publish("latest", 1);
     cluster.round("latest").await.asked(0, 1).got(&old);
     clock.advance(DAY - HOUR).await;
@@ -289,13 +289,13 @@ async fn off_never_asks_and_neither_does_a_tag_that_never_moves() {
         cluster.round(tag).await.asked(0, 1).got(image);
     }
     let moved = ["latest", "v1", "dev"].map(|tag| cluster.publish(tag, 2));
-    cluster.ground.advance(HOUR).await;
+    cluster.fixture.advance(HOUR).await;
     for (tag, image) in [&latest, &v1] {
         cluster.round(tag).await.asked(0, 0).got(image).all("entrepot; hit", HOUR);
     }
     cluster.round("dev").await.asked(1, 1).got(&moved[2]);
-    cluster.ground.upstream.stop().await;
-    cluster.ground.advance(DAY * 1000).await;
+    cluster.fixture.upstream.stop().await;
+    cluster.fixture.advance(DAY * 1000).await;
     for (tag, image) in [&latest, &v1] {
         cluster.round(tag).await.asked(0, 0).got(image).all("entrepot; hit", DAY * 1000 + HOUR);
     }
@@ -307,11 +307,11 @@ async fn a_window_of_zero_asks_once_for_all_who_pull_at_one_moment() {
     let old = cluster.publish("latest", 1);
     cluster.round("latest").await.asked(0, 1).got(&old);
     for _ in 0..3 {
-        cluster.ground.advance(Duration::from_secs(1)).await;
+        cluster.fixture.advance(Duration::from_secs(1)).await;
         cluster.round("latest").await.asked(1, 0).got(&old);
     }
     let new = cluster.publish("latest", 2);
-    cluster.ground.advance(Duration::from_secs(1)).await;
+    cluster.fixture.advance(Duration::from_secs(1)).await;
     cluster.round("latest").await.asked(1, 1).got(&new);
 }
 
@@ -321,10 +321,10 @@ async fn a_tag_that_the_upstream_has_no_more_is_dropped_where_the_rule_says_so()
     let cluster = Cluster::start(drops).await;
     let image = cluster.publish("latest", 1);
     cluster.round("latest").await.asked(0, 1).got(&image);
-    cluster.ground.upstream.remove("app", "latest");
-    cluster.ground.advance(DAY / 2).await;
+    cluster.fixture.upstream.remove("app", "latest");
+    cluster.fixture.advance(DAY / 2).await;
     cluster.round("latest").await.asked(0, 0).got(&image);
-    cluster.ground.advance(DAY / 2).await;
+    cluster.fixture.advance(DAY / 2).await;
     let gone = ["MANIFEST_UNKNOWN", "the upstream of rule `demo` does not have it"];
     // Some upstreams do not support HEAD and answer like this: one fetch shows the truth.
     cluster.round("latest").await.asked(1, 1).refused(StatusCode::NOT_FOUND, &gone);
@@ -332,7 +332,7 @@ async fn a_tag_that_the_upstream_has_no_more_is_dropped_where_the_rule_says_so()
     cluster.round(&image.manifest).await.asked(0, 0).got(&image);
 
     let again = cluster.publish("latest", 2);
-    cluster.ground.advance(Duration::from_secs(60)).await;
+    cluster.fixture.advance(Duration::from_secs(60)).await;
     cluster.round("latest").await.asked(0, 1).got(&again);
 }
 
@@ -344,8 +344,8 @@ async fn a_denial_is_passed_on_where_the_rule_says_so() {
         let cluster = Cluster::start(freshness).await;
         let image = cluster.publish("latest", 1);
         cluster.round("latest").await.asked(0, 1).got(&image);
-        cluster.ground.upstream.script("manifests/", Fault::Status(403, None));
-        cluster.ground.advance(DAY).await;
+        cluster.fixture.upstream.script("manifests/", Fault::Status(403, None));
+        cluster.fixture.advance(DAY).await;
         // Some upstreams refuse only HEAD, so a GET decides.
         let denied = ["DENIED", "the upstream `local` of rule `demo` denies access"];
         if mode == "BLOCKING" {
@@ -353,11 +353,11 @@ async fn a_denial_is_passed_on_where_the_rule_says_so() {
         } else {
             cluster.round_with_work_behind("latest", Upstream::Fails).await.asked(asked, asked).got(&image);
             cluster.round("latest").await.asked(0, 0).refused(StatusCode::FORBIDDEN, &denied);
-            cluster.ground.advance(LEFT_ALONE).await;
+            cluster.fixture.advance(LEFT_ALONE).await;
             cluster.round("latest").await.asked(asked, asked).refused(StatusCode::FORBIDDEN, &denied);
         }
-        cluster.ground.upstream.heal();
-        cluster.ground.advance(LEFT_ALONE).await;
+        cluster.fixture.upstream.heal();
+        cluster.fixture.advance(LEFT_ALONE).await;
         cluster.round("latest").await.asked(1, 0).got(&image);
     }
 }
@@ -368,15 +368,15 @@ async fn a_tag_that_nobody_confirms_is_served_as_long_as_the_rule_says_and_then_
     let cluster = Cluster::start(freshness).await;
     let image = cluster.publish("latest", 1);
     cluster.round("latest").await.asked(0, 1).got(&image);
-    cluster.ground.upstream.script("manifests/", Fault::Status(502, None));
-    cluster.ground.advance(DAY * 2).await;
+    cluster.fixture.upstream.script("manifests/", Fault::Status(502, None));
+    cluster.fixture.advance(DAY * 2).await;
     cluster.round("latest").await.asked(NODES, 0).got(&image).all(STALE, DAY * 2);
-    cluster.ground.advance(LEFT_ALONE).await;
+    cluster.fixture.advance(LEFT_ALONE).await;
     let words = ["rule `demo` serves a tag unconfirmed for 2d at most", "upstream `local`", "is away (status 502)"];
     cluster.round("latest").await.asked(NODES, 0).refused(StatusCode::SERVICE_UNAVAILABLE, &words);
     cluster.round("latest").await.asked(0, 0).refused(StatusCode::SERVICE_UNAVAILABLE, &words);
     cluster.round(&image.manifest).await.asked(0, 0).got(&image);
-    cluster.ground.upstream.heal();
-    cluster.ground.advance(LEFT_ALONE).await;
+    cluster.fixture.upstream.heal();
+    cluster.fixture.advance(LEFT_ALONE).await;
     cluster.round("latest").await.asked(1, 0).got(&image);
 }

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
-#[path = "several/ground.rs"]
-mod ground;
+#[path = "several/fixture.rs"]
+mod fixture;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use entrepot_store::Prefix;
 use entrepot_test_support::{Fault, images, wait_until};
 use reqwest::{Method, StatusCode};
 
-use ground::{Ground, KEY, LIMIT, Node};
+use fixture::{Fixture, KEY, LIMIT, Node};
 
 async fn head(node: &Node, path: &str) -> StatusCode {
     let request = node.client.request(Method::HEAD, format!("{}/v2/demo/{path}", node.url));
@@ -23,19 +23,19 @@ async fn head(node: &Node, path: &str) -> StatusCode {
 
 #[tokio::test]
 async fn a_tag_that_one_node_looked_at_is_noted_when_another_pulls_what_it_means() {
-    let ground = Ground::new().await;
-    let image = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = fixture.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let (one, two) = fixture.two().await;
     assert_eq!(head(&one, "app/manifests/v1").await, StatusCode::OK);
-    assert!(ground.upstream.log().iter().all(|entry| entry.method == "HEAD"), "nothing was fetched");
+    assert!(fixture.upstream.log().iter().all(|entry| entry.method == "HEAD"), "nothing was fetched");
     let path = format!("app/manifests/{}", image.manifest);
     assert_eq!(two.get(&path).await.unwrap(), (StatusCode::OK, image.manifest.clone()));
     let tag = async || {
-        let keys = ground.store.list(&Prefix::below("repositories").unwrap(), None, 100).await.unwrap();
+        let keys = fixture.store.list(&Prefix::below("repositories").unwrap(), None, 100).await.unwrap();
         keys.iter().any(|entry| entry.key.as_str().ends_with("/tags/v1"))
     };
     wait_until(LIMIT, "the tag is noted", tag).await;
-    ground.upstream.stop().await;
+    fixture.upstream.stop().await;
     for node in [&one, &two] {
         assert_eq!(node.get("app/manifests/v1").await.unwrap(), (StatusCode::OK, image.manifest.clone()));
     }
@@ -43,25 +43,25 @@ async fn a_tag_that_one_node_looked_at_is_noted_when_another_pulls_what_it_means
 
 #[tokio::test]
 async fn a_head_that_is_answered_late_does_not_undo_a_deletion() {
-    let ground = Ground::new().await;
+    let fixture = Fixture::new().await;
     let (name, tag): (RepositoryName, Tag) = ("demo/app".parse().unwrap(), "v1".parse().unwrap());
-    let second = || ground.clock.advance(Duration::from_secs(1));
-    let old = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    let node = ground.node("node-1").await;
+    let second = || fixture.clock.advance(Duration::from_secs(1));
+    let old = fixture.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let node = fixture.node("node-1").await;
     let pull = async |reference: &str| node.get(&format!("app/manifests/{reference}")).await.unwrap();
     assert_eq!(pull(&old.manifest).await, (StatusCode::OK, old.manifest.clone()), "its manifest is here");
-    ground.upstream.script("HEAD /v2/app/manifests/v1", Fault::DigestHeader(old.manifest.clone()));
-    let gate = ground.upstream.hold("HEAD /v2/app/manifests/v1");
+    fixture.upstream.script("HEAD /v2/app/manifests/v1", Fault::DigestHeader(old.manifest.clone()));
+    let gate = fixture.upstream.hold("HEAD /v2/app/manifests/v1");
     let meanwhile = async {
         gate.until_waiting(1).await;
         second();
         assert_eq!(pull("v1").await, (StatusCode::OK, old.manifest.clone()));
         second();
-        let new = ground.upstream.publish_image("app", "v1", &[images::random_bytes(2, 100)]);
+        let new = fixture.upstream.publish_image("app", "v1", &[images::random_bytes(2, 100)]);
         let key = layout::repository(&name);
-        let (record, _) = entrepot_records::read::<RepositoryRecord>(&*ground.store, &key).await.unwrap().unwrap();
+        let (record, _) = entrepot_records::read::<RepositoryRecord>(&*fixture.store, &key).await.unwrap().unwrap();
         let of = (&name, record.incarnation);
-        tombstone::bury_tag(&*ground.store, of, &tag, ground.clock.now(), |_| true).await.unwrap().unwrap();
+        tombstone::bury_tag(&*fixture.store, of, &tag, fixture.clock.now(), |_| true).await.unwrap().unwrap();
         second();
         gate.release();
         new
@@ -75,10 +75,10 @@ async fn a_head_that_is_answered_late_does_not_undo_a_deletion() {
 async fn what_no_content_can_be_is_not_repeated_after_an_upstream() {
     // A manifest is never this large, or the upstream names another kind of digest: then a GET answers.
     for fault in [Fault::WrongLength(1 << 50), Fault::DigestHeader(format!("sha512:{}", "0".repeat(128)))] {
-        let ground = Ground::new().await;
-        let image = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
-        ground.upstream.script("HEAD /v2/app/", fault.clone());
-        let node = ground.node("node-1").await;
+        let fixture = Fixture::new().await;
+        let image = fixture.upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
+        fixture.upstream.script("HEAD /v2/app/", fault.clone());
+        let node = fixture.node("node-1").await;
         let head = async |path: String| {
             let request = node.client.request(Method::HEAD, format!("{}/v2/demo/app/{path}", node.url));
             let answer = request.basic_auth(KEY.0, Some(KEY.1)).send().await.unwrap();
@@ -98,7 +98,7 @@ async fn a_manifest_of_a_type_that_is_not_known_is_kept_and_its_head_says_what_i
     const OTHER: &str = "application/vnd.example.thing.v1+json";
     let image = r#""schemaVersion":2,"layers":[{"mediaType":"a/b","digest":"sha256:1","size":1}]"#;
     let own = format!(r#"{{"mediaType":"{OTHER}",{image}}}"#);
-    let ground = Ground::new().await;
+    let fixture = Fixture::new().await;
     // By the header, where the body does not say it, or is no JSON; by the body, whatever the header says.
     let published = [
         ("bare", OTHER, &format!("{{{image}}}")),
@@ -106,7 +106,7 @@ async fn a_manifest_of_a_type_that_is_not_known_is_kept_and_its_head_says_what_i
         ("own", "application/json", &own),
         ("other-header", images::OCI_MANIFEST, &own),
     ];
-    let (one, two) = ground.two().await;
+    let (one, two) = fixture.two().await;
     let ask = async |node: &Node, method: Method, reference: &str| {
         let request = node.client.request(method, format!("{}/v2/demo/app/manifests/{reference}", node.url));
         // Who does not accept the type gets it all the same.
@@ -117,7 +117,7 @@ async fn a_manifest_of_a_type_that_is_not_known_is_kept_and_its_head_says_what_i
         (answer.status(), said, answer.bytes().await.unwrap())
     };
     for (tag, header, body) in published {
-        let digest = ground.upstream.publish_manifest("app", Some(tag), header, body);
+        let digest = fixture.upstream.publish_manifest("app", Some(tag), header, body);
         let said = [OTHER, &digest, &body.len().to_string()].map(|text| Some(text.to_owned()));
         if header == images::OCI_MANIFEST {
             // What an upstream says by HEAD of a type that is known is repeated until the body is here.
@@ -139,10 +139,10 @@ async fn a_manifest_of_a_type_that_is_not_known_is_kept_and_its_head_says_what_i
         ("error", "application/json", r#"{"errors":[]}"#),
         ("both", OTHER, r#"{"manifests":[],"config":{}}"#),
     ] {
-        ground.upstream.publish_manifest("app", Some(tag), header, body);
+        fixture.upstream.publish_manifest("app", Some(tag), header, body);
         assert_eq!(ask(&one, Method::GET, tag).await.0, StatusCode::BAD_GATEWAY, "{tag}");
     }
-    ground.upstream.stop().await;
+    fixture.upstream.stop().await;
     for node in [&one, &two] {
         for (tag, _, body) in published {
             let answer = ask(node, Method::GET, tag).await;

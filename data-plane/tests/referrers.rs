@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "tests wait for what they spawn")]
 
-#[path = "several/ground.rs"]
-mod ground;
+#[path = "several/fixture.rs"]
+mod fixture;
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use reqwest::StatusCode;
 use serde_json::Value;
 
-use ground::{Ground, Node};
+use fixture::{Fixture, Node};
 
 const WINDOW: Duration = Duration::from_secs(6 * 60 * 60);
 const SIGNATURE: &str = "application/vnd.example.signature+json";
@@ -57,32 +57,33 @@ fn path(subject: &Image) -> String {
 }
 
 /// An image with a signature and a bill of materials, in the order in which the upstream lists them.
-fn signed(ground: &Ground) -> (Image, Vec<String>) {
-    let image = ground.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    let publish = |kind, layer| ground.upstream.publish_referrer("app", None, &image.manifest_bytes, kind, layer);
+fn signed(fixture: &Fixture) -> (Image, Vec<String>) {
+    let image = fixture.upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
+    let publish = |kind, layer| fixture.upstream.publish_referrer("app", None, &image.manifest_bytes, kind, layer);
     let mut digests = vec![publish(SIGNATURE, b"signed"), publish(SBOM, b"parts")];
     digests.sort();
     (image, digests)
 }
 
 /// How often the upstream was asked for referrers.
-fn asked(ground: &Ground) -> usize {
-    ground.upstream.log().iter().filter(|entry| entry.path.contains("/referrers/")).count()
+fn asked(fixture: &Fixture) -> usize {
+    fixture.upstream.log().iter().filter(|entry| entry.path.contains("/referrers/")).count()
 }
 
 #[tokio::test]
 async fn the_upstreams_view_is_asked_for_once_in_a_window_by_all_nodes() {
-    let ground = Ground::new().await;
-    let (image, digests) = signed(&ground);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let (image, digests) = signed(&fixture);
+    let (one, two) = fixture.two().await;
     assert_eq!(one.get("app/manifests/v1").await.unwrap().0, StatusCode::OK);
 
-    let gate = ground.upstream.hold("/referrers/");
+    let gate = fixture.upstream.hold("/referrers/");
     let path = path(&image);
     let clients = [&one, &two].repeat(10).into_iter().map(|node| list(node, &path));
     let (answers, ()) = tokio::join!(join_all(clients), async {
         gate.until_waiting(1).await;
-        wait_until(ground::LIMIT, "one waits for the other", async || one.metric(BUSY) + two.metric(BUSY) >= 1.0).await;
+        wait_until(fixture::LIMIT, "one waits for the other", async || one.metric(BUSY) + two.metric(BUSY) >= 1.0)
+            .await;
         gate.release();
     });
     for answer in answers {
@@ -90,26 +91,26 @@ async fn the_upstreams_view_is_asked_for_once_in_a_window_by_all_nodes() {
         assert_eq!((&answer.json["schemaVersion"], &answer.json["mediaType"]), (&2.into(), &images::OCI_INDEX.into()));
         assert_eq!((&answer.digests, answer.filters), (&digests, None));
     }
-    assert_eq!(asked(&ground), 1, "once for 20 clients of two nodes");
+    assert_eq!(asked(&fixture), 1, "once for 20 clients of two nodes");
 
     // A node that starts later knows what the others have fetched.
-    let three = ground.node("node-3").await;
-    ground.advance(WINDOW - Duration::from_secs(1)).await;
+    let three = fixture.node("node-3").await;
+    fixture.advance(WINDOW - Duration::from_secs(1)).await;
     let answer = list(&three, &path).await;
     assert_eq!((answer.cache_status.as_str(), answer.age.as_deref()), ("entrepot; hit", Some("21599")));
-    assert_eq!((answer.digests, asked(&ground)), (digests.clone(), 1));
-    let added = ground.upstream.publish_referrer("app", None, &image.manifest_bytes, SIGNATURE, b"again");
-    ground.advance(Duration::from_secs(1)).await;
+    assert_eq!((answer.digests, asked(&fixture)), (digests.clone(), 1));
+    let added = fixture.upstream.publish_referrer("app", None, &image.manifest_bytes, SIGNATURE, b"again");
+    fixture.advance(Duration::from_secs(1)).await;
     assert!(list(&one, &path).await.digests.contains(&added));
     assert!(list(&two, &path).await.digests.contains(&added));
-    assert_eq!(asked(&ground), 2, "once more, when the window was over");
+    assert_eq!(asked(&fixture), 2, "once more, when the window was over");
 }
 
 #[tokio::test]
 async fn a_client_may_ask_for_some_types_and_get_what_it_is_told_of() {
-    let ground = Ground::new().await;
-    let (image, digests) = signed(&ground);
-    let node = ground.node("node-1").await;
+    let fixture = Fixture::new().await;
+    let (image, digests) = signed(&fixture);
+    let node = fixture.node("node-1").await;
     for query in ["artifactType=application%2Fvnd.example.signature%2Bjson", &format!("artifactType={SIGNATURE}")] {
         let answer = list(&node, &format!("{}?{query}", path(&image))).await;
         assert_eq!((answer.digests.len(), answer.filters.as_deref()), (1, Some("artifactType")), "{query}");
@@ -121,7 +122,7 @@ async fn a_client_may_ask_for_some_types_and_get_what_it_is_told_of() {
     assert_eq!(both.digests, digests);
     let none = list(&node, &format!("{}?artifactType=other", path(&image))).await;
     assert_eq!((none.status, none.json["manifests"].clone()), (StatusCode::OK, serde_json::json!([])));
-    assert_eq!(asked(&ground), 1, "one list for all types");
+    assert_eq!(asked(&fixture), 1, "one list for all types");
     for digest in &digests {
         let (status, hash) = node.get(&format!("app/manifests/{digest}")).await.unwrap();
         assert_eq!((status, &hash), (StatusCode::OK, digest), "what a list names can be pulled");
@@ -130,10 +131,10 @@ async fn a_client_may_ask_for_some_types_and_get_what_it_is_told_of() {
 
 #[tokio::test]
 async fn an_upstream_that_does_not_know_the_api_says_it_by_a_tag_and_nothing_by_an_empty_list() {
-    let ground = Ground::new().await;
-    ground.upstream.set_referrers_api(false);
-    let (image, digests) = signed(&ground);
-    let node = ground.node("node-1").await;
+    let fixture = Fixture::new().await;
+    fixture.upstream.set_referrers_api(false);
+    let (image, digests) = signed(&fixture);
+    let node = fixture.node("node-1").await;
     let other = images::sha256(b"nothing");
     for subject in [format!("demo/app/referrers/{other}"), format!("demo/nowhere/referrers/{other}")] {
         let nothing = list(&node, &subject).await;
@@ -143,7 +144,7 @@ async fn an_upstream_that_does_not_know_the_api_says_it_by_a_tag_and_nothing_by_
     let descriptors: Vec<_> = digests.iter().map(|digest| format!(r#"{{"digest":"{digest}","size":1}}"#)).collect();
     let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, descriptors.join(","));
     let tag = image.manifest.replace(':', "-");
-    ground.upstream.publish_manifest("app", Some(&tag), images::OCI_INDEX, index);
+    fixture.upstream.publish_manifest("app", Some(&tag), images::OCI_INDEX, index);
     assert_eq!(list(&node, &path(&image)).await.digests, digests);
     let malformed = list(&node, "demo/app/referrers/latest").await;
     assert_eq!(
@@ -155,10 +156,10 @@ async fn an_upstream_that_does_not_know_the_api_says_it_by_a_tag_and_nothing_by_
 #[tokio::test]
 async fn an_upstream_that_is_away_leaves_its_last_list_and_what_is_cached_and_never_an_empty_one() {
     let limits = Limits { retries: 0, probe: Duration::ZERO, ..Limits::default() };
-    let ground = Ground::with(&[("demo", pb::SnapshotFreshness::default())], limits).await;
-    let (image, digests) = signed(&ground);
-    let (one, two) = ground.two().await;
-    ground.upstream.script("/referrers/", Fault::Status(503, None));
+    let fixture = Fixture::with(&[("demo", pb::SnapshotFreshness::default())], limits).await;
+    let (image, digests) = signed(&fixture);
+    let (one, two) = fixture.two().await;
+    fixture.upstream.script("/referrers/", Fault::Status(503, None));
     assert_eq!(one.get("app/manifests/v1").await.unwrap().0, StatusCode::OK);
     let unknown = list(&one, &path(&image)).await;
     assert_eq!(unknown.status, StatusCode::SERVICE_UNAVAILABLE, "an empty list would say that nothing was signed");
@@ -171,14 +172,14 @@ async fn an_upstream_that_is_away_leaves_its_last_list_and_what_is_cached_and_ne
         assert_eq!(cached.json["manifests"][0]["annotations"]["org.example.made-by"], "a test");
     }
 
-    ground.upstream.heal();
-    ground.advance(Duration::from_secs(15)).await;
+    fixture.upstream.heal();
+    fixture.advance(Duration::from_secs(15)).await;
     assert_eq!(list(&one, &path(&image)).await.digests, digests);
-    let late = ground.upstream.publish_referrer("app", None, &image.manifest_bytes, SIGNATURE, b"late");
+    let late = fixture.upstream.publish_referrer("app", None, &image.manifest_bytes, SIGNATURE, b"late");
     assert_eq!(one.get(&format!("app/manifests/{late}")).await.unwrap().0, StatusCode::OK);
-    ground.advance(WINDOW).await;
-    ground.upstream.script("/referrers/", Fault::Status(503, None));
-    let before = asked(&ground);
+    fixture.advance(WINDOW).await;
+    fixture.upstream.script("/referrers/", Fault::Status(503, None));
+    let before = asked(&fixture);
     for node in [&one, &two] {
         let stale = list(node, &path(&image)).await;
         assert_eq!(stale.digests, [digests.clone(), vec![late.clone()]].concat(), "and what was pulled since");
@@ -186,11 +187,11 @@ async fn an_upstream_that_is_away_leaves_its_last_list_and_what_is_cached_and_ne
         assert!(stale.warning.unwrap().starts_with("299 - "), "a client is told");
         assert_eq!(list(node, &path(&image)).await.status, StatusCode::OK);
     }
-    assert_eq!(asked(&ground) - before, 2, "each node left it alone after it had failed");
+    assert_eq!(asked(&fixture) - before, 2, "each node left it alone after it had failed");
 
     // Without a rule, only what is cached is known.
-    ground.publish(2, &[]).await;
-    let three = ground.node("node-3").await;
+    fixture.publish(2, &[]).await;
+    let three = fixture.node("node-3").await;
     let mut cached = vec![digests[0].clone(), late];
     cached.sort();
     let unfilled = list(&three, &path(&image)).await;

@@ -6,8 +6,8 @@
 
 #[path = "several/damage.rs"]
 mod damage;
-#[path = "several/ground.rs"]
-mod ground;
+#[path = "several/fixture.rs"]
+mod fixture;
 #[path = "several/strangers.rs"]
 mod strangers;
 
@@ -29,7 +29,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use ground::{Ground, KEY, LIMIT};
+use fixture::{Fixture, KEY, LIMIT};
 
 fn ok(digest: &str) -> (StatusCode, String) {
     (StatusCode::OK, digest.to_owned())
@@ -43,14 +43,14 @@ fn publish_image(upstream: &FakeUpstream) -> Image {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_once() {
     const CLIENTS: usize = 25;
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
     let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
     paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
     for (path, digest) in &paths {
         // The upstream holds back its first byte until all clients wait.
-        let gate = ground.upstream.hold(format!("GET /v2/{path}"));
+        let gate = fixture.upstream.hold(format!("GET /v2/{path}"));
         let clients: Vec<_> = [&one, &two].iter().flat_map(|node| (0..CLIENTS).map(|_| node.get(path))).collect();
         for node in [&one, &two] {
             let all = "all clients wait";
@@ -68,10 +68,10 @@ async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_o
         }
     }
     for digest in image.blobs() {
-        assert_eq!(ground.upstream.fetches_of(digest), 1, "{digest}");
+        assert_eq!(fixture.upstream.fetches_of(digest), 1, "{digest}");
     }
-    assert_eq!(ground.upstream.fetches_of("manifests/v1"), 1);
-    let redis = &ground.redis;
+    assert_eq!(fixture.upstream.fetches_of("manifests/v1"), 1);
+    let redis = &fixture.redis;
     wait_until(LIMIT, "all leases are given back", async || redis.dump().await.is_empty()).await;
 }
 
@@ -79,19 +79,19 @@ async fn many_clients_of_two_nodes_that_pull_one_cold_image_fetch_each_content_o
 async fn the_size_in_a_manifest_that_another_node_has_served_counts_where_the_upstream_says_nothing() {
     const LAYER: usize = 24 << 20;
     const SAID: usize = 200_000;
-    let ground = Ground::new().await;
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let (one, two) = fixture.two().await;
     for (seed, repository, said) in [(1, "right", LAYER), (2, "wrong", SAID)] {
         let layers = [images::random_bytes(seed, LAYER)];
         let config = images::config("linux/amd64", &layers);
         let manifest = String::from_utf8(images::manifest(&config, &layers)).unwrap();
         let manifest = manifest.replace(&format!("\"size\":{LAYER}"), &format!("\"size\":{said}"));
-        ground.upstream.publish_manifest(repository, Some("v1"), images::OCI_MANIFEST, manifest);
-        let digest = ground.upstream.publish_blob(repository, &layers[0]);
+        fixture.upstream.publish_manifest(repository, Some("v1"), images::OCI_MANIFEST, manifest);
+        let digest = fixture.upstream.publish_blob(repository, &layers[0]);
         for fault in [Fault::NoLength, Fault::NoRanges, Fault::Rate(8 << 20)] {
-            ground.upstream.script(format!("GET /v2/{repository}/blobs/{digest}"), fault);
+            fixture.upstream.script(format!("GET /v2/{repository}/blobs/{digest}"), fault);
         }
-        ground.upstream.script(format!("HEAD /v2/{repository}/blobs/{digest}"), Fault::Status(405, None));
+        fixture.upstream.script(format!("HEAD /v2/{repository}/blobs/{digest}"), Fault::Status(405, None));
         assert_eq!(one.get(&format!("{repository}/manifests/v1")).await.unwrap().0, StatusCode::OK);
 
         let answer = two.request(&format!("demo/{repository}/blobs/{digest}")).send().await.unwrap();
@@ -102,7 +102,7 @@ async fn the_size_in_a_manifest_that_another_node_has_served_counts_where_the_up
             let (status, length) = (answer.status(), answer.content_length());
             let is_cut = status == StatusCode::BAD_GATEWAY || answer.bytes().await.is_err();
             assert!(is_cut, "{status} with {length:?} bytes looks whole");
-            let log = ground.upstream.log();
+            let log = fixture.upstream.log();
             let sent = log.iter().filter(|entry| entry.path.contains(&digest)).map(|entry| entry.sent_bytes);
             let sent: u64 = sent.sum();
             assert!(sent < LAYER as u64 / 2, "{sent} bytes were taken for {SAID}");
@@ -112,13 +112,13 @@ async fn the_size_in_a_manifest_that_another_node_has_served_counts_where_the_up
 
 #[tokio::test]
 async fn a_stale_tag_is_confirmed_by_one_node_for_both() {
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
     assert_eq!(one.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
-    ground.advance(Duration::from_secs(25 * 3600)).await;
+    fixture.advance(Duration::from_secs(25 * 3600)).await;
 
-    let gate = ground.upstream.hold("HEAD /v2/app/manifests/v1");
+    let gate = fixture.upstream.hold("HEAD /v2/app/manifests/v1");
     let first = one.get("app/manifests/v1");
     gate.until_waiting(1).await;
     let second = two.get("app/manifests/v1");
@@ -128,17 +128,17 @@ async fn a_stale_tag_is_confirmed_by_one_node_for_both() {
         assert_eq!(client.await.unwrap(), ok(&image.manifest));
     }
     assert_eq!(gate.waiting(), 1);
-    assert_eq!(ground.upstream.fetches_of("manifests/v1"), 1);
+    assert_eq!(fixture.upstream.fetches_of("manifests/v1"), 1);
 }
 
 #[tokio::test]
 async fn a_stale_tag_whose_upstream_is_away_is_served_by_both() {
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
     assert_eq!(one.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
-    ground.advance(Duration::from_secs(25 * 3600)).await;
-    ground.upstream.stop().await;
+    fixture.advance(Duration::from_secs(25 * 3600)).await;
+    fixture.upstream.stop().await;
     for client in [one.get("app/manifests/v1"), two.get("app/manifests/v1")] {
         assert_eq!(client.await.unwrap(), ok(&image.manifest));
     }
@@ -146,16 +146,16 @@ async fn a_stale_tag_whose_upstream_is_away_is_served_by_both() {
 
 #[tokio::test]
 async fn when_the_upstream_fails_one_node_the_other_has_its_own_try() {
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
     for (path, digest) in
         [("app/manifests/v1".to_owned(), &image.manifest), (format!("app/blobs/{}", image.layers[1]), &image.layers[1])]
     {
         let busy_before = two.metric("entrepot_lease_claim_duration_seconds_count{outcome=\"busy\"");
         let request = format!("GET /v2/{path}");
-        let gate = ground.upstream.hold(&request);
-        ground.upstream.script_times(&request, Fault::Status(404, None), 1);
+        let gate = fixture.upstream.hold(&request);
+        fixture.upstream.script_times(&request, Fault::Status(404, None), 1);
         let first = one.get(&path);
         gate.until_waiting(1).await;
         let second = two.get(&path);
@@ -171,18 +171,18 @@ async fn when_the_upstream_fails_one_node_the_other_has_its_own_try() {
 #[tokio::test]
 async fn an_upstream_that_is_silent_for_long_is_waited_for_by_both_and_asked_once() {
     const SILENCE: Duration = Duration::from_secs(11);
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
     for (path, digest) in
         [("app/manifests/v1".to_owned(), &image.manifest), (format!("app/blobs/{}", image.layers[0]), &image.layers[0])]
     {
-        ground.upstream.script_times(format!("GET /v2/{path}"), Fault::Delay(SILENCE), 1);
+        fixture.upstream.script_times(format!("GET /v2/{path}"), Fault::Delay(SILENCE), 1);
         for client in [one.get(&path), two.get(&path)] {
             assert_eq!(client.await.unwrap(), ok(digest));
         }
         assert_eq!(
-            ground.upstream.fetches_of(digest) + ground.upstream.fetches_of("manifests/v1"),
+            fixture.upstream.fetches_of(digest) + fixture.upstream.fetches_of("manifests/v1"),
             1 + usize::from(path.contains("blobs"))
         );
     }
@@ -190,105 +190,105 @@ async fn an_upstream_that_is_silent_for_long_is_waited_for_by_both_and_asked_onc
 
 #[tokio::test]
 async fn a_node_that_follows_reads_the_bytes_as_they_land_on_the_other() {
-    let ground = Ground::new().await;
+    let fixture = Fixture::new().await;
     let blob = images::random_bytes(7, 8 << 20);
-    let digest = ground.upstream.publish_blob("app", &blob);
-    let (one, two) = ground.two().await;
-    ground.upstream.script(&digest, Fault::Rate(4 << 20));
+    let digest = fixture.upstream.publish_blob("app", &blob);
+    let (one, two) = fixture.two().await;
+    fixture.upstream.script(&digest, Fault::Rate(4 << 20));
     let path = format!("app/blobs/{digest}");
     let first = one.get(&path);
-    wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+    wait_until(LIMIT, "the upstream is asked", async || fixture.upstream.fetches_of(&digest) == 1).await;
     let request = two.client.get(format!("{}/v2/demo/{path}", two.url)).basic_auth(KEY.0, Some(KEY.1));
     let mut second = request.send().await.unwrap();
     assert_eq!(second.headers()["cache-status"], "entrepot; fwd=miss; collapsed; detail=follow");
     let mut received = second.chunk().await.unwrap().unwrap().to_vec();
-    let sent: u64 = ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum();
+    let sent: u64 = fixture.upstream.log().iter().map(|entry| entry.sent_bytes).sum();
     assert!(sent < blob.len() as u64 / 2, "the first byte comes when {sent} bytes have landed");
     while let Some(chunk) = second.chunk().await.unwrap() {
         received.extend_from_slice(&chunk);
     }
     assert_eq!(images::sha256(&received), digest);
     assert_eq!(first.await.unwrap(), ok(&digest));
-    assert_eq!(ground.upstream.fetches_of(&digest), 1);
+    assert_eq!(fixture.upstream.fetches_of(&digest), 1);
 }
 
 #[tokio::test]
 async fn a_node_follows_for_another_repository_only_if_the_upstream_has_the_blob_there() {
-    let ground = Ground::new().await;
+    let fixture = Fixture::new().await;
     let blob = images::random_bytes(7, 4 << 20);
-    let digest = ground.upstream.publish_blob("app", &blob);
-    ground.upstream.publish_blob("other", &blob);
-    let (one, two) = ground.two().await;
-    let gate = ground.upstream.hold(format!("GET /v2/app/blobs/{digest}"));
+    let digest = fixture.upstream.publish_blob("app", &blob);
+    fixture.upstream.publish_blob("other", &blob);
+    let (one, two) = fixture.two().await;
+    let gate = fixture.upstream.hold(format!("GET /v2/app/blobs/{digest}"));
     let first = one.get(&format!("app/blobs/{digest}"));
     gate.until_waiting(1).await;
     let stranger = two.get(&format!("stranger/blobs/{digest}"));
     assert_eq!(stranger.await.unwrap().0, StatusCode::NOT_FOUND);
     let other = two.get(&format!("other/blobs/{digest}"));
     let head = format!("/v2/other/blobs/{digest}");
-    let asked = || ground.upstream.log().iter().any(|entry| entry.method == "HEAD" && entry.path == head);
+    let asked = || fixture.upstream.log().iter().any(|entry| entry.method == "HEAD" && entry.path == head);
     wait_until(LIMIT, "the upstream is asked for the other repository", async || asked()).await;
     gate.release();
     for client in [first, other] {
         assert_eq!(client.await.unwrap(), ok(&digest));
     }
-    assert_eq!(ground.upstream.fetches_of(&digest), 1);
+    assert_eq!(fixture.upstream.fetches_of(&digest), 1);
 }
 
 #[test]
 fn when_the_node_that_leads_dies_the_other_goes_on_from_its_own_byte() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (dying, living) = (runtime(), runtime());
-    let ground = living.block_on(Ground::new());
+    let fixture = living.block_on(Fixture::new());
     let blob = images::random_bytes(7, 12 << 20);
-    let digest = ground.upstream.publish_blob("app", &blob);
-    ground.upstream.script(&digest, Fault::Rate(4 << 20));
-    let one = dying.block_on(ground.node("node-1"));
+    let digest = fixture.upstream.publish_blob("app", &blob);
+    fixture.upstream.script(&digest, Fault::Rate(4 << 20));
+    let one = dying.block_on(fixture.node("node-1"));
     let path = format!("app/blobs/{digest}");
     living.block_on(async {
-        let two = ground.node("node-2").await;
+        let two = fixture.node("node-2").await;
         let entered = dying.enter();
         let _lost = one.get(&path);
         drop(entered);
-        wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+        wait_until(LIMIT, "the upstream is asked", async || fixture.upstream.fetches_of(&digest) == 1).await;
         let second = two.get(&path);
         two.until_busy().await;
-        let sent = || ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
+        let sent = || fixture.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
         wait_until(LIMIT, "half of it has landed", async || sent() > 6 << 20).await;
         let since = Instant::now();
         dying.shutdown_background();
-        wait_until(LIMIT, "the upstream is asked again", async || ground.upstream.fetches_of(&digest) == 2).await;
+        wait_until(LIMIT, "the upstream is asked again", async || fixture.upstream.fetches_of(&digest) == 2).await;
         println!("measured: the other node asked the upstream after {:?}", since.elapsed());
         assert_eq!(second.await.unwrap(), ok(&digest));
-        let again = ground.upstream.log().into_iter().rfind(|entry| entry.path.ends_with(&digest)).unwrap();
+        let again = fixture.upstream.log().into_iter().rfind(|entry| entry.path.ends_with(&digest)).unwrap();
         assert!(again.sent_bytes < 7 << 20, "{} bytes were fetched again", again.sent_bytes);
-        let stored = async || two.get(&path).await.unwrap() == ok(&digest) && ground.upstream.fetches_of(&digest) == 2;
+        let stored = async || two.get(&path).await.unwrap() == ok(&digest) && fixture.upstream.fetches_of(&digest) == 2;
         assert!(stored().await);
     });
 }
 
 #[tokio::test]
 async fn a_node_that_stops_hands_its_fill_over_to_the_node_that_follows() {
-    let ground = Ground::new().await;
+    let fixture = Fixture::new().await;
     // At a rate that a busy machine can follow: a fill is not handed over to a node that lags behind.
     let blob = images::random_bytes(7, 48 << 20);
-    let digest = ground.upstream.publish_blob("app", &blob);
-    ground.upstream.script(&digest, Fault::Rate(8 << 20));
-    let (one, two) = ground.two().await;
+    let digest = fixture.upstream.publish_blob("app", &blob);
+    fixture.upstream.script(&digest, Fault::Rate(8 << 20));
+    let (one, two) = fixture.two().await;
     let path = format!("app/blobs/{digest}");
     let leaves = one.get(&path);
-    wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+    wait_until(LIMIT, "the upstream is asked", async || fixture.upstream.fetches_of(&digest) == 1).await;
     let stays = two.get(&path);
     two.until_busy().await;
-    let sent = || ground.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
+    let sent = || fixture.upstream.log().iter().map(|entry| entry.sent_bytes).sum::<u64>();
     wait_until(LIMIT, "some of it has landed", async || sent() > 10 << 20).await;
     leaves.abort();
     one.tasks.stopping().cancel();
     assert_eq!(stays.await.unwrap(), ok(&digest));
-    assert_eq!(ground.upstream.fetches_of(&digest), 2, "the second one goes on where the first was");
+    assert_eq!(fixture.upstream.fetches_of(&digest), 2, "the second one goes on where the first was");
     assert!(sent() < 58 << 20, "{} bytes were fetched for {}", sent(), blob.len());
     assert_eq!(two.get(&path).await.unwrap(), ok(&digest));
-    assert_eq!(ground.upstream.fetches_of(&digest), 2, "it is stored");
+    assert_eq!(fixture.upstream.fetches_of(&digest), 2, "it is stored");
 }
 
 /// Passes connections on to `target`, and closes each behind the first bytes of its answer. Counts them.
@@ -316,19 +316,19 @@ async fn break_each(listener: TcpListener, target: String, count: Arc<AtomicUsiz
 
 #[tokio::test]
 async fn a_leader_on_a_way_that_breaks_again_and_again_is_called_with_pauses() {
-    let ground = Ground::new().await;
-    let digest = ground.upstream.publish_blob("app", images::random_bytes(7, 500_000));
+    let fixture = Fixture::new().await;
+    let digest = fixture.upstream.publish_blob("app", images::random_bytes(7, 500_000));
     let (listener, count) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Arc::new(AtomicUsize::default()));
     let address = format!("http://{}", listener.local_addr().unwrap());
     let mut target = String::new();
-    let one = ground.node_on("node-1", ground.store.clone(), |config| {
+    let one = fixture.node_on("node-1", fixture.store.clone(), |config| {
         let own = config.peer_address.replace(address.parse().unwrap()).unwrap();
         target = own.authority().to_owned();
     });
     let one = one.await;
     tokio::spawn(break_each(listener, target, count.clone()));
-    let two = ground.node("node-2").await;
-    let (gate, path) = (ground.upstream.hold(&digest), format!("app/blobs/{digest}"));
+    let two = fixture.node("node-2").await;
+    let (gate, path) = (fixture.upstream.hold(&digest), format!("app/blobs/{digest}"));
     let first = one.get(&path);
     gate.until_waiting(1).await;
     let (since, before) = (Instant::now(), count.load(Ordering::SeqCst));
@@ -341,32 +341,32 @@ async fn a_leader_on_a_way_that_breaks_again_and_again_is_called_with_pauses() {
     for client in [first, second] {
         assert_eq!(client.await.unwrap(), ok(&digest));
     }
-    assert_eq!(ground.upstream.fetches_of(&digest), 1);
+    assert_eq!(fixture.upstream.fetches_of(&digest), 1);
 }
 
 #[tokio::test]
 async fn what_came_from_a_leader_whose_bytes_were_wrong_is_discarded() {
-    let ground = Ground::new().await;
-    let digest = ground.upstream.publish_blob("app", images::random_bytes(7, 500_000));
-    let (one, two) = ground.two().await;
-    ground.upstream.script_times(&digest, Fault::FlipBitAt(5), 1);
-    ground.upstream.script_times(&digest, Fault::Rate(500_000), 1);
+    let fixture = Fixture::new().await;
+    let digest = fixture.upstream.publish_blob("app", images::random_bytes(7, 500_000));
+    let (one, two) = fixture.two().await;
+    fixture.upstream.script_times(&digest, Fault::FlipBitAt(5), 1);
+    fixture.upstream.script_times(&digest, Fault::Rate(500_000), 1);
     let path = format!("app/blobs/{digest}");
     let first = one.get(&path);
-    wait_until(LIMIT, "the upstream is asked", async || ground.upstream.fetches_of(&digest) == 1).await;
+    wait_until(LIMIT, "the upstream is asked", async || fixture.upstream.fetches_of(&digest) == 1).await;
     let second = two.get(&path);
     for client in [first, second] {
         assert_eq!(client.await.unwrap(), ok(&digest));
     }
-    assert_eq!(ground.upstream.fetches_of(&digest), 2);
+    assert_eq!(fixture.upstream.fetches_of(&digest), 2);
 }
 
 #[tokio::test]
 async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
-    ground.redis.pause();
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
+    fixture.redis.pause();
     let mut paths = vec![("app/manifests/v1".to_owned(), image.manifest.as_str())];
     paths.extend(image.blobs().into_iter().map(|digest| (format!("app/blobs/{digest}"), digest)));
     for (path, digest) in &paths {
@@ -376,39 +376,39 @@ async fn without_redis_pulls_go_on_and_cost_a_moment_once() {
             assert_eq!(client.await.unwrap(), ok(digest));
         }
         println!("measured: Redis paused, `{path}` took {:?}", since.elapsed());
-        assert!(ground.upstream.fetches_of(digest) <= 2);
+        assert!(fixture.upstream.fetches_of(digest) <= 2);
     }
-    ground.redis.resume();
+    fixture.redis.resume();
 }
 
 #[tokio::test]
 async fn without_redis_a_slow_answer_does_not_undo_a_newer_one() {
-    let ground = Ground::new().await;
-    let old = publish_image(&ground.upstream);
-    let (one, two) = ground.two().await;
-    ground.redis.pause();
-    ground.upstream.script_times("GET /v2/app/manifests/v1", Fault::Rate(100), 1);
+    let fixture = Fixture::new().await;
+    let old = publish_image(&fixture.upstream);
+    let (one, two) = fixture.two().await;
+    fixture.redis.pause();
+    fixture.upstream.script_times("GET /v2/app/manifests/v1", Fault::Rate(100), 1);
     let slow = one.get("app/manifests/v1");
-    wait_until(LIMIT, "the upstream was asked", async || ground.upstream.request_count() == 1).await;
-    let new = ground.upstream.publish_image("app", "v1", &[images::random_bytes(3, 1000)]);
-    ground.clock.advance(Duration::from_secs(1));
+    wait_until(LIMIT, "the upstream was asked", async || fixture.upstream.request_count() == 1).await;
+    let new = fixture.upstream.publish_image("app", "v1", &[images::random_bytes(3, 1000)]);
+    fixture.clock.advance(Duration::from_secs(1));
     assert_eq!(two.get("app/manifests/v1").await.unwrap(), ok(&new.manifest));
     assert_eq!(slow.await.unwrap(), ok(&old.manifest), "it was asked for first");
     for node in [&one, &two] {
         assert_eq!(node.get("app/manifests/v1").await.unwrap(), ok(&new.manifest));
     }
-    assert_eq!(ground.upstream.fetches_of("manifests/v1"), 2);
-    ground.redis.resume();
+    assert_eq!(fixture.upstream.fetches_of("manifests/v1"), 2);
+    fixture.redis.resume();
 }
 
 #[tokio::test]
 async fn without_redis_a_node_has_half_of_its_fetches_at_once() {
-    let ground = Ground::new().await;
-    let node = ground.node_with("node-1", Capacity { fills: 6, ..Capacity::default() }).await;
-    let digests = (0..4).map(|seed| ground.upstream.publish_blob("app", images::random_bytes(seed, 2 << 20)));
+    let fixture = Fixture::new().await;
+    let node = fixture.node_with("node-1", Capacity { fills: 6, ..Capacity::default() }).await;
+    let digests = (0..4).map(|seed| fixture.upstream.publish_blob("app", images::random_bytes(seed, 2 << 20)));
     let digests: Vec<_> = digests.collect();
-    ground.redis.pause();
-    let gate = ground.upstream.hold("GET /v2/app/blobs/");
+    fixture.redis.pause();
+    let gate = fixture.upstream.hold("GET /v2/app/blobs/");
     let clients: Vec<_> = digests.iter().map(|digest| node.get(&format!("app/blobs/{digest}"))).collect();
     let claims = "entrepot_lease_claim_duration_seconds_count{outcome=\"uncoordinated\"";
     wait_until(LIMIT, "all have asked for leases", async || node.metric(claims) == 4.0).await;
@@ -418,22 +418,22 @@ async fn without_redis_a_node_has_half_of_its_fetches_at_once() {
     for (client, digest) in clients.into_iter().zip(&digests) {
         assert_eq!(client.await.unwrap(), ok(digest));
     }
-    ground.redis.resume();
+    fixture.redis.resume();
 }
 
 #[tokio::test]
 async fn what_another_node_stored_for_another_repository_still_wants_the_upstreams_word() {
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    ground.upstream.publish_blob("other", images::random_bytes(1, 4 << 20));
-    let (one, two) = ground.two().await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    fixture.upstream.publish_blob("other", images::random_bytes(1, 4 << 20));
+    let (one, two) = fixture.two().await;
     let layer = &image.layers[0];
     assert_eq!(one.get(&format!("app/blobs/{layer}")).await.unwrap(), ok(layer));
 
     assert_eq!(two.get(&format!("other/blobs/{layer}")).await.unwrap(), ok(layer));
     assert_eq!(two.get(&format!("stranger/blobs/{layer}")).await.unwrap().0, StatusCode::NOT_FOUND);
-    assert_eq!(ground.upstream.fetches_of(layer), 1);
-    let asked: Vec<_> = ground.upstream.log().into_iter().filter(|entry| entry.method == "HEAD").collect();
+    assert_eq!(fixture.upstream.fetches_of(layer), 1);
+    let asked: Vec<_> = fixture.upstream.log().into_iter().filter(|entry| entry.method == "HEAD").collect();
     assert!(asked.iter().any(|entry| entry.path == format!("/v2/other/blobs/{layer}")));
 }
 
@@ -443,9 +443,9 @@ fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
     tracing_subscriber::registry().with(spans.clone()).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let ground = Ground::new().await;
-        let image = publish_image(&ground.upstream);
-        let node = ground.node("node-1").await;
+        let fixture = Fixture::new().await;
+        let image = publish_image(&fixture.upstream);
+        let node = fixture.node("node-1").await;
         node.get("app/manifests/v1").await.unwrap();
         node.get(&format!("app/blobs/{}", image.layers[0])).await.unwrap();
         wait_until(LIMIT, "the fill has ended", async || spans.has("fill.commit", "fill")).await;
@@ -469,14 +469,14 @@ fn one_trace_leads_from_the_pull_to_the_lease_the_upstream_and_the_commit() {
 #[tokio::test]
 #[ignore = "it is run by the test of failpoints, in a process that dies of it"]
 async fn a_pull_of_a_whole_image() {
-    let ground = Ground::new().await;
-    let image = publish_image(&ground.upstream);
-    let node = ground.node("node-1").await;
+    let fixture = Fixture::new().await;
+    let image = publish_image(&fixture.upstream);
+    let node = fixture.node("node-1").await;
     assert_eq!(node.get("app/manifests/v1").await.unwrap(), ok(&image.manifest));
     for digest in image.blobs() {
         assert_eq!(node.get(&format!("app/blobs/{digest}")).await.unwrap(), ok(digest));
     }
-    wait_until(LIMIT, "all leases are given back", async || ground.redis.dump().await.is_empty()).await;
+    wait_until(LIMIT, "all leases are given back", async || fixture.redis.dump().await.is_empty()).await;
 }
 
 #[cfg(feature = "failpoints")]

@@ -1,53 +1,57 @@
-//! What a claim on a digest does next: it makes sure that a pointer names content that stays while somebody needs it.
+//! The decisions of a claim on a digest. A claim makes sure that a pointer names content, which then stays as long as
+//! somebody needs it.
 //!
-//! A claimer looks at the pointer, brings it into order, makes its event durable, writes its link, and **looks again**:
-//! between the first look and the link a collector may have condemned or erased the content, and only a collector that
-//! condemns after the link is written is bound to find it. Nothing is answered before the second look is content.
+//! A claimer reads the pointer, corrects it, makes its event durable, writes its link, and **reads the pointer again**.
+//! A collector may have condemned or erased the content between the first read and the link, and only a collector that
+//! condemns the content after the link was written is certain to see the link. So the claimer answers nobody before the
+//! second read has shown that the claim holds.
 //!
-//! A promise (a 201, a mount, a 200 to a pusher's HEAD) counts from the second look, not from the answer: a process may
-//! sleep in between.
+//! A promise (a 201, a mount, a 200 to a pusher's HEAD) counts from the second read, not from the answer, since a
+//! process may be suspended in between.
 //!
-//! All functions are pure and total. The planes do what they say, and a model checker runs them with every order of
-//! steps (`collection/model.rs`). What holds of claims and [collection](crate::collection) together stands there.
+//! All functions are pure and total. The planes carry out what they return, and a model checker runs them in every
+//! order of steps (`collection/model.rs`), which also states what holds for claims and [collection](crate::collection)
+//! together.
 
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
-/// How long what was answered 201, mounted, or 200 to a pusher's HEAD stays at least, unless a setting says otherwise.
+/// How long content stays at least after a promise (a 201, a mount, a 200 to a pusher's HEAD), unless a setting changes
+/// that.
 pub const PUSH_TIME: Duration = Duration::from_hours(1);
 
-/// Content gets no pointer any more when it was begun longer ago. The [sweep](crate::collection::SWEEP_AGE) takes only
-/// content that is much older, so that no clock of a node decides.
+/// The age beyond which content gets no pointer any more, counted from the beginning of its upload. The
+/// [sweep](crate::collection::SWEEP_AGE) deletes only content that is much older, so that no node's clock decides.
 pub const POINTABLE_TIME: Duration = Duration::from_hours(24);
 
-/// When a claim writes the time of the last claim anew: when that is longer ago.
+/// How long ago the last claim must be for a new claim to update its time.
 pub fn renewal_time(push_time: Duration) -> Duration {
     push_time / 4
 }
 
-/// What the pointer of a digest says; `O` names an object.
+/// The state of a digest's pointer; `O` names an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pointer<O> {
     /// There is no pointer.
     Absent,
-    /// The content is there.
+    /// The content exists.
     Live {
-        /// Where.
+        /// The object that holds it.
         object: O,
-        /// How long ago it was claimed: the record's time or the store's own time of the record, the later one, by the
-        /// store's clock.
+        /// How long ago it was claimed, by the store's clock: since the record's time or the store's time of the
+        /// record, whichever is later.
         claimed_ago: Duration,
     },
-    /// The content is there, and goes unless somebody claims it.
+    /// The content exists, and will be erased unless somebody claims it.
     Condemned {
-        /// Where it is.
+        /// The object that holds it.
         object: O,
     },
     /// There is no content.
     Erased {
-        /// The object that is still to go, or has gone.
+        /// The object that will be deleted, or was deleted.
         object: Option<O>,
     },
     /// The record is damaged.
@@ -55,7 +59,7 @@ pub enum Pointer<O> {
 }
 
 impl<O: Copy + PartialEq> Pointer<O> {
-    /// The object that readers get.
+    /// The object that readers use.
     pub fn served_object(&self) -> Option<O> {
         match *self {
             Self::Live { object, .. } | Self::Condemned { object } => Some(object),
@@ -63,7 +67,7 @@ impl<O: Copy + PartialEq> Pointer<O> {
         }
     }
 
-    /// The object that the record names, be it only to say that it is to go.
+    /// The object that the record names, even if it is to be deleted.
     pub fn named_object(&self) -> Option<O> {
         match *self {
             Self::Live { object, .. } | Self::Condemned { object } => Some(object),
@@ -126,8 +130,8 @@ pub struct Own<O> {
 pub enum Named {
     /// No, and no write that names it is under way: each one that was sent was definitely lost.
     No,
-    /// A write that names it ended with an [unknown](Written::Unknown) outcome, and the record that is there now is still
-    /// the one that this write expects: it was not done so far.
+    /// A write that names it ended with an [unknown](Written::Unknown) outcome, and the record that is there now is
+    /// still the one that this write expects: it was not done so far.
     NotYet,
     /// The same, but the record has changed since.
     Perhaps,
@@ -278,12 +282,12 @@ pub enum SecondLink {
     Again,
 }
 
-/// Decides about the link that a commit finds after its second look at the pointers; `stood` says whether the same record
-/// was there before that look.
+/// Decides about the link that a commit finds after its second look at the pointers; `stood` says whether the same
+/// record was there before that look.
 ///
-/// Our own link was there all the time, since no record comes back. Another commit's link is as good if it was there while
-/// we found the content: from then on the content is named, and that commit finds it at its own second look. If it was
-/// not, our link may have been deleted, and the content condemned, before that link came.
+/// Our own link was there all the time, since no record comes back. Another commit's link is as good if it was there
+/// while we found the content: from then on the content is named, and that commit finds it at its own second look. If
+/// it was not, our link may have been deleted, and the content condemned, before that link came.
 pub fn look_again_at_link(link: OwnLink, stood: bool) -> SecondLink {
     match link {
         OwnLink::Ours => SecondLink::Done,
@@ -300,8 +304,8 @@ pub enum GiveUp {
     Answer,
     /// Make an event durable, and put a tombstone in place of what was read; read again unless that was done.
     Tombstone,
-    /// Write what was read anew, under a new write id but with the id of its commit (a tombstone, if there was nothing),
-    /// so that a late write of ours finds another record; read again unless that was done.
+    /// Write what was read anew, under a new write id but with the id of its commit (a tombstone, if there was
+    /// nothing), so that a late write of ours finds another record; read again unless that was done.
     Fence,
 }
 

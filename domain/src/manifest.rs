@@ -1,4 +1,4 @@
-//! Manifests: what they are and what they point to. They are read here, and never written again.
+//! Manifests: their types, and the content that they name. They are only read here, never written.
 
 mod media_type;
 
@@ -12,13 +12,13 @@ use crate::digest::Digest;
 
 pub use media_type::{MediaType, MediaTypeError, OCI_INDEX};
 
-/// The largest manifest that is taken from an upstream; the largest that common clients accept.
+/// The largest manifest that is accepted; common clients accept no larger one.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// What a manifest says, as far as anybody here needs to know.
+/// The parts of a manifest that Entrepot uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// What kind it is.
+    /// The manifest's media type.
     pub media_type: MediaType,
     /// The configuration of an image.
     pub config: Option<Descriptor>,
@@ -26,27 +26,27 @@ pub struct Manifest {
     pub layers: Vec<Descriptor>,
     /// The manifests that an index lists.
     pub children: Vec<Descriptor>,
-    /// What it says something about, which it does not contain.
+    /// The image that it describes and does not contain.
     pub subject: Option<Descriptor>,
 }
 
-/// Points to content.
+/// A descriptor: it names content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
-    /// Which content; `None` if the algorithm is not known here, so that it can be neither fetched nor verified.
+    /// The content's digest; `None` if its algorithm is not known here, so that the content can be neither fetched nor
+    /// verified.
     pub digest: Option<Digest>,
-    /// How large it is.
+    /// The content's size.
     pub size_bytes: u64,
-    /// For which platform, as `os/architecture[/variant]`.
+    /// The platform, as `os/architecture[/variant]`.
     pub platform: Option<String>,
-    /// Whether the content is kept elsewhere, so that registries need not have it.
+    /// Whether clients fetch the content from other places (`urls`), so that registries need not have it.
     pub is_foreign: bool,
-    /// Whether its media type is one that is known of manifests, or is not said. What else an index lists is a blob, as
-    /// far as can be told.
+    /// Whether its media type is one of manifests, or is missing. Anything else in an index is treated as a blob.
     pub is_manifest: bool,
 }
 
-/// Why bytes are not a manifest that can be served.
+/// Why bytes cannot be served as a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Larger than [`MAX_BYTES`].
@@ -66,9 +66,9 @@ pub enum ManifestError {
 impl Manifest {
     /// Reads a manifest that came with `content_type`.
     ///
-    /// What it is says its own `mediaType`, which its digest covers; without one, a specific content type, and then its
-    /// shape. Unknown fields, configurations, layers and artifact types never matter. What is of a type that is not known
-    /// here may be anything, and names nothing.
+    /// Its type is its own `mediaType`, which its digest covers; without that, a specific content type; and without
+    /// that, the type that its shape shows. Unknown fields, configurations, layers and artifact types never matter. A
+    /// manifest of an unknown type may contain anything, and names no content.
     ///
     /// # Errors
     /// See [`ManifestError`].
@@ -77,7 +77,7 @@ impl Manifest {
             return Err(ManifestError::TooLarge);
         }
         let said = content_type.and_then(|text| text.parse().ok());
-        // What is no JSON, or is meant in another way, says nothing of itself.
+        // If it is not JSON, or has another shape, it has no `mediaType` of its own.
         let shape: Shape<'_> = serde_json::from_slice(bytes).unwrap_or_default();
         let media_type = shape.media_type().or(said);
         if shape.is_index() && shape.is_image() {
@@ -90,19 +90,19 @@ impl Manifest {
         }
     }
 
-    /// A manifest of which nothing is known but its type.
+    /// A manifest of an unknown type.
     fn unread(media_type: MediaType) -> Self {
         Self { media_type, config: None, layers: Vec::new(), children: Vec::new(), subject: None }
     }
 
-    /// Reads a manifest of a type that is known, or that its shape shows.
+    /// Reads a manifest of a known type, or of the type that its shape shows.
     fn read(known: Option<MediaType>, shape: &Shape<'_>, bytes: &[u8]) -> Result<Self, ManifestError> {
         let wire: WireManifest = serde_json::from_slice(bytes).map_err(|_| ManifestError::Malformed)?;
         if wire.schema_version == 1 {
             return Err(ManifestError::SchemaOne);
         }
         let media_type = match known {
-            // A type that the shape contradicts would have clients look for what is not there.
+            // If type and shape contradict each other, clients would look for fields that do not exist.
             Some(index) if index.is_index() && shape.is_image() => return Err(ManifestError::Ambiguous),
             Some(image) if !image.is_index() && shape.is_index() => return Err(ManifestError::Ambiguous),
             Some(known) => known,
@@ -122,8 +122,8 @@ impl Manifest {
         })
     }
 
-    /// Keeps the first `most` children of an index, each once for each platform: no more are linked, reported and
-    /// fetched ahead. The others are asked of the upstream when they are wanted.
+    /// Keeps the first `most` children of an index, each once for each platform. No more are linked, reported and
+    /// fetched in advance; the others are fetched when somebody pulls them.
     #[must_use]
     pub fn with_first_children(mut self, most: usize) -> Self {
         let mut seen = HashSet::new();
@@ -139,7 +139,7 @@ impl Manifest {
         self.config.iter().chain(&self.layers).chain(&self.children).filter(|content| !content.is_foreign)
     }
 
-    /// The platforms that an index offers; attestations, which have none, left out.
+    /// The platforms of an index's manifests, without those of attestations, which have none.
     pub fn platforms(&self) -> Vec<String> {
         let known = self.children.iter().filter_map(|child| child.platform.clone());
         known.filter(|platform| !platform.starts_with("unknown/")).collect()
@@ -151,12 +151,12 @@ impl Manifest {
     }
 }
 
-/// For which platform an image is, by its configuration: `os/architecture[/variant]`, or `None` if it does not say.
+/// An image's platform according to its configuration, as `os/architecture[/variant]`; `None` if it names none.
 pub fn platform_of_config(config: &[u8]) -> Option<String> {
     serde_json::from_slice::<WirePlatform>(config).ok()?.name()
 }
 
-/// What tells the kind of a manifest, whatever the rest of it looks like.
+/// The fields that show a manifest's type.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Shape<'a> {
@@ -168,7 +168,7 @@ struct Shape<'a> {
 }
 
 impl Shape<'_> {
-    /// The type that it names; what is said of anything counts as none.
+    /// The type that it names, unless that is one which says nothing, such as `application/json`.
     fn media_type(&self) -> Option<MediaType> {
         let text: String = serde_json::from_str(self.media_type?.get()).ok()?;
         text.parse().ok()
@@ -230,7 +230,7 @@ struct WirePlatform {
 }
 
 impl WirePlatform {
-    /// A platform is shown to people: parts that are no plain words are as good as absent.
+    /// Platforms are shown to people, so a part that is not a plain word counts as absent.
     fn name(self) -> Option<String> {
         let word = |part: &String| {
             (1..=32).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
@@ -318,7 +318,7 @@ mod tests {
         let mut known = image;
         known["mediaType"] = MediaType::OciManifest.as_str().into();
         assert_eq!(parse(Some(other), &known).map(|manifest| manifest.media_type), Ok(MediaType::OciManifest));
-        // What is both is refused, whatever it is called, and what has no type is none.
+        // A document with both shapes is refused whatever its type, and one with neither type nor shape is no manifest.
         let both = json!({ "mediaType": other, "layers": 1, "manifests": [] });
         assert_eq!(parse(Some(other), &both), Err(ManifestError::Ambiguous));
         assert_eq!(Manifest::parse(Some("text/html"), b"<html>"), Err(ManifestError::Malformed));

@@ -1,7 +1,7 @@
-//! What refers to a manifest: signatures, attestations, lists of parts.
+//! Referrers: manifests that refer to another one, such as signatures, attestations and lists of parts.
 //!
-//! Source: OCI distribution specification 1.1, "Listing referrers". A referrer is told of by its descriptor, which is
-//! passed on as it came: annotations and whatever else it holds are for clients to read.
+//! Source: OCI distribution specification 1.1, "Listing referrers". A referrer's descriptor is passed on unchanged,
+//! since clients read its annotations and other fields.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,26 +13,28 @@ use crate::digest::Digest;
 use crate::manifest::MediaType;
 use crate::reference::Tag;
 
-/// The type of a configuration that is empty.
+/// The media type of an empty configuration.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// A manifest that refers to another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Referrer {
-    /// Which manifest; `None` if the algorithm is not known here, so that it can be neither fetched nor verified.
+    /// The manifest's digest; `None` if its algorithm is not known here, so that it can be neither fetched nor
+    /// verified.
     pub digest: Option<Digest>,
-    /// What it is, such as a signature, if that is said.
+    /// The artifact type, such as that of a signature, if the descriptor has one.
     pub artifact_type: Option<Box<str>>,
-    /// Its descriptor, byte for byte.
+    /// The descriptor, byte for byte.
     pub descriptor: Arc<str>,
 }
 
-/// What is no list of referrers.
+/// The error for a document that is not a list of referrers.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("is not a list of referrers")]
 pub struct ReferrerError;
 
-/// An index, as far as it lists manifests. Some registries have `null` for none; without the list it is no index.
+/// The list of manifests in an index. Some registries write `null` for an empty list; a document without the list is no
+/// index.
 #[derive(Deserialize)]
 struct WireIndex<'a> {
     #[serde(borrow)]
@@ -60,7 +62,7 @@ struct WireConfig {
     media_type: Option<String>,
 }
 
-/// A descriptor that is made here.
+/// A descriptor that Entrepot writes.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor<'a> {
@@ -77,7 +79,7 @@ impl Referrer {
     /// Reads a descriptor.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is not one.
     pub fn read(descriptor: &str) -> Result<Self, ReferrerError> {
         let wire: WireReferrer = serde_json::from_str(descriptor).map_err(|_| ReferrerError)?;
         Ok(Self {
@@ -87,12 +89,12 @@ impl Referrer {
         })
     }
 
-    /// What it is, if that is known: the type of an empty configuration says nothing.
+    /// The artifact type, if it is known: that of an empty configuration says nothing.
     pub fn known_type(&self) -> Option<&str> {
         self.artifact_type.as_deref().filter(|known| *known != EMPTY)
     }
 
-    /// The same, which is said to be this.
+    /// The same referrer, with this artifact type in its descriptor.
     #[must_use]
     pub fn with_type(self, artifact_type: &str) -> Self {
         let said = || {
@@ -111,18 +113,18 @@ impl Referrer {
     /// Reads an index of referrers.
     ///
     /// # Errors
-    /// If it is none.
+    /// If it is not one.
     pub fn read_index(bytes: &[u8]) -> Result<Vec<Self>, ReferrerError> {
         let index: WireIndex<'_> = serde_json::from_slice(bytes).map_err(|_| ReferrerError)?;
         let list: Option<Vec<&RawValue>> = serde_json::from_str(index.manifests.get()).map_err(|_| ReferrerError)?;
         list.unwrap_or_default().into_iter().map(|descriptor| Self::read(descriptor.get())).collect()
     }
 
-    /// How a manifest is told of that refers to another one: with its annotations, and with its configuration's type
-    /// where it names none of its own.
+    /// The descriptor of a manifest that refers to another one, with its annotations, and with its configuration's type
+    /// if it has no artifact type of its own.
     ///
     /// # Errors
-    /// If the bytes are no manifest.
+    /// If the bytes are not a manifest.
     pub fn of_manifest(digest: &Digest, media_type: &MediaType, bytes: &[u8]) -> Result<Self, ReferrerError> {
         let wire: WireManifest = serde_json::from_slice(bytes).map_err(|_| ReferrerError)?;
         let own = wire.artifact_type.filter(|text| !text.is_empty());
@@ -144,7 +146,7 @@ impl Referrer {
     }
 }
 
-/// What was listed, and behind it what is known besides.
+/// The listed referrers, and then the others that are known.
 pub fn merged(listed: &[Referrer], known: Vec<Referrer>) -> Vec<Referrer> {
     let digests: BTreeSet<&Digest> = listed.iter().filter_map(|referrer| referrer.digest.as_ref()).collect();
     let besides =

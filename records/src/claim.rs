@@ -1,9 +1,9 @@
-//! Claims: how a writer makes sure that a pointer names content that stays. The decisions are
-//! [`entrepot_domain::claim`]'s; here they are carried out.
+//! Claims: how a writer makes sure that a pointer names content that stays. [`entrepot_domain::claim`] decides, and
+//! this module carries out its decisions.
 //!
-//! A claim looks at the pointer and brings it into order ([`Claim::take`]). Then whoever claims makes its events durable
-//! and writes its links. Then it looks again ([`Claim::holds`]): between the two looks a collector may have condemned or
-//! erased the content. Nothing is answered before the second look is content.
+//! A claimer reads the pointer and corrects it ([`Claim::take`]), makes its events durable, and writes its links. Then
+//! it reads the pointer again ([`Claim::holds`]), since a collector may have condemned or erased the content in
+//! between. It answers nobody before the second read has shown that the claim holds.
 
 use chrono::{DateTime, Utc};
 use entrepot_domain::Digest;
@@ -15,7 +15,7 @@ use crate::commit::Writer;
 use crate::pointer::{self, Content, Found, PointerRecord, PointerState};
 use crate::{layout, not_understood, replace};
 
-/// How often somebody else may be faster. Each time another one has got through.
+/// How often a write may fail because somebody else was faster, who has then succeeded.
 pub(crate) const TRIES: usize = 16;
 
 /// A claim on the content of one digest.
@@ -24,9 +24,9 @@ pub struct Claim<'a> {
     writer: &'a dyn Writer,
     digest: &'a Digest,
     claimer: Claimer,
-    /// The host of the upstream that has just delivered it.
+    /// The host of the upstream that has just delivered the content.
     delivered_by: Option<&'a str>,
-    /// What it has stored, until a pointer names it.
+    /// The object that the claimer has stored, until a pointer names it.
     own: Option<OwnContent>,
 }
 
@@ -36,36 +36,37 @@ struct OwnContent {
     named: Named,
 }
 
-/// What a first look at a pointer has come to.
+/// The result of [`Claim::take`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claimed {
     /// This is the content.
     Content(Content),
-    /// There is none: who has the bytes stores them.
+    /// There is no content: a claimer that has the bytes must store them.
     Missing,
 }
 
 impl<'a> Claim<'a> {
-    /// A claim that has not looked yet.
+    /// A claim whose pointer has not been read yet.
     pub fn new(store: &'a dyn BlobStore, writer: &'a dyn Writer, digest: &'a Digest, claimer: Claimer) -> Self {
         Self { store, writer, digest, claimer, delivered_by: None, own: None }
     }
 
-    /// The same by somebody to whom an upstream has just delivered the content.
+    /// A claim of a caller to whom an upstream has just delivered the content.
     #[must_use]
     pub fn delivered_by(mut self, host: &'a str) -> Self {
         self.delivered_by = Some(host);
         self
     }
 
-    /// The same by somebody who has stored the content: verified, whole, in an object of its own that was begun then.
+    /// A claim of a caller that has stored the verified content in an object of its own, which it began to write at
+    /// that time.
     #[must_use]
     pub fn with_own(mut self, content: Content, begin_time: DateTime<Utc>) -> Self {
         self.own = Some(OwnContent { content, begin_time, named: Named::No });
         self
     }
 
-    /// Looks at the pointer, and brings it into order.
+    /// Reads the pointer, and corrects it.
     ///
     /// # Errors
     /// If the store is away, or the pointer says something that only another release understands.
@@ -101,8 +102,8 @@ impl<'a> Claim<'a> {
         Err(Error::Conflict)
     }
 
-    /// Looks at the pointer again, after the links were written; says whether the claim on `object` holds. If not, it
-    /// begins again with [`Claim::take`].
+    /// Reads the pointer again, after the links were written. Returns whether the claim on `object` holds; if not, the
+    /// caller begins again with [`Claim::take`].
     ///
     /// # Errors
     /// As [`Claim::take`].
@@ -123,8 +124,8 @@ impl<'a> Claim<'a> {
         Err(Error::Conflict)
     }
 
-    /// Deletes what this claimer has stored, if that is certain to be nobody's: all writes of the pointer had definite
-    /// answers, and it shows another object. Otherwise the sweep finds it.
+    /// Deletes the object that this claimer has stored, if certainly nobody uses it: all writes of the pointer had
+    /// definite answers, and the pointer names another object. Otherwise the sweep will delete it.
     pub async fn drop_own(self) {
         let Some(own) = &self.own else { return };
         let Ok(found) = self.read().await else { return };
@@ -142,7 +143,7 @@ impl<'a> Claim<'a> {
         Ok(found)
     }
 
-    /// Whether `object` has the content, as far as the pointer's own is concerned; if not, the pointer is erased.
+    /// Whether `object`, which the pointer names, exists. If not, the pointer is erased.
     async fn stands(&self, found: &Found, object: &Key) -> Result<bool, Error> {
         match content_of(found).filter(|content| content.object == *object) {
             Some(content) if !is_there(self.store, &content).await? => {
@@ -153,7 +154,8 @@ impl<'a> Claim<'a> {
         }
     }
 
-    /// Lets the pointer be live with `object`, claimed now; says whether nobody was faster.
+    /// Makes the pointer live, with `object`, claimed now. Returns whether it succeeded; if not, somebody else was
+    /// faster.
     async fn set(&mut self, found: &Found, object: &Key, now: DateTime<Utc>) -> Result<bool, Error> {
         let size_bytes = match (content_of(found), &self.own) {
             (Some(content), _) if content.object == *object => content.size_bytes,
@@ -201,18 +203,18 @@ impl OwnContent {
     }
 }
 
-/// What a reader finds where the pointer of a digest leads.
+/// The content that the pointer of a digest names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
     /// The content.
     Content(Content),
     /// An object that is missing, or has another size. The pointer stays as it is until somebody has the bytes.
     Lost(Content),
-    /// No pointer has it.
+    /// There is no live pointer.
     Nothing,
 }
 
-/// What the pointer of a digest leads to. With a host, only what that upstream has delivered.
+/// The content that the pointer of a digest names. With a host, only if that upstream has delivered it.
 ///
 /// # Errors
 /// As [`Claim::take`].
@@ -227,7 +229,7 @@ pub async fn find(store: &dyn BlobStore, digest: &Digest, delivered_by: Option<&
     Ok(if is_there(store, &content).await? { Lookup::Content(content) } else { Lookup::Lost(content) })
 }
 
-/// Lets no pointer of `digest` name an object that is not what it should be. Who has the content then stores it anew.
+/// Erases the pointer of `digest` if it names this damaged object, so that whoever has the content stores it again.
 ///
 /// # Errors
 /// As [`Claim::take`].
@@ -237,7 +239,7 @@ pub async fn disown(store: &dyn BlobStore, digest: &Digest, bad: &Key, now: Date
     erase(store, digest, &found, bad, now).await
 }
 
-/// What a pointer of another release says must not be acted on.
+/// The error for a pointer of another release, on which nobody may act.
 fn understood(digest: &Digest, found: &Found) -> Result<(), Error> {
     match found.record().filter(|record| record.state.known().is_none()) {
         Some(record) => {
@@ -248,7 +250,8 @@ fn understood(digest: &Digest, found: &Found) -> Result<(), Error> {
     }
 }
 
-/// Whether an object is there with its size. What is missing is asked for twice, since much follows from it.
+/// Whether an object exists and has its size. If it seems to be missing, the store is asked again, because much follows
+/// from it.
 async fn is_there(store: &dyn BlobStore, content: &Content) -> Result<bool, Error> {
     for _ in 0..2 {
         if store.head(&content.object).await? == Some(content.size_bytes) {
@@ -258,7 +261,7 @@ async fn is_there(store: &dyn BlobStore, content: &Content) -> Result<bool, Erro
     Ok(false)
 }
 
-/// Replaces the pointer to an object that is missing or wrong; somebody else's change in between is as good.
+/// Replaces the pointer to an object that is missing or damaged. A concurrent change by somebody else is as good.
 async fn erase(
     store: &dyn BlobStore,
     digest: &Digest,

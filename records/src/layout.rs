@@ -3,7 +3,7 @@
 //! ```text
 //! layout                                            the layout's version
 //! content/<last 2 hex of the uuid>/<uuidv7>         bytes, put once, the name never used again
-//! damaged/<uuidv7>                                  what nodes have read in the place of that object's content
+//! damaged/<uuidv7>                                  what nodes have read of that object, which is damaged
 //! blobs/plain/<alg>/<hex>                           pointer: which object has the content of a digest
 //! repositories/<name>/_repository                   live incarnation (or a tombstone), kind, rule, origin, create time
 //! repositories/<name>/_<incarnation>/
@@ -15,12 +15,12 @@
 //!     referrers/<alg>-<hex>/<alg>-<hex>             a cached manifest (the latter) that refers to the former
 //! uploads/<node>/<uuidv7>                           key and upload id, put before the first part
 //! pushes/<uuidv7>/session                           a push that is under way
-//! pushes/<uuidv7>/tail-<n>                          bytes of it that make no whole part yet
+//! pushes/<uuidv7>/tail-<n>                          bytes of it that do not fill a part yet
 //! snapshot/head                                     names and signs the published snapshot; moves forward only
 //! snapshot/<epoch>/<revision>/<uuid>                snapshots, numbers with 19 digits so that they sort
 //! nodes/<id>                                        live nodes
 //! events/<node>/<uuidv7>                            events that wait for the control plane
-//! probe/<uuidv7>/…                                  what whoever opens a bucket tries out, removed at once
+//! probe/<uuidv7>/…                                  a test of the bucket's abilities at a start, removed at once
 //! ```
 //!
 //! Content has a name without its digest, so that it can be begun before the digest is known. `plain` is the domain of
@@ -50,12 +50,12 @@ pub fn contents_prefix() -> Prefix {
     Prefix::new_unchecked("content".to_owned())
 }
 
-/// What nodes have found in an object that is damaged.
+/// The record of an object that nodes have found damaged.
 pub fn damage(object: Uuid) -> Key {
     Key::new_unchecked(format!("damaged/{object}"))
 }
 
-/// All objects that nodes have found damaged.
+/// The records of all objects that nodes have found damaged.
 pub fn damages_prefix() -> Prefix {
     Prefix::new_unchecked("damaged".to_owned())
 }
@@ -110,12 +110,12 @@ pub fn tags_prefix(name: &RepositoryName, incarnation: Uuid) -> Prefix {
     Prefix::new_unchecked(format!("repositories/{name}/_{incarnation}/tags"))
 }
 
-/// What an upstream has listed as a repository's tags.
+/// The tags of a repository that its upstream has listed.
 pub fn tag_list(name: &RepositoryName, incarnation: Uuid) -> Key {
     Key::new_unchecked(format!("repositories/{name}/_{incarnation}/lists/tags"))
 }
 
-/// What an upstream has listed as referring to `subject`.
+/// The referrers of `subject` that the upstream has listed.
 pub fn referrer_list(name: &RepositoryName, incarnation: Uuid, subject: &Digest) -> Key {
     Key::new_unchecked(format!("repositories/{name}/_{incarnation}/lists/{}-{}", subject.algorithm(), subject.hex()))
 }
@@ -152,12 +152,12 @@ pub fn push_session(push: Uuid) -> Key {
     Key::new_unchecked(format!("pushes/{push}/session"))
 }
 
-/// Bytes of a push that make no whole part yet.
+/// Bytes of a push that do not fill a part yet.
 pub fn push_tail(push: Uuid, number: u32) -> Key {
     Key::new_unchecked(format!("pushes/{push}/tail-{number}"))
 }
 
-/// All pushes that are under way.
+/// All running pushes.
 pub fn pushes_prefix() -> Prefix {
     Prefix::new_unchecked("pushes".to_owned())
 }

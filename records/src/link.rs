@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::repository::{Origin, State};
 use crate::word::{Rest, Word, rest_of_new};
 
-/// How many of the manifests that an index lists are noted in its link.
+/// How many of an index's manifests its link lists.
 pub const LISTED_CHILDREN: usize = 1000;
 
 /// Lets a repository show a manifest, at [`crate::layout::manifest_link`].
@@ -19,36 +19,36 @@ pub const LISTED_CHILDREN: usize = 1000;
 pub struct ManifestLink {
     /// The object that holds the manifest. It saves a read of the pointer, which decides.
     pub object: Key,
-    /// What kind of manifest.
+    /// The manifest's media type.
     pub media_type: MediaType,
     /// The manifest's size.
     pub size_bytes: u64,
-    /// The configuration that it names.
+    /// The manifest's configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Named>,
-    /// The layers that it names, but for those that live elsewhere.
+    /// The manifest's layers, without those that are fetched from other places by their `urls`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<Named>,
-    /// The manifests that it names, the first [`LISTED_CHILDREN`] of them.
+    /// The index's manifests, the first [`LISTED_CHILDREN`] of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub children: Vec<Named>,
-    /// What it says something about, which it does not contain.
+    /// The manifest's subject: the image that it describes and does not contain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<Digest>,
-    /// What it is, if it is no image.
+    /// The artifact type, if it is no image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// The platforms that it offers, as far as the manifest says.
+    /// The platforms that an index names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
-    /// The size of the config and layers that it names.
+    /// The total size of the configuration and layers.
     pub content_size_bytes: u64,
     /// When it was cached.
     pub cache_time: DateTime<Utc>,
-    /// The rule that it landed under.
+    /// The rule by which it was cached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_uid: Option<Uuid>,
-    /// Where that rule fetched it from.
+    /// Where that rule fetches from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// Whether it is a link, or a tombstone.
@@ -58,31 +58,31 @@ pub struct ManifestLink {
     /// Changes with every write.
     #[serde(default)]
     pub write: Uuid,
-    /// What other releases know of it.
+    /// Fields of other releases.
     #[serde(flatten)]
     pub rest: Rest,
 }
 
-/// What a manifest names.
+/// Content that a manifest names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
     /// Its digest.
     pub digest: Digest,
     /// Its size, as the manifest says.
     pub size_bytes: u64,
-    /// What other releases know of it.
+    /// Fields of other releases.
     #[serde(flatten)]
     pub rest: Rest,
 }
 
 impl Named {
-    /// Content of that size.
+    /// Content with this size.
     pub fn new(digest: Digest, size_bytes: u64) -> Self {
         Self { digest, size_bytes, rest: Rest::new() }
     }
 }
 
-/// Lets content keep what other releases have noted of it.
+/// Copies the fields of other releases from the old entries to the new ones.
 fn keep_rest<'n>(named: impl IntoIterator<Item = &'n mut Named>, old: impl IntoIterator<Item = &'n Named>) {
     let noted = old.into_iter().filter(|old| !old.rest.is_empty());
     let noted: HashMap<&Digest, &Rest> = noted.map(|old| (&old.digest, &old.rest)).collect();
@@ -134,7 +134,7 @@ impl ManifestLink {
         }
     }
 
-    /// The same link, which takes the place of `old`: it keeps what other releases have noted there.
+    /// The same link as the replacement of `old`, whose fields of other releases it keeps.
     #[must_use]
     pub(crate) fn in_place_of(mut self, old: &Self) -> Self {
         keep_rest(&mut self.config, &old.config);
@@ -160,13 +160,13 @@ pub struct BlobLink {
     pub size_bytes: u64,
     /// When it was cached.
     pub cache_time: DateTime<Utc>,
-    /// For which platform the image is, if the blob is an image's configuration.
+    /// The image's platform, if the blob is an image's configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
-    /// The rule that it landed under.
+    /// The rule by which it was cached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_uid: Option<Uuid>,
-    /// Where that rule fetched it from.
+    /// Where that rule fetches from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
     /// Whether it is a link, or a tombstone.
@@ -176,7 +176,7 @@ pub struct BlobLink {
     /// Changes with every write.
     #[serde(default)]
     pub write: Uuid,
-    /// What other releases know of it.
+    /// Fields of other releases.
     #[serde(flatten)]
     pub rest: Rest,
 }

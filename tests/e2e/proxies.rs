@@ -22,14 +22,14 @@ enum End {
     Wrong,
 }
 
-struct Ground {
+struct Fixture {
     upstream: FakeUpstream,
     registry: Registry,
     nginx: Nginx,
     _folder: TempDir,
 }
 
-impl Ground {
+impl Fixture {
     async fn start() -> Result<Self> {
         let (upstream, folder) = (FakeUpstream::start().await, TempDir::new()?);
         let limits = UpstreamLimits {
@@ -80,27 +80,27 @@ const WAYS: [Way; 5] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_of_nginx_with_its_defaults_completes_what_an_upstream_has_spoilt() -> Result<()> {
-    let ground = Ground::start().await?;
+    let fixture = Fixture::start().await?;
     let mut seed = 0;
     for knows_the_size in [false, true] {
         let mut layer = async || {
             seed += 1;
-            let (layer, bytes) = ground.publish(seed)?;
+            let (layer, bytes) = fixture.publish(seed)?;
             if knows_the_size {
-                let manifest = ground.registry.manifest("demo/app", format!("v{seed}")).await?;
+                let manifest = fixture.registry.manifest("demo/app", format!("v{seed}")).await?;
                 ensure!(manifest.status == 200, "{manifest:?}");
             }
             anyhow::Ok((layer, bytes))
         };
         let (right, _) = layer().await?;
         for time in ["cold", "warm"] {
-            assert_eq!(ground.pull(&right).await?, End::Right, "{time}, {knows_the_size}");
+            assert_eq!(fixture.pull(&right).await?, End::Right, "{time}, {knows_the_size}");
         }
         for (name, way) in WAYS {
             let (wrong, bytes) = layer().await?;
-            ground.upstream.script(format!("GET /v2/app/blobs/{wrong}"), way(&bytes));
+            fixture.upstream.script(format!("GET /v2/app/blobs/{wrong}"), way(&bytes));
             for time in ["first", "again"] {
-                let end = ground.pull(&wrong).await?;
+                let end = fixture.pull(&wrong).await?;
                 assert_eq!(end, End::Noticed, "{name}, {time}, the size is known: {knows_the_size}");
             }
         }
@@ -110,23 +110,23 @@ async fn no_client_of_nginx_with_its_defaults_completes_what_an_upstream_has_spo
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_of_nginx_with_its_defaults_completes_what_was_damaged_in_the_store() -> Result<()> {
-    let ground = Ground::start().await?;
+    let fixture = Fixture::start().await?;
     for (seed, bytes) in (1..).zip([2000, 1 << 20, BYTES]) {
-        let digest = ground.upstream.publish_blob("app", images::random_bytes(seed, bytes));
-        assert_eq!(ground.pull(&digest).await?, End::Right);
+        let digest = fixture.upstream.publish_blob("app", images::random_bytes(seed, bytes));
+        assert_eq!(fixture.pull(&digest).await?, End::Right);
         wait_until(LIMIT, "it is stored", async || {
-            ground.registry.spool_count() == 0 && ground.registry.file_of(&digest).is_some()
+            fixture.registry.spool_count() == 0 && fixture.registry.file_of(&digest).is_some()
         })
         .await;
-        let file = ground.registry.file_of(&digest).context("it is stored")?;
+        let file = fixture.registry.file_of(&digest).context("it is stored")?;
         let mut damaged = std::fs::read(&file)?;
         damaged[bytes / 2] ^= 1;
         std::fs::write(file, damaged)?;
-        let end = ground.pull(&digest).await?;
+        let end = fixture.pull(&digest).await?;
         // What is small is hashed before its first byte leaves, and fetched anew.
         let honest = if bytes > 1 << 20 { End::Noticed } else { End::Right };
         assert_eq!(end, honest, "{bytes} bytes");
-        assert_eq!(ground.pull(&digest).await?, End::Right, "{bytes} bytes, and it heals");
+        assert_eq!(fixture.pull(&digest).await?, End::Right, "{bytes} bytes, and it heals");
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::access_key::{AccessKeyHash, SECRET_MAX_BYTES};
-use turns::{Standing, Turns};
+use turns::{Rank, Turns};
 
 /// How many failures a key has per window from each network, before that network must wait for the next window.
 const FAILURES: u32 = 10;
@@ -143,8 +143,8 @@ impl SecretVerifier {
 
     async fn check_slowly(&self, pair: &Pair, secret: &str, hash: &AccessKeyHash) -> Result<(), Refusal> {
         let failures = self.begin_attempt(pair).map_err(Refusal::NotChecked)?;
-        let standing = if self.known.contains_key(pair) { Standing::Known } else { Standing::Stranger { failures } };
-        let Some(turn) = self.turns.take(standing).await else {
+        let rank = if self.known.contains_key(pair) { Rank::Known } else { Rank::Stranger { failures } };
+        let Some(turn) = self.turns.take(rank).await else {
             self.forgive_attempt(pair);
             return Err(Refusal::NotChecked(NotChecked::Busy));
         };

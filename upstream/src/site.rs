@@ -1,4 +1,4 @@
-//! What is asked of one endpoint of an upstream: manifests and blobs.
+//! Requests for manifests and blobs to one endpoint of an upstream.
 
 use std::fmt;
 use std::ops::Range;
@@ -28,23 +28,24 @@ pub(crate) struct Site {
     pub(crate) requests: Requests,
 }
 
-/// One endpoint of an upstream, asked at one priority.
+/// One endpoint of an upstream, for requests of one priority.
 #[derive(Clone)]
 pub(crate) struct SiteClient {
     pub(crate) site: Arc<Site>,
     pub(crate) priority: Priority,
-    /// Which registries it is asked through, this one the last: `Via`.
+    /// The registries that the request has come through, this one last: `Via`.
     pub(crate) hops: HeaderValue,
 }
 
-/// What an upstream says of a manifest without sending it, as far as it does: nothing of it is verified.
+/// An upstream's description of a manifest that it has not sent. Nothing of it is verified, and any of it may be
+/// missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DescribedManifest {
-    /// What it hashes to.
+    /// The manifest's digest.
     pub digest: Option<Digest>,
-    /// What kind it is.
+    /// The manifest's media type.
     pub media_type: Option<MediaType>,
-    /// How large it is.
+    /// The manifest's size.
     pub size_bytes: Option<u64>,
 }
 
@@ -53,20 +54,20 @@ pub struct DescribedManifest {
 pub struct FetchedManifest {
     /// The manifest, byte for byte.
     pub bytes: Bytes,
-    /// What the upstream says it is.
+    /// The upstream's `Content-Type`.
     pub content_type: Option<String>,
-    /// Whether they have the digest that the upstream says, if it says one.
+    /// Whether the bytes have the digest that the upstream says, if it says one.
     pub is_as_said: bool,
 }
 
-/// A blob's bytes as they come: not verified. The stream ends after its first error.
+/// A blob's bytes as they arrive, not verified. The stream ends after its first error.
 pub type BlobStream = BoxStream<'static, Result<Bytes, Error>>;
 
 /// A blob that is being sent.
 pub struct BlobBody {
-    /// How large it is, if the upstream says so.
+    /// The blob's size, if the upstream says it.
     pub size_bytes: Option<u64>,
-    /// Its bytes.
+    /// The blob's bytes.
     pub stream: BlobStream,
 }
 
@@ -75,14 +76,14 @@ impl SiteClient {
         &self.site.requests
     }
 
-    /// A question of this kind.
+    /// A request for this kind of content.
     pub(crate) fn ask(&self, kind: RequestKind, method: Method, url: Url) -> Ask {
         let mut ask = Ask::new(kind, method, url);
         ask.headers.insert(VIA, self.hops.clone());
         ask
     }
 
-    /// Asks once or more often, as [`Requests::with_retries`] does.
+    /// Sends a request, with the retries of [`Requests::with_retries`].
     pub(crate) async fn with_retries<T, F>(&self, kind: RequestKind, attempt: impl Fn(Instant) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
@@ -90,8 +91,7 @@ impl SiteClient {
         self.requests().with_retries(self.priority, kind, attempt).await
     }
 
-    /// Asks what `reference` means now, and all that is said of it without fetching it. An upstream that answers no HEAD
-    /// says nothing.
+    /// Asks what `reference` means now, without fetching it. The description is empty if the upstream answers no HEAD.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such manifest, and all that can happen to a request.
@@ -110,16 +110,17 @@ impl SiteClient {
                 media_type: header::<String>(headers, CONTENT_TYPE).and_then(|text| MediaType::known(&text)),
                 size_bytes: content_length(headers),
             }),
-            // Some know no HEAD, and say so in each of these ways.
+            // Registries without HEAD answer in each of these ways.
             400 | 403 | 405 | 501 => Ok(DescribedManifest::default()),
             _ => Err(requests.refusal(&response)),
         }
     }
 
-    /// Fetches a manifest. Its bytes are verified if it is asked for by digest; behind a tag there may be any.
+    /// Fetches a manifest. Its bytes are verified if it is asked for by digest; for a tag, any bytes may come.
     ///
-    /// What comes for a tag and is not what the upstream says of it is fetched once more: bytes are damaged by chance, and
-    /// not twice in the same way. If they are the same again, they count and not what is said.
+    /// If the bytes for a tag do not have the digest that the upstream says, they are fetched again: a transfer is
+    /// damaged by chance, and not twice in the same way. If the same bytes come again, they count, and the header does
+    /// not.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::WrongDigest`], [`Error::TooLarge`], and all that can happen to a request.
@@ -169,7 +170,7 @@ impl SiteClient {
         Ok(FetchedManifest { bytes, content_type, is_as_said })
     }
 
-    /// Asks whether a blob is there, and how large it is; `None` if the upstream does not say how large.
+    /// Asks whether a blob exists. Returns its size; `None` if the upstream does not say it.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request.
@@ -180,7 +181,7 @@ impl SiteClient {
         let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
         match (response.status().as_u16(), content_length(response.headers())) {
             (200, Some(size_bytes)) => return Ok(Some(size_bytes)),
-            // The length is missing, or HEAD is: URLs that redirects lead to are often signed for GET alone.
+            // There is no length, or no HEAD: the URLs of redirects are often signed for GET alone.
             (200 | 400 | 403 | 405 | 501, _) => {}
             _ => return Err(requests.refusal(&response)),
         }
@@ -191,7 +192,7 @@ impl SiteClient {
             let response = self.with_retries(ask.kind, |until| requests.ask(&ask, until)).await?;
             match response.status().as_u16() {
                 200 => return Ok(content_length(response.headers())),
-                // An empty blob has no first byte, so its range cannot be had.
+                // An empty blob has no first byte, and so no such range.
                 206 | 416 => return Ok(size_in_content_range(response.headers())),
                 400 if ask.headers.contains_key(RANGE) => {}
                 _ => return Err(requests.refusal(&response)),
@@ -203,8 +204,8 @@ impl SiteClient {
     /// Fetches a blob. The caller verifies it.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request. Once the blob is on its
-    /// way, a body that breaks off or stalls is gone on with; errors come as the stream's last item.
+    /// [`Error::NotFound`] if there is no such blob, and all that can happen to a request. A body that breaks off or stalls
+    /// is resumed; if that fails, the error is the stream's last item.
     pub(crate) async fn blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<BlobBody, Error> {
         let requests = self.requests();
         let ask = self.ask(RequestKind::Blob, Method::GET, self.site.endpoint.blob_url(repository, digest));
@@ -217,7 +218,7 @@ impl SiteClient {
         Ok(BlobBody { size_bytes, stream: resume::stream(self.clone(), ask, response) })
     }
 
-    /// Fetches a part of a blob, which is not empty. `None` if the upstream gives no parts, or not this one.
+    /// Fetches a part of a blob, which is not empty. `None` if the upstream does not serve this part.
     ///
     /// # Errors
     /// As [`Self::blob`].
@@ -255,8 +256,7 @@ impl fmt::Debug for BlobBody {
     }
 }
 
-/// All four types in one line, since some registries convert, or deny, what is not asked for; and behind them whatever else
-/// there may be.
+/// All four types in one line, since some registries convert or refuse types that are not listed; then any other type.
 fn accepted_manifests() -> HeaderValue {
     let types = MediaType::KNOWN.iter().map(MediaType::as_str).chain(["*/*"]).collect::<Vec<_>>().join(", ");
     HeaderValue::try_from(types).expect("media types are visible ASCII")

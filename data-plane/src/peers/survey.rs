@@ -34,7 +34,7 @@ pub(super) struct SurveyMetrics {
     pub(super) conflicts: Counter<u64>,
     reach: Arc<Reach>,
     /// What was already logged, so that it is logged once.
-    told: Mutex<Told>,
+    reported: Mutex<Reported>,
 }
 
 /// How many of the others can be reached, and how many cannot.
@@ -44,8 +44,9 @@ struct Reach {
     unreachable: AtomicU64,
 }
 
+/// The nodes that the log has said this of, so that it is said once.
 #[derive(Default)]
-struct Told {
+struct Reported {
     refused: BTreeSet<ResourceId>,
     unreachable: BTreeSet<ResourceId>,
 }
@@ -98,7 +99,7 @@ impl SurveyMetrics {
             .u64_counter("entrepot.node.conflicts")
             .with_description("How often another live node with this node's id was found.")
             .build();
-        Self { refused, conflicts, reach, told: Mutex::default() }
+        Self { refused, conflicts, reach, reported: Mutex::default() }
     }
 }
 
@@ -111,7 +112,7 @@ impl Peers {
         let unread = self.inner.roll.lock().unread(&entries);
         let read = futures_util::stream::iter(unread).map(|id| async move { (id.clone(), self.look_at(&id).await) });
         let read: HashMap<ResourceId, Read> = read.buffer_unordered(AT_ONCE).collect().await;
-        self.inner.metrics.told.lock().refused.retain(|id| entries.contains_key(id));
+        self.inner.metrics.reported.lock().refused.retain(|id| entries.contains_key(id));
         let long_ago = self.inner.clock.now() - limits::FORGOTTEN_AFTER;
         let is_old = |(_, entry): &(&ResourceId, &Entry)| entry.modify_time < long_ago;
         let old: Vec<ResourceId> = entries.iter().filter(is_old).map(|(id, _)| id.clone()).collect();
@@ -155,13 +156,13 @@ impl Peers {
     async fn look_at(&self, id: &ResourceId) -> Read {
         match self.record(id).await {
             Ok(found) => {
-                self.inner.metrics.told.lock().refused.remove(id);
+                self.inner.metrics.reported.lock().refused.remove(id);
                 found.map_or(Read::Gone, |(version, record)| Read::Known(version, Some(record)))
             }
             Err(RecordError::Store) => Read::Unread,
             Err(RecordError::Refused(version, refusal)) => {
                 self.inner.metrics.refused.add(1, &[KeyValue::new("reason", refusal.reason())]);
-                if self.inner.metrics.told.lock().refused.insert(id.clone()) {
+                if self.inner.metrics.reported.lock().refused.insert(id.clone()) {
                     warn!(node.id = %id, "the record of node `{id}` is not believed: {refusal}");
                 }
                 Read::Known(version, None)
@@ -213,12 +214,12 @@ impl Peers {
         let reachable = asked.iter().filter(|(result, _)| result.is_ok()).count();
         self.inner.metrics.reach.reachable.store(reachable as u64, Ordering::Relaxed);
         self.inner.metrics.reach.unreachable.store((asked.len() - reachable) as u64, Ordering::Relaxed);
-        let mut told = self.inner.metrics.told.lock();
-        told.unreachable.retain(|id| asked.iter().any(|(_, asked)| asked == id));
+        let mut reported = self.inner.metrics.reported.lock();
+        reported.unreachable.retain(|id| asked.iter().any(|(_, asked)| asked == id));
         for (result, id) in asked {
             match result {
-                Ok(()) if told.unreachable.remove(&id) => info!(node.id = %id, "the node `{id}` answers again"),
-                Err(error) if told.unreachable.insert(id.clone()) => {
+                Ok(()) if reported.unreachable.remove(&id) => info!(node.id = %id, "the node `{id}` answers again"),
+                Err(error) if reported.unreachable.insert(id.clone()) => {
                     warn!(node.id = %id, "the node `{id}` does not answer: {}", chain(&error));
                 }
                 Ok(()) | Err(_) => {}

@@ -1,5 +1,5 @@
-//! Content of repositories: manifests in memory or the store, and blobs that are about to be served. What is damaged is as
-//! good as missing.
+//! Content of repositories: manifests in memory or the store, and blobs that are about to be served. What is damaged is
+//! as good as missing.
 
 use std::ops::Range;
 
@@ -16,9 +16,9 @@ use crate::trail::{self, Note};
 
 /// A blob that is in the store, ready to be served.
 pub(crate) enum Ready {
-    /// In hand, and right.
+    /// Its bytes, which were verified.
     Small(Bytes),
-    /// To be read from there, and verified on its way.
+    /// Where to read it; it is verified while it is sent.
     Large(Content),
 }
 
@@ -39,8 +39,8 @@ impl Repositories {
         Ok(self.sound(digest, found))
     }
 
-    /// The bytes of a manifest that is linked. Where the link's object is missing or is something else, the pointer's is
-    /// taken, and linked.
+    /// The bytes of a linked manifest. If the link's object is missing or has other content, the pointer's object is
+    /// used, and the link is changed to it.
     pub(crate) async fn manifest_bytes(
         &self,
         live: &Live,
@@ -62,8 +62,8 @@ impl Repositories {
         Ok(bytes)
     }
 
-    /// The blob that is linked, ready to be served. Where the link's object is missing or is something else, the pointer's
-    /// is taken, and linked.
+    /// The linked blob, ready to be served. If the link's object is missing or has another size, the pointer's object
+    /// is used, and the link is changed to it.
     pub(crate) async fn linked_blob(
         &self,
         live: &Live,
@@ -91,8 +91,7 @@ impl Repositories {
         Ok(ready)
     }
 
-    /// Content that is there with its size, ready to be served, unless it is damaged: what is small is in hand, and
-    /// right.
+    /// Existing content, ready to be served, unless it is damaged. Small content is read and verified at once.
     pub(crate) async fn ready(&self, digest: &Digest, content: Content) -> Result<Option<Ready>, Error> {
         if self.damaged.is_known(&content.object) {
             trail::note(Note::Damaged);
@@ -105,8 +104,8 @@ impl Repositories {
         Ok(self.small(digest, &content).await?.filter(fits).map(Ready::Small))
     }
 
-    /// The bytes of `range` of an object that is to have the content `digest`; `None` if it is missing, or known to be
-    /// damaged. What those find who are further on, their streams say.
+    /// The bytes of `range` of an object whose content should be `digest`; `None` if it is missing, or known to be
+    /// damaged. If the damage is found later, the stream fails.
     pub(crate) async fn open(
         &self,
         object: &Key,
@@ -123,7 +122,7 @@ impl Repositories {
         self.unless_damaged(read)
     }
 
-    /// What is damaged is as good as missing, and is noted.
+    /// Treats damaged content as missing, and notes the damage.
     fn unless_damaged<T>(&self, read: Result<Option<T>, Error>) -> Result<Option<T>, Error> {
         match read {
             Err(Error::Damaged { key, digest }) => {
@@ -135,15 +134,15 @@ impl Repositories {
         }
     }
 
-    /// The content of the pointer, if that is another object, of this size.
+    /// The pointer's content, if it is another object than `object` and has this size.
     async fn elsewhere(&self, digest: &Digest, object: &Key, size_bytes: u64) -> Result<Option<Content>, Error> {
         let found = claim::find(&*self.store, digest, None).await?;
         let found = self.sound(digest, found);
         Ok(found.filter(|content| content.object != *object && content.size_bytes == size_bytes))
     }
 
-    /// Content of which nothing bad is known. The pointer to what is damaged stays: whoever has the right bytes replaces
-    /// it, and without any it takes more than one node's word.
+    /// The content, unless it is known to be damaged. The pointer to damaged content stays: whoever has the right bytes
+    /// replaces it, and to remove it without them takes the word of more than one node.
     fn sound(&self, digest: &Digest, found: Lookup) -> Option<Content> {
         match found {
             Lookup::Content(content) => Some(content).filter(|content| !self.damaged.is_known(&content.object)),
@@ -156,7 +155,7 @@ impl Repositories {
         }
     }
 
-    /// Lets content that is in hand take the place of what this node has seen to be damaged.
+    /// Prepares for content that the caller is about to store: removes the pointer to what this node has found damaged.
     pub(crate) async fn make_way(&self, digest: &Digest) -> Result<(), Error> {
         match self.damaged.of_digest(digest) {
             Some(object) => claim::disown(&*self.store, digest, &object, self.clock.now()).await,

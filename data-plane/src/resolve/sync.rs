@@ -1,12 +1,12 @@
-//! Syncs: a tag is brought up to date, or an image fetched ahead, without a pull asking for it.
+//! Syncs, which bring a tag up to date, and warming, which fetches an image before anybody pulls it.
 //!
-//! The upstream is asked under the same lease as for a pull, so that one question is enough for both. When it says that
-//! a tag has moved, the new image is fetched whole, by its digest, while the tag goes on meaning the old one; then the
-//! tag's record is replaced, if nobody else has changed it meanwhile. So a pull before that gets the old image, all of
-//! which is here, or has asked the upstream by itself and gets the new one as any first pull does. All nodes are told to
-//! forget what the tag's record said; where somebody has asked for the sync, it ends only when they have, or hold the
-//! record no more, so that a pull behind it gets the new image from each of them. If the new image cannot be fetched, the
-//! tag stays.
+//! A sync asks the upstream under the same lease as a pull, so one question is enough for both. If the tag has moved,
+//! the sync first fetches the whole new image by its digest, while the tag still means the old one. Then it replaces
+//! the tag's record, unless somebody else has changed that meanwhile. So a pull before that gets the old image, which
+//! is complete, or has itself asked the upstream and gets the new one like any first pull. All nodes are told to forget
+//! the tag's old record. If an operator asked for the sync, it ends only when all of them have done so, or no longer
+//! hold the record, so that every later pull gets the new image from each node. If the new image cannot be fetched, the
+//! tag stays as it is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,40 +33,40 @@ use crate::place::Place;
 use crate::repository::within_limit;
 use crate::trail::Trail;
 
-/// How often a tag is looked at anew because somebody else has changed it.
+/// How often a tag is checked again because somebody else has changed it.
 const ROUNDS: usize = 5;
-/// How often others' questions for the same tag are waited for.
+/// How often a sync waits for the question of somebody else about the same tag.
 const LOOKS: usize = 20;
 /// How often a blob is tried.
 const TRIES: usize = 5;
 
-/// What a sync works with besides what it is about.
+/// The progress of a sync, and its limit of parallel fetches.
 pub(crate) struct FetchProgress {
-    /// How many bytes of the content are here, and how many there are as far as that is known.
+    /// How many bytes are cached, and how many there are, as far as that is known.
     done_bytes: AtomicU64,
     total_bytes: AtomicU64,
-    /// Leave to fetch a blob: most of what a node may fetch is for pulls.
+    /// Permits to fetch a blob; a node keeps most of its fetches for pulls.
     turns: Arc<Semaphore>,
 }
 
-/// What a look at a tag has shown.
+/// The result of checking a tag.
 enum TagCheck {
-    /// What it means was validated, just now or since what was known of it.
+    /// Its meaning was validated, just now or since the time that the caller knew of.
     Valid(Resolved),
-    /// It means something else than here, where its record is at revision `base`, as an upstream says that was asked at `said`.
-    /// The manifest is here by its digest.
+    /// It means something else at the upstream, which was asked at `said`. The manifest is cached by its digest; the
+    /// tag's record is at revision `base`.
     Moved { base: Option<i64>, to: Resolved, said: DateTime<Utc> },
     /// The upstream does not have it.
     Deleted,
 }
 
 impl FetchProgress {
-    /// Nothing is here yet; blobs take turns with those of others.
+    /// Nothing is cached yet; `turns` limits the fetches of this sync and others together.
     pub(crate) fn new(turns: Arc<Semaphore>) -> Self {
         Self { done_bytes: AtomicU64::new(0), total_bytes: AtomicU64::new(0), turns }
     }
 
-    /// How many bytes are here, and of how many.
+    /// How many bytes are cached, and of how many.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.done_bytes.load(Ordering::Relaxed), self.total_bytes.load(Ordering::Relaxed))
     }
@@ -76,7 +76,7 @@ impl FetchProgress {
     }
 }
 
-/// What of one blob counts as here.
+/// The cached bytes of one blob.
 struct BlobProgress<'a> {
     progress: &'a FetchProgress,
     bytes: AtomicU64,
@@ -91,10 +91,10 @@ impl BlobProgress<'_> {
 }
 
 impl Resolver {
-    /// Brings a tag up to date, and fetches what it means now if that is something else.
+    /// Brings a tag up to date, and fetches the new image if the tag has moved.
     ///
-    /// With `known`, a tag that was validated after that needs nothing, and must be cached; without, the upstream is asked
-    /// whatever the window says.
+    /// With `known`, the tag must be cached, and nothing is done if it was validated after that time. Without it, the
+    /// upstream is always asked.
     pub(crate) async fn sync(
         &self,
         location: Location,
@@ -120,8 +120,8 @@ impl Resolver {
         self.update_tag(place, fill, tag, trust, (from, &platforms), progress).await
     }
 
-    /// Fetches an image ahead: all of what the reference means now, for these platforms. A tag that is known and fresh is
-    /// not asked for.
+    /// Fetches an image before it is pulled: everything that the reference means now, for these platforms. The upstream
+    /// is not asked about a tag that is fresh.
     pub(crate) async fn warm(
         &self,
         location: Location,
@@ -165,7 +165,7 @@ impl Resolver {
         }
     }
 
-    /// Has a tag mean what it means at the upstream, once all of that is here.
+    /// Moves a tag to what it means at the upstream, once all of that is cached.
     async fn update_tag(
         &self,
         place: &Place,
@@ -208,7 +208,7 @@ impl Resolver {
         Err(PullError::GaveUp)
     }
 
-    /// Looks at a tag, and asks the upstream unless it is trusted: once for all who wait, pulls among them.
+    /// Checks a tag. Unless it is trusted, asks the upstream, once for all callers that wait, including pulls.
     async fn check_tag(&self, place: &Place, fill: &FillFrom, tag: &Tag, trust: Trust) -> Result<TagCheck, PullError> {
         let key = (fill.origin, place.repository.clone(), Reference::Tag(tag.clone()));
         for _ in 0..LOOKS {
@@ -227,7 +227,8 @@ impl Resolver {
         Err(PullError::GaveUp)
     }
 
-    /// Looks for a sync, which is told by `seen`, and for pulls that have joined, which get what they are given.
+    /// Checks a tag for a sync, which gets the result through `seen`, and for pulls that have joined, which get the
+    /// returned answer.
     async fn check_tag_once(
         &self,
         key: &super::ManifestKey,
@@ -326,7 +327,7 @@ impl Resolver {
         }
     }
 
-    /// The manifest that a tag means at the upstream, here by its digest. One that is here already is not fetched.
+    /// The manifest that a tag means at the upstream, cached by its digest. It is fetched unless it is cached already.
     async fn fetch_by_digest(
         &self,
         place: &Place,
@@ -343,7 +344,7 @@ impl Resolver {
         self.fetch_as(fill, &Reference::Tag(tag.clone()), known, None).await
     }
 
-    /// Replaces a tag's record, unless somebody else has; says whether it did.
+    /// Replaces a tag's record, unless somebody else has. Returns whether it did.
     async fn replace_tag(
         &self,
         place: &Place,
@@ -370,7 +371,7 @@ impl Resolver {
         Ok(record.and_then(|record| record.digest))
     }
 
-    /// For which platforms an index is cached. All, if it is none.
+    /// The platforms for which an index is cached; all of them if this is no index.
     async fn platforms_of(&self, place: &Place, digest: &Digest) -> Result<Platforms, PullError> {
         let held = self.read_cached(place, &Reference::Digest(digest.clone()), Trust::Rule(None)).await?;
         let Cached::Fresh(resolved) = held else { return Ok(Platforms::All) };
@@ -389,7 +390,7 @@ impl Resolver {
         Ok(Platforms::These(cached))
     }
 
-    /// Fetches all of an image that is not here.
+    /// Fetches everything of an image that is not cached.
     async fn fetch_image_by_digest(
         &self,
         place: &Place,
@@ -402,7 +403,7 @@ impl Resolver {
         self.fetch_image(fill, &resolved, platforms, progress).await
     }
 
-    /// Fetches what an image consists of, as far as it is not here: of an index those for the platforms, each with its
+    /// Fetches the parts of an image that are not cached: of an index, the images for the platforms, each with its
     /// configuration and layers.
     async fn fetch_image(
         &self,
@@ -435,7 +436,7 @@ impl Resolver {
         stream::iter(fetches).buffer_unordered(limits::JOB_BLOBS).try_collect::<()>().await
     }
 
-    /// Waits until a blob is here.
+    /// Waits until a blob is cached.
     async fn fetch_blob(&self, place: &Place, digest: &Digest, progress: &FetchProgress) -> Result<(), PullError> {
         let counted = BlobProgress { progress, bytes: AtomicU64::new(0) };
         let turn = progress.turns.acquire().await;
@@ -471,5 +472,5 @@ impl Resolver {
     }
 }
 
-/// What a look has shown, on its way to the sync that has asked for it.
+/// Where a check leaves its result for the sync that has asked for it.
 type SharedCheck = Arc<Mutex<Option<Result<TagCheck, PullError>>>>;

@@ -9,7 +9,7 @@ use entrepot_records::{self as records, DamageRecord, layout};
 use entrepot_test_support::images::Image;
 use entrepot_test_support::{FakeUpstream, images, wait_until};
 
-use crate::{Ground, LIMIT, Node};
+use crate::{Fixture, LIMIT, Node};
 
 const MIB: usize = 1 << 20;
 
@@ -31,7 +31,7 @@ const DAMAGES: [Damage; 5] = [
 ];
 
 /// The file of the object with the content of a digest.
-fn file_of(ground: &Ground, digest: &str) -> PathBuf {
+fn file_of(fixture: &Fixture, digest: &str) -> PathBuf {
     fn find(folder: &Path, digest: &str) -> Option<PathBuf> {
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find_map(|path| {
             if path.is_dir() {
@@ -40,11 +40,11 @@ fn file_of(ground: &Ground, digest: &str) -> PathBuf {
             (images::sha256(&fs::read(&path).unwrap()) == digest).then_some(path)
         })
     }
-    find(&ground.dir.path().join("store/content"), digest).unwrap_or_else(|| panic!("{digest} is not in the store"))
+    find(&fixture.dir.path().join("store/content"), digest).unwrap_or_else(|| panic!("{digest} is not in the store"))
 }
 
-fn damage(ground: &Ground, digest: &str, (_, how): Damage) {
-    let path = file_of(ground, digest);
+fn damage(fixture: &Fixture, digest: &str, (_, how): Damage) {
+    let path = file_of(fixture, digest);
     let mut bytes = fs::read(&path).unwrap();
     how(&mut bytes);
     fs::write(path, bytes).unwrap();
@@ -58,9 +58,9 @@ async fn whole(node: &Node, path: &str) -> Option<Vec<u8>> {
     answer.bytes().await.ok().filter(|_| is_success).map(Into::into)
 }
 
-async fn pulled(ground: &Ground, upstream: &FakeUpstream, tag: &str, bytes: usize) -> Image {
+async fn pulled(fixture: &Fixture, upstream: &FakeUpstream, tag: &str, bytes: usize) -> Image {
     let image = upstream.publish_image("app", tag, &[images::random_bytes(bytes as u64, bytes)]);
-    let node = ground.node().await;
+    let node = fixture.node().await;
     node.ready().await;
     assert_eq!(whole(&node, &format!("/v2/demo/app/manifests/{tag}")).await.unwrap(), image.manifest_bytes);
     for blob in image.blobs() {
@@ -73,23 +73,23 @@ async fn pulled(ground: &Ground, upstream: &FakeUpstream, tag: &str, bytes: usiz
 
 #[tokio::test]
 async fn no_client_completes_a_damaged_blob_and_it_heals() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
     for (number, bytes) in [1000, MIB - 10, MIB + 10, 5 * MIB + 3].into_iter().enumerate() {
         for what in DAMAGES {
             let about = format!("{bytes} bytes, {}", what.0);
             let tag = format!("v{number}-{}", what.0.replace(' ', "-"));
             let size = bytes + DAMAGES.iter().position(|other| other.0 == what.0).unwrap();
-            let image = pulled(&ground, &upstream, &tag, size).await;
+            let image = pulled(&fixture, &upstream, &tag, size).await;
             let layer = images::sha256(&images::random_bytes(size as u64, size));
             let path = format!("/v2/demo/app/blobs/{layer}");
             // The same while a node is running that has seen the content intact.
-            let node = ground.node().await;
+            let node = fixture.node().await;
             node.ready().await;
             if number % 2 == 0 {
                 assert_eq!(images::sha256(&whole(&node, &path).await.unwrap()), layer, "{about}");
             }
-            damage(&ground, &layer, what);
+            damage(&fixture, &layer, what);
             let first = whole(&node, &path).await;
             if let Some(bytes) = &first {
                 assert_eq!(images::sha256(bytes), layer, "a client has completed something else: {about}");
@@ -114,13 +114,13 @@ async fn no_client_completes_a_damaged_blob_and_it_heals() {
 
 #[tokio::test]
 async fn a_damaged_manifest_is_fetched_anew_in_the_same_request() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
     for what in DAMAGES {
         let tag = what.0.replace(' ', "-");
-        let image = pulled(&ground, &upstream, &tag, 1000 + tag.len()).await;
-        damage(&ground, &images::sha256(&image.manifest_bytes), what);
-        let node = ground.node().await;
+        let image = pulled(&fixture, &upstream, &tag, 1000 + tag.len()).await;
+        damage(&fixture, &images::sha256(&image.manifest_bytes), what);
+        let node = fixture.node().await;
         node.ready().await;
         let bytes = whole(&node, &format!("/v2/demo/app/manifests/{tag}")).await;
         assert_eq!(bytes.unwrap(), image.manifest_bytes, "{}", what.0);
@@ -131,14 +131,14 @@ async fn a_damaged_manifest_is_fetched_anew_in_the_same_request() {
 /// Nobody has read the blob to where its damage is told: who was first wanted a part, or hung up.
 #[tokio::test]
 async fn what_is_found_to_be_damaged_behind_a_reader_comes_anew_in_the_next_request() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
     for (size, wants_part) in [(3 * MIB, true), (3 * MIB + 1, false)] {
-        pulled(&ground, &upstream, &format!("v{size}"), size).await;
+        pulled(&fixture, &upstream, &format!("v{size}"), size).await;
         let right = images::random_bytes(size as u64, size);
         let layer = images::sha256(&right);
-        damage(&ground, &layer, DAMAGES[0]);
-        let node = ground.node().await;
+        damage(&fixture, &layer, DAMAGES[0]);
+        let node = fixture.node().await;
         node.ready().await;
         let path = format!("/v2/demo/app/blobs/{layer}");
         let first = if wants_part { node.get_range(&path, "bytes=0-9").await } else { node.get(&path).await };
@@ -159,13 +159,13 @@ async fn what_is_found_to_be_damaged_behind_a_reader_comes_anew_in_the_next_requ
 
 #[tokio::test]
 async fn readers_of_one_damaged_blob_are_all_cut_and_parts_do_not_wait() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
     let size = 4 * MIB;
-    pulled(&ground, &upstream, "v1", size).await;
+    pulled(&fixture, &upstream, "v1", size).await;
     let layer = images::sha256(&images::random_bytes(size as u64, size));
-    damage(&ground, &layer, DAMAGES[0]);
-    let node = ground.node().await;
+    damage(&fixture, &layer, DAMAGES[0]);
+    let node = fixture.node().await;
     node.ready().await;
     let path = format!("/v2/demo/app/blobs/{layer}");
     let readers = (0..8).map(|_| whole(&node, &path));
@@ -179,16 +179,16 @@ async fn readers_of_one_damaged_blob_are_all_cut_and_parts_do_not_wait() {
 
 #[tokio::test]
 async fn without_an_upstream_a_damaged_blob_is_unknown_and_the_reason_is_said() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
     for size in [1000, 3 * MIB] {
-        pulled(&ground, &upstream, &format!("v{size}"), size).await;
+        pulled(&fixture, &upstream, &format!("v{size}"), size).await;
     }
-    ground.publish_no_rules(2, &upstream).await;
+    fixture.publish_no_rules(2, &upstream).await;
     for size in [1000, 3 * MIB] {
         let layer = images::sha256(&images::random_bytes(size as u64, size));
-        damage(&ground, &layer, DAMAGES[0]);
-        let node = ground.node().await;
+        damage(&fixture, &layer, DAMAGES[0]);
+        let node = fixture.node().await;
         node.ready().await;
         let path = format!("/v2/demo/app/blobs/{layer}");
         if size > MIB {
@@ -204,23 +204,23 @@ async fn without_an_upstream_a_damaged_blob_is_unknown_and_the_reason_is_said() 
 
 #[tokio::test]
 async fn the_only_node_sets_damaged_content_aside_by_itself_and_lets_go_of_it_after_its_time() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
     let sizes = [1000, 3 * MIB];
     for size in sizes {
-        pulled(&ground, &upstream, &format!("v{size}"), size).await;
+        pulled(&fixture, &upstream, &format!("v{size}"), size).await;
     }
-    ground.publish_no_rules(2, &upstream).await;
+    fixture.publish_no_rules(2, &upstream).await;
     for (size, what) in sizes.into_iter().zip([DAMAGES[0], DAMAGES[2]]) {
         let layer = images::sha256(&images::random_bytes(size as u64, size));
-        let file = file_of(&ground, &layer);
-        damage(&ground, &layer, what);
+        let file = file_of(&fixture, &layer);
+        damage(&fixture, &layer, what);
         let key = layout::damage(file.file_name().unwrap().to_str().unwrap().parse().unwrap());
-        let said = async || records::read::<DamageRecord>(&*ground.store, &key).await.unwrap().map(|(said, _)| said);
+        let said = async || records::read::<DamageRecord>(&*fixture.store, &key).await.unwrap().map(|(said, _)| said);
         let path = format!("/v2/demo/app/blobs/{layer}");
 
         let times = DamageTimes { look: Duration::from_millis(100), ..DamageTimes::default() };
-        let node = ground.node_with(|config| config.damage = times).await;
+        let node = fixture.node_with(|config| config.damage = times).await;
         node.ready().await;
         drop(node.get(&path).await.bytes().await);
         wait_until(LIMIT, "it is set aside", async || {
@@ -234,7 +234,7 @@ async fn the_only_node_sets_damaged_content_aside_by_itself_and_lets_go_of_it_af
         assert!(text.contains("is damaged in the registry's storage"), "{text}");
         node.tasks.drain(LIMIT).await;
 
-        let node = ground.node_with(|config| config.damage = DamageTimes { kept: Duration::ZERO, ..times }).await;
+        let node = fixture.node_with(|config| config.damage = DamageTimes { kept: Duration::ZERO, ..times }).await;
         wait_until(LIMIT, "it is gone", async || said().await.is_none() && !file.exists()).await;
         node.tasks.drain(LIMIT).await;
     }

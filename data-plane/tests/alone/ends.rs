@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::published::KEY;
-use crate::{Ground, Node};
+use crate::{Fixture, Node};
 
 /// What a client of HTTP/1.0 has received when the connection ends: head, body, and whether it ended like a complete
 /// answer.
@@ -45,9 +45,9 @@ fn say_no_length(upstream: &FakeUpstream, digest: &str) {
 
 #[tokio::test]
 async fn http_1_0_a_body_that_is_cut_never_looks_whole() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
-    let node = ground.node().await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
+    let node = fixture.node().await;
     node.ready().await;
     let bytes = images::random_bytes(7, 3 << 20);
 

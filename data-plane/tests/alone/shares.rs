@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::published::{self, KEY};
-use crate::{Ground, LIMIT, Node};
+use crate::{Fixture, LIMIT, Node};
 
 const MIB: usize = 1 << 20;
 /// A second principal that may pull.
@@ -35,9 +35,9 @@ fn publish_image_that_says(upstream: &FakeUpstream, repository: &str, layer: &[u
 }
 
 /// A node with a second upstream, under the rule `second`, and a second principal that may pull.
-async fn node_for_two(ground: &Ground, first: &FakeUpstream, second: &FakeUpstream, capacity: Capacity) -> Node {
+async fn node_for_two(fixture: &Fixture, first: &FakeUpstream, second: &FakeUpstream, capacity: Capacity) -> Node {
     let rules = ["demo", "second"].map(|prefix| (prefix, pb::SnapshotFreshness::default()));
-    let mut snapshot = published::snapshot(1, &ground.cluster_key, first, &rules);
+    let mut snapshot = published::snapshot(1, &fixture.cluster_key, first, &rules);
     let uid = Uuid::from_u128(11).to_string();
     let upstream = pb::SnapshotUpstream {
         uid: uid.clone(),
@@ -48,7 +48,7 @@ async fn node_for_two(ground: &Ground, first: &FakeUpstream, second: &FakeUpstre
     snapshot.upstreams.push(upstream);
     snapshot.rules[1].upstream_uid = uid;
     let hash = access_key::hash_generated(&Secret::new(OTHER.1.to_owned()));
-    let sealed_hash = ground.cluster_key.seal(&format!("access-key/{}", OTHER.0), &hash.encode());
+    let sealed_hash = fixture.cluster_key.seal(&format!("access-key/{}", OTHER.0), &hash.encode());
     let other = pb::SnapshotPrincipal {
         uid: Uuid::from_u128(12).to_string(),
         principal_id: "other".to_owned(),
@@ -56,17 +56,17 @@ async fn node_for_two(ground: &Ground, first: &FakeUpstream, second: &FakeUpstre
         ..snapshot.principals[0].clone()
     };
     snapshot.principals.push(other);
-    published::publish(&*ground.store, &ground.signer, 1, &snapshot).await;
-    let node = ground.node_with(|config| config.capacity = capacity).await;
+    published::publish(&*fixture.store, &fixture.signer, 1, &snapshot).await;
+    let node = fixture.node_with(|config| config.capacity = capacity).await;
     node.ready().await;
     node
 }
 
 #[tokio::test]
 async fn what_a_manifest_says_bounds_an_upstream_that_says_nothing() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
-    let node = ground.node().await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
+    let node = fixture.node().await;
     node.ready().await;
     let layer = images::random_bytes(1, 48 * MIB);
     let digest = publish_image_that_says(&upstream, "app", &layer, 200_000);
@@ -84,9 +84,9 @@ async fn what_a_manifest_says_bounds_an_upstream_that_says_nothing() {
 
 #[tokio::test]
 async fn a_wrong_size_in_one_repositorys_manifest_fails_no_other() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
-    let node = ground.node().await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
+    let node = fixture.node().await;
     node.ready().await;
     for (seed, said) in [(1, 200_000), (2, 30_000_000)] {
         let layer = images::random_bytes(seed, 3 * MIB);
@@ -125,9 +125,9 @@ async fn a_wrong_size_in_one_repositorys_manifest_fails_no_other() {
 
 #[tokio::test]
 async fn what_is_larger_than_the_largest_blob_is_passed_through_and_not_kept() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
-    let node = ground.node_with(|config| config.largest_blob = 2 * MIB as u64).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
+    let node = fixture.node_with(|config| config.largest_blob = 2 * MIB as u64).await;
     node.ready().await;
     for (seed, says_length) in [(1, true), (2, false)] {
         let layer = images::random_bytes(seed, 3 * MIB);
@@ -149,7 +149,7 @@ async fn what_is_larger_than_the_largest_blob_is_passed_through_and_not_kept() {
     let huge = 150_i64 << 30;
     let digest = publish_image_that_says(&upstream, "huge", b"huge", 4);
     upstream.script(format!("HEAD /v2/huge/blobs/{digest}"), Fault::WrongLength(huge - 4));
-    let larger = ground.node_with(|config| config.largest_blob = 200 << 30).await;
+    let larger = fixture.node_with(|config| config.largest_blob = 200 << 30).await;
     larger.ready().await;
     for (node, size) in [(&node, None), (&larger, Some(huge.to_string()))] {
         let answer = node.head(&format!("/v2/demo/huge/blobs/{digest}")).await;
@@ -172,9 +172,9 @@ async fn what_is_larger_than_the_largest_blob_is_passed_through_and_not_kept() {
 
 #[tokio::test]
 async fn an_upstream_that_drips_keeps_nobody_from_another() {
-    let (slow, other, ground) = (FakeUpstream::start().await, FakeUpstream::start().await, Ground::new());
+    let (slow, other, fixture) = (FakeUpstream::start().await, FakeUpstream::start().await, Fixture::new());
     let capacity = Capacity { fills: 4, readers: 64, followers: 32 };
-    let node = node_for_two(&ground, &slow, &other, capacity).await;
+    let node = node_for_two(&fixture, &slow, &other, capacity).await;
     let image = other.publish_image("app", "v1", &[images::random_bytes(1, 2 * MIB)]);
     let (blobs, manifests) = (slow.hold("GET /v2/app/blobs"), slow.hold("GET /v2/app/manifests"));
     let mut waiting = Vec::new();
@@ -201,9 +201,9 @@ async fn an_upstream_that_drips_keeps_nobody_from_another() {
 
 #[tokio::test]
 async fn many_clients_of_one_principal_are_served_and_leave_room_for_another() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let capacity = Capacity { fills: 4, readers: 80, followers: 32 };
-    let node = node_for_two(&ground, &upstream, &upstream, capacity).await;
+    let node = node_for_two(&fixture, &upstream, &upstream, capacity).await;
     let (large, small) = (images::random_bytes(1, 24 * MIB), images::random_bytes(2, 2 * MIB));
     let [large, small] = [large, small].map(|bytes| upstream.publish_blob("app", bytes));
     for digest in [&large, &small] {
@@ -250,9 +250,9 @@ async fn ask_over(stream: &mut TcpStream) -> std::io::Result<String> {
 
 #[tokio::test]
 async fn silent_connections_make_room_for_those_that_ask() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream, &ground.signer).await;
-    let node = ground.node_with(|config| config.connections = 40).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream, &fixture.signer).await;
+    let node = fixture.node_with(|config| config.connections = 40).await;
     node.ready().await;
     let address = node.url.trim_start_matches("http://").to_owned();
     let mut kept = TcpStream::connect(&address).await.unwrap();

@@ -8,17 +8,17 @@ use reqwest::Version;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::ground::{Ground, LIMIT, logged};
+use crate::fixture::{Fixture, LIMIT, logged};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_answers_end_well_and_then_the_node_is_gone() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let layers = [images::random_bytes(1, 4 << 20), images::random_bytes(2, 100)];
     let image = upstream.publish_image("app", "v1", &layers);
     upstream.publish_image("late", "v1", &[images::random_bytes(3, 100)]);
-    ground.publish(1, &upstream).await;
-    let node = ground.node("node-1").await;
-    assert!(ground.record("node-1").await.is_some());
+    fixture.publish(1, &upstream).await;
+    let node = fixture.node("node-1").await;
+    assert!(fixture.record("node-1").await.is_some());
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
 
     // One that streams, one that has no head yet, and one that waits for its next request.
@@ -36,7 +36,7 @@ async fn open_answers_end_well_and_then_the_node_is_gone() {
     let draining = tokio::spawn(async move { tasks.drain(LIMIT).await });
     assert_eq!(idle.read(&mut [0; 10]).await.unwrap(), 0, "an idle connection is closed");
     wait_until(LIMIT, "no connection is taken any more", async || TcpStream::connect(node.addr).await.is_err()).await;
-    assert!(ground.record("node-1").await.is_some(), "others may still need it");
+    assert!(fixture.record("node-1").await.is_some(), "others may still need it");
     gate.release();
     let late = waiting.await.unwrap().unwrap();
     assert_eq!(late.status(), 200, "what it needs is still fetched");
@@ -46,23 +46,23 @@ async fn open_answers_end_well_and_then_the_node_is_gone() {
     }
     assert_eq!(images::sha256(&bytes), image.layers[0]);
     assert!(draining.await.unwrap(), "it ends by itself");
-    assert!(ground.record("node-1").await.is_none());
+    assert!(fixture.record("node-1").await.is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_http2_open_streams_end_well_and_the_client_is_told_to_go() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20)]);
-    ground.publish(1, &upstream).await;
+    fixture.publish(1, &upstream).await;
     let authority = entrepot_test_support::tls::Authority::new();
-    let mut start = ground.start("node-1");
-    start.tls = Some(crate::edge::tls(&ground, &authority, entrepot_runtime::tls::Alpn::Http1And2));
-    let node = ground.run(start).await;
+    let mut start = fixture.start("node-1");
+    start.tls = Some(crate::edge::tls(&fixture, &authority, entrepot_runtime::tls::Alpn::Http1And2));
+    let node = fixture.run(start).await;
     node.ready().await;
     let certificate = reqwest::Certificate::from_pem(authority.pem().as_bytes()).unwrap();
     let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).tls_certs_only([certificate]).build().unwrap();
     let get = |path: String| {
-        client.get(format!("{}{path}", node.url)).basic_auth(crate::ground::KEY.0, Some(crate::ground::KEY.1)).send()
+        client.get(format!("{}{path}", node.url)).basic_auth(crate::fixture::KEY.0, Some(crate::fixture::KEY.1)).send()
     };
     assert_eq!(get("/v2/demo/app/manifests/v1".to_owned()).await.unwrap().status(), 200);
     upstream.script("/blobs/", Fault::Rate(2 << 20));
@@ -84,19 +84,19 @@ async fn over_http2_open_streams_end_well_and_the_client_is_told_to_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_does_not_end_is_left_behind_at_the_limit() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 4 << 20)]);
-    ground.publish(1, &upstream).await;
-    let mut start = ground.start("node-1");
+    fixture.publish(1, &upstream).await;
+    let mut start = fixture.start("node-1");
     start.config.drain_limit = Duration::from_millis(300);
-    let node = ground.run(start).await;
+    let node = fixture.run(start).await;
     node.ready().await;
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
     upstream.script("/blobs/", Fault::StallAfter(2 << 20));
     let mut stuck = node.get(&format!("/v2/demo/app/blobs/{}", image.layers[0])).await;
     assert!(stuck.chunk().await.unwrap().is_some());
     assert!(node.tasks.drain(LIMIT).await, "the node gives up by itself");
-    assert!(ground.record("node-1").await.is_none());
+    assert!(fixture.record("node-1").await.is_none());
     assert!(logged("left tasks behind").iter().any(|line| line.contains("connection")));
 }
 

@@ -13,22 +13,22 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::ground::{Ground, KEY, LIMIT, Node, challenge};
+use crate::fixture::{Fixture, KEY, LIMIT, Node, challenge};
 
 /// A node with TLS, and its certificate authority.
-async fn tls_node(ground: &Ground) -> (Node, Authority) {
+async fn tls_node(fixture: &Fixture) -> (Node, Authority) {
     let authority = Authority::new();
-    let mut start = ground.start("node-1");
-    start.tls = Some(tls(ground, &authority, Alpn::Http1And2));
-    let node = ground.run(start).await;
+    let mut start = fixture.start("node-1");
+    start.tls = Some(tls(fixture, &authority, Alpn::Http1And2));
+    let node = fixture.run(start).await;
     node.ready().await;
     (node, authority)
 }
 
 /// A certificate for loopback, from files.
-pub(crate) fn tls(ground: &Ground, authority: &Authority, alpn: Alpn) -> Arc<Tls> {
+pub(crate) fn tls(fixture: &Fixture, authority: &Authority, alpn: Alpn) -> Arc<Tls> {
     let (certificate, key) = authority.certificate_for(&["127.0.0.1"]);
-    let (certificate_file, key_file) = (ground.dir.path().join("tls.crt"), ground.dir.path().join("tls.key"));
+    let (certificate_file, key_file) = (fixture.dir.path().join("tls.crt"), fixture.dir.path().join("tls.key"));
     std::fs::write(&certificate_file, certificate).unwrap();
     std::fs::write(&key_file, key).unwrap();
     Tls::load(certificate_file, key_file, alpn).unwrap()
@@ -42,10 +42,10 @@ fn client(authority: &Authority, http1_only: bool) -> Client {
 
 #[tokio::test]
 async fn over_tls_clients_have_the_http_that_they_know() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 5 << 20)]);
-    ground.publish(1, &upstream).await;
-    let (node, authority) = tls_node(&ground).await;
+    fixture.publish(1, &upstream).await;
+    let (node, authority) = tls_node(&fixture).await;
     for (http1_only, version) in [(true, Version::HTTP_11), (false, Version::HTTP_2)] {
         let client = client(&authority, http1_only);
         let get = async |path: String| {
@@ -69,10 +69,10 @@ async fn over_tls_clients_have_the_http_that_they_know() {
 
 #[tokio::test]
 async fn a_body_that_turns_out_wrong_ends_early_as_its_protocol_says_it() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     upstream.script("GET /v2/app/blobs/", Fault::FlipBit);
-    ground.publish(1, &upstream).await;
-    let (node, authority) = tls_node(&ground).await;
+    fixture.publish(1, &upstream).await;
+    let (node, authority) = tls_node(&fixture).await;
     for (seed, http1_only, says) in [(1, true, "UnexpectedEof"), (2, false, "Reset(StreamId")] {
         let image = upstream.publish_image("app", "v1", &[images::random_bytes(seed, 3 << 20)]);
         let client = client(&authority, http1_only);
@@ -89,14 +89,14 @@ async fn a_body_that_turns_out_wrong_ends_early_as_its_protocol_says_it() {
 
 #[tokio::test]
 async fn only_a_trusted_proxy_says_how_the_client_came() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream).await;
     for (trusted, realm) in
         [(vec![], None), (vec!["127.0.0.0/8".parse().unwrap()], Some("https://registry.example/token"))]
     {
-        let mut start = ground.start("node-1");
+        let mut start = fixture.start("node-1");
         start.config.trusted_proxies = trusted;
-        let node = ground.run(start).await;
+        let node = fixture.run(start).await;
         node.ready().await;
         let client = Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
         let request = client.get(format!("{}/v2/", node.url));
@@ -104,17 +104,17 @@ async fn only_a_trusted_proxy_says_how_the_client_came() {
         let answer = request.header("x-forwarded-for", "192.0.2.77").send().await.unwrap();
         let own = format!("{}/token", node.url);
         assert_eq!(challenge(&answer)["realm"], realm.unwrap_or(&own));
-        let is_believed = !crate::ground::logged("192.0.2.77").is_empty();
+        let is_believed = !crate::fixture::logged("192.0.2.77").is_empty();
         assert_eq!(is_believed, realm.is_some(), "the log says who the client was");
     }
 }
 
 #[tokio::test]
 async fn requests_are_measured_by_their_route_until_their_last_byte() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20)]);
-    ground.publish(1, &upstream).await;
-    let node = ground.node("node-1").await;
+    fixture.publish(1, &upstream).await;
+    let node = fixture.node("node-1").await;
     let count = |labels: &[&str]| node.metric("http_server_request_duration_seconds_count", labels);
     node.get("/v2/demo/app/manifests/v1").await.bytes().await.unwrap();
     let manifests = "http_route=\"/v2/{name}/manifests/{reference}\"";
@@ -143,10 +143,10 @@ async fn requests_are_measured_by_their_route_until_their_last_byte() {
 
 #[tokio::test]
 async fn a_client_that_takes_back_request_after_request_loses_its_connection() {
-    let ground = Ground::new();
+    let fixture = Fixture::new();
     let upstream = FakeUpstream::start().await;
-    ground.publish(1, &upstream).await;
-    let (node, authority) = tls_node(&ground).await;
+    fixture.publish(1, &upstream).await;
+    let (node, authority) = tls_node(&fixture).await;
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
     let provider = rustls::crypto::aws_lc_rs::default_provider().into();

@@ -11,7 +11,7 @@ use entrepot_test_support::{FakeUpstream, images, wait_until};
 use prost::Message as _;
 use uuid::Uuid;
 
-use crate::ground::{Ground, LIMIT, Node};
+use crate::fixture::{Fixture, LIMIT, Node};
 use crate::replica::Replica;
 
 /// A known event with an unknown field, and an event of an unknown kind.
@@ -41,24 +41,24 @@ fn of_size(bytes: usize) -> Vec<u8> {
     pb::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![event.into()] }.encode_to_vec()
 }
 
-async fn waiting(ground: &Ground) -> usize {
+async fn waiting(fixture: &Fixture) -> usize {
     let prefix = layout::events_prefix(&"node-1".parse().unwrap());
-    ground.store.list(&prefix, None, 100).await.unwrap().len()
+    fixture.store.list(&prefix, None, 100).await.unwrap().len()
 }
 
-async fn node(ground: &Ground, replica: &Replica) -> Node {
-    let mut start = ground.start("node-1");
+async fn node(fixture: &Fixture, replica: &Replica) -> Node {
+    let mut start = fixture.start("node-1");
     start.config.control_apis = vec![replica.url.parse().unwrap()];
-    let node = ground.run(start).await;
+    let node = fixture.run(start).await;
     node.ready().await;
     node
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_a_later_release_wait_for_it_wrong_ones_are_dropped_and_none_holds_others_up() {
-    let (upstream, ground, replica) = (FakeUpstream::start().await, Ground::new(), Replica::start(None).await);
+    let (upstream, fixture, replica) = (FakeUpstream::start().await, Fixture::new(), Replica::start(None).await);
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    ground.publish(1, &upstream).await;
+    fixture.publish(1, &upstream).await;
     let (known, unknown) = of_later_release();
     // What this node left in the store while it was of a later release: both events in one report.
     let report = pb::ReportEventsRequest { node_id: "node-1".to_owned(), events: vec![unknown.clone(), known.clone()] };
@@ -68,23 +68,23 @@ async fn events_of_a_later_release_wait_for_it_wrong_ones_are_dropped_and_none_h
     let wrong = entrepot_proto::convert::event::report("node-1", &[wrong]).encode_to_vec();
     for bytes in [wrong, b"no report".to_vec()] {
         let key = layout::event(&"node-1".parse().unwrap(), Uuid::now_v7());
-        ground.store.put_once(&key, bytes.into()).await.unwrap();
+        fixture.store.put_once(&key, bytes.into()).await.unwrap();
     }
     let key = layout::event(&"node-1".parse().unwrap(), Uuid::now_v7());
-    ground.store.put_once(&key, report.encode_to_vec().into()).await.unwrap();
+    fixture.store.put_once(&key, report.encode_to_vec().into()).await.unwrap();
 
-    let node = node(&ground, &replica).await;
+    let node = node(&fixture, &replica).await;
     let kept = || node.metric("entrepot_outbox_kept", &[]);
     wait_until(LIMIT, "it is kept", async || kept() == 1.0).await;
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
     let taken = || replica.state.taken.lock().clone();
-    wait_until(LIMIT, "the others are taken or dropped", async || taken().len() > 1 && waiting(&ground).await == 1)
+    wait_until(LIMIT, "the others are taken or dropped", async || taken().len() > 1 && waiting(&fixture).await == 1)
         .await;
     assert!(taken().contains(&known) && !taken().contains(&unknown), "a known event keeps its unknown field");
-    assert_eq!(ground.store.get(&key).await.unwrap().unwrap().bytes, report.encode_to_vec());
+    assert_eq!(fixture.store.get(&key).await.unwrap().unwrap().bytes, report.encode_to_vec());
 
     replica.state.is_later.store(true, Ordering::SeqCst);
-    wait_until(LIMIT, "it is taken at last", async || taken().contains(&unknown) && waiting(&ground).await == 0).await;
+    wait_until(LIMIT, "it is taken at last", async || taken().contains(&unknown) && waiting(&fixture).await == 0).await;
     wait_until(LIMIT, "nothing is kept", async || kept() == 0.0).await;
 }
 
@@ -93,17 +93,17 @@ async fn events_that_are_too_large_to_go_together_go_apart_and_one_that_is_too_l
     const MIB: usize = 1 << 20;
     // What gRPC takes, and what something between may take: then all is refused at first, and one of them in the end.
     for (takes, bytes, too_large) in [(4 * MIB, MIB, None), (100_000, 60_000, Some(200_000))] {
-        let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+        let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
         let replica = Replica::start_that_takes(None, takes).await;
-        ground.publish(1, &upstream).await;
+        fixture.publish(1, &upstream).await;
         for bytes in too_large.into_iter().chain([bytes; 7]) {
             let key = layout::event(&"node-1".parse().unwrap(), Uuid::now_v7());
-            ground.store.put_once(&key, of_size(bytes).into()).await.unwrap();
+            fixture.store.put_once(&key, of_size(bytes).into()).await.unwrap();
         }
-        let node = node(&ground, &replica).await;
+        let node = node(&fixture, &replica).await;
         let kept = usize::from(too_large.is_some());
         wait_until(LIMIT, "all others are taken", async || {
-            replica.state.taken.lock().len() == 7 && waiting(&ground).await == kept
+            replica.state.taken.lock().len() == 7 && waiting(&fixture).await == kept
         })
         .await;
         wait_until(LIMIT, "it is kept", async || node.metric("entrepot_outbox_kept", &[]) == kept as f64).await;
@@ -112,21 +112,21 @@ async fn events_that_are_too_large_to_go_together_go_apart_and_one_that_is_too_l
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_are_delivered_from_memory() {
-    let (upstream, ground, replica) = (FakeUpstream::start().await, Ground::new(), Replica::start(None).await);
+    let (upstream, fixture, replica) = (FakeUpstream::start().await, Fixture::new(), Replica::start(None).await);
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    let published = ground.publish(1, &upstream).await;
+    let published = fixture.publish(1, &upstream).await;
     *replica.state.published.lock() = Some(published);
-    let node = node(&ground, &replica).await;
+    let node = node(&fixture, &replica).await;
     wait_until(LIMIT, "the outbox was listed", async || {
-        ground.store.take_asked().contains_key(&("list", "events".to_owned()))
+        fixture.store.take_asked().contains_key(&("list", "events".to_owned()))
     })
     .await;
-    ground.store.take_asked();
+    fixture.store.take_asked();
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
     wait_until(LIMIT, "the event is delivered", async || !replica.state.taken.lock().is_empty()).await;
     let mut asked = BTreeMap::new();
     wait_until(LIMIT, "it is deleted", async || {
-        for (what, count) in ground.store.take_asked() {
+        for (what, count) in fixture.store.take_asked() {
             *asked.entry(what).or_insert(0) += count;
         }
         asked.contains_key(&("delete", "events".to_owned()))

@@ -11,23 +11,23 @@ use entrepot_trust::access_key;
 use futures_util::future::join_all;
 use reqwest::Client;
 
-use crate::ground::{Ground, Node};
+use crate::fixture::{Fixture, Node};
 
 /// How many addresses guess, and how often each: a thousand guesses.
 const GUESSERS: (u8, usize) = (50, 20);
 const OWNER: (&str, &str) = ("admin", "correct horse");
 
 /// A node that knows a key whose secret was chosen.
-async fn node(ground: &Ground, upstream: &FakeUpstream) -> Node {
+async fn node(fixture: &Fixture, upstream: &FakeUpstream) -> Node {
     let hash = access_key::hash_chosen(&Secret::new(OWNER.1.to_owned())).await;
-    let sealed_hash = ground.cluster_key.seal(&format!("access-key/{}", OWNER.0), &hash.encode());
-    let mut snapshot = ground.snapshot(1, upstream);
+    let sealed_hash = fixture.cluster_key.seal(&format!("access-key/{}", OWNER.0), &hash.encode());
+    let mut snapshot = fixture.snapshot(1, upstream);
     let key = pb::SnapshotAccessKey { key_id: OWNER.0.to_owned(), sealed_hash, minimum_reader: 0 };
     snapshot.principals[0].access_keys.push(key);
-    ground.publish_bytes(1, prost::Message::encode_to_vec(&snapshot)).await;
-    let mut start = ground.start("node-1");
+    fixture.publish_bytes(1, prost::Message::encode_to_vec(&snapshot)).await;
+    let mut start = fixture.start("node-1");
     start.config.trusted_proxies = vec!["127.9.9.9/32".parse().unwrap()];
-    let node = ground.run(start).await;
+    let node = fixture.run(start).await;
     node.ready().await;
     node
 }
@@ -46,8 +46,8 @@ async fn log_in(client: &Client, url: &str, (id, secret): (&str, &str)) -> (u16,
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_guesses_from_fifty_addresses_keep_the_owner_from_nothing() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    let node = node(&ground, &upstream).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    let node = node(&fixture, &upstream).await;
     let (base, token) = (format!("{}/v2/", node.url), format!("{}/token?scope=repository:demo/app:pull", node.url));
     let began = Instant::now();
     let (made, seen) = (AtomicUsize::new(0), [const { AtomicUsize::new(0) }; 3]);
@@ -77,8 +77,8 @@ async fn a_thousand_guesses_from_fifty_addresses_keep_the_owner_from_nothing() {
 
 #[tokio::test]
 async fn after_ten_guesses_a_network_waits_whether_somebody_has_the_key_or_not() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    let node = node(&ground, &upstream).await;
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    let node = node(&fixture, &upstream).await;
     let url = format!("{}/v2/", node.url);
     let guesses = async |id: &'static str, third: u8| {
         let mut answers = Vec::new();

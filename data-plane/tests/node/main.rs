@@ -7,7 +7,7 @@
 mod drain;
 mod edge;
 mod events;
-mod ground;
+mod fixture;
 mod guesses;
 mod outages;
 mod peers;

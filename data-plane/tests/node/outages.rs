@@ -8,15 +8,15 @@ use entrepot_store::BlobStore as _;
 use entrepot_test_support::{FakeUpstream, images};
 use reqwest::Method;
 
-use crate::ground::{Ground, KEY, LIMIT};
+use crate::fixture::{Fixture, KEY, LIMIT};
 
 #[tokio::test]
 async fn without_the_store_whatever_cannot_be_served_is_503_with_a_time_to_come_back() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 2 << 20), images::random_bytes(2, 1000)]);
     upstream.publish_image("other", "v1", &[images::random_bytes(3, 1000)]);
-    ground.publish(1, &upstream).await;
-    let node = ground.node("node-1").await;
+    fixture.publish(1, &upstream).await;
+    let node = fixture.node("node-1").await;
     for path in [format!("manifests/{}", image.manifest), "manifests/v1".to_owned()] {
         assert_eq!(node.get(&format!("/v2/demo/app/{path}")).await.status(), 200);
     }
@@ -25,7 +25,7 @@ async fn without_the_store_whatever_cannot_be_served_is_503_with_a_time_to_come_
         assert_eq!(images::sha256(&bytes), blob);
     }
 
-    ground.store.set_away(true);
+    fixture.store.set_away(true);
     let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
     let blob = format!("/v2/demo/app/blobs/{}", image.layers[0]);
     for (method, path, range) in [
@@ -53,19 +53,19 @@ async fn without_the_store_whatever_cannot_be_served_is_503_with_a_time_to_come_
     assert_eq!(node.get("/v2/").await.status(), 200);
     assert!(node.health.is_ready(), "a store that all share empties no load balancer");
 
-    ground.store.set_away(false);
+    fixture.store.set_away(false);
     assert_eq!(node.get(&blob).await.bytes().await.unwrap().len(), 2 << 20);
     assert_eq!(node.get("/v2/demo/other/manifests/v1").await.status(), 200);
 }
 
 #[tokio::test]
 async fn who_was_looking_into_a_slow_store_does_not_ask_again_for_a_list_that_came_meanwhile() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    ground.publish(1, &upstream).await;
-    let node = ground.node("node-1").await;
+    fixture.publish(1, &upstream).await;
+    let node = fixture.node("node-1").await;
     let list = async || node.get("/v2/demo/app/tags/list").await.text().await.unwrap();
-    let (waiting, release) = ground.store.hold(layout::repository(&"demo/app".parse().unwrap()));
+    let (waiting, release) = fixture.store.hold(layout::repository(&"demo/app".parse().unwrap()));
     let (slow, quick) = tokio::join!(list(), async {
         tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
         let quick = list().await;
@@ -80,13 +80,13 @@ async fn who_was_looking_into_a_slow_store_does_not_ask_again_for_a_list_that_ca
 
 #[tokio::test]
 async fn a_manifest_is_fetched_while_slow_blobs_have_all_turns() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 3 << 20)]);
     upstream.publish_image("other", "v1", &[images::random_bytes(2, 100)]);
-    ground.publish(1, &upstream).await;
-    let mut start = ground.start("node-1");
+    fixture.publish(1, &upstream).await;
+    let mut start = fixture.start("node-1");
     start.config.capacity.fills = 1;
-    let node = ground.run(start).await;
+    let node = fixture.run(start).await;
     node.ready().await;
     let layer = upstream.hold(format!("/v2/app/blobs/{}", image.layers[0]));
     let slow = node.request(&format!("/v2/demo/app/blobs/{}", image.layers[0])).send();
@@ -102,40 +102,40 @@ async fn a_manifest_is_fetched_while_slow_blobs_have_all_turns() {
 
 #[tokio::test]
 async fn a_repository_whose_record_cannot_be_read_is_503_with_the_reason_and_nothing_is_created() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
-    ground.publish(1, &upstream).await;
+    fixture.publish(1, &upstream).await;
     let key = layout::repository(&"demo/app".parse().unwrap());
     for junk in ["", "{}", "null"] {
-        ground.store.put(&key, junk.into()).await.unwrap();
-        let node = ground.node("node-1").await;
+        fixture.store.put(&key, junk.into()).await.unwrap();
+        let node = fixture.node("node-1").await;
         let answer = node.get("/v2/demo/app/manifests/v1").await;
         assert_eq!(answer.status(), 503);
         let text = answer.text().await.unwrap();
         assert!(text.contains("repositories/demo/app/_repository"), "{text}");
         assert!(text.contains("entrepot admin reindex"), "{text}");
-        assert_eq!(ground.store.get(&key).await.unwrap().unwrap().bytes, junk);
+        assert_eq!(fixture.store.get(&key).await.unwrap().unwrap().bytes, junk);
         assert!(node.tasks.drain(LIMIT).await);
     }
 }
 
 #[tokio::test]
 async fn a_manifest_that_the_store_does_not_take_is_served_and_counted() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 100)]);
-    ground.publish(1, &upstream).await;
-    let node = ground.node("node-1").await;
+    fixture.publish(1, &upstream).await;
+    let node = fixture.node("node-1").await;
     let gate = upstream.hold("/v2/app/manifests/v1");
     let (answer, ()) = tokio::join!(node.get("/v2/demo/app/manifests/v1"), async {
         gate.until_waiting(1).await;
-        ground.store.set_away(true);
+        fixture.store.set_away(true);
         gate.release();
     });
     assert_eq!(answer.status(), 200);
     assert_eq!(images::sha256(&answer.bytes().await.unwrap()), image.manifest);
     let failed = || node.metric("entrepot_commit_failed_total", &["content=\"manifest\""]);
     assert_eq!(failed(), 1.0);
-    ground.store.set_away(false);
+    fixture.store.set_away(false);
     assert_eq!(node.get("/v2/demo/app/manifests/v1").await.status(), 200);
     assert_eq!(failed(), 1.0);
 }

@@ -8,12 +8,12 @@ use entrepot_runtime::{Listener, Tls};
 use entrepot_test_support::tls::Authority;
 use entrepot_test_support::{FakeUpstream, wait_until};
 
-use crate::ground::{Ground, LIMIT, Node, Start};
+use crate::fixture::{Fixture, LIMIT, Node, Start};
 
-fn listening(ground: &Ground, id: &str, tls: Option<Arc<Tls>>) -> Start {
+fn listening(fixture: &Fixture, id: &str, tls: Option<Arc<Tls>>) -> Start {
     let scheme = if tls.is_some() { "https" } else { "http" };
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), "a test", tls).unwrap();
-    let mut start = ground.start(id);
+    let mut start = fixture.start(id);
     let address = format!("{scheme}://{}", listener.local_addr().unwrap());
     start.config.peer_address = Some(address.parse().unwrap());
     start.peer = Some(listener);
@@ -26,19 +26,19 @@ fn reachable(node: &Node, reachable: bool) -> f64 {
 
 #[tokio::test]
 async fn nodes_that_live_are_asked_whether_they_can_be_reached() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(1, &upstream).await;
-    let mut nowhere = ground.made_up("nowhere", Duration::ZERO);
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(1, &upstream).await;
+    let mut nowhere = fixture.made_up("nowhere", Duration::ZERO);
     nowhere.peer_address = Some("http://127.0.0.1:1".to_owned());
-    ground.put_record("nowhere", &nowhere, &ground.cluster_key).await;
-    let other = ground.run(listening(&ground, "node-2", None)).await;
+    fixture.put_record("nowhere", &nowhere, &fixture.cluster_key).await;
+    let other = fixture.run(listening(&fixture, "node-2", None)).await;
     other.ready().await;
     // It claims to be at the other node's address.
-    let mut impostor = ground.made_up("impostor", Duration::ZERO);
-    impostor.peer_address = ground.record("node-2").await.unwrap().peer_address;
-    ground.put_record("impostor", &impostor, &ground.cluster_key).await;
+    let mut impostor = fixture.made_up("impostor", Duration::ZERO);
+    impostor.peer_address = fixture.record("node-2").await.unwrap().peer_address;
+    fixture.put_record("impostor", &impostor, &fixture.cluster_key).await;
 
-    let node = ground.run(listening(&ground, "node-1", None)).await;
+    let node = fixture.run(listening(&fixture, "node-1", None)).await;
     wait_until(LIMIT, "one is reached and two are not", async || {
         (reachable(&node, true), reachable(&node, false)) == (1.0, 2.0)
     })
@@ -50,28 +50,28 @@ async fn nodes_that_live_are_asked_whether_they_can_be_reached() {
 
 #[tokio::test]
 async fn nodes_speak_tls_to_each_other_and_check_who_answers() {
-    let (upstream, ground, authority) = (FakeUpstream::start().await, Ground::new(), Authority::new());
-    ground.publish(1, &upstream).await;
-    let tls = || Some(crate::edge::tls(&ground, &authority, Alpn::Http1));
-    let _other = ground.run(listening(&ground, "node-2", tls())).await;
-    wait_until(LIMIT, "the other one has its record", async || ground.record("node-2").await.is_some()).await;
-    let mut friend = listening(&ground, "node-1", tls());
+    let (upstream, fixture, authority) = (FakeUpstream::start().await, Fixture::new(), Authority::new());
+    fixture.publish(1, &upstream).await;
+    let tls = || Some(crate::edge::tls(&fixture, &authority, Alpn::Http1));
+    let _other = fixture.run(listening(&fixture, "node-2", tls())).await;
+    wait_until(LIMIT, "the other one has its record", async || fixture.record("node-2").await.is_some()).await;
+    let mut friend = listening(&fixture, "node-1", tls());
     friend.config.peer_ca = Some(authority.pem());
-    let friend = ground.run(friend).await;
+    let friend = fixture.run(friend).await;
     wait_until(LIMIT, "it is reached", async || reachable(&friend, true) == 1.0).await;
-    let mut stranger = ground.start("node-3");
+    let mut stranger = fixture.start("node-3");
     stranger.config.peer_ca = Some(Authority::new().pem());
-    let stranger = ground.run(stranger).await;
+    let stranger = fixture.run(stranger).await;
     wait_until(LIMIT, "it is not reached", async || reachable(&stranger, false) == 2.0).await;
 }
 
 #[tokio::test]
 async fn nobody_but_nodes_is_answered_on_the_line_between_nodes() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
-    ground.publish(7, &upstream).await;
-    let start = listening(&ground, "node-1", None);
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
+    fixture.publish(7, &upstream).await;
+    let start = listening(&fixture, "node-1", None);
     let address = start.config.peer_address.clone().unwrap();
-    let node = ground.run(start).await;
+    let node = fixture.run(start).await;
     node.ready().await;
     let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
     let get = async |path: &str, token: Option<String>| {
@@ -82,7 +82,7 @@ async fn nobody_but_nodes_is_answered_on_the_line_between_nodes() {
         };
         request.send().await.unwrap()
     };
-    let (now, tokens) = (ground.clock.now(), ground.cluster_key.tokens());
+    let (now, tokens) = (fixture.clock.now(), fixture.cluster_key.tokens());
     let issue = |audience: &str, at| Some(tokens.issue_node("node-2", audience, at).expose().clone());
     let foreign = entrepot_trust::ClusterKey::generate().tokens().issue_node("node-2", "entrepot.peer.v1", now);
     for (why, token) in [
@@ -105,7 +105,7 @@ async fn nobody_but_nodes_is_answered_on_the_line_between_nodes() {
     assert_eq!(answer.status(), 200);
     let answer: serde_json::Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
     assert_eq!((&answer["id"], &answer["running"]["revision"]), (&"node-1".into(), &7.into()));
-    assert_eq!(answer["boot_id"], ground.record("node-1").await.unwrap().boot_id.to_string());
+    assert_eq!(answer["boot_id"], fixture.record("node-1").await.unwrap().boot_id.to_string());
     let fills: serde_json::Value =
         serde_json::from_slice(&get("/internal/v1/fills", token()).await.bytes().await.unwrap()).unwrap();
     assert_eq!(fills, serde_json::json!({ "fills": [] }));

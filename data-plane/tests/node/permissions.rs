@@ -3,14 +3,14 @@
 use entrepot_test_support::{FakeUpstream, images};
 use prost::Message as _;
 
-use crate::ground::{Ground, Node};
+use crate::fixture::{Fixture, Node};
 
 /// A node at which the principal has these permissions.
-async fn node(ground: &Ground, upstream: &FakeUpstream, revision: i64, actions: &[&str]) -> Node {
-    let mut snapshot = ground.snapshot(revision, upstream);
+async fn node(fixture: &Fixture, upstream: &FakeUpstream, revision: i64, actions: &[&str]) -> Node {
+    let mut snapshot = fixture.snapshot(revision, upstream);
     snapshot.principals[0].actions = actions.iter().map(ToString::to_string).collect();
-    ground.publish_bytes(revision, snapshot.encode_to_vec()).await;
-    ground.node("node-1").await
+    fixture.publish_bytes(revision, snapshot.encode_to_vec()).await;
+    fixture.node("node-1").await
 }
 
 async fn status(node: &Node, path: &str) -> u16 {
@@ -19,18 +19,18 @@ async fn status(node: &Node, path: &str) -> u16 {
 
 #[tokio::test]
 async fn who_may_only_pull_gets_what_is_cached_and_has_nothing_fetched() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
     let newer = upstream.publish_image("app", "v2", &[images::random_bytes(2, 1000)]);
     upstream.publish_image("other", "v1", &[images::random_bytes(3, 1000)]);
     let blob = |digest: &str| format!("app/blobs/{digest}");
     {
-        let node = node(&ground, &upstream, 1, &["pull", "create", "fill"]).await;
+        let node = node(&fixture, &upstream, 1, &["pull", "create", "fill"]).await;
         assert_eq!(status(&node, "app/manifests/v1").await, 200);
         assert_eq!(node.get(&format!("/v2/demo/{}", blob(&image.layers[0]))).await.bytes().await.unwrap().len(), 1000);
     }
 
-    let puller = node(&ground, &upstream, 2, &["pull", "an action of a later release"]).await;
+    let puller = node(&fixture, &upstream, 2, &["pull", "an action of a later release"]).await;
     assert_eq!(status(&puller, "app/manifests/v1").await, 200);
     assert_eq!(status(&puller, &blob(&image.layers[0])).await, 200);
     let before = upstream.request_count();
@@ -44,7 +44,7 @@ async fn who_may_only_pull_gets_what_is_cached_and_has_nothing_fetched() {
     drop(puller);
 
     // A token covers what its principal may do.
-    let filler = node(&ground, &upstream, 3, &["pull", "fill"]).await;
+    let filler = node(&fixture, &upstream, 3, &["pull", "fill"]).await;
     let token = filler.get("/token?scope=repository:demo/app:pull&scope=repository:demo/other:pull").await;
     let token: serde_json::Value = serde_json::from_slice(&token.bytes().await.unwrap()).unwrap();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -56,6 +56,6 @@ async fn who_may_only_pull_gets_what_is_cached_and_has_nothing_fetched() {
     assert_eq!(status(&filler, "other/manifests/v1").await, 403, "it may have no repository created");
     drop(filler);
 
-    let nobody = node(&ground, &upstream, 4, &[]).await;
+    let nobody = node(&fixture, &upstream, 4, &[]).await;
     assert_eq!(status(&nobody, "app/manifests/v1").await, 403, "who is granted nothing may do nothing");
 }

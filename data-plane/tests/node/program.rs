@@ -11,7 +11,7 @@ use entrepot_store::{BlobStore, BucketStore, Prefix};
 use entrepot_test_support::program::{Host, probe};
 use entrepot_test_support::{FakeUpstream, Fault, OtlpCollector, Program, Seaweed, images, wait_until};
 
-use crate::ground::{Ground, KEY, LIMIT};
+use crate::fixture::{Fixture, KEY, LIMIT};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
@@ -30,11 +30,11 @@ fn run(arguments: &[&str]) -> (Option<i32>, String) {
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
-fn keys(ground: &Ground) -> (PathBuf, PathBuf) {
-    let (cluster, public) = (ground.dir.path().join("cluster.key"), ground.dir.path().join("snapshot.pub"));
-    std::fs::write(&cluster, ground.cluster_key.to_text().expose()).unwrap();
+fn keys(fixture: &Fixture) -> (PathBuf, PathBuf) {
+    let (cluster, public) = (fixture.dir.path().join("cluster.key"), fixture.dir.path().join("snapshot.pub"));
+    std::fs::write(&cluster, fixture.cluster_key.to_text().expose()).unwrap();
     std::fs::set_permissions(&cluster, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    ground.signer.public_key().save(&public).unwrap();
+    fixture.signer.public_key().save(&public).unwrap();
     (cluster, public)
 }
 
@@ -109,8 +109,8 @@ fn clear_text_away_from_loopback_is_refused_unless_it_is_allowed() {
 
 #[test]
 fn a_right_configuration_passes_the_check_and_the_version_is_told() {
-    let ground = Ground::new();
-    let file = configuration(&ground, Host::free(), &bucket("http://127.0.0.1:1".to_owned(), "b"), "");
+    let fixture = Fixture::new();
+    let file = configuration(&fixture, Host::free(), &bucket("http://127.0.0.1:1".to_owned(), "b"), "");
     let (code, said) = run(&["--check", "--config", file.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{said}");
     let output = Command::new(program()).arg("--version").output().unwrap();
@@ -139,8 +139,8 @@ fn bucket(endpoint: String, name: &str) -> BucketConfig {
     }
 }
 
-fn configuration(ground: &Ground, host: Host, bucket: &BucketConfig, more: &str) -> PathBuf {
-    let (cluster, public) = keys(ground);
+fn configuration(fixture: &Fixture, host: Host, bucket: &BucketConfig, more: &str) -> PathBuf {
+    let (cluster, public) = keys(fixture);
     let show = |path: &Path| path.display().to_string();
     let text = format!(
         r#"
@@ -174,7 +174,7 @@ fn configuration(ground: &Ground, host: Host, bucket: &BucketConfig, more: &str)
         registry = host.at(REGISTRY),
         peer = host.at(PEER),
         operations = host.at(OPERATIONS),
-        data = show(&ground.dir.path().join("data")),
+        data = show(&fixture.dir.path().join("data")),
         name = bucket.bucket,
         endpoint = bucket.endpoint.as_ref().unwrap(),
         id = Seaweed::ACCESS_KEY_ID,
@@ -182,7 +182,7 @@ fn configuration(ground: &Ground, host: Host, bucket: &BucketConfig, more: &str)
         cluster = show(&cluster),
         public = show(&public),
     );
-    let file = ground.dir.path().join("entrepot.toml");
+    let file = fixture.dir.path().join("entrepot.toml");
     std::fs::write(&file, text).unwrap();
     file
 }
@@ -194,19 +194,19 @@ struct Setting {
     upstream: FakeUpstream,
     store: BucketStore,
     host: Host,
-    _ground: Ground,
+    _ground: Fixture,
 }
 
 async fn setting(seaweed: &Seaweed, more: &str) -> Setting {
-    let (ground, upstream) = (Ground::new(), FakeUpstream::start().await);
+    let (fixture, upstream) = (Fixture::new(), FakeUpstream::start().await);
     let bucket = bucket(seaweed.endpoint(), &seaweed.bucket().await);
     let store = BucketStore::open(bucket.clone(), "a-test".parse().unwrap()).await.unwrap();
     check_layout(&store).await.unwrap();
-    ground.publish_into(&store, 1, &upstream).await;
+    fixture.publish_into(&store, 1, &upstream).await;
     let host = Host::free();
-    let file = configuration(&ground, host, &bucket, more);
-    let program = Program::new("node-1", program(), ground.dir.path()).arg("--config").arg(file);
-    Setting { program, upstream, store, host, _ground: ground }
+    let file = configuration(&fixture, host, &bucket, more);
+    let program = Program::new("node-1", program(), fixture.dir.path()).arg("--config").arg(file);
+    Setting { program, upstream, store, host, _ground: fixture }
 }
 
 impl Setting {

@@ -9,14 +9,14 @@ use entrepot_trust::access_key;
 use prost::Message as _;
 use uuid::Uuid;
 
-use crate::ground::{Ground, KEY, LIMIT, Node, logged};
+use crate::fixture::{Fixture, KEY, LIMIT, Node, logged};
 
 const REVISION: &str = "entrepot_snapshot_revision";
 
 /// A snapshot with known items, and beside them a rule with an unknown mode, one with an unknown kind of upstream, a
 /// template with unknown settings, a principal with an unknown permission set, and a key with an unknown hash.
-fn of_later_release(ground: &Ground, revision: i64, upstream: &FakeUpstream) -> pb::Snapshot {
-    let mut snapshot = ground.snapshot(revision, upstream);
+fn of_later_release(fixture: &Fixture, revision: i64, upstream: &FakeUpstream) -> pb::Snapshot {
+    let mut snapshot = fixture.snapshot(revision, upstream);
     let known = snapshot.rules[0].clone();
     let rule = |number: u128, id: &str, prefix: &str| pb::SnapshotRule {
         uid: Uuid::from_u128(number).to_string(),
@@ -45,7 +45,7 @@ fn of_later_release(ground: &Ground, revision: i64, upstream: &FakeUpstream) -> 
     });
     let key = |id: &str, hash: &[u8]| pb::SnapshotAccessKey {
         key_id: id.to_owned(),
-        sealed_hash: ground.cluster_key.seal(&format!("access-key/{id}"), hash),
+        sealed_hash: fixture.cluster_key.seal(&format!("access-key/{id}"), hash),
         minimum_reader: 0,
     };
     let hash = access_key::hash_generated(&entrepot_domain::Secret::new(KEY.1.to_owned())).encode();
@@ -72,12 +72,12 @@ fn left_out(node: &Node) -> [f64; 4] {
 
 #[tokio::test]
 async fn what_is_not_understood_opens_nothing_and_keeps_nothing_else_from_being_run() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     // All of them exist at the upstream of the shorter prefix, too.
     for name in ["app", "moody/app", "hologram/app", "frozen/app", "moody/new"] {
         upstream.publish_image(name, "v1", &[vec![1; 100]]);
     }
-    let mut understood = ground.snapshot(1, &upstream);
+    let mut understood = fixture.snapshot(1, &upstream);
     understood.rules.push(pb::SnapshotRule {
         uid: Uuid::from_u128(50).to_string(),
         rule_id: "moody".to_owned(),
@@ -85,12 +85,12 @@ async fn what_is_not_understood_opens_nothing_and_keeps_nothing_else_from_being_
         upstream_prefix: "moody".to_owned(),
         ..understood.rules[0].clone()
     });
-    ground.publish_bytes(1, understood.encode_to_vec()).await;
-    let node = ground.node("node-1").await;
+    fixture.publish_bytes(1, understood.encode_to_vec()).await;
+    let node = fixture.node("node-1").await;
     assert_eq!(node.get("/v2/demo/moody/app/manifests/v1").await.status(), 200);
     assert_eq!(left_out(&node), [0.0; 4]);
 
-    ground.publish_bytes(2, of_later_release(&ground, 2, &upstream).encode_to_vec()).await;
+    fixture.publish_bytes(2, of_later_release(&fixture, 2, &upstream).encode_to_vec()).await;
     runs(&node, 2.0).await;
     assert_eq!(left_out(&node), [2.0, 2.0, 1.0, 1.0]);
     assert!(!logged("left `rules/moody` out of snapshot 1.2").is_empty());
@@ -108,26 +108,26 @@ async fn what_is_not_understood_opens_nothing_and_keeps_nothing_else_from_being_
     }
     assert_eq!(node.get("/v2/demo/frozen/app/manifests/v1").await.status(), 200, "passed through");
     let record = layout::repository(&"demo/frozen/app".parse().unwrap());
-    assert_eq!(ground.store.head(&record).await.unwrap(), None, "and not created without its template");
+    assert_eq!(fixture.store.head(&record).await.unwrap(), None, "and not created without its template");
 }
 
 #[tokio::test]
 async fn an_item_for_later_readers_is_left_out_and_a_whole_snapshot_is_refused_aloud() {
-    let (upstream, ground) = (FakeUpstream::start().await, Ground::new());
+    let (upstream, fixture) = (FakeUpstream::start().await, Fixture::new());
     upstream.publish_image("app", "v1", &[vec![1; 100]]);
-    let mut snapshot = ground.snapshot(1, &upstream);
+    let mut snapshot = fixture.snapshot(1, &upstream);
     let known = snapshot.principals[0].access_keys[0].clone();
     snapshot.principals[0].access_keys.push(pb::SnapshotAccessKey {
         key_id: "later".to_owned(),
         minimum_reader: READER + 1,
         ..known
     });
-    ground.publish_bytes(1, snapshot.encode_to_vec()).await;
-    let node = ground.node("node-1").await;
+    fixture.publish_bytes(1, snapshot.encode_to_vec()).await;
+    let node = fixture.node("node-1").await;
     assert_eq!(left_out(&node), [1.0, 0.0, 0.0, 0.0]);
 
-    let whole = pb::Snapshot { minimum_reader: READER + 1, ..ground.snapshot(2, &upstream) };
-    ground.publish_bytes(2, whole.encode_to_vec()).await;
+    let whole = pb::Snapshot { minimum_reader: READER + 1, ..fixture.snapshot(2, &upstream) };
+    fixture.publish_bytes(2, whole.encode_to_vec()).await;
     let refused = || node.metric("entrepot_snapshot_refused_total", &["reason=\"too_new\""]);
     wait_until(LIMIT, "it is refused", async || refused() >= 1.0).await;
     assert!(node.health.is_ready());

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::ground::Published;
+use crate::fixture::Published;
 
 /// What gRPC takes unless it is told otherwise.
 const MESSAGE_BYTES: usize = 4 << 20;
@@ -132,7 +132,7 @@ impl Replica {
 
     /// One whose messages may be so large.
     pub(crate) async fn start_that_takes(tls: Option<&Authority>, bytes: usize) -> Self {
-        let (listener, addr) = crate::ground::loopback().await;
+        let (listener, addr) = crate::fixture::loopback().await;
         let state = Arc::new(State::default());
         let mut server = Server::builder();
         if let Some(authority) = tls {

@@ -18,7 +18,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use reqwest::StatusCode;
 use uuid::Uuid;
 
-use crate::ground::{Ground, LIMIT, Node};
+use crate::fixture::{Fixture, LIMIT, Node};
 
 const MIB: usize = 1 << 20;
 /// Nodes look often, and keep what they set aside.
@@ -48,13 +48,13 @@ async fn until_said(store: &Store, digest: &str, wrong: usize, right: usize) -> 
 }
 
 /// An image that two nodes have cached, and that its upstream has no more; its layers have these sizes.
-async fn cached(ground: &Ground, nodes: &[&Node], sizes: &[usize]) -> Vec<String> {
+async fn cached(fixture: &Fixture, nodes: &[&Node], sizes: &[usize]) -> Vec<String> {
     let layers: Vec<_> = (0..).zip(sizes).map(|(seed, size)| images::random_bytes(seed, *size)).collect();
-    let image = ground.upstream.publish_image("app", "v1", &layers);
+    let image = fixture.upstream.publish_image("app", "v1", &layers);
     assert_eq!(nodes[0].get("app/manifests/v1").await.unwrap().0, StatusCode::OK);
     for layer in &image.layers {
         assert_eq!(nodes[0].get(&format!("app/blobs/{layer}")).await.unwrap(), (StatusCode::OK, layer.clone()));
-        ground.upstream.remove("app", layer);
+        fixture.upstream.remove("app", layer);
     }
     // One that does not know of another believes that it is alone.
     for node in nodes {
@@ -96,45 +96,45 @@ async fn stores(ids: [&str; 2]) -> Vec<[Option<Store>; 2]> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_two_nodes_read_wrong_is_set_aside_listed_and_kept() {
     for [first, second] in stores(["node-1", "node-2"]).await {
-        let ground = Ground::on(first).await;
-        let one = ground.node_on("node-1", ground.store.clone(), |config| config.damage = NEVER).await;
-        let second = second.unwrap_or_else(|| ground.store.clone());
-        let two = ground.node_on("node-2", second, |config| config.damage = NEVER).await;
+        let fixture = Fixture::on(first).await;
+        let one = fixture.node_on("node-1", fixture.store.clone(), |config| config.damage = NEVER).await;
+        let second = second.unwrap_or_else(|| fixture.store.clone());
+        let two = fixture.node_on("node-2", second, |config| config.damage = NEVER).await;
         // Small and large, a wrong bit and a wrong size.
-        let layers = cached(&ground, &[&one, &two], &[1000, 3 * MIB, 2 * MIB]).await;
+        let layers = cached(&fixture, &[&one, &two], &[1000, 3 * MIB, 2 * MIB]).await;
         for (number, layer) in layers.iter().enumerate() {
-            let (_, object, _) = found(&ground.store, layer).await;
+            let (_, object, _) = found(&fixture.store, layer).await;
             let mut bytes = images::random_bytes(number as u64, [1000, 3 * MIB, 2 * MIB][number]);
             if number == 2 {
                 bytes.truncate(MIB);
             } else {
                 bytes[500] ^= 1;
             }
-            ground.store.put(&object, bytes.clone().into()).await.unwrap();
+            fixture.store.put(&object, bytes.clone().into()).await.unwrap();
             // Nobody gets it, and one node's word changes nothing.
             assert_ne!(one.get(&format!("app/blobs/{layer}")).await.unwrap(), (StatusCode::OK, images::sha256(&bytes)));
-            until_said(&ground.store, layer, 1, 0).await;
+            until_said(&fixture.store, layer, 1, 0).await;
             assert_eq!(one.get(&format!("app/blobs/{layer}")).await.unwrap().0, StatusCode::NOT_FOUND);
-            let (state, _, said) = found(&ground.store, layer).await;
+            let (state, _, said) = found(&fixture.store, layer).await;
             assert_eq!((state, said.unwrap().set_aside_time), (PointerState::Live, None), "{number}");
             // The second node finds it, too.
             assert_ne!(two.get(&format!("app/blobs/{layer}")).await.unwrap(), (StatusCode::OK, images::sha256(&bytes)));
-            let said = until_said(&ground.store, layer, 2, 0).await;
+            let said = until_said(&fixture.store, layer, 2, 0).await;
             assert!(said.set_aside_time.is_some(), "{said:?}");
-            assert_eq!(found(&ground.store, layer).await.0, PointerState::Erased);
-            assert_eq!(ground.store.head(&object).await.unwrap(), Some(bytes.len() as u64), "it is kept");
+            assert_eq!(found(&fixture.store, layer).await.0, PointerState::Erased);
+            assert_eq!(fixture.store.head(&object).await.unwrap(), Some(bytes.len() as u64), "it is kept");
         }
         // Who looks at what others have found keeps it for as long, and no longer.
-        let three = ground.node_on("node-3", ground.store.clone(), |config| config.damage = OFTEN).await;
-        let object = found(&ground.store, &layers[0]).await.1;
-        ground.advance(OFTEN.kept - Duration::from_secs(3600)).await;
+        let three = fixture.node_on("node-3", fixture.store.clone(), |config| config.damage = OFTEN).await;
+        let object = found(&fixture.store, &layers[0]).await.1;
+        fixture.advance(OFTEN.kept - Duration::from_secs(3600)).await;
         tokio::time::sleep(OFTEN.look * 5).await;
-        assert!(ground.store.head(&object).await.unwrap().is_some());
-        ground.advance(Duration::from_secs(2 * 3600)).await;
+        assert!(fixture.store.head(&object).await.unwrap().is_some());
+        fixture.advance(Duration::from_secs(2 * 3600)).await;
         for layer in &layers {
             wait_until(LIMIT, "it is gone", async || {
-                let (_, object, said) = found(&ground.store, layer).await;
-                said.is_none() && ground.store.head(&object).await.unwrap().is_none()
+                let (_, object, said) = found(&fixture.store, layer).await;
+                said.is_none() && fixture.store.head(&object).await.unwrap().is_none()
             })
             .await;
         }
@@ -144,19 +144,19 @@ async fn what_two_nodes_read_wrong_is_set_aside_listed_and_kept() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_reads_all_of_it_wrong_takes_nothing_from_the_others() {
-    let ground = Ground::on(None).await;
-    let right = ground.node_on("node-1", ground.store.clone(), |config| config.damage = OFTEN).await;
-    let broken = Arc::new(Crooked(ground.store.clone()));
-    let wrong = ground.node_on("node-2", broken, |config| config.damage = OFTEN).await;
-    let layers = cached(&ground, &[&right, &wrong], &[1000, 3 * MIB]).await;
+    let fixture = Fixture::on(None).await;
+    let right = fixture.node_on("node-1", fixture.store.clone(), |config| config.damage = OFTEN).await;
+    let broken = Arc::new(Crooked(fixture.store.clone()));
+    let wrong = fixture.node_on("node-2", broken, |config| config.damage = OFTEN).await;
+    let layers = cached(&fixture, &[&right, &wrong], &[1000, 3 * MIB]).await;
     for layer in &layers {
-        let object = found(&ground.store, layer).await.1;
+        let object = found(&fixture.store, layer).await.1;
         let path = format!("app/blobs/{layer}");
         assert_ne!(wrong.get(&path).await.unwrap(), (StatusCode::OK, layer.clone()));
-        let said = until_said(&ground.store, layer, 1, 1).await;
+        let said = until_said(&fixture.store, layer, 1, 1).await;
         assert!(said.wrong_for.contains("node-2") && said.right_for.contains("node-1"), "{said:?}");
         assert_eq!(right.get(&path).await.unwrap(), (StatusCode::OK, layer.clone()));
-        let (state, named, said) = found(&ground.store, layer).await;
+        let (state, named, said) = found(&fixture.store, layer).await;
         assert_eq!((state, named, said.unwrap().set_aside_time), (PointerState::Live, object, None));
     }
 }

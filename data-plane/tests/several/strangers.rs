@@ -2,7 +2,7 @@
 
 use entrepot_test_support::images;
 
-use crate::ground::Ground;
+use crate::fixture::Fixture;
 use crate::ok;
 
 /// What somebody puts in the place of a lease: a command, with `KEY` for what the lease is called.
@@ -21,25 +21,25 @@ const FOREIGN: [&[&str]; 10] = [
 
 #[tokio::test]
 async fn whatever_others_put_in_the_place_of_leases_pulls_are_right() {
-    let ground = Ground::new().await;
-    let (one, two) = ground.two().await;
-    let known = ground.upstream.publish_blob("app", images::random_bytes(0, 1000));
-    let gate = ground.upstream.hold(format!("GET /v2/app/blobs/{known}"));
+    let fixture = Fixture::new().await;
+    let (one, two) = fixture.two().await;
+    let known = fixture.upstream.publish_blob("app", images::random_bytes(0, 1000));
+    let gate = fixture.upstream.hold(format!("GET /v2/app/blobs/{known}"));
     let pull = one.get(&format!("app/blobs/{known}"));
     gate.until_waiting(1).await;
-    let leases = ground.redis.dump().await;
+    let leases = fixture.redis.dump().await;
     gate.release();
     assert_eq!(pull.await.unwrap(), ok(&known));
     let (origin, _) = leases.split_once('{').expect("a lease is called after its origin and its digest");
 
     for (seed, foreign) in (1..).zip(FOREIGN) {
-        let digest = ground.upstream.publish_blob("app", images::random_bytes(seed, 2 << 20));
+        let digest = fixture.upstream.publish_blob("app", images::random_bytes(seed, 2 << 20));
         let key = format!("{origin}{{{digest}}}");
         let command: Vec<&str> = foreign.iter().map(|word| if *word == "KEY" { key.as_str() } else { word }).collect();
-        ground.redis.command(&command).await;
+        fixture.redis.command(&command).await;
         for node in [&one, &two] {
             assert_eq!(node.get(&format!("app/blobs/{digest}")).await.unwrap(), ok(&digest), "{foreign:?}");
         }
-        assert_eq!(ground.upstream.fetches_of(&digest), 1, "what one has stored the other one finds: {foreign:?}");
+        assert_eq!(fixture.upstream.fetches_of(&digest), 1, "what one has stored the other one finds: {foreign:?}");
     }
 }

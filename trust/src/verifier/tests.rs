@@ -126,13 +126,13 @@ async fn generated_secrets_are_never_locked_out() {
 #[tokio::test(start_paused = true)]
 async fn when_all_turns_are_taken_the_wait_has_an_end_but_for_who_has_logged_in_before() {
     let (verifier, hash) = (SecretVerifier::new(), chosen(SECRET).await);
-    let taken = verifier.turns.take(Standing::Stranger { failures: 0 }).await.unwrap();
+    let taken = verifier.turns.take(Rank::Stranger { failures: 0 }).await.unwrap();
     let refused = login(&verifier, ("admin", SECRET), HERE, Some(&hash)).await.unwrap_err();
     assert_eq!(refused.to_string(), "too many secrets are being checked, try again in 1 s");
     assert!(verifier.attempts.lock().is_empty());
     drop(taken);
     assert_eq!(login(&verifier, ("admin", SECRET), HERE, Some(&hash)).await, Ok(true));
-    let _taken = verifier.turns.take(Standing::Stranger { failures: 0 }).await.unwrap();
+    let _taken = verifier.turns.take(Rank::Stranger { failures: 0 }).await.unwrap();
     assert_eq!(login(&verifier, ("admin", "a typing error"), HERE, Some(&hash)).await, Ok(false));
 }
 

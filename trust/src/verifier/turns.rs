@@ -19,14 +19,14 @@ const FOR_STRANGERS: usize = SLOW_HASHES - 1;
 
 /// The rank of a client that waits for a turn; lower ranks come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Standing {
+pub(super) enum Rank {
     /// It has logged in before.
     Known,
     /// It has not, and has failed this often lately.
     Stranger { failures: u32 },
 }
 
-impl Standing {
+impl Rank {
     fn is_stranger(self) -> bool {
         matches!(self, Self::Stranger { .. })
     }
@@ -42,7 +42,7 @@ struct State {
     /// How many of them belong to strangers.
     strangers: usize,
     /// By rank, and then in order of arrival.
-    waiting: BTreeMap<(Standing, u64), oneshot::Sender<Turn>>,
+    waiting: BTreeMap<(Rank, u64), oneshot::Sender<Turn>>,
     came: u64,
 }
 
@@ -54,17 +54,17 @@ pub(super) struct Turn {
 
 impl Turns {
     /// Waits for a turn; `None` if that takes too long, or if too many of the same or a better rank wait.
-    pub(super) async fn take(&self, standing: Standing) -> Option<Turn> {
+    pub(super) async fn take(&self, rank: Rank) -> Option<Turn> {
         let (sender, receiver) = oneshot::channel();
         {
             let mut state = self.0.lock();
             state.waiting.retain(|_, sender| !sender.is_closed());
             if state.waiting.len() >= WAITING {
-                let last = state.waiting.last_entry().filter(|last| last.key().0 > standing)?;
+                let last = state.waiting.last_entry().filter(|last| last.key().0 > rank)?;
                 last.remove();
             }
             state.came += 1;
-            let place = (standing, state.came);
+            let place = (rank, state.came);
             state.waiting.insert(place, sender);
         }
         self.hand_out();
@@ -111,17 +111,17 @@ mod tests {
     use super::*;
     use futures_util::future::join_all;
 
-    const STRANGER: Standing = Standing::Stranger { failures: 0 };
+    const STRANGER: Rank = Rank::Stranger { failures: 0 };
 
     #[tokio::test(start_paused = true)]
     async fn one_turn_is_kept_for_those_that_have_logged_in_before() {
         let turns = Turns::default();
         let first = turns.take(STRANGER).await.unwrap();
         assert!(turns.take(STRANGER).await.is_none(), "it has waited for as long as it may");
-        let known = turns.take(Standing::Known).await.unwrap();
+        let known = turns.take(Rank::Known).await.unwrap();
         let (next, second) = tokio::join!(turns.take(STRANGER), async {
             drop(known);
-            let second = turns.take(Standing::Known).await;
+            let second = turns.take(Rank::Known).await;
             drop(first);
             second
         });
@@ -134,7 +134,7 @@ mod tests {
         let first = turns.take(STRANGER).await.unwrap();
         let order = Mutex::new(Vec::new());
         let wait = async |failures| {
-            if let Some(_turn) = turns.take(Standing::Stranger { failures }).await {
+            if let Some(_turn) = turns.take(Rank::Stranger { failures }).await {
                 order.lock().push(failures);
             }
         };

@@ -29,7 +29,7 @@ use uuid::Uuid;
 use super::*;
 use crate::control::Control;
 use crate::memory::{Hold, Memory};
-use crate::peers::{Ground, Me};
+use crate::peers::{Me, PeersDeps};
 
 const HOLD: Duration = Duration::from_millis(800);
 
@@ -111,8 +111,8 @@ impl World {
         let client = PeerClient::new("me".into(), key.tokens(), clock.clone(), None).unwrap();
         let memory = Memory::new(store.clone(), clock.clone(), Tasks::new(), 1000, Hold::never());
         let me = Me { id: "me".parse().unwrap(), boot_id: Uuid::now_v7(), address: None, start_time: clock.now() };
-        let ground = Ground { store: store.clone(), key, clock, control: Control::default(), memory };
-        let peers = Peers::new(me, ground, client, &Metrics::new("test"));
+        let deps = PeersDeps { store: store.clone(), key, clock, control: Control::default(), memory };
+        let peers = Peers::new(me, deps, client, &Metrics::new("test"));
         let mut world = Self { peers, heard, store, records, written: Instant::now(), _dir: dir };
         world.beat().await;
         world

@@ -32,7 +32,7 @@ pub(crate) use crate::published::{KEY, Published, signed};
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// A store with keys.
-pub(crate) struct Ground {
+pub(crate) struct Fixture {
     pub(crate) dir: TempDir,
     pub(crate) store: Arc<Switch>,
     pub(crate) cluster_key: ClusterKey,
@@ -56,7 +56,7 @@ pub(crate) struct Node {
     pub(crate) metrics: Metrics,
 }
 
-impl Ground {
+impl Fixture {
     pub(crate) fn new() -> Self {
         LazyLock::force(&LOGS);
         let dir = TempDir::new().unwrap();

@@ -23,7 +23,7 @@ use uuid::Uuid;
 /// The current time in these tests.
 pub(crate) static NOW: LazyLock<DateTime<Utc>> = LazyLock::new(|| "2026-11-28T12:00:00Z".parse().unwrap());
 
-pub(crate) struct Ground {
+pub(crate) struct Fixture {
     store: LocalStore,
     writes: Mutex<Vec<&'static str>>,
     loses_answer: AtomicBool,
@@ -38,7 +38,7 @@ pub(crate) struct Ground {
     _folder: TempDir,
 }
 
-impl Ground {
+impl Fixture {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = LocalStore::open(folder.path()).unwrap();
@@ -137,7 +137,7 @@ impl Ground {
 }
 
 #[async_trait]
-impl Writer for Ground {
+impl Writer for Fixture {
     fn now(&self) -> DateTime<Utc> {
         *self.now.lock()
     }
@@ -154,7 +154,7 @@ impl Writer for Ground {
 }
 
 #[async_trait]
-impl BlobStore for Ground {
+impl BlobStore for Fixture {
     async fn put_once(&self, key: &Key, bytes: Bytes) -> Result<Version, Error> {
         let version = self.store.put_once(key, bytes).await?;
         self.wrote(key);

@@ -29,7 +29,7 @@ pub(crate) use published::KEY;
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the nodes share.
-pub(crate) struct Ground {
+pub(crate) struct Fixture {
     pub(crate) upstream: FakeUpstream,
     pub(crate) redis: Redis,
     pub(crate) store: Store,
@@ -42,7 +42,7 @@ pub(crate) struct Ground {
     nodes: Mutex<BTreeSet<String>>,
 }
 
-impl Ground {
+impl Fixture {
     /// With one rule, `demo`.
     pub(crate) async fn new() -> Self {
         Self::with(&[("demo", pb::SnapshotFreshness::default())], Limits::default()).await
@@ -60,7 +60,7 @@ impl Ground {
 
     async fn with_store(rules: &[(&str, pb::SnapshotFreshness)], limits: Limits, store: Option<Store>) -> Self {
         let dir = TempDir::new().unwrap();
-        let ground = Self {
+        let fixture = Self {
             upstream: FakeUpstream::start().await,
             redis: Redis::start().await,
             store: store.unwrap_or_else(|| Arc::new(LocalStore::open(dir.path().join("store")).unwrap())),
@@ -71,8 +71,8 @@ impl Ground {
             limits,
             nodes: Mutex::default(),
         };
-        ground.publish(1, rules).await;
-        ground
+        fixture.publish(1, rules).await;
+        fixture
     }
 
     pub(crate) async fn publish(&self, revision: i64, rules: &[(&str, pb::SnapshotFreshness)]) {
