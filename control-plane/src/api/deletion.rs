@@ -30,11 +30,12 @@ struct Deleted {
 }
 
 impl Deleted {
-    /// The keys of what was deleted.
+    /// The keys of the deleted records, and that of the repository: a node that has not heard yet that it was created anew
+    /// looks for them in an earlier incarnation.
     fn keys(&self, name: &RepositoryName, record: &RepositoryRecord) -> Vec<Key> {
         let tags = self.tags.iter().map(|(tag, _)| layout::tag(name, record.incarnation, tag));
         let links = self.manifests.iter().map(|(digest, _)| layout::manifest_link(name, record.incarnation, digest));
-        tags.chain(links).collect()
+        [layout::repository(name)].into_iter().chain(tags).chain(links).collect()
     }
 }
 

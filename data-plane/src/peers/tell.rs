@@ -37,7 +37,11 @@ pub(crate) struct Forget {
 
 impl Forget {
     pub(crate) fn key(key: &Key) -> Self {
-        Self { keys: vec![key.as_str().to_owned()], prefix: None }
+        Self::keys_of(std::slice::from_ref(key))
+    }
+
+    pub(crate) fn keys_of(keys: &[Key]) -> Self {
+        Self { keys: keys.iter().map(|key| key.as_str().to_owned()).collect(), prefix: None }
     }
 
     /// The valid keys among them.

@@ -5,7 +5,7 @@ use entrepot_domain::{Digest, RepositoryName, Tag};
 use entrepot_records::layout::{self, Parsed};
 use entrepot_records::tags::FilledTag;
 use entrepot_records::{self as records, Mendable, TagRecord};
-use entrepot_store::Error;
+use entrepot_store::{Error, Key};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{Live, Repositories, carries_over, within_limit};
@@ -98,9 +98,14 @@ impl Repositories {
     /// Waits until no node believes any more what a tag meant before it was moved. Returns how many did not say that they
     /// know.
     pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<u32, PullError> {
-        let Some(live) = within_limit(self.live(name)).await? else { return Ok(0) };
-        let key = layout::tag(name, live.record.incarnation, tag);
-        let lagging = self.peers.tell(&Forget::key(&key)).wait().await;
+        let live = within_limit(self.live(name)).await?;
+        let tag = live.map(|live| layout::tag(name, live.record.incarnation, tag));
+        // A node that has not heard yet that the repository was deleted, or created anew, looks for the tag in an earlier
+        // incarnation.
+        let keys: Vec<Key> = [layout::repository(name)].into_iter().chain(tag).collect();
+        let forget = Forget::keys_of(&keys);
+        self.peers.forget_here(&forget);
+        let lagging = self.peers.tell(&forget).wait().await;
         Ok(u32::try_from(lagging).unwrap_or(u32::MAX))
     }
 
