@@ -197,9 +197,9 @@ impl TagDraft {
         Ok(Self { key, tag: tag.clone(), old, version, record })
     }
 
-    /// Whether an upstream was asked by somebody else after ours was, or the tag was deleted since. It
-    /// happens without leases, and to a node that does not know of a new rule yet: what an older rule brings must not
-    /// replace what a newer one has brought.
+    /// Whether somebody else has asked an upstream after `asked`, or the tag was deleted since. This happens without leases,
+    /// and to a node that does not know of a new rule yet: what an older rule brings must not replace what a newer one has
+    /// brought.
     pub(crate) fn is_overtaken(&self, asked: DateTime<Utc>, now: DateTime<Utc>) -> bool {
         let validated = self.old.as_ref().and_then(|old| old.validate_time);
         validated.is_some_and(|validated| is_since(validated, asked, now)) || self.was_deleted_since(asked, now)

@@ -68,8 +68,8 @@ impl Repositories {
         Ok(tags)
     }
 
-    /// Notes that a tag means what it meant: the upstream has said so, which was asked at `asked` or later. Somebody else's
-    /// change in between wins.
+    /// Notes that the upstream, asked at `asked` or later, has confirmed what a tag means. Somebody else's change in between
+    /// wins.
     pub(crate) async fn confirm_tag(
         &self,
         live: &Live,
@@ -95,8 +95,8 @@ impl Repositories {
         filled_tag(live, &from, tag).note(&*self.store, self, digest, validated).await
     }
 
-    /// Waits until no node believes any more what a tag meant before it was moved. Returns how many did not say that they
-    /// know.
+    /// Has all nodes forget a tag's record, and waits until none of them relies on an old one. Returns how many did not
+    /// confirm it.
     pub(crate) async fn settle_tag(&self, name: &RepositoryName, tag: &Tag) -> Result<u32, PullError> {
         let live = within_limit(self.live(name)).await?;
         let tag = live.map(|live| layout::tag(name, live.record.incarnation, tag));
@@ -117,8 +117,8 @@ impl Repositories {
         Ok(record.record().map(|record| record.revision))
     }
 
-    /// Lets a tag mean `digest`, as an upstream said that was asked at `said`, if its record is still at revision `base`. Says whether
-    /// it was.
+    /// Moves a tag to the digest that its upstream, asked at that time, has said, if its record is still at revision `base`.
+    /// Returns whether it was.
     pub(crate) async fn move_tag(
         &self,
         live: &Live,
@@ -131,8 +131,8 @@ impl Repositories {
         filled_tag(live, &from, tag).set_if(&*self.store, self, base, said).await
     }
 
-    /// Notes that a tag that meant `digest` is gone: the upstream has said so, which was asked at `asked` or later.
-    /// Somebody else's change in between wins.
+    /// Notes that the upstream, asked at `asked` or later, no longer has a tag that meant `digest`. Somebody else's change in
+    /// between wins.
     pub(crate) async fn drop_tag(
         &self,
         live: &Live,

@@ -12,9 +12,9 @@ use chrono::{DateTime, Utc};
 use entrepot_domain::{Digest, RepositoryName};
 use entrepot_records::commit::{Change, Writer};
 use entrepot_records::tags::FilledTag;
-use entrepot_records::{Origin, Provenance, layout};
+use entrepot_records::{self as records, Origin, Provenance, RepositoryRecord, layout};
 use entrepot_runtime::{Clock, Metrics, Tasks};
-use entrepot_store::{BlobStore as _, Error, LocalStore};
+use entrepot_store::{BlobStore as _, Error, LocalStore, Store};
 use entrepot_trust::ClusterKey;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Empty};
@@ -27,9 +27,10 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use super::*;
-use crate::control::Control;
+use crate::control::{Control, Outbox};
 use crate::memory::{Hold, Memory};
 use crate::peers::{Me, PeersDeps};
+use crate::repository::{Damaged, Repositories};
 
 const HOLD: Duration = Duration::from_millis(800);
 
@@ -125,6 +126,14 @@ impl World {
         }
         self.peers.survey().await;
         self.written = Instant::now();
+    }
+
+    fn repositories(&self) -> Repositories {
+        let (store, clock, metrics): (Store, _, _) = (self.store.clone(), Clock::system(), Metrics::new("test"));
+        let memory = Memory::new(store.clone(), clock.clone(), Tasks::new(), 1000, Hold::never());
+        let outbox = Outbox::new(store.clone(), "me".parse().unwrap(), clock.clone(), &metrics);
+        let (damaged, _) = Damaged::new(&metrics);
+        Repositories::new(store, memory, self.peers.clone(), outbox, clock, damaged)
     }
 
     fn messages(&self) -> usize {
@@ -247,4 +256,23 @@ async fn who_does_not_answer_is_waited_for_as_long_as_it_may_hold_and_counted() 
     let begun = Instant::now();
     assert_eq!(peers.tell(&Forget::key(&key(1))).wait().await, 3);
     assert!(begun.elapsed() >= HOLD, "{:?}", begun.elapsed());
+}
+
+/// A node that has not heard yet that the repository was deleted, or created anew, holds the record of an earlier
+/// incarnation.
+#[tokio::test]
+async fn after_a_sync_others_forget_the_repository_with_the_tag() {
+    let world = World::new(1, HOLD).await;
+    let (name, tag) = ("demo/app".parse().unwrap(), "v1".parse().unwrap());
+    let record = RepositoryRecord::new(Uuid::from_u128(2), Clock::system().now());
+    let (repository, own) = (layout::repository(&name), layout::tag(&name, record.incarnation, &tag));
+    let repositories = world.repositories();
+    let heard = async || {
+        assert_eq!(repositories.settle_tag(&name, &tag).await.unwrap(), 0, "nobody lags");
+        world.heard.last.lock()[&0].clone()
+    };
+    world.store.put(&repository, records::encode(&record)).await.unwrap();
+    assert_eq!(heard().await, [repository.as_str(), own.as_str()]);
+    world.store.delete(&repository).await.unwrap();
+    assert_eq!(heard().await, [repository.as_str()], "also if it has gone meanwhile");
 }
