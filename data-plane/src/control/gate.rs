@@ -34,13 +34,13 @@ pub(crate) struct Gate {
     readiness: Condition,
     refused: Counter<u64>,
     /// The snapshot that was refused last, so that it is reported once.
-    told: Mutex<Option<Told>>,
+    reported: Mutex<Option<Reported>>,
     /// Only one at a time: the stream and the store bring the same snapshots.
     installing: tokio::sync::Mutex<()>,
 }
 
 /// A head, and the reason why it is refused.
-type Told = (Vec<u8>, &'static str);
+type Reported = (Vec<u8>, &'static str);
 
 /// A head that a trusted key has signed.
 #[derive(Clone, Debug)]
@@ -111,8 +111,8 @@ impl Gate {
             .with_description("Snapshots that were offered and not run.")
             .build();
         observe(&control, clock, metrics);
-        let (told, installing) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { control, trust, cluster_key, clients, readiness, refused, told, installing }
+        let (reported, installing) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { control, trust, cluster_key, clients, readiness, refused, reported, installing }
     }
 
     /// The version of the current snapshot.
@@ -181,11 +181,11 @@ impl Gate {
                 .ready_but(format!("a newer snapshot is refused, the last good one stays: {}", chain(refusal)));
         }
         self.refused.add(1, &[KeyValue::new("reason", reason)]);
-        let mut told = self.told.lock();
+        let mut reported = self.reported.lock();
         let text = chain(refusal).to_string();
-        if told.as_ref().is_none_or(|(of, why)| of != head || *why != reason) {
+        if reported.as_ref().is_none_or(|(of, why)| of != head || *why != reason) {
             warn!(snapshot.refused = reason, error = %text, "refused a snapshot, the last good one stays: {text}");
-            *told = Some((head.to_vec(), reason));
+            *reported = Some((head.to_vec(), reason));
         }
         let head: Option<SnapshotHead> = serde_json::from_slice(head).ok();
         let version = head.map(|head| pb::SnapshotVersion { epoch: head.epoch, revision: head.revision });

@@ -26,7 +26,7 @@ const TRIES: usize = 8;
 const HASHED_AT_ONCE: usize = 256 * 1024;
 
 /// An object that this node has read wrong.
-pub(crate) type Told = (Key, Digest);
+pub(crate) type DamagedObject = (Key, Digest);
 
 /// Looks after damaged objects.
 pub(crate) struct Aside {
@@ -35,7 +35,7 @@ pub(crate) struct Aside {
     pub(crate) clock: Clock,
     pub(crate) times: DamageTimes,
     /// What this node has found.
-    pub(crate) told: mpsc::Receiver<Told>,
+    pub(crate) told: mpsc::Receiver<DamagedObject>,
 }
 
 impl Aside {

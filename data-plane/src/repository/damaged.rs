@@ -10,7 +10,7 @@ use opentelemetry::metrics::Counter;
 use tokio::sync::mpsc;
 use tracing::error;
 
-use super::aside::Told;
+use super::aside::DamagedObject;
 use crate::config::limits;
 
 /// Of how many damaged objects it is remembered.
@@ -25,12 +25,12 @@ pub(crate) struct Damaged {
     /// The last one of each digest.
     of_digests: moka::sync::Cache<Digest, Key>,
     count: Arc<Counter<u64>>,
-    tell: mpsc::Sender<Told>,
+    tell: mpsc::Sender<DamagedObject>,
 }
 
 impl Damaged {
     /// None yet; each is told once.
-    pub(crate) fn new(metrics: &Metrics) -> (Self, mpsc::Receiver<Told>) {
+    pub(crate) fn new(metrics: &Metrics) -> (Self, mpsc::Receiver<DamagedObject>) {
         let count = metrics
             .meter("entrepot.data_plane")
             .u64_counter("entrepot.content.damaged")

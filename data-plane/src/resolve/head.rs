@@ -89,7 +89,7 @@ impl Resolver {
 
     async fn request_head(&self, fill: &FillFrom, reference: &Reference) -> Result<Option<UpstreamHead>, PullError> {
         let client = fill.pull_client();
-        // Before the question: what is deleted while it is on its way is newer than its answer.
+        // Read before the request is sent, so that a deletion while the answer is on its way counts as newer.
         let at = self.now();
         let question = client.describe_manifest(&fill.repository, reference);
         let said = upstream::request(fill, "HEAD", question)

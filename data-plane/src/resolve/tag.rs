@@ -27,7 +27,7 @@ pub(crate) struct Stale {
     pub(super) decision: Decision,
     /// The revision of its record.
     pub(super) revision: i64,
-    /// When its record was read. What the upstream is asked because of that, it is asked later.
+    /// When its record was read; the upstream is asked after that.
     pub(super) read_time: DateTime<Utc>,
 }
 
