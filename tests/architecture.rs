@@ -86,7 +86,7 @@ const CONTROL_PLANE_FLOORS: &[&[&str]] = &[
 ];
 
 const DATA_PLANE_FLOORS: &[&[&str]] = &[
-    &["body", "capacity", "error", "failpoint", "flight", "lease", "measured", "outcome", "turns"],
+    &["body", "capacity", "error", "failpoint", "flight", "lease", "measured", "moment", "outcome", "turns"],
     &["budget", "config", "metrics", "target", "trail"],
     &["connection", "control", "readers"],
     &["memory"],

@@ -101,7 +101,7 @@ impl DataPlane {
         let channels = ControlChannels::new(&config, token, me.boot_id)?;
         let client = PeerClient::new(node_id.clone(), tokens.clone(), clock.clone(), config.peer_ca.as_deref())?;
 
-        let (control, work) = (Control::default(), Tasks::new());
+        let (control, work) = (Control::new(clock.clone()), Tasks::new());
         let memory = memory(&config, &deps, &control, &work);
         let outbox = Outbox::new(deps.store.clone(), me.id.clone(), clock.clone(), &deps.metrics);
         let fill_metrics = FillMetrics::new(&deps.metrics);
@@ -145,7 +145,8 @@ impl DataPlane {
             clients,
             &deps.metrics,
         );
-        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone());
+        let suspension = control.suspension.clone();
+        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone(), suspension);
         let peer_server =
             PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
         let questions = Questions { node_id, inspector, peers: peers.clone() };

@@ -8,6 +8,7 @@ mod channels;
 mod gate;
 pub(crate) mod outbox;
 mod snapshot;
+mod suspension;
 mod watch;
 
 use std::sync::Arc;
@@ -26,19 +27,25 @@ pub(crate) use channels::{Client, ControlChannels, Replica};
 pub(crate) use gate::Gate;
 pub(crate) use outbox::Outbox;
 pub(crate) use snapshot::{Clients, FillFrom, LeftOut, Location, Snapshot, Source, Version};
+use suspension::Suspension;
 pub(crate) use watch::Watch;
 
 /// The audience of the tokens with which nodes call the control plane.
 pub(crate) const AUDIENCE: &str = "entrepot.node.v1";
 
 /// The snapshot that this node runs. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Control {
     current: Arc<ArcSwapOption<Snapshot>>,
     version: notice::Sender<Option<Version>>,
+    pub(crate) suspension: Suspension,
 }
 
 impl Control {
+    pub(crate) fn new(clock: Clock) -> Self {
+        Self { current: Arc::default(), version: notice::Sender::default(), suspension: Suspension::new(clock) }
+    }
+
     /// The current snapshot; an error if there is none yet.
     pub(crate) fn snapshot(&self) -> Result<Arc<Snapshot>, PullError> {
         self.current().ok_or(PullError::NoSnapshot)

@@ -223,6 +223,7 @@ impl Jobs {
 
     /// Does a job; `None` if another node should do it.
     async fn perform(&self, job: &pb::Job, progress: &FetchProgress) -> Option<Performed> {
+        self.control.suspension.ended().await;
         let snapshot = self.control.snapshot().ok()?;
         kinds::perform(job, &self.resolver, &snapshot, progress).await
     }

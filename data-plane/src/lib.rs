@@ -27,6 +27,7 @@ pub mod lease;
 mod measured;
 mod memory;
 mod metrics;
+mod moment;
 mod outcome;
 mod peer_api;
 mod peers;

@@ -32,8 +32,10 @@ use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
+use crate::moment::Moment;
+
 use breaker::{Breaker, SLOW};
-pub(crate) use hold::{Hold, Moment};
+pub(crate) use hold::Hold;
 pub(crate) use question::{Holdable, ManifestBytes, Presence, Question, Record};
 use words::Words;
 pub(crate) use writes::Forgetful;

@@ -33,6 +33,7 @@ mod secrets;
 mod settings;
 mod snapshots;
 mod stability;
+mod suspension;
 mod sync;
 mod telemetry;
 mod upgrade;

@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 use super::channels::{Client, ControlChannels};
 use super::gate::{Gate, Head, Refusal};
 use super::snapshot::Version;
+use super::suspension::Suspension;
 use crate::config::limits;
 
 /// Everything needed to keep the snapshot current.
@@ -29,6 +30,7 @@ pub(crate) struct Watch {
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Store,
     pub(crate) channels: ControlChannels,
+    suspension: Suspension,
     /// Whether a control plane streams snapshots now.
     streamed: tokio::sync::watch::Sender<bool>,
 }
@@ -45,16 +47,26 @@ enum LoadError {
 }
 
 impl Watch {
-    pub(crate) fn new(node_id: Arc<str>, gate: Gate, store: Store, channels: ControlChannels) -> Self {
+    pub(crate) fn new(
+        node_id: Arc<str>,
+        gate: Gate,
+        store: Store,
+        channels: ControlChannels,
+        suspension: Suspension,
+    ) -> Self {
         let streamed = tokio::sync::watch::Sender::new(false);
-        Self { node_id, gate: Arc::new(gate), store, channels, streamed }
+        Self { node_id, gate: Arc::new(gate), store, channels, suspension, streamed }
     }
 
-    /// Starts both; they end when the tasks stop.
+    /// Starts both, and one more check after each time for which the process was suspended. They end when the tasks stop.
     pub(crate) fn spawn(self, tasks: &Tasks) {
         let (polling, stopping) = (self.clone(), tasks.stopping());
         tasks.spawn("snapshot.poll", async move {
             stopping.run_until_cancelled(polling.poll()).await;
+        });
+        let (resuming, stopping) = (self.clone(), tasks.stopping());
+        tasks.spawn("snapshot.suspension", async move {
+            stopping.run_until_cancelled(resuming.resume()).await;
         });
         let stopping = tasks.stopping();
         tasks.spawn("snapshot.stream", async move {
@@ -84,6 +96,19 @@ impl Watch {
             }
             self.pause(&mut streamed).await;
         }
+    }
+
+    /// Checks the published snapshot whenever the process was suspended.
+    async fn resume(&self) {
+        let look = || async {
+            match self.poll_store().await {
+                Ok(()) => info!("this process was suspended; the snapshot that runs is the newest"),
+                Err(error) => {
+                    warn!("this process was suspended, and goes on with the snapshot it had: {}", chain(&error));
+                }
+            }
+        };
+        self.suspension.notice(look).await;
     }
 
     /// Waits until the next check: longer while snapshots come by the stream, and at once when the stream ends.

@@ -57,6 +57,7 @@ impl Edge for Server {
         let request_id = format!("{}-{}", self.node_id, Uuid::now_v7().simple());
         let (parts, incoming) = request.into_parts();
         let arrival = Arrival::new(&parts, remote, &self.trusted_proxies);
+        self.node.control.suspension.ended().await;
         let route = Route::parse(&parts.method, parts.uri.path());
         let template = route.as_ref().ok().map(Route::template);
         let span = span(&parts, template, &request_id);

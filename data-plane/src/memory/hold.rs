@@ -3,38 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use entrepot_runtime::Clock;
-use tokio::time::Instant;
+use crate::moment::Moment;
 
 /// How long a hold time must have been in the node's record before it is used: by then, all others have read it.
 const KNOWN_AFTER: Duration = Duration::from_secs(30);
 /// How old the node's own record may be while it holds anything: others count it as dead after 35 s.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(20);
-
-/// A moment by two clocks, since either of them may stop while the other continues.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
-    monotonic: Instant,
-    wall: DateTime<Utc>,
-}
-
-impl Moment {
-    pub(crate) fn now(clock: &Clock) -> Self {
-        Self { monotonic: Instant::now(), wall: clock.now() }
-    }
-
-    /// The time of the wall clock.
-    pub(crate) fn wall(self) -> DateTime<Utc> {
-        self.wall
-    }
-
-    /// How long ago this was: the longer time of the two clocks.
-    pub(crate) fn age_at(self, now: Self) -> Duration {
-        let wall = (now.wall - self.wall).to_std().unwrap_or_default();
-        now.monotonic.saturating_duration_since(self.monotonic).max(wall)
-    }
-}
 
 /// How long a read record may be relied on. A writer waits for the nodes that it knows. So a node uses no hold time
 /// that others may not know of, and none while others may count it as dead.
@@ -123,7 +97,7 @@ impl Announced {
             return Duration::ZERO;
         }
         // The shorter time of the two clocks counts, since either may be ahead.
-        let since = now.monotonic.saturating_duration_since(self.since.monotonic);
+        let since = self.since.monotonic_age_at(now);
         if since >= KNOWN_AFTER { self.says } else { self.before.min(self.says) }
     }
 }

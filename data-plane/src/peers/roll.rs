@@ -12,7 +12,7 @@ use entrepot_store::{Entry, Version};
 use entrepot_trust::{NodeRecord, node_record};
 use uuid::Uuid;
 
-use crate::memory::Moment;
+use crate::moment::Moment;
 
 /// How long after a change of its record was seen a node counts as alive. By then it holds nothing.
 const LIVE_FOR: Duration = Duration::from_secs(35);

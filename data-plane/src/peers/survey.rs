@@ -21,7 +21,7 @@ use super::Peers;
 use super::client::ProbeError;
 use super::roll::{Listing, Read, Roll};
 use crate::config::limits;
-use crate::memory::Moment;
+use crate::moment::Moment;
 
 /// How many records are read, and how many nodes asked, at once.
 const AT_ONCE: usize = 16;

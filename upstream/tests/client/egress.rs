@@ -98,7 +98,7 @@ async fn redirects_that_lead_nowhere_are_bad_answers() {
 
 #[tokio::test]
 async fn leave_for_private_addresses_covers_the_endpoints_own_host_and_port_only() {
-    let (fake, canary) = (FakeUpstream::start().await, Canary::new());
+    let (fake, canary, neighbour) = (FakeUpstream::start().await, Canary::new(), Canary::at("127.0.0.1"));
     let client = client_of(&fake);
     let port = canary.address.port();
     // 127.0.0.9 as a literal in several spellings, the endpoint's host at another port, and a name.
@@ -107,8 +107,8 @@ async fn leave_for_private_addresses_covers_the_endpoints_own_host_and_port_only
         format!("http://0x7f.9:{port}"),
         format!("http://[::ffff:127.0.0.9]:{port}"),
         format!("http://[64:ff9b::127.0.0.9]:{port}"),
-        format!("http://127.0.0.1:{port}"),
-        format!("http://localhost:{port}"),
+        neighbour.url(),
+        format!("http://localhost:{}", neighbour.address.port()),
     ];
     for place in &places {
         fake.script_times("GET ", Fault::Redirect(307, format!("{place}/x?signature=secret")), 1);
@@ -123,6 +123,7 @@ async fn leave_for_private_addresses_covers_the_endpoints_own_host_and_port_only
         assert!(matches!(refused, Error::AddressRefused { reason: Refusal::Private, .. }), "{place}: {refused:?}");
     }
     canary.assert_untouched();
+    neighbour.assert_untouched();
 }
 
 #[tokio::test]

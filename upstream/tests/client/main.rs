@@ -88,15 +88,20 @@ async fn read_blob(client: &Client, repository: &str, blob: &str) -> Result<Vec<
         .await
 }
 
-/// A listener at another loopback address that counts connections.
+/// A listener that nobody may connect to.
 struct Canary {
     address: SocketAddr,
     listener: std::net::TcpListener,
 }
 
 impl Canary {
+    /// Listens at another loopback address than the fake upstreams do, perhaps at the same port as one of them.
     fn new() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.9:0").expect("a free port");
+        Self::at("127.0.0.9")
+    }
+
+    fn at(host: &str) -> Self {
+        let listener = std::net::TcpListener::bind((host, 0)).expect("a free port");
         listener.set_nonblocking(true).expect("a socket can be told not to block");
         Self { address: listener.local_addr().expect("an address"), listener }
     }

@@ -112,7 +112,8 @@ impl World {
         let client = PeerClient::new("me".into(), key.tokens(), clock.clone(), None).unwrap();
         let memory = Memory::new(store.clone(), clock.clone(), Tasks::new(), 1000, Hold::never());
         let me = Me { id: "me".parse().unwrap(), boot_id: Uuid::now_v7(), address: None, start_time: clock.now() };
-        let deps = PeersDeps { store: store.clone(), key, clock, control: Control::default(), memory };
+        let control = Control::new(clock.clone());
+        let deps = PeersDeps { store: store.clone(), key, clock, control, memory };
         let peers = Peers::new(me, deps, client, &Metrics::new("test"));
         let mut world = Self { peers, heard, store, records, written: Instant::now(), _dir: dir };
         world.beat().await;

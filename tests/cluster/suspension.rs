@@ -1,0 +1,39 @@
+//! A node that was suspended for so long that others may have taken it for dead.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use entrepot_proto::v1 as pb;
+use entrepot_test_support::{FakeUpstream, images};
+use tokio::time::sleep;
+
+use crate::cluster::{Cluster, Setup};
+
+/// Longer than what a node takes for a suspension.
+const SUSPENDED: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_suspended_does_not_fill_by_a_rule_that_was_deleted_meanwhile() -> Result<()> {
+    let upstream = FakeUpstream::start().await;
+    let setup = Setup { nodes: 2, control_planes: 1, links: true, ..Setup::default() };
+    let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
+    let (api, node) = (cluster.api(), &cluster.nodes[1]);
+    api.rule("demo", &upstream).await?;
+    upstream.publish_image("app", "first", &[images::random_bytes(1, 1000)]);
+    node.client().pull("demo/app", "first").await?;
+    upstream.publish_image("app", "second", &[images::random_bytes(2, 1000)]);
+
+    // The control plane does not tell it either, so that it knows from nobody but itself that time has passed.
+    node.links().apis.iter().for_each(|link| link.refuse());
+    node.program.freeze();
+    let request = pb::DeleteRuleRequest { name: "rules/demo".to_owned(), etag: String::new() };
+    api.rules().delete_rule(request).await?;
+    sleep(SUSPENDED).await;
+    node.program.thaw();
+
+    let client = node.client();
+    assert!(client.pull("demo/app", "second").await.is_err(), "filled by a rule that has gone");
+    assert!(upstream.log().iter().all(|request| !request.path.contains("second")), "the upstream was asked");
+    client.pull("demo/app", "first").await?;
+    Ok(())
+}
