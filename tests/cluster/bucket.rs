@@ -16,7 +16,7 @@ async fn without_the_bucket_a_node_serves_what_it_holds_and_refuses_the_rest() -
     let upstream = FakeUpstream::start().await;
     upstream.publish_image("other", "v1", &[images::random_bytes(3, 100_000)]);
     upstream.publish_image("new", "v1", &[images::random_bytes(4, 100_000)]);
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     cluster.api().rule("demo", &upstream).await?;
     let (one, other) = (&cluster.nodes[0], &cluster.nodes[1]);
     other.client().pull("demo/other", "v1").await?;

@@ -22,7 +22,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::client::{Client, Credential};
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 use crate::report::{report, seconds};
 use leaks::{Held, Most};
 use load::Load;
@@ -56,7 +56,7 @@ async fn run(seed: u64, length: Duration) -> Result<()> {
         control_planes: CONTROL_PLANES,
         links: true,
         trace_ratio: "0.0",
-        alone: true,
+        company: Company::Alone,
         ..Setup::default()
     };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };

@@ -25,9 +25,33 @@ const REDIS_PASSWORD: &str = "redis-password-44813";
 const REGISTRY: u16 = 15_000;
 const API: u16 = 15_001;
 
-/// How many clusters run at once. They wait for much of their time: for leases, drains and health checks.
+/// How many clusters run at once, besides one that may run beside all others. They wait for much of their time: for
+/// leases, drains and health checks.
 const PLACES: u32 = 2;
 static FREE_PLACES: Semaphore = Semaphore::const_new(PLACES as usize);
+static PLACE_BESIDE_ALL: Semaphore = Semaphore::const_new(1);
+
+/// Which other clusters may run meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Company {
+    /// None but one of [`Self::Any`]: this cluster has much to do, or its test fails where something is late.
+    Alone,
+    /// One more.
+    #[default]
+    Pair,
+    /// Any: this cluster has little to do, and nothing in its test can come too late.
+    Any,
+}
+
+impl Company {
+    async fn place(self) -> Result<SemaphorePermit<'static>> {
+        Ok(match self {
+            Self::Alone => FREE_PLACES.acquire_many(PLACES).await?,
+            Self::Pair => FREE_PLACES.acquire().await?,
+            Self::Any => PLACE_BESIDE_ALL.acquire().await?,
+        })
+    }
+}
 
 /// What a cluster is to be like.
 #[derive(Clone, Debug)]
@@ -44,8 +68,8 @@ pub(crate) struct Setup {
     pub(crate) links: bool,
     /// Which part of the pulls is traced; much of it costs tests of throughput more than the pulls.
     pub(crate) trace_ratio: &'static str,
-    /// Whether no other cluster may run meanwhile: it has much to do, or fails where something is late.
-    pub(crate) alone: bool,
+    /// Which other clusters may run meanwhile.
+    pub(crate) company: Company,
 }
 
 impl Default for Setup {
@@ -57,7 +81,7 @@ impl Default for Setup {
             cache_size: "1GiB",
             links: false,
             trace_ratio: "1.0",
-            alone: false,
+            company: Company::default(),
         }
     }
 }
@@ -77,7 +101,7 @@ pub(crate) struct Cluster {
     /// What the database is called.
     pub(crate) database: String,
     folder: TempDir,
-    _places: SemaphorePermit<'static>,
+    _place: SemaphorePermit<'static>,
 }
 
 /// A control plane or a node.
@@ -149,9 +173,14 @@ impl Cluster {
         Self::start_with(Setup::default()).await
     }
 
+    /// The same, beside any other cluster.
+    pub(crate) async fn start_beside_all() -> Result<Option<Self>> {
+        Self::start_with(Setup { company: Company::Any, ..Setup::default() }).await
+    }
+
     /// A running cluster.
     pub(crate) async fn start_with(setup: Setup) -> Result<Option<Self>> {
-        let places = FREE_PLACES.acquire_many(if setup.alone { PLACES } else { 1 }).await?;
+        let place = setup.company.place().await?;
         let folder = TempDir::new()?;
         let (postgres, redis, seaweed, otlp) = tokio::join!(
             Postgres::start(),
@@ -210,7 +239,7 @@ impl Cluster {
             shared,
             database,
             folder,
-            _places: places,
+            _place: place,
         };
         cluster.start_all().await;
         Ok(Some(cluster))

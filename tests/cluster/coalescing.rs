@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use http::StatusCode;
 
 use crate::client::{Client, Credential};
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 use crate::report::report;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -18,7 +18,9 @@ async fn fifty_clients_on_two_nodes_that_pull_one_cold_image_fetch_each_content_
     let upstream = FakeUpstream::start().await;
     let layers = [images::random_bytes(1, 24 << 20), images::random_bytes(2, 3 << 20), images::random_bytes(3, 1000)];
     let image = upstream.publish_image("app", "v1", &layers);
-    let Some(cluster) = Cluster::start_with(Setup { alone: true, ..Setup::default() }).await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_with(Setup { company: Company::Alone, ..Setup::default() }).await? else {
+        return Ok(());
+    };
     cluster.api().rule("demo", &upstream).await?;
     let password = Credential::Password("AWS".to_owned(), cluster.api().login_token().await?);
 

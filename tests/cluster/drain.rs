@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Credential};
-use crate::cluster::{Cluster, Member, Setup};
+use crate::cluster::{Cluster, Company, Member, Setup};
 use crate::reader::{Wanted, read};
 use crate::report::{report, seconds};
 
@@ -27,7 +27,7 @@ async fn a_rolling_restart_of_all_nodes_fails_no_request() -> Result<()> {
     for number in 0..400 {
         upstream.publish_image(&format!("cold-{number}"), "v1", &[images::random_bytes(100 + number, 200_000)]);
     }
-    let setup = Setup { drain_notice: NOTICE, alone: true, ..Setup::default() };
+    let setup = Setup { drain_notice: NOTICE, company: Company::Alone, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let cluster = Arc::new(cluster);
     cluster.api().rule("demo", &upstream).await?;
@@ -80,7 +80,7 @@ async fn a_rolling_restart_of_all_nodes_fails_no_request() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn control_planes_that_are_restarted_in_turn_fail_no_call() -> Result<()> {
     let upstream = FakeUpstream::start().await;
-    let setup = Setup { drain_notice: NOTICE, alone: true, ..Setup::default() };
+    let setup = Setup { drain_notice: NOTICE, company: Company::Alone, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let cluster = Arc::new(cluster);
     cluster.api().rule("demo", &upstream).await?;
@@ -129,7 +129,7 @@ async fn a_rolling_restart_of_everything_fails_no_request_while_large_blobs_are_
     /// Which node leads is chance.
     const TURN: Duration = Duration::from_secs(120);
     let rounds = seconds("ENTREPOT_RESTARTS", 1).as_secs();
-    let setup = Setup { nodes: 3, drain_notice: NOTICE, alone: true, ..Setup::default() };
+    let setup = Setup { nodes: 3, drain_notice: NOTICE, company: Company::Alone, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let load = Load::start(Arc::new(cluster)).await?;
     let (cluster, begun) = (load.cluster.clone(), Instant::now());

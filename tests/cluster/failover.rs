@@ -16,7 +16,7 @@ use http::StatusCode;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Credential};
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 use crate::reader::{Seen, Wanted, read};
 use crate::report::{quantile, report};
 use cost::Cost;
@@ -194,7 +194,8 @@ async fn an_upstream_that_is_silent_for_a_while_is_not_asked_again() -> Result<(
 impl Field {
     /// `None` if tests with a bucket are to be skipped.
     async fn new() -> Result<Option<Self>> {
-        let setup = Setup { nodes: NODES, links: true, trace_ratio: "0.0", alone: true, ..Setup::default() };
+        let setup =
+            Setup { nodes: NODES, links: true, trace_ratio: "0.0", company: Company::Alone, ..Setup::default() };
         let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(None) };
         let upstream = Arc::new(FakeUpstream::start().await);
         let link = Link::start(upstream.address()).await;

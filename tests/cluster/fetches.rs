@@ -15,7 +15,7 @@ use entrepot_test_support::{FakeUpstream, Fault, images};
 use futures_util::future::try_join_all;
 
 use crate::client::{Client, Credential};
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 use crate::reader::{Wanted, read};
 use crate::report::report;
 use distribution::Distribution;
@@ -48,7 +48,8 @@ impl Form {
 async fn any_number_of_clients_on_any_number_of_nodes_has_a_blob_fetched_once() -> Result<()> {
     let most = NODES.into_iter().max().unwrap_or_default();
     let (form, upstream) = (Form::of_environment(), FakeUpstream::start().await);
-    let Some(cluster) = Cluster::start_with(Setup { nodes: most, alone: true, ..Setup::default() }).await? else {
+    let Some(cluster) = Cluster::start_with(Setup { nodes: most, company: Company::Alone, ..Setup::default() }).await?
+    else {
         return Ok(());
     };
     cluster.api().rule("demo", &upstream).await?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use entrepot_proto::v1 as pb;
 use entrepot_test_support::{FakeUpstream, images, wait_until};
 
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 use crate::sync;
 
 /// Until the nodes have been known for long enough to hold anything.
@@ -17,7 +17,10 @@ const HOLD: f64 = 5.0;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delete_is_seen_by_every_node_when_the_call_returns_also_while_one_is_paused() -> Result<()> {
     let upstream = FakeUpstream::start().await;
-    let Some(cluster) = Cluster::start_with(Setup { nodes: 3, ..Setup::default() }).await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_with(Setup { nodes: 3, company: Company::Any, ..Setup::default() }).await?
+    else {
+        return Ok(());
+    };
     let api = cluster.api();
     api.rule("demo", &upstream).await?;
     for node in &cluster.nodes {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use entrepot_test_support::wait_until;
 
-use crate::cluster::{Cluster, Member, Setup};
+use crate::cluster::{Cluster, Company, Member, Setup};
 use crate::report::{report, seconds};
 
 const NODES: usize = 3;
@@ -20,7 +20,7 @@ const KNOWN: Duration = Duration::from_secs(90);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_nodes_ask_their_bucket_seldom_also_where_there_are_many() -> Result<()> {
     let watched = seconds("ENTREPOT_IDLE_SECONDS", 60);
-    let setup = Setup { nodes: NODES, links: true, ..Setup::default() };
+    let setup = Setup { nodes: NODES, links: true, company: Company::Any, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     for node in &cluster.nodes {
         wait_until(KNOWN, "the node holds records", async || {

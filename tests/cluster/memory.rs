@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use http::{Method, StatusCode};
 
 use crate::client::{Client, Credential};
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 use crate::report::report;
 
 const MIB: u64 = 1024 * 1024;
@@ -21,7 +21,9 @@ async fn a_hundred_readers_of_a_blob_cold_and_warm_one_of_them_slow_take_no_more
     const ALLOWED_KIB: u64 = (96 + 64) * 1024 + 16 * 1024 + 512 + READERS * 384;
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 64 * MIB as usize)]);
-    let Some(cluster) = Cluster::start_with(Setup { alone: true, ..Setup::default() }).await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_with(Setup { company: Company::Alone, ..Setup::default() }).await? else {
+        return Ok(());
+    };
     cluster.api().rule("demo", &upstream).await?;
     let password = Credential::Password("AWS".to_owned(), cluster.api().login_token().await?);
     let client = Client::of(&cluster.nodes[0].registry_url(), password).log_in("demo/app").await?;

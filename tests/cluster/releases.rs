@@ -23,7 +23,7 @@ use prost::Message as _;
 
 use self::load::{HOT, Load, hot};
 use crate::client::Credential;
-use crate::cluster::{Cluster, Member, Setup};
+use crate::cluster::{Cluster, Company, Member, Setup};
 use crate::report::report;
 
 /// Long enough for HAProxy to look away before the listener closes.
@@ -197,7 +197,7 @@ fn lost<'m>(before: &'m Marked, after: &Marked) -> Vec<&'m Key> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "it needs the programs that play a later release: scripts/suite releases"]
 async fn a_fleet_that_is_upgraded_and_rolled_back_fails_no_pull_loses_nothing_and_opens_nothing() -> Result<()> {
-    let setup = Setup { drain_notice: NOTICE, alone: true, ..Setup::default() };
+    let setup = Setup { drain_notice: NOTICE, company: Company::Alone, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let (fleet, begun) = (Fleet::start(cluster).await?, Instant::now());
     fleet.load.heat(0).await?;

@@ -17,7 +17,7 @@ const AFTER: u64 = 20;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_database_is_not_written_to_before_the_operator_says_so_and_then_lists_everything() -> Result<()> {
     let upstream = FakeUpstream::start().await;
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     cluster.api().rule("demo", &upstream).await?;
     cluster.api().rule_to("retired", "demo").await?;
     let mut repositories = pull(&cluster, &upstream, 0..BEFORE).await?;

@@ -64,7 +64,7 @@ async fn no_credential_key_or_token_of_a_run_is_anywhere_in_clear() -> Result<()
     upstream.set_auth(Auth::Token(UPSTREAM.0.to_owned(), UPSTREAM.1.to_owned()));
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 6 << 20), images::random_bytes(2, 1000)]);
     upstream.publish_image(PLANTED, "v1", &[images::random_bytes(3, 1000)]);
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     let mut needles = use_every_secret(&cluster, &upstream).await?;
     needles.extend(configured(&cluster)?);
 

@@ -73,7 +73,7 @@ async fn put_head(store: &dyn BlobStore, bytes: &[u8]) -> Result<()> {
 async fn snapshots_that_are_truncated_altered_rolled_back_or_signed_by_others_are_refused() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     upstream.publish_image("app", "v1", &[images::random_bytes(1, 1000)]);
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     let store = cluster.store().await?;
     let store = &store;
     cluster.api().rule("old", &upstream).await?;

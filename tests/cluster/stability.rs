@@ -23,7 +23,7 @@ async fn pulls_and_logins_go_on_without_control_planes_and_postgres() -> Result<
     let length = seconds("ENTREPOT_OUTAGE_SECONDS", 20);
     let upstream = FakeUpstream::start().await;
     publish(&upstream, "cached", 1);
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     cluster.api().rule("demo", &upstream).await?;
     let login = Credential::Password("AWS".to_owned(), cluster.api().login_token().await?);
     let client = cluster.client().with(login.clone());

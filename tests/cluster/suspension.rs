@@ -7,7 +7,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_test_support::{FakeUpstream, images};
 use tokio::time::sleep;
 
-use crate::cluster::{Cluster, Setup};
+use crate::cluster::{Cluster, Company, Setup};
 
 /// Longer than what a node takes for a suspension.
 const SUSPENDED: Duration = Duration::from_secs(12);
@@ -15,7 +15,7 @@ const SUSPENDED: Duration = Duration::from_secs(12);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_suspended_does_not_fill_by_a_rule_that_was_deleted_meanwhile() -> Result<()> {
     let upstream = FakeUpstream::start().await;
-    let setup = Setup { nodes: 2, control_planes: 1, links: true, ..Setup::default() };
+    let setup = Setup { nodes: 2, control_planes: 1, links: true, company: Company::Any, ..Setup::default() };
     let Some(cluster) = Cluster::start_with(setup).await? else { return Ok(()) };
     let (api, node) = (cluster.api(), &cluster.nodes[1]);
     api.rule("demo", &upstream).await?;

@@ -17,7 +17,7 @@ const CALLER: &str = "00f067aa0ba902b7";
 async fn one_trace_follows_a_pull_from_the_client_to_the_commit() -> Result<()> {
     let upstream = FakeUpstream::start().await;
     let image = upstream.publish_image("app", "v1", &[images::random_bytes(1, 9 << 20)]);
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     cluster.api().rule("demo", &upstream).await?;
     cluster.client().get("/v2/demo/app/manifests/v1").await?;
     let traceparent = format!("00-{TRACE}-{CALLER}-01");

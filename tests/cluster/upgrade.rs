@@ -28,7 +28,7 @@ async fn two_releases_work_side_by_side_on_one_database_that_has_a_new_column() 
     for number in 0..2000 {
         upstream.publish_image(&format!("app-{number}"), "v1", &[images::random_bytes(number, 2000)]);
     }
-    let Some(cluster) = Cluster::start().await? else { return Ok(()) };
+    let Some(cluster) = Cluster::start_beside_all().await? else { return Ok(()) };
     let cluster = Arc::new(cluster);
     let (old, new) = (&cluster.control_planes[0], &cluster.control_planes[1]);
     cluster.api().rule("demo", &upstream).await?;

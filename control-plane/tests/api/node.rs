@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use entrepot_proto::node::v1 as node;
 use entrepot_records::SnapshotHead;
 use entrepot_records::layout;
+use entrepot_store::Key;
 use entrepot_trust::NodeRecord;
 use prost::Message as _;
 use tokio::sync::mpsc;
@@ -69,8 +70,13 @@ pub(crate) async fn put_record(world: &World, record: &NodeRecord) {
 
 /// The same, as if written at that time.
 pub(crate) async fn put_record_at(world: &World, record: &NodeRecord, write_time: DateTime<Utc>) {
-    let (key, bytes) = (layout::node(&record.node_id), world.cluster_key().sign_node_record(record));
-    world.store.put(&key, bytes.into()).await.unwrap();
-    let file = std::fs::File::open(world.folder.path().join("store").join(key.as_str())).unwrap();
+    let (key, aside) = (layout::node(&record.node_id), Key::parse(&format!("aside/{}", record.node_id)).unwrap());
+    let bytes = world.cluster_key().sign_node_record(record);
+    world.store.put(&aside, bytes.into()).await.unwrap();
+    let [written, place] = [&aside, &key].map(|key| world.folder.path().join("store").join(key.as_str()));
+    let file = std::fs::File::open(&written).unwrap();
     file.set_modified(write_time.into()).unwrap();
+    // With its time at once: a record of another time may be taken for one of a dead node, and removed.
+    std::fs::create_dir_all(place.parent().unwrap()).unwrap();
+    std::fs::rename(written, place).unwrap();
 }
