@@ -145,8 +145,7 @@ impl DataPlane {
             clients,
             &deps.metrics,
         );
-        let suspension = control.suspension.clone();
-        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone(), suspension);
+        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone(), control.clone());
         let peer_server =
             PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
         let questions = Questions { node_id, inspector, peers: peers.clone() };

@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
+use super::Control;
 use super::channels::{Client, ControlChannels};
 use super::gate::{Gate, Head, Refusal};
 use super::snapshot::Version;
@@ -52,9 +53,9 @@ impl Watch {
         gate: Gate,
         store: Store,
         channels: ControlChannels,
-        suspension: Suspension,
+        control: Control,
     ) -> Self {
-        let streamed = tokio::sync::watch::Sender::new(false);
+        let (suspension, streamed) = (control.suspension, tokio::sync::watch::Sender::new(false));
         Self { node_id, gate: Arc::new(gate), store, channels, suspension, streamed }
     }
 
