@@ -221,10 +221,10 @@ pub mod limits {
     pub const FIRST_SNAPSHOT_POLL: Duration = Duration::from_secs(1);
     /// How long reading the published head may take, and reading the snapshot.
     pub const SNAPSHOT_READ: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
-    /// How often a node notes that it runs, and for how long it has not run when it counts as suspended: much shorter
-    /// than the time after which others take it for dead.
-    pub const AWAKE: Duration = Duration::from_secs(1);
-    pub const SUSPENDED: Duration = Duration::from_secs(10);
+    /// How often a node notes that it runs, and for how long it has not run when it counts as suspended: shorter than the
+    /// time for which changes of the configuration wait for nodes.
+    pub const AWAKE: Duration = Duration::from_millis(500);
+    pub const SUSPENDED: Duration = Duration::from_millis(1500);
     /// How long it may look for a newer snapshot then, while requests wait.
     pub const AFTER_SUSPENSION: Duration = Duration::from_secs(2);
     /// How often a node writes its record.

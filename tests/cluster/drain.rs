@@ -19,6 +19,8 @@ use crate::report::{report, seconds};
 
 /// Long enough for HAProxy to look away before the listener closes.
 const NOTICE: Duration = Duration::from_secs(3);
+/// What each client and caller waits before it goes on: a member that is restarted is to be in use, not busy.
+const PAUSE: Duration = Duration::from_millis(100);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_of_all_nodes_fails_no_request() -> Result<()> {
@@ -49,7 +51,7 @@ async fn a_rolling_restart_of_all_nodes_fails_no_request() -> Result<()> {
                     pulled.with_context(|| format!("client {number}, cold pull {cold}"))?;
                 }
                 pulls.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                tokio::time::sleep(PAUSE).await;
             }
             anyhow::Ok(())
         })
@@ -97,6 +99,7 @@ async fn control_planes_that_are_restarted_in_turn_fail_no_call() -> Result<()> 
                 let repeated = api.round(&format!("rule-{caller}-{round}"), "demo").await?;
                 retries.fetch_add(repeated, Ordering::Relaxed);
                 calls.fetch_add(3, Ordering::Relaxed);
+                tokio::time::sleep(PAUSE).await;
             }
             anyhow::Ok(())
         })
@@ -256,9 +259,9 @@ impl Load {
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
-            let bytes = Bytes::from(images::random_bytes(seed, 24 << 20));
+            let bytes = Bytes::from(images::random_bytes(seed, 12 << 20));
             let digest = self.upstream.publish_blob("large", &bytes);
-            self.upstream.script(&digest, Fault::Rate(4 << 20));
+            self.upstream.script(&digest, Fault::Rate(2 << 20));
             self.fills(Some(digest.clone()));
             let wanted = Wanted { path: format!("/v2/demo/large/blobs/{digest}"), digest, bytes };
             let reads = (0..6).map(|_| read(&wanted, &balanced, &balanced, Instant::now(), || 0));
@@ -284,7 +287,7 @@ impl Load {
                 client.pull(&repository, "v1").await.with_context(|| format!("{repository}, pull {round}"))?;
             }
             self.pulls.fetch_add(2, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(PAUSE).await;
         }
         Ok(())
     }
@@ -297,6 +300,7 @@ impl Load {
             }
             api.round(&format!("rule-{round}"), "demo").await?;
             self.calls.fetch_add(3, Ordering::Relaxed);
+            tokio::time::sleep(PAUSE).await;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! A node that was suspended for so long that others may have taken it for dead.
+//! A node that was suspended for longer than a change of the configuration waits for it.
 
 use std::time::Duration;
 
@@ -9,8 +9,7 @@ use tokio::time::sleep;
 
 use crate::cluster::{Cluster, Company, Setup};
 
-/// Longer than what a node takes for a suspension.
-const SUSPENDED: Duration = Duration::from_secs(12);
+const SUSPENDED: Duration = Duration::from_secs(4);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_was_suspended_does_not_fill_by_a_rule_that_was_deleted_meanwhile() -> Result<()> {

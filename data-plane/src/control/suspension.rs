@@ -1,5 +1,5 @@
-//! Notices that this process was suspended for a while. Others may have taken the node for dead meanwhile, and a change
-//! of the configuration does not wait for dead nodes. So the node looks for a newer snapshot before it answers again.
+//! Notices that this process was suspended for a while. A change of the configuration waits for a node for two seconds at
+//! most, and not at all for one that is taken for dead. So the node looks for a newer snapshot before it answers again.
 
 use std::sync::Arc;
 

@@ -14,9 +14,11 @@ use super::strikes::Field;
 use crate::client::Client;
 use crate::reader::{Cut, Reading};
 
-/// How many clients there are, and how often each begins a pull, if the last one has ended.
+/// How many clients there are, and how often each begins a pull, if the last one has ended: twice as often in a long run,
+/// which has the machine to itself.
 const CLIENTS: usize = 120;
-const EVERY: Duration = Duration::from_millis(6000);
+const EVERY: Duration = Duration::from_secs(12);
+const LONG: Duration = Duration::from_secs(300);
 /// How long and how often a pull is tried, and how long a client waits in between.
 const PATIENCE: Duration = Duration::from_secs(180);
 const MOST_TRIES: usize = 300;
@@ -57,13 +59,13 @@ impl Load {
 
     /// Pulls until `end`. An error is a wrong byte, or a pull that came to nothing.
     pub(super) async fn run(self: Arc<Self>, end: Instant) -> Result<()> {
-        let mut clients = tokio::task::JoinSet::new();
+        let (began, mut clients) = (Instant::now(), tokio::task::JoinSet::new());
         for number in 0..CLIENTS {
             let load = self.clone();
             clients.spawn(async move {
                 // What could not begin in time begins as soon as it can, so that the number of pulls does not depend on
                 // what goes wrong.
-                let mut next = interval(EVERY);
+                let mut next = interval(if end - began > LONG { EVERY / 2 } else { EVERY });
                 next.set_missed_tick_behavior(MissedTickBehavior::Burst);
                 while Instant::now() < end {
                     next.tick().await;
