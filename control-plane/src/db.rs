@@ -19,6 +19,7 @@ pub(crate) mod news;
 pub(crate) mod operations;
 pub(crate) mod principals;
 pub(crate) mod registry;
+pub(crate) mod remains;
 pub(crate) mod repositories;
 pub(crate) mod requests;
 pub(crate) mod row;

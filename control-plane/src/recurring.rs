@@ -4,6 +4,7 @@
 mod leftovers;
 mod prune;
 mod reconcile;
+mod remains;
 mod sync_due;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub(crate) fn spawn(plane: &Arc<Plane>) {
     spawn_one(plane, reconcile::Reconcile::default());
     spawn_one(plane, leftovers::Leftovers::default());
     spawn_one(plane, prune::Prune);
+    spawn_one(plane, remains::Remains);
     spawn_one(plane, sync_due::SyncDue::default());
 }
 

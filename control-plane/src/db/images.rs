@@ -82,7 +82,11 @@ pub(crate) async fn list(
     after: Option<&(DateTime<Utc>, String)>,
     limit: i64,
 ) -> Result<Vec<Image>, Error> {
-    const SQL: &str = "-- images.list
+    // A statement for each filter, since each has its index.
+    macro_rules! list {
+        ($filter:literal) => {
+            concat!(
+                "-- images.list
         SELECT i.digest, media_type, manifest_size_bytes, cache_time, last_pull_time,
                CASE WHEN platforms <> '{}' OR platform IS NULL THEN platforms ELSE ARRAY[platform] END AS platforms,
                content_size_bytes + children.size_bytes AS all_content_size_bytes
@@ -96,15 +100,22 @@ pub(crate) async fn list(
                 SELECT coalesce(sum((SELECT b.manifest_size_bytes + b.content_size_bytes FROM images b
                                       WHERE b.incarnation = i.incarnation AND b.digest = below.digest
                                         AND NOT b.deleted)), 0)::bigint AS size_bytes
-                  FROM below) children,
-       LATERAL (SELECT EXISTS (SELECT FROM tags t
-                                WHERE t.incarnation = i.incarnation AND t.digest = i.digest) AS tagged) own
-         WHERE i.incarnation = $1 AND NOT deleted
-           AND (cache_time, i.digest) < (coalesce($2::timestamptz, 'infinity'), coalesce($3, '~'))
-           AND (tagged OR NOT EXISTS (SELECT FROM image_children c
-                                       WHERE c.incarnation = i.incarnation AND c.child = i.digest))
-           AND ($4::boolean IS NULL OR tagged = $4)
-         ORDER BY cache_time DESC, i.digest DESC LIMIT $5";
+                  FROM below) children
+         WHERE i.incarnation = $1 AND (cache_time, i.digest) < (coalesce($2::timestamptz, 'infinity'), coalesce($3, '~'))
+           AND ",
+                $filter,
+                " ORDER BY cache_time DESC, i.digest DESC LIMIT $4"
+            )
+        };
+    }
+    const ALL: &str = list!("listed");
+    const TAGGED: &str = list!("listed AND tag_count > 0");
+    const UNTAGGED: &str = list!("listed AND tag_count = 0");
+    let sql = match filter.tagged {
+        None => ALL,
+        Some(true) => TAGGED,
+        Some(false) => UNTAGGED,
+    };
     if let Some(tag) = &filter.tag {
         let tagged = tags::get(tx, incarnation, tag).await?.filter(|_| filter.tagged != Some(false) && after.is_none());
         let Some(tagged) = tagged else { return Ok(Vec::new()) };
@@ -113,7 +124,7 @@ pub(crate) async fn list(
     let (mut time, mut digest) = after.map(|(time, digest)| (*time, digest.clone())).unzip();
     let mut page = Understood::new(limit);
     while let Some(wanted) = page.wanted() {
-        let rows = tx.query(SQL, &[&incarnation, &time, &digest, &filter.tagged, &wanted]).await?;
+        let rows = tx.query(sql, &[&incarnation, &time, &digest, &wanted]).await?;
         if let Some(last) = page.take(tx, &rows, Image::from_row)? {
             (time, digest) = (Some(column(last, "cache_time")?), Some(column(last, "digest")?));
         }

@@ -5,6 +5,7 @@ use entrepot_domain::template::RepositorySettings;
 use entrepot_domain::{RepositoryName, ResourceId};
 use entrepot_records::SettingsRecord;
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::row::{column, parsed, parsed_opt};
@@ -76,37 +77,44 @@ pub(super) fn settings(row: &Row) -> Result<RepositorySettings, Error> {
 
 pub(crate) async fn get(tx: &Tx<'_>, name: &RepositoryName) -> Result<Option<Repository>, Error> {
     const SQL: &str = "-- repositories.get
-        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings,
-               r.automatic_sync, images.image_count
-          FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
-       LATERAL (SELECT count(*) AS image_count FROM images i
-                 WHERE i.incarnation = r.incarnation AND NOT deleted
-                   AND (EXISTS (SELECT FROM tags t WHERE t.incarnation = i.incarnation AND t.digest = i.digest)
-                        OR NOT EXISTS (SELECT FROM image_children c
-                                        WHERE c.incarnation = i.incarnation AND c.child = i.digest))) images
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings, r.automatic_sync,
+               r.image_count
+          FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid
          WHERE name = $1";
     tx.query_opt(SQL, &[&name.as_str()]).await?.as_ref().map(Repository::from_row).transpose()
 }
 
 /// At most `limit` repositories by name that match the filter, only those after `after`.
 pub(crate) async fn list(tx: &Tx<'_>, filter: &Filter, after: &str, limit: i64) -> Result<Vec<Repository>, Error> {
-    const SQL: &str = "-- repositories.list
-        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings,
-               r.automatic_sync, images.image_count
-          FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid,
-       LATERAL (SELECT count(*) AS image_count FROM images i
-                 WHERE i.incarnation = r.incarnation AND NOT deleted
-                   AND (EXISTS (SELECT FROM tags t WHERE t.incarnation = i.incarnation AND t.digest = i.digest)
-                        OR NOT EXISTS (SELECT FROM image_children c
-                                        WHERE c.incarnation = i.incarnation AND c.child = i.digest))) images
-         WHERE name > $1 AND name >= $2 AND name < $3
-           AND ($4::text IS NULL OR rule_uid = (SELECT uid FROM rules WHERE rule_id = $4))
-           AND ($5::boolean IS NULL OR (rule_uid IS NOT NULL) = $5)
-         ORDER BY name LIMIT $6";
+    // A statement for each filter, since each has its index.
+    macro_rules! list {
+        ($filter:literal) => {
+            concat!(
+                "-- repositories.list
+        SELECT r.incarnation, name, rule_uid, rule_id, r.create_time, r.last_pull_time, r.settings, r.automatic_sync,
+               r.image_count
+          FROM repositories r LEFT JOIN rules ON rules.uid = rule_uid
+         WHERE name > $1 AND name >= $2 AND name < $3 AND ",
+                $filter,
+                " ORDER BY name LIMIT $4"
+            )
+        };
+    }
+    const ALL: &str = list!("true");
+    const CACHED: &str = list!("rule_uid IS NOT NULL");
+    const HOSTED: &str = list!("rule_uid IS NULL");
+    const OF_RULE: &str = list!("rule_uid = (SELECT uid FROM rules WHERE rule_id = $5)");
     let prefix = filter.prefix.as_deref().unwrap_or_default();
-    let rule = filter.rule.as_ref().map(ResourceId::as_str);
-    let parameters = tx.query(SQL, &[&after, &prefix, &behind(prefix), &rule, &filter.cached, &limit]).await?;
-    parameters.iter().map(Repository::from_row).collect()
+    let end = behind(prefix);
+    let given: [&(dyn ToSql + Sync); 4] = [&after, &prefix, &end, &limit];
+    let rows = match (&filter.rule, filter.cached) {
+        (None, None) => tx.query(ALL, &given).await?,
+        (None, Some(true)) => tx.query(CACHED, &given).await?,
+        (None, Some(false)) => tx.query(HOSTED, &given).await?,
+        (Some(_), Some(false)) => return Ok(Vec::new()),
+        (Some(rule), None | Some(true)) => tx.query(OF_RULE, &[&after, &prefix, &end, &limit, &rule.as_str()]).await?,
+    };
+    rows.iter().map(Repository::from_row).collect()
 }
 
 /// A text that sorts after every name with this prefix: all characters of names sort before `~`.

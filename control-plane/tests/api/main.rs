@@ -5,6 +5,7 @@
 mod access;
 mod configuration;
 mod content;
+mod counts;
 mod damaged_objects;
 mod deaf_store;
 mod fills;
