@@ -10,6 +10,7 @@ use entrepot_proto::v1 as pb;
 use entrepot_records::layout;
 use entrepot_records::{self as records, BlobLink, ManifestLink, Named, RepositoryRecord, State, TagRecord};
 use prost::Message as _;
+use tokio_postgres::SimpleQueryMessage;
 use tonic::Code;
 use uuid::Uuid;
 
@@ -476,4 +477,49 @@ async fn a_tombstone_stands_against_an_event_of_its_revision() {
     assert_eq!(fixture.images().get_image(get.clone()).await.unwrap_err().code(), Code::NotFound);
     report(&fixture, vec![app.moved("v1", b"new", first + 2)]).await;
     fixture.images().get_image(get).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_events_of_hundreds_of_images_take_a_few_statements() {
+    /// Counts statements, not rows.
+    const COUNT: &str = "
+        CREATE TABLE statements (of_table text NOT NULL);
+        CREATE FUNCTION count_statement() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO statements VALUES (TG_TABLE_NAME);
+            RETURN NULL;
+        END $$;
+        DO $$
+        DECLARE
+            counted text;
+        BEGIN
+            FOREACH counted IN ARRAY ARRAY['events', 'images', 'tags', 'image_configs', 'changes', 'repositories'] LOOP
+                EXECUTE format('CREATE TRIGGER counted AFTER INSERT OR UPDATE OR DELETE ON %I
+                                FOR EACH STATEMENT EXECUTE FUNCTION count_statement()', counted);
+            END LOOP;
+        END $$";
+    let fixture = Fixture::start().await;
+    let app = Repository::create(&fixture.world, "demo/app").await;
+    report(&fixture, vec![app.created()]).await;
+    fixture.world.sql(COUNT).await;
+    let of_image = |number: i64| {
+        let content = format!("image {number}");
+        let config = node::ConfigCached { digest: digest(content.as_bytes()), platform: "linux/amd64".into() };
+        [
+            app.cached(content.as_bytes(), number),
+            app.event(Kind::ConfigCached(config)),
+            app.moved(&format!("v{number}"), content.as_bytes(), 1),
+            app.pulled(content.as_bytes(), 7),
+        ]
+    };
+    report(&fixture, (0..240).flat_map(of_image).collect()).await;
+    let rows = fixture.world.sql("SELECT of_table, count(*) FROM statements GROUP BY of_table").await;
+    let counts: Vec<(String, u32)> = rows
+        .iter()
+        .filter_map(|message| {
+            let SimpleQueryMessage::Row(row) = message else { return None };
+            Some((row.get(0)?.to_owned(), row.get(1)?.parse().ok()?))
+        })
+        .collect();
+    assert!(counts.len() >= 5 && counts.iter().all(|(_, count)| *count <= 10), "{counts:?}");
 }

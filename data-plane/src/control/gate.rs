@@ -233,3 +233,49 @@ fn observe(control: &Control, clock: Clock, metrics: &Metrics) {
         })
         .build();
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use entrepot_runtime::{Health, Tasks};
+    use entrepot_trust::SnapshotSigner;
+    use entrepot_upstream::Limits;
+    use futures_util::poll;
+    use prost::Message as _;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::budget::Budgets;
+
+    #[tokio::test]
+    async fn a_snapshot_is_read_on_no_thread_that_serves() {
+        let (metrics, clock, health) = (Metrics::new("test"), Clock::system(), Health::new());
+        let clients = Clients::new(Limits::default(), Budgets::new(None, || 1, Tasks::new()), &metrics);
+        let trust = SnapshotTrust::new(SnapshotSigner::generate().public_key(), None);
+        let (control, key) = (Control::new(clock.clone()), ClusterKey::generate());
+        let gate = Gate::new(control.clone(), trust, key, health.condition("snapshot"), clock, clients, &metrics);
+        let principal = |number: u32| pb::SnapshotPrincipal {
+            uid: Uuid::from_u128(number.into()).to_string(),
+            principal_id: format!("principal-{number}"),
+            permission_set: "PULLER".into(),
+            ..pb::SnapshotPrincipal::default()
+        };
+        let snapshot = pb::Snapshot {
+            version: Some(pb::SnapshotVersion { epoch: 1, revision: 1 }),
+            registry_id: Uuid::nil().to_string(),
+            principals: (0..10_000).map(principal).collect(),
+            minimum_reader: 1,
+            ..pb::Snapshot::default()
+        };
+        let (bytes, version) = (Bytes::from(snapshot.encode_to_vec()), Version { epoch: 1, revision: 1 });
+        let statement = Statement::of(1, 1, &bytes);
+        let head = Head { version, key: Key::parse("snapshot/1").expect("a legal key"), statement };
+
+        let gate = Arc::new(gate);
+        let mut installed = pin!(gate.install(&head, bytes));
+        assert!(poll!(installed.as_mut()).is_pending(), "the thread was kept until the snapshot was read");
+        installed.await.expect("a good snapshot");
+        assert_eq!(control.version(), Some(version));
+    }
+}
