@@ -28,6 +28,7 @@ impl Moment {
         let wall = (now.wall - self.wall).to_std().unwrap_or_default();
         now.monotonic.saturating_duration_since(self.monotonic).max(wall)
     }
+
     /// How long ago this was by the monotonic clock, which nobody sets.
     pub(crate) fn monotonic_age_at(self, now: Self) -> Duration {
         now.monotonic.saturating_duration_since(self.monotonic)
