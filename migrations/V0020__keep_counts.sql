@@ -125,7 +125,7 @@ CREATE INDEX tags_live_idx ON tags (incarnation, tag) WHERE digest IS NOT NULL;
 CREATE INDEX repositories_cached_idx ON repositories (name) WHERE rule_uid IS NOT NULL;
 CREATE INDEX repositories_hosted_idx ON repositories (name) WHERE rule_uid IS NULL;
 
--- A repository with a million images cannot be deleted in one statement: what it had is removed later, in parts.
+-- A repository with millions of images cannot be deleted in one statement: what it had is removed later, in parts.
 CREATE TABLE remains (
     incarnation uuid PRIMARY KEY,
     delete_time timestamptz NOT NULL DEFAULT now()
