@@ -35,19 +35,12 @@ COMMENT ON FUNCTION images_count_own IS
     'Counts what a new image has already. Whoever writes to any of these tables has locked the row of the repository, so '
     'no two transactions count at once.';
 
+-- Triggers for INSERT and DELETE call their rows `changed_rows`, so that one statement serves both.
 CREATE FUNCTION images_count_tags() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    direction integer := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        UPDATE images i SET tag_count = tag_count + n
-          FROM (SELECT incarnation, digest, count(*) AS n FROM rows_after WHERE digest IS NOT NULL
-                 GROUP BY incarnation, digest) changed
-         WHERE i.incarnation = changed.incarnation AND i.digest = changed.digest;
-    ELSIF TG_OP = 'DELETE' THEN
-        UPDATE images i SET tag_count = tag_count - n
-          FROM (SELECT incarnation, digest, count(*) AS n FROM rows_before WHERE digest IS NOT NULL
-                 GROUP BY incarnation, digest) changed
-         WHERE i.incarnation = changed.incarnation AND i.digest = changed.digest;
-    ELSE
+    IF TG_OP = 'UPDATE' THEN
         UPDATE images i SET tag_count = tag_count + n
           FROM (SELECT incarnation, digest, sum(one) AS n
                   FROM (SELECT incarnation, digest, 1 AS one FROM rows_after
@@ -55,35 +48,30 @@ BEGIN
                         SELECT incarnation, digest, -1 FROM rows_before) both_rows
                  WHERE digest IS NOT NULL GROUP BY incarnation, digest HAVING sum(one) <> 0) changed
          WHERE i.incarnation = changed.incarnation AND i.digest = changed.digest;
+    ELSE
+        UPDATE images i SET tag_count = tag_count + direction * n
+          FROM (SELECT incarnation, digest, count(*) AS n FROM changed_rows WHERE digest IS NOT NULL
+                 GROUP BY incarnation, digest) changed
+         WHERE i.incarnation = changed.incarnation AND i.digest = changed.digest;
     END IF;
     RETURN NULL;
 END $$;
 
 CREATE FUNCTION images_count_parents() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    direction integer := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        UPDATE images i SET parent_count = parent_count + n
-          FROM (SELECT incarnation, child, count(*) AS n FROM rows_after GROUP BY incarnation, child) changed
-         WHERE i.incarnation = changed.incarnation AND i.digest = changed.child;
-    ELSE
-        UPDATE images i SET parent_count = parent_count - n
-          FROM (SELECT incarnation, child, count(*) AS n FROM rows_before GROUP BY incarnation, child) changed
-         WHERE i.incarnation = changed.incarnation AND i.digest = changed.child;
-    END IF;
+    UPDATE images i SET parent_count = parent_count + direction * n
+      FROM (SELECT incarnation, child, count(*) AS n FROM changed_rows GROUP BY incarnation, child) changed
+     WHERE i.incarnation = changed.incarnation AND i.digest = changed.child;
     RETURN NULL;
 END $$;
 
 CREATE FUNCTION repositories_count_images() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    direction integer := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
-        UPDATE repositories r SET image_count = image_count + n
-          FROM (SELECT incarnation, count(*) AS n FROM rows_after WHERE listed GROUP BY incarnation) changed
-         WHERE r.incarnation = changed.incarnation;
-    ELSIF TG_OP = 'DELETE' THEN
-        UPDATE repositories r SET image_count = image_count - n
-          FROM (SELECT incarnation, count(*) AS n FROM rows_before WHERE listed GROUP BY incarnation) changed
-         WHERE r.incarnation = changed.incarnation;
-    ELSE
+    IF TG_OP = 'UPDATE' THEN
         UPDATE repositories r SET image_count = image_count + n
           FROM (SELECT incarnation, sum(one) AS n
                   FROM (SELECT incarnation, 1 AS one FROM rows_after WHERE listed
@@ -91,29 +79,33 @@ BEGIN
                         SELECT incarnation, -1 FROM rows_before WHERE listed) both_rows
                  GROUP BY incarnation HAVING sum(one) <> 0) changed
          WHERE r.incarnation = changed.incarnation;
+    ELSE
+        UPDATE repositories r SET image_count = image_count + direction * n
+          FROM (SELECT incarnation, count(*) AS n FROM changed_rows WHERE listed GROUP BY incarnation) changed
+         WHERE r.incarnation = changed.incarnation;
     END IF;
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER images_count_own BEFORE INSERT ON images FOR EACH ROW EXECUTE FUNCTION images_count_own();
 
-CREATE TRIGGER tags_inserted AFTER INSERT ON tags REFERENCING NEW TABLE AS rows_after
+CREATE TRIGGER tags_inserted AFTER INSERT ON tags REFERENCING NEW TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION images_count_tags();
 CREATE TRIGGER tags_updated AFTER UPDATE ON tags REFERENCING OLD TABLE AS rows_before NEW TABLE AS rows_after
     FOR EACH STATEMENT EXECUTE FUNCTION images_count_tags();
-CREATE TRIGGER tags_deleted AFTER DELETE ON tags REFERENCING OLD TABLE AS rows_before
+CREATE TRIGGER tags_deleted AFTER DELETE ON tags REFERENCING OLD TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION images_count_tags();
 
-CREATE TRIGGER image_children_inserted AFTER INSERT ON image_children REFERENCING NEW TABLE AS rows_after
+CREATE TRIGGER image_children_inserted AFTER INSERT ON image_children REFERENCING NEW TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION images_count_parents();
-CREATE TRIGGER image_children_deleted AFTER DELETE ON image_children REFERENCING OLD TABLE AS rows_before
+CREATE TRIGGER image_children_deleted AFTER DELETE ON image_children REFERENCING OLD TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION images_count_parents();
 
-CREATE TRIGGER images_inserted AFTER INSERT ON images REFERENCING NEW TABLE AS rows_after
+CREATE TRIGGER images_inserted AFTER INSERT ON images REFERENCING NEW TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION repositories_count_images();
 CREATE TRIGGER images_updated AFTER UPDATE ON images REFERENCING OLD TABLE AS rows_before NEW TABLE AS rows_after
     FOR EACH STATEMENT EXECUTE FUNCTION repositories_count_images();
-CREATE TRIGGER images_deleted AFTER DELETE ON images REFERENCING OLD TABLE AS rows_before
+CREATE TRIGGER images_deleted AFTER DELETE ON images REFERENCING OLD TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION repositories_count_images();
 
 -- Pages of lists, each in the order of one index.
@@ -136,7 +128,7 @@ COMMENT ON TABLE remains IS
 
 CREATE FUNCTION remains_note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    INSERT INTO remains (incarnation) SELECT incarnation FROM rows_before ON CONFLICT DO NOTHING;
+    INSERT INTO remains (incarnation) SELECT incarnation FROM changed_rows ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
 
@@ -152,7 +144,7 @@ COMMENT ON FUNCTION remains_take_back IS
     'A repository that comes back with the same incarnation has what is left of it again. Whoever removes that holds a '
     'lock on the row in remains, so this waits for it.';
 
-CREATE TRIGGER repositories_deleted AFTER DELETE ON repositories REFERENCING OLD TABLE AS rows_before
+CREATE TRIGGER repositories_deleted AFTER DELETE ON repositories REFERENCING OLD TABLE AS changed_rows
     FOR EACH STATEMENT EXECUTE FUNCTION remains_note();
 CREATE TRIGGER repositories_inserted BEFORE INSERT ON repositories
     FOR EACH ROW EXECUTE FUNCTION remains_take_back();
