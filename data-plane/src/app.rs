@@ -145,7 +145,7 @@ impl DataPlane {
             clients,
             &deps.metrics,
         );
-        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone(), control.clone());
+        let watch = Watch::new(node_id.clone(), gate, deps.store.clone(), channels.clone());
         let peer_server =
             PeerServer { me, control, tokens, clock, inspector: inspector.clone(), fills, peers: peers.clone() };
         let questions = Questions { node_id, inspector, peers: peers.clone() };

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::snapshot::LeftOut;
 use super::snapshot::{Clients, SnapshotError, Version};
+use super::suspension::Suspension;
 use super::{Control, Snapshot};
 use crate::config::limits;
 
@@ -118,6 +119,10 @@ impl Gate {
     /// The version of the current snapshot.
     pub(super) fn version(&self) -> Option<Version> {
         self.control.version()
+    }
+
+    pub(super) fn suspension(&self) -> &Suspension {
+        &self.control.suspension
     }
 
     /// Reads a head, and checks its signature.

@@ -17,11 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tracing::{debug, info, warn};
 
-use super::Control;
 use super::channels::{Client, ControlChannels};
 use super::gate::{Gate, Head, Refusal};
 use super::snapshot::Version;
-use super::suspension::Suspension;
 use crate::config::limits;
 
 /// Everything needed to keep the snapshot current.
@@ -31,7 +29,6 @@ pub(crate) struct Watch {
     pub(crate) gate: Arc<Gate>,
     pub(crate) store: Store,
     pub(crate) channels: ControlChannels,
-    suspension: Suspension,
     /// Whether a control plane streams snapshots now.
     streamed: tokio::sync::watch::Sender<bool>,
 }
@@ -48,15 +45,9 @@ enum LoadError {
 }
 
 impl Watch {
-    pub(crate) fn new(
-        node_id: Arc<str>,
-        gate: Gate,
-        store: Store,
-        channels: ControlChannels,
-        control: Control,
-    ) -> Self {
-        let (suspension, streamed) = (control.suspension, tokio::sync::watch::Sender::new(false));
-        Self { node_id, gate: Arc::new(gate), store, channels, suspension, streamed }
+    pub(crate) fn new(node_id: Arc<str>, gate: Gate, store: Store, channels: ControlChannels) -> Self {
+        let streamed = tokio::sync::watch::Sender::new(false);
+        Self { node_id, gate: Arc::new(gate), store, channels, streamed }
     }
 
     /// Starts both, and one more check after each time for which the process was suspended. They end when the tasks stop.
@@ -109,7 +100,7 @@ impl Watch {
                 }
             }
         };
-        self.suspension.notice(look).await;
+        self.gate.suspension().notice(look).await;
     }
 
     /// Waits until the next check: longer while snapshots come by the stream, and at once when the stream ends.
